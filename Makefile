@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make their environment first.
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+ifeq ($(OS),Windows_NT)
+  BIN := Scripts
+else
+  BIN := bin
+endif
+
+.PHONY: demo test test-oldest format clean
+
+# uv links packages from its cache, so that a second environment costs no second 6 GB of torch.
+define environment
+	$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
+	$(PYTHON) -m uv venv --quiet --allow-existing $(1)
+	$(PYTHON) -m uv pip install --quiet --python $(1) $(2)
+endef
+
+$(VENV)/installed: pyproject.toml
+	$(call environment,$(VENV),-e ".[dev,export]")
+	@touch $@
+
+demo: $(VENV)/installed
+	$(VENV)/$(BIN)/rtdetr-act train --act arelu
+
+test: $(VENV)/installed
+	$(VENV)/$(BIN)/ruff check .
+	$(VENV)/$(BIN)/ruff format --check .
+	$(VENV)/$(BIN)/mypy rtdetr_act scripts
+	$(VENV)/$(BIN)/python -m pytest
+
+# The oldest supported releases. torch 2.4 because Ultralytics 8.3.0 cannot load checkpoints with torch 2.6 and newer.
+test-oldest:
+	$(call environment,$(OLDEST),-e ".[dev]" "ultralytics==8.3.0" "torch==2.4.1" "torchvision==0.19.1" "numpy<2" setuptools)
+	$(OLDEST)/$(BIN)/python -m pytest
+
+format: $(VENV)/installed
+	$(VENV)/$(BIN)/ruff format .
+	$(VENV)/$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache .mypy_cache .hypothesis
