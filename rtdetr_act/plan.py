@@ -1,0 +1,446 @@
+"""The plan: which activation stands at which sites, as plain data (no torch, nothing executed).
+
+A plan is an ordered list of rules, later rules winning. Strings, YAML rows, command-line flags and Python calls all
+become one `Plan`, and `Plan.to_yaml()` is what `model.yaml["activation"]` carries through training, checkpoints and
+resuming. That form is a mapping, which stock Ultralytics refuses to parse instead of training another network.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from rtdetr_act.errors import SpecError, suggest
+
+SECTIONS = ("backbone", "neck", "head")
+SCOPES = ("conv", "all")
+_RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope")
+_PLAN_KEYS = ("rules", "default_act", "act_lr")
+
+
+@dataclass(frozen=True)
+class ActSpec:
+    """An activation by name, with literal arguments: `leaky_relu(negative_slope=0.1)`.
+
+    The name is kept as typed; `rtdetr_act.activations.registry.resolve` turns aliases into zoo names.
+
+    >>> ActSpec.parse("leaky_relu(negative_slope=0.1)")
+    ActSpec(name='leaky_relu', args=(), kwargs=(('negative_slope', 0.1),))
+    >>> str(ActSpec.parse(" nn.SiLU "))
+    'nn.SiLU'
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> ActSpec:
+        """Parse `name` or `name(literal, key=literal)` without evaluating anything.
+
+        Raises:
+            SpecError: The text is no name, or an argument is not a Python literal.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise SpecError(f"an activation is a name such as 'arelu' or 'leaky_relu(0.1)', not {text!r}")
+        if re.fullmatch(r"[A-Za-z_][\w.-]*", text.strip()):
+            return cls(text.strip())  # hyphens as well, which Python would take for a subtraction: DyReLU-B
+        wrong = f"'{text.strip()}' is no activation: write a name, with literal arguments only, like 'leaky_relu(0.1)'"
+        try:
+            node = ast.parse(text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            raise SpecError(wrong) from None
+        call = node if isinstance(node, ast.Call) else None
+        name = _dotted_name(call.func if call else node)
+        if name is None:
+            raise SpecError(wrong)
+        if call is None:
+            return cls(name)
+        if any(keyword.arg is None for keyword in call.keywords):
+            raise SpecError(wrong)
+        try:
+            args = tuple(ast.literal_eval(arg) for arg in call.args)
+            kwargs = tuple((str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in call.keywords)
+        except (ValueError, TypeError, RecursionError):
+            raise SpecError(wrong) from None
+        return cls(name, args, kwargs)
+
+    def __str__(self) -> str:
+        """Return the text form, which `parse` reads back."""
+        parts = [_literal(arg) for arg in self.args] + [f"{key}={_literal(value)}" for key, value in self.kwargs]
+        return f"{self.name}({', '.join(parts)})" if parts else self.name
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One activation and the sites it is meant for.
+
+    Attributes:
+        activation: What to place.
+        layers: Ultralytics layer indices; with `sections` the union of both, empty means every layer.
+        sections: Any of "backbone", "neck", "head".
+        include: Glob patterns on qualified site names, at least one must match if any is given.
+        exclude: Glob patterns on qualified site names, none may match.
+        scope: "conv" for convolutional sites (feature maps), "all" for transformer sites too.
+    """
+
+    activation: ActSpec
+    layers: tuple[int, ...] = ()
+    sections: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    scope: str = "conv"
+
+    def selects(self, name: str, layer: int | None, section: str, layout: str) -> bool:
+        """Say whether the rule means the site of that qualified name, layer index, section and layout."""
+        if self.scope == "conv" and layout != "map":
+            return False
+        if (self.layers or self.sections) and layer not in self.layers and section not in self.sections:
+            return False
+        if self.include and not any(fnmatchcase(name, pattern) for pattern in self.include):
+            return False
+        return not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+    @property
+    def where(self) -> str:
+        """The selection in words, empty when the rule means every site of its scope."""
+        parts = [*self.sections, *([format_layers(self.layers)] if self.layers else [])]
+        words = ["@" + "+".join(parts)] if parts else []
+        words += [f"include={pattern}" for pattern in self.include]
+        words += [f"exclude={pattern}" for pattern in self.exclude]
+        words += ["scope=all"] if self.scope == "all" else []
+        return " ".join(words)
+
+    def to_yaml(self) -> dict[str, Any]:
+        """Return the rule as plain data, defaults left out."""
+        data: dict[str, Any] = {"activation": str(self.activation)}
+        if self.layers:
+            data["layers"] = format_layers(self.layers)
+        for key in ("sections", "include", "exclude"):
+            if values := getattr(self, key):
+                data[key] = list(values)
+        if self.scope != "conv":
+            data["scope"] = self.scope
+        return data
+
+    @classmethod
+    def from_yaml(cls, data: Mapping[str, Any]) -> Rule:
+        """Read back what `to_yaml` wrote; unknown keys and wrong values raise SpecError."""
+        if not isinstance(data, Mapping) or "activation" not in data:
+            raise SpecError(f"a rule is a mapping with the key 'activation', not {data!r}")
+        _check_keys("rule", data, _RULE_KEYS)
+        return cls(
+            ActSpec.parse(data["activation"]),
+            parse_layers(data.get("layers")),
+            _check_sections(_strings(data.get("sections"))),
+            _strings(data.get("include")),
+            _strings(data.get("exclude")),
+            _check_scope(data.get("scope", "conv")),
+        )
+
+    def __str__(self) -> str:
+        """Return e.g. `dyrelu_b@backbone` or `arelu exclude=model.28.*`."""
+        where = self.where
+        return f"{self.activation}{'' if where.startswith('@') or not where else ' '}{where}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rules in order, later ones winning, and the two settings that travel with them.
+
+    Attributes:
+        rules: The rules.
+        default_act: A stock `activation:` such as "nn.ReLU()", which keeps its stock meaning below the rules.
+        act_lr: Factor on the learning rate of scalar and per-channel activation parameters, 1.0 by default.
+
+    >>> plan = Plan.parse("dyrelu_b@backbone, dyrelu_c@neck, silu@22-27")
+    >>> Plan.from_yaml(plan.to_yaml()) == plan
+    True
+    """
+
+    rules: tuple[Rule, ...] = ()
+    default_act: str | None = None
+    act_lr: float = 1.0
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        *,
+        layers: str | int | Iterable[int] | None = None,
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] | None = None,
+        scope: str = "conv",
+        act_lr: float = 1.0,
+    ) -> Plan:
+        """Parse `activation[@section or layers][, …]`; the keywords narrow every rule of the text.
+
+        Sections and layer ranges join with `+`: `arelu@backbone+12+22-27`.
+
+        Raises:
+            SpecError: The text, a section, a layer range, the scope or `act_lr` is wrong.
+        """
+        if not isinstance(text, str):
+            raise SpecError(f"a plan is a string such as 'dyrelu_b@backbone, dyrelu_c@neck', not {text!r}")
+        narrowed = parse_layers(layers)
+        if layers is not None and not narrowed:
+            raise SpecError("layers= is empty: give indices such as '0-9', or leave it out")
+        rules = []
+        for part in _split_rules(text):
+            rule = _parse_rule(part)
+            if narrowed and (rule.layers or rule.sections):
+                raise SpecError(f"'{part}' names its layers already: drop either '@…' or layers=")
+            rules.append(
+                replace(
+                    rule,
+                    layers=rule.layers or narrowed,
+                    include=_strings(include),
+                    exclude=_strings(exclude),
+                    scope=_check_scope(scope),
+                )
+            )
+        return cls(tuple(rules), act_lr=_check_act_lr(act_lr))
+
+    @classmethod
+    def from_yaml(cls, data: object) -> Plan:
+        """Read the value of a model YAML's `activation:` key: a name, a stock form, a plan string or plain data.
+
+        Raises:
+            SpecError: The value is none of these, or holds code.
+        """
+        if data is None:
+            return cls()
+        if isinstance(data, str):
+            return cls(default_act=data.strip()) if is_stock_activation(data) else cls.parse(data)
+        if not isinstance(data, Mapping):
+            raise SpecError(f"'activation: {data!r}' must be a name such as 'arelu', or a mapping with 'rules'")
+        _check_keys("activation", data, _PLAN_KEYS)
+        rules = data.get("rules") or []
+        if not isinstance(rules, list):
+            raise SpecError(f"'rules' under 'activation' must be a list, not {rules!r}")
+        default_act = data.get("default_act")
+        if default_act is not None and not is_stock_activation(default_act):
+            raise SpecError(f"'default_act: {default_act}' must be a stock form such as 'nn.SiLU()'")
+        return cls(tuple(Rule.from_yaml(rule) for rule in rules), default_act, _check_act_lr(data.get("act_lr", 1.0)))
+
+    def to_yaml(self) -> dict[str, Any] | str | None:
+        """Return the value for `model.yaml["activation"]`: plain data with rules, the stock form (or None) without."""
+        if not self.rules:
+            return self.default_act
+        data: dict[str, Any] = {"rules": [rule.to_yaml() for rule in self.rules]}
+        if self.default_act:
+            data["default_act"] = self.default_act
+        if self.act_lr != 1.0:
+            data["act_lr"] = self.act_lr
+        return data
+
+    def winner(self, name: str, layer: int | None, section: str, layout: str) -> Rule | None:
+        """Return the last rule that selects the site, or None."""
+        return next((rule for rule in reversed(self.rules) if rule.selects(name, layer, section, layout)), None)
+
+    def followed_by(self, other: Plan) -> Plan:
+        """Return this plan with the rules of `other` behind its own; a rule with the same selection is replaced."""
+
+        def selection(rule: Rule) -> Rule:
+            return replace(rule, activation=ActSpec("any"))
+
+        later = {selection(rule) for rule in other.rules}
+        kept = tuple(rule for rule in self.rules if selection(rule) not in later)
+        return replace(self, rules=kept + other.rules, act_lr=other.act_lr)
+
+    def __bool__(self) -> bool:
+        """A plan without rules changes nothing."""
+        return bool(self.rules)
+
+    def __str__(self) -> str:
+        """Return the rules in order, as in `dyrelu_b@backbone, silu@22-27`."""
+        return ", ".join(map(str, self.rules))
+
+
+def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
+    """Split a model YAML into what stock Ultralytics parses (four items a row, no `activation`) and its plan.
+
+    The input is left as it is. Rows named later win over the top-level `activation:`, which covers the convolutional
+    sites of all others; a named row covers its transformer sites too.
+
+    Raises:
+        SpecError: A row has not four or five items, or an activation in it is wrong.
+    """
+    plan = Plan.from_yaml(model_yaml.get("activation"))
+    stock = {key: value for key, value in model_yaml.items() if key != "activation"}
+    rules, index = [], 0
+    for part in ("backbone", "head"):
+        rows = []
+        if not isinstance(model_yaml.get(part), list):
+            raise SpecError(f"the model YAML has no list '{part}': is it a model, not a data set?")
+        for number, row in enumerate(model_yaml[part]):
+            if not isinstance(row, (list, tuple)) or len(row) not in (4, 5):
+                count = len(row) if isinstance(row, (list, tuple)) else "no"
+                raise SpecError(
+                    f"row {number} of '{part}' in the model YAML has {count} items, "
+                    "but takes [from, repeats, module, args] and optionally an activation"
+                )
+            if len(row) == 5:
+                try:
+                    rules.append(Rule(ActSpec.parse(row[4]), layers=(index,), scope="all"))
+                except SpecError as error:
+                    raise SpecError(f"row {number} of '{part}' in the model YAML: {error}") from None
+            rows.append(list(row[:4]))
+            index += 1
+        stock[part] = rows
+    return stock, replace(plan, rules=plan.rules + tuple(rules))
+
+
+def normalise_model_yaml(model_yaml: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model YAML with four items a row and its whole plan under `activation`, the form that survives."""
+    return with_plan(model_yaml, split_model_yaml(model_yaml)[1])
+
+
+def with_plan(model_yaml: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return the model YAML with four items a row and `plan` as its only plan."""
+    stock, _ = split_model_yaml(model_yaml)
+    value = plan.to_yaml()
+    return stock if value is None else {**stock, "activation": value}
+
+
+def is_stock_activation(text: object) -> bool:
+    """Say whether a text is a form that stock Ultralytics documents: `nn.Class(literals)`, `torch.nn.Class(…)`."""
+    if not isinstance(text, str):
+        return False
+    try:
+        spec = ActSpec.parse(text)
+    except SpecError:
+        return False
+    return "(" in text and re.fullmatch(r"(torch\.)?nn\.\w+", spec.name) is not None
+
+
+def parse_layers(value: str | int | Iterable[int] | None) -> tuple[int, ...]:
+    """Turn '0-9', '0-2+7', '0-2,7', 5 or [0, 1, 7] into sorted layer indices; None gives none.
+
+    >>> parse_layers("0-2+7")
+    (0, 1, 2, 7)
+    """
+    if value is None:
+        return ()
+    if isinstance(value, bool):
+        raise SpecError(f"layers are indices such as '0-9', not {value!r}")
+    if isinstance(value, int):
+        value = [value]
+    if isinstance(value, str):
+        indices: list[int] = []
+        for part in re.split(r"[+,]", value):
+            match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if first > last:
+                raise SpecError(f"'{value}' is no layer selection: write indices and ranges such as '0-9' or '3+22-27'")
+            indices.extend(range(first, last + 1))
+    else:
+        indices = list(value)
+        if any(isinstance(index, bool) or not isinstance(index, int) or index < 0 for index in indices):
+            raise SpecError(f"layers are indices from 0, not {indices!r}")
+    return tuple(sorted(set(indices)))
+
+
+def format_layers(layers: Iterable[int]) -> str:
+    """Write layer indices as ranges.
+
+    >>> format_layers([0, 1, 2, 7])
+    '0-2+7'
+    """
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return "+".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _parse_rule(text: str) -> Rule:
+    match = re.fullmatch(r"(?P<act>[^@]+?|.*\))\s*(?:@\s*(?P<where>[^@()]*))?", text, re.DOTALL)
+    if match is None:
+        raise SpecError(f"'{text}' is no rule: write activation, activation@section or activation@layers")
+    layers: tuple[int, ...] = ()
+    sections: tuple[str, ...] = ()
+    if match["where"] is not None:
+        for part in (part.strip() for part in match["where"].split("+")):
+            if part[:1].isdigit():
+                layers += parse_layers(part)
+            else:
+                sections += _check_sections((part,))
+    return Rule(ActSpec.parse(match["act"]), layers=tuple(sorted(set(layers))), sections=sections)
+
+
+def _split_rules(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for index, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append(text[start:index])
+            start = index + 1
+    parts = [part.strip() for part in [*parts, text[start:]]]
+    if not all(parts):
+        raise SpecError(f"the plan '{text}' has an empty rule: write activation[@section or layers], …")
+    return parts
+
+
+def _literal(value: object) -> str:
+    return repr(value).replace("inf", "1e999") if isinstance(value, float) else repr(value)  # `inf` is no literal
+
+
+def _dotted_name(node: ast.AST) -> str | None:
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return ".".join(reversed([*names, node.id])) if isinstance(node, ast.Name) else None
+
+
+def _strings(value: str | Iterable[str] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    values = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(item, str) and item for item in values):
+        raise SpecError(f"names and patterns are non-empty strings, not {values!r}")
+    return values
+
+
+def _check_sections(sections: tuple[str, ...]) -> tuple[str, ...]:
+    for section in sections:
+        if section not in SECTIONS:
+            raise SpecError(
+                f"'@{section}' is no section: use backbone, neck, head or layer indices such as 0-9"
+                f"{suggest(section, SECTIONS)}"
+            )
+    return sections
+
+
+def _check_scope(scope: object) -> str:
+    if scope not in SCOPES:
+        raise SpecError(f"scope is 'conv' or 'all', not {scope!r}")
+    return str(scope)
+
+
+def _check_act_lr(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value < math.inf):
+        raise SpecError(f"act_lr is a positive factor such as 0.1, not {value!r}")
+    return float(value)
+
+
+def _check_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in data:
+        if key not in known:
+            raise SpecError(f"'{key}' is no key of '{what}': use {', '.join(known)}{suggest(str(key), known)}")

@@ -1,0 +1,210 @@
+"""Plans: what can be written, what is refused, and that every form comes back as it went."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtdetr_act.errors import SpecError
+from rtdetr_act.plan import (
+    SECTIONS,
+    ActSpec,
+    Plan,
+    Rule,
+    format_layers,
+    normalise_model_yaml,
+    parse_layers,
+    split_model_yaml,
+    with_plan,
+)
+
+MODEL = {
+    "nc": 3,
+    "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2], "mish"]],
+    "head": [[[0, 1], 1, "Detect", ["nc"], "leaky_relu(0.1)"]],
+}
+
+literals = st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(max_size=5), st.none())
+names = st.sampled_from(["arelu", "leaky_relu", "nn.SiLU", "dyrelu_b"])
+specs = st.builds(
+    ActSpec,
+    names,
+    st.lists(literals, max_size=2).map(tuple),
+    st.dictionaries(st.sampled_from(["a", "slope"]), literals, max_size=2).map(lambda d: tuple(d.items())),
+)
+patterns = st.lists(st.sampled_from(["*.cv2.*", "model.28.*", "*act"]), max_size=2, unique=True).map(tuple)
+rules = st.builds(
+    Rule,
+    specs,
+    st.sets(st.integers(0, 60), max_size=8).map(lambda layers: tuple(sorted(layers))),
+    st.lists(st.sampled_from(SECTIONS), max_size=2, unique=True).map(tuple),
+    patterns,
+    patterns,
+    st.sampled_from(["conv", "all"]),
+)
+plans = st.builds(
+    Plan,
+    st.lists(rules, min_size=1, max_size=4).map(tuple),
+    st.sampled_from([None, "nn.ReLU()", "torch.nn.LeakyReLU(0.1)"]),
+    st.floats(0.001, 100),
+)
+
+
+@given(specs)
+def test_a_spec_reads_back_from_its_text(spec: ActSpec) -> None:
+    again = ActSpec.parse(str(spec))
+    assert again == spec
+
+
+@given(plans)
+def test_a_plan_reads_back_from_yaml_text(plan: Plan) -> None:
+    text = yaml.safe_dump(plan.to_yaml())
+    assert Plan.from_yaml(yaml.safe_load(text)) == plan
+
+
+@given(plans)
+def test_a_plan_survives_in_a_model_yaml(plan: Plan) -> None:
+    stock, found = split_model_yaml(with_plan(MODEL, plan))
+    assert found == plan
+    assert all(len(row) == 4 for part in ("backbone", "head") for row in stock[part])
+
+
+@given(st.sets(st.integers(0, 200), min_size=1))
+def test_layers_read_back_from_ranges(layers: set[int]) -> None:
+    assert parse_layers(format_layers(layers)) == tuple(sorted(layers))
+
+
+@given(rules, st.integers(0, 60), st.sampled_from(SECTIONS), st.sampled_from(["map", "tokens"]))
+def test_a_rule_selects_what_it_says(rule: Rule, layer: int, section: str, layout: str) -> None:
+    selected = rule.selects("model.1.cv2.act", layer, section, layout)
+    if layout == "tokens" and rule.scope == "conv":
+        assert not selected
+    elif not (rule.layers or rule.sections or rule.include or rule.exclude):
+        assert selected
+    if selected and rule.layers and not rule.sections:
+        assert layer in rule.layers
+    if selected and "*.cv2.*" in rule.exclude:
+        pytest.fail("an excluded name was selected")
+
+
+def test_the_plan_string_of_the_readme() -> None:
+    plan = Plan.parse("dyrelu_b@backbone, dyrelu_c@neck, silu@22-27")
+    assert [str(rule) for rule in plan.rules] == ["dyrelu_b@backbone", "dyrelu_c@neck", "silu@22-27"]
+    assert str(plan.winner("model.3.act", 3, "backbone", "map")) == "dyrelu_b@backbone"
+    assert str(plan.winner("model.22.act", 22, "neck", "map")) == "silu@22-27", "the later rule wins"
+    assert plan.winner("model.28.act", 28, "head", "map") is None
+
+
+def test_commas_inside_arguments_split_nothing() -> None:
+    assert len(Plan.parse("softplus(beta=2, threshold=3)@0-9, mish").rules) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "arelu,,mish",
+        "__import__('os').system('true')",
+        "(lambda: 1)()",
+        "leaky_relu(negative_slope=x)",
+        "leaky_relu(*[1])",
+        "leaky_relu(**{'a': 1})",
+        "leaky_relu(0.1",
+        "arelu@",
+        "arelu@tail",
+        "arelu@9-0",
+        "arelu@0-9@neck",
+        "1 + 1",
+        "a b",
+        "x" * 10 + "(" * 3000,
+    ],
+)
+def test_what_is_no_plan_is_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Plan.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["a.b", -1, [True], [-1], [1.5], "3-1", "1,,2", True, ""])
+def test_wrong_layers_are_refused(value: object) -> None:
+    with pytest.raises(SpecError):
+        parse_layers(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "0.1", True])
+def test_a_wrong_act_lr_is_refused(value: object) -> None:
+    with pytest.raises(SpecError, match="act_lr"):
+        Plan.parse("arelu", act_lr=value)  # type: ignore[arg-type]
+
+
+def test_rows_and_top_level_become_one_plan() -> None:
+    stock, plan = split_model_yaml({**MODEL, "activation": "arelu"})
+    assert "activation" not in stock
+    assert plan.to_yaml() == {
+        "rules": [
+            {"activation": "arelu"},
+            {"activation": "mish", "layers": "1", "scope": "all"},
+            {"activation": "leaky_relu(0.1)", "layers": "2", "scope": "all"},
+        ]
+    }
+
+
+def test_normalising_twice_changes_nothing_and_the_input_is_left_alone() -> None:
+    before = yaml.safe_dump(MODEL)
+    once = normalise_model_yaml(MODEL)
+    assert normalise_model_yaml(once) == once
+    assert yaml.safe_dump(MODEL) == before
+
+
+def test_stock_forms_keep_their_stock_meaning() -> None:
+    for text in ("nn.SiLU()", "torch.nn.LeakyReLU(0.1)"):
+        plan = Plan.from_yaml(text)
+        assert not plan and plan.default_act == text and plan.to_yaml() == text
+
+
+@pytest.mark.parametrize(
+    "row", [[-1, 1, "Conv", [8], "arelu", 6], [-1, 1, "Conv"], "Conv", [-1, 1, "Conv", [8], 3], [-1, 1, "C", [8], None]]
+)
+def test_a_wrong_row_is_named(row: object) -> None:
+    with pytest.raises(SpecError, match="row 1 of 'backbone'"):
+        split_model_yaml({**MODEL, "backbone": [MODEL["backbone"][0], row]})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["arelu"],
+        3,
+        {"rule": []},
+        {"rules": "arelu"},
+        {"rules": [{"act": "arelu"}]},
+        {"rules": [{"activation": "arelu", "section": "neck"}]},
+        {"rules": [], "default_act": "open('x')"},
+        "open('x', 'w').close()",
+    ],
+)
+def test_a_wrong_activation_value_is_refused(value: object) -> None:
+    with pytest.raises(SpecError):
+        split_model_yaml({**MODEL, "activation": value})
+
+
+def test_patching_again_replaces_a_rule_with_the_same_selection() -> None:
+    first, second = Plan.parse("arelu, mish@neck"), Plan.parse("dyrelu_b")
+    assert str(first.followed_by(second)) == "mish@neck, dyrelu_b"
+
+
+def test_plan_and_package_load_neither_torch_nor_ultralytics() -> None:
+    code = (
+        "import sys, rtdetr_act, rtdetr_act.plan, rtdetr_act.errors, rtdetr_act.configs, rtdetr_act.data\n"
+        "import rtdetr_act.activations.registry as registry\n"
+        "registry.names(), registry.entry('arelu')\n"
+        "print([name for name in ('torch', 'ultralytics', 'numpy', 'matplotlib') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
