@@ -1,0 +1,178 @@
+"""Dynamic ReLU in its variants A, B and C (Chen et al., ECCV 2020, arXiv:2003.10027)."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rtdetr_act.activations.channels import check_count, check_positive, mean_over_positions
+
+
+class _DyReLU(nn.Module):
+    """What the variants share: `y = max_k(a^k(x) * x + b^k(x))` with coefficients from the pooled input.
+
+    The last Linear starts at zero, so that every delta is 0 and the site starts as exactly ReLU (max(x, 0)): the
+    paper's alpha = (1, 0, …) and beta = 0. From the second step on the first Linear learns as well. With K > 2 the
+    branches from the second on would stay equal for ever, so that Linear's weight then starts at N(0, 0.001²).
+    """
+
+    def __init__(self, channels: int, groups: int, reduction: int, k: int, lambda_a: float, lambda_b: float) -> None:
+        super().__init__()
+        self.channels = check_count("channels", channels)
+        self.reduction = check_count("reduction", reduction)
+        self.k = check_count("k", k)
+        self.lambda_a = check_positive("lambda_a", lambda_a, or_zero=True)
+        self.lambda_b = check_positive("lambda_b", lambda_b, or_zero=True)
+        hidden = max(channels // reduction, 1)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.expand = nn.Linear(hidden, 2 * k * groups)
+        nn.init.zeros_(self.expand.bias)
+        if k > 2:
+            nn.init.normal_(self.expand.weight, std=1e-3)
+        else:
+            nn.init.zeros_(self.expand.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of the feature map x, in the type of x."""
+        # No permute and no fifth dimension: the usual (H, W, B, C, K) broadcast costs 27 to 47 times a SiLU.
+        terms = [torch.addcmul(b, x, a) for a, b in zip(*self.coefficients(x), strict=True)]
+        return reduce(torch.maximum, terms)
+
+    def coefficients(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the K slopes and the K intercepts for (B, C, H, W), each (B, C, 1, 1), of variant A (B, 1, 1, 1)."""
+        pooled = mean_over_positions(x, self.squeeze.weight.dtype)
+        # 2 * sigmoid(z) - 1 is tanh(z / 2), which keeps small deltas: in bfloat16 the former is a multiple of 0.004.
+        deltas = torch.tanh(0.5 * self.expand(F.relu(self.squeeze(pooled))))
+        parts = deltas[..., None, None].chunk(2 * self.k, dim=1)
+        slopes = [float(i == 0) + self.lambda_a * part for i, part in enumerate(parts[: self.k])]
+        intercepts = [self.lambda_b * part for part in parts[self.k :]]
+        return [slope.to(x.dtype) for slope in slopes], [intercept.to(x.dtype) for intercept in intercepts]
+
+    def extra_repr(self) -> str:
+        """Return what the constructor was given."""
+        return (
+            f"{self.channels}, reduction={self.reduction}, k={self.k}, "
+            f"lambda_a={self.lambda_a:g}, lambda_b={self.lambda_b:g}"
+        )
+
+
+class DyReLUA(_DyReLU):
+    """Dynamic ReLU, variant A: one set of 2K coefficients per image, shared by its channels and positions.
+
+    Shapes: (B, C, H, W) to the same. Starts as exactly ReLU.
+
+    Args:
+        channels: C.
+        reduction: R, the pooled C values go through max(C // R, 1), 8 by default (published code also uses 4).
+        k: Number of affine terms under the maximum, 2 by default.
+        lambda_a: Range of the slopes around (1, 0, …), 1.0 by default.
+        lambda_b: Range of the intercepts around 0, 0.5 by default.
+
+    Raises:
+        ValueError: A count is below 1 or a lambda is negative.
+
+    Paper: Chen et al., ECCV 2020, arXiv:2003.10027.
+
+    >>> x = torch.randn(2, 16, 4, 4)
+    >>> torch.equal(DyReLUA(16)(x), torch.relu(x))
+    True
+    """
+
+    def __init__(
+        self, channels: int, reduction: int = 8, k: int = 2, lambda_a: float = 1.0, lambda_b: float = 0.5
+    ) -> None:
+        super().__init__(channels, 1, reduction, k, lambda_a, lambda_b)
+
+
+class DyReLUB(_DyReLU):
+    """Dynamic ReLU, variant B: 2K coefficients per image and channel, shared by the positions.
+
+    Shapes: (B, C, H, W) to the same. Starts as exactly ReLU.
+
+    Args:
+        channels: C.
+        reduction: R, the pooled C values go through max(C // R, 1), 8 by default.
+        k: Number of affine terms under the maximum, 2 by default.
+        lambda_a: Range of the slopes around (1, 0, …), 1.0 by default.
+        lambda_b: Range of the intercepts around 0, 0.5 by default.
+
+    Raises:
+        ValueError: A count is below 1 or a lambda is negative.
+
+    Paper: Chen et al., ECCV 2020, arXiv:2003.10027.
+
+    >>> DyReLUB(16, reduction=4)
+    DyReLUB(
+      16, reduction=4, k=2, lambda_a=1, lambda_b=0.5
+      (squeeze): Linear(in_features=16, out_features=4, bias=True)
+      (expand): Linear(in_features=4, out_features=64, bias=True)
+    )
+    """
+
+    def __init__(
+        self, channels: int, reduction: int = 8, k: int = 2, lambda_a: float = 1.0, lambda_b: float = 0.5
+    ) -> None:
+        super().__init__(channels, check_count("channels", channels), reduction, k, lambda_a, lambda_b)
+
+
+class DyReLUC(_DyReLU):
+    """Dynamic ReLU, variant C: the coefficients of B times a spatial attention pi of each image.
+
+    `pi = min(gamma * softmax_over_HW(z / tau), 1)`, gamma = H * W / 3, z a 1x1 convolution to one channel.
+
+    The softmax sums to 1, so pi is 1/3 on average at most: this variant starts as about ReLU / 3. That is the
+    paper's formula; the BatchNorm after the next convolution takes the factor up.
+
+    Shapes: (B, C, H, W) to the same.
+
+    Args:
+        channels: C.
+        reduction: R, the pooled C values go through max(C // R, 1), 8 by default.
+        k: Number of affine terms under the maximum, 2 by default.
+        lambda_a: Range of the slopes around (1, 0, …), 1.0 by default.
+        lambda_b: Range of the intercepts around 0, 0.5 by default.
+        tau: Temperature of the softmax, 10 by default.
+
+    Raises:
+        ValueError: A count is below 1, a lambda is negative or `tau` is not positive.
+
+    Paper: Chen et al., ECCV 2020, arXiv:2003.10027.
+
+    >>> DyReLUC(16)(torch.randn(2, 16, 4, 4)).shape
+    torch.Size([2, 16, 4, 4])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 8,
+        k: int = 2,
+        lambda_a: float = 1.0,
+        lambda_b: float = 0.5,
+        tau: float = 10.0,
+    ) -> None:
+        super().__init__(channels, check_count("channels", channels), reduction, k, lambda_a, lambda_b)
+        self.tau = check_positive("tau", tau)
+        self.spatial = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of the feature map x, in the type of x."""
+        # pi >= 0, so max_k(pi * (a x + b)) = pi * max_k(a x + b): one product instead of 2K.
+        return super().forward(x) * self.attention(x)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Return pi, (B, 1, H, W) in 0..1, in the type of x."""
+        # Over all positions of an image; a widely copied version takes z as (N, C, -1). In float32 at least, because
+        # 1 / (H * W) of a 160x160 map is below the smallest normal number of float16.
+        z = self.spatial(x)
+        wide = torch.float64 if z.dtype == torch.float64 else torch.float32
+        share = torch.softmax(z.flatten(1).to(wide) / self.tau, dim=1)
+        pi = (share * (x.shape[2] * x.shape[3] / 3)).clamp(max=1)
+        return pi.view_as(z).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Return what the constructor was given."""
+        return f"{super().extra_repr()}, tau={self.tau:g}"

@@ -1,0 +1,751 @@
+"""The zoo: every entry against its formula, its gradient, its types and layouts; names, arguments, users' own."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reference import REFERENCE
+
+from rtdetr_act.activations import registry
+from rtdetr_act.activations.acon import AconC, MetaAconC
+from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.activations.channels import TokenPReLU, mean_over_positions
+from rtdetr_act.activations.dyrelu import DyReLUA, DyReLUB, DyReLUC
+from rtdetr_act.activations.frelu import FReLU
+from rtdetr_act.activations.glu import GatedLinearUnit
+from rtdetr_act.activations.registry import create, entry, names, own_classes, register, resolve
+from rtdetr_act.errors import SelectionError, SpecError
+from rtdetr_act.plan import ActSpec
+
+ROOT = Path(__file__).parents[1]
+MAP, TOKENS = (2, 6, 5, 4), (2, 7, 6)
+MAP_ONLY = {"dyrelu_a", "dyrelu_b", "dyrelu_c", "meta_aconc", "frelu", "softmax2d"}
+OURS = {
+    "arelu": AReLU,
+    "dyrelu_a": DyReLUA,
+    "dyrelu_b": DyReLUB,
+    "dyrelu_c": DyReLUC,
+    "aconc": AconC,
+    "meta_aconc": MetaAconC,
+    "frelu": FReLU,
+    "glu": GatedLinearUnit,
+}
+ARGUMENTS = {"threshold": {"threshold": 0.1, "value": -0.3}}
+BUILT_IN = sorted(REFERENCE)
+SITES = [(name, layout) for name in BUILT_IN for layout in ("map", "tokens") if layout == "map" or name not in MAP_ONLY]
+OUR_SITES = [*((name, layout) for name, layout in SITES if name in OURS), ("prelu", "tokens")]
+# torch's own kernels that answer in another memory format; nothing of ours may do so.
+TORCH_DROPS_CHANNELS_LAST = {"softmin", "softmax", "softmax2d", "log_softmax", "logsigmoid", "rrelu"}
+VARIANTS = [
+    ("arelu", {"alpha": 0.5, "beta": -1.0}),
+    ("dyrelu_a", {"reduction": 4, "k": 3}),
+    ("dyrelu_b", {"reduction": 2, "k": 3, "lambda_a": 0.7, "lambda_b": 0.2}),
+    ("dyrelu_b", {"k": 1}),
+    ("dyrelu_c", {"tau": 0.05}),
+    ("prelu", {"per_channel": True, "init": 0.1}),
+    ("prelu", {"num_parameters": 6}),
+    ("aconc", {"init": "silu"}),
+    ("meta_aconc", {"reduction": 2, "init": "silu"}),
+    ("leaky_relu", {"negative_slope": 0.1}),
+    ("gelu", {"approximate": "tanh"}),
+    ("elu", {"alpha": 0.5}),
+    ("celu", {"alpha": 2.0}),
+    ("softplus", {"beta": 2.0}),
+    ("hardtanh", {"min_val": -0.2, "max_val": 0.7}),
+    ("hardshrink", {"lambd": 1.0}),
+    ("softshrink", {"lambd": 1.0}),
+    ("rrelu", {"lower": 0.1, "upper": 0.2}),
+    ("softmax", {"dim": 2}),
+    ("threshold", {"threshold": -0.5, "value": 2.0}),
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def own_zoo() -> Iterator[None]:
+    """Take back what a test registers."""
+    names()
+    entries, lookup = dict(registry._entries), dict(registry._lookup)
+    yield
+    for table, before in ((registry._entries, entries), (registry._lookup, lookup)):
+        table.clear()
+        table.update(before)
+
+
+def build(name: str, layout: str = "map", channels: int = 6, **kwargs: object) -> nn.Module:
+    """Build an entry with every parameter and running statistic away from its start, where errors could hide."""
+    module = create(name, channels, layout, **{**ARGUMENTS.get(name, {}), **kwargs})
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter))
+        for key, buffer in module.named_buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(torch.rand_like(buffer) + (0.5 if "var" in key else 0.0))
+        if name == "aglu":
+            module.lambd.copy_(torch.rand(1) + 0.2)
+    return module
+
+
+def state_of(module: nn.Module) -> dict[str, np.ndarray]:
+    return {key: value.detach().double().numpy() for key, value in module.state_dict().items()}
+
+
+def data(layout: str, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return (2 * torch.randn(MAP if layout == "map" else TOKENS, dtype=torch.float64)).to(dtype)
+
+
+def expected(name: str, x: torch.Tensor, module: nn.Module, layout: str, **kwargs: object) -> torch.Tensor:
+    axis = 1 if layout == "map" else x.ndim - 1
+    reference = REFERENCE[name]
+    return torch.from_numpy(
+        np.asarray(reference(x.double().numpy(), state_of(module), axis, **{**ARGUMENTS.get(name, {}), **kwargs}))
+    )
+
+
+# ---------------------------------------------------------------- every entry
+
+
+def test_every_entry_has_a_reference_formula() -> None:
+    code = "from rtdetr_act.activations.registry import names; print(*names())"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) - set(REFERENCE) == set()
+    assert set(REFERENCE) - set(names()) == set()
+
+
+@pytest.mark.parametrize(("name", "layout"), SITES)
+def test_forward_is_the_formula(name: str, layout: str) -> None:
+    module, x = build(name, layout).double().eval(), data(layout)
+    torch.testing.assert_close(module(x), expected(name, x, module, layout), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "kwargs"), VARIANTS, ids=lambda v: v if isinstance(v, str) else "-".join(v))
+def test_arguments_do_what_the_formula_says(name: str, kwargs: dict[str, object]) -> None:
+    module, x = build(name, **kwargs).double().eval(), data("map")
+    torch.testing.assert_close(module(x), expected(name, x, module, "map", **kwargs), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(set(BUILT_IN) - MAP_ONLY))
+def test_tokens_without_a_sequence(name: str) -> None:
+    module, x = build(name, "tokens").double().eval(), torch.randn(5, 6, dtype=torch.float64)
+    torch.testing.assert_close(module(x), expected(name, x, module, "tokens"), rtol=1e-9, atol=1e-9)
+
+
+def test_prelu_per_channel_on_tokens() -> None:
+    module, x = build("prelu", "tokens", per_channel=True).double(), data("tokens")
+    assert type(module) is TokenPReLU
+    torch.testing.assert_close(module(x), expected("prelu", x, module, "tokens"))
+
+
+def test_frelu_normalises_by_the_batch_in_training() -> None:
+    module, x = build("frelu").double().train(), data("map")
+    torch.testing.assert_close(module(x), expected("frelu", x, module, "map", training=True))
+
+
+def test_rrelu_draws_slopes_in_training() -> None:
+    slopes = create("rrelu").train()(-torch.ones(1000)).neg()
+    assert 0.125 <= slopes.min() < 0.15 and 0.3 < slopes.max() <= 1 / 3
+
+
+@pytest.mark.parametrize(("name", "layout"), SITES)
+def test_gradcheck(name: str, layout: str) -> None:
+    module = build(name, layout, channels=3).double().eval()
+    shape = (2, 3, 2, 2) if layout == "map" else (2, 3, 3)
+    x = torch.randn(shape, dtype=torch.float64)
+    x = torch.where(x.abs() < 0.05, torch.full_like(x, 0.3), x).requires_grad_()
+    parameters = tuple(module.parameters())
+
+    def call(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        keys = [key for key, _ in module.named_parameters()]
+        return torch.func.functional_call(module, dict(zip(keys, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(call, (x, *parameters))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "layout"), SITES)
+def test_half_types_are_close_to_float64(name: str, layout: str, dtype: torch.dtype) -> None:
+    module, x = build(name, layout).to(dtype).eval(), data(layout, dtype)
+    y = module(x)
+    assert y.dtype == dtype
+    exact = expected(name, x, module, layout)
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(y.double(), exact, rtol=4 * step, atol=6 * step * max(1.0, float(exact.abs().max())))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_channels_last_stays(name: str, dtype: torch.dtype) -> None:
+    module = build(name).to(dtype).eval()
+    x = data("map", dtype).to(memory_format=torch.channels_last).requires_grad_()
+    y = module(x)
+    kept = y.is_contiguous(memory_format=torch.channels_last)
+    assert kept or name in TORCH_DROPS_CHANNELS_LAST
+    torch.testing.assert_close(y, module(x.contiguous()), rtol=2e-2, atol=2e-2)
+    y.sum().backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize(("name", "layout"), SITES)
+def test_autocast(name: str, layout: str) -> None:
+    module, x = build(name, layout).eval(), data(layout, torch.float32).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        from_float, from_half = module(x), module(x.bfloat16())
+    exact = expected(name, x.detach(), module, layout)
+    bound = 0.05 * max(1.0, float(exact.abs().max()))
+    for y in (from_float, from_half):
+        assert float((y.detach().double() - exact).abs().max()) < bound
+    if name in OURS:
+        assert from_half.dtype == torch.bfloat16
+    (from_float.float().sum() + from_half.float().sum()).backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in module.parameters())
+
+
+@pytest.mark.parametrize(("name", "layout"), OUR_SITES)
+def test_compile_without_graph_breaks(name: str, layout: str) -> None:
+    kwargs = {"per_channel": True} if name == "prelu" else {}
+    module, x = build(name, layout, **kwargs), data(layout, torch.float32)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=False)
+    loss = compiled(x).square().sum()
+    loss.backward()
+    grads = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    module(x).square().sum().backward()
+    for mine, theirs in zip(grads, module.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(("name", "layout"), OUR_SITES)
+def test_trace_holds_for_other_sizes(name: str, layout: str) -> None:
+    module = build(name, layout).eval()
+    traced = torch.jit.trace(module, data(layout, torch.float32))
+    x = torch.randn((3, 6, 7, 2) if layout == "map" else (1, 11, 6))
+    torch.testing.assert_close(traced(x), module(x))
+
+
+@pytest.mark.parametrize(("name", "layout"), SITES)
+def test_deepcopy_and_pickle(name: str, layout: str) -> None:
+    module, x = build(name, layout).eval(), data(layout, torch.float32)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), copy.deepcopy(module).half().float()):
+        torch.testing.assert_close(twin(x), module(x), rtol=2e-2, atol=2e-2)
+        assert type(twin) is type(module)
+        own = {p.data_ptr() for p in twin.parameters()}
+        assert own.isdisjoint(p.data_ptr() for p in module.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_one_image_of_one_pixel(name: str, training: bool) -> None:
+    module, x = build(name).train(training), torch.randn(1, 6, 1, 1, requires_grad=True)
+    y = module(x)
+    y.sum().backward()
+    assert y.shape == x.shape and torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_deterministic_algorithms(name: str) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        x = data("map", torch.float32).requires_grad_()
+        build(name)(x).sum().backward()
+        assert x.grad.shape == x.shape
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("channels", [16, 3, 200])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_parameter_count_is_what_the_entry_states(name: str, channels: int) -> None:
+    module = create(name, channels, **ARGUMENTS.get(name, {}))
+    text, _, hidden = entry(name).parameters.partition(", h = ")
+    values = {"C": channels, "max": max}
+    if hidden:
+        values["h"] = eval(hidden, {}, values)
+    formula = re.sub(r"(\d)(?=[Ch])", r"\1*", text.replace("·", "*").replace("²", "**2"))
+    count = sum(p.numel() for p in module.parameters())
+    assert count == eval(formula, {}, values)
+    assert entry(name).learnable == (count > 0)
+
+
+@pytest.mark.parametrize(("name", "layout"), SITES)
+def test_scalars_and_per_channel_parameters_have_one_dimension(name: str, layout: str) -> None:
+    module = create(name, 6, layout, **ARGUMENTS.get(name, {}))
+    matrices = {
+        f"{key}.weight"
+        for key, child in module.named_modules()
+        if isinstance(child, (nn.Linear, nn.Conv2d)) and child is not module
+    }
+    assert {key for key, p in module.named_parameters() if p.ndim != 1} == matrices
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_no_activation_hides_inside(name: str) -> None:
+    inner = [child for key, child in create(name, 6, **ARGUMENTS.get(name, {})).named_modules() if key]
+    # The walk over a network must find the activation, not a part of it.
+    assert [type(child) for child in inner if type(child).__module__ == "torch.nn.modules.activation"] == (
+        [nn.Softplus] if name == "aglu" else []
+    )
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_map_only_entries_refuse_tokens(name: str) -> None:
+    assert entry(name).tokens == (name not in MAP_ONLY)
+    if name in MAP_ONLY:
+        with pytest.raises(SelectionError, match="feature maps only"):
+            create(name, 6, "tokens")
+
+
+def test_pooling_entries_say_why_they_refuse_tokens() -> None:
+    for name in ("dyrelu_a", "dyrelu_b", "dyrelu_c", "meta_aconc"):
+        with pytest.raises(SelectionError, match="denoising"):
+            create(name, 6, "tokens")
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_needs_channels(name: str) -> None:
+    if entry(name).needs_channels:
+        with pytest.raises(SpecError, match="number of channels"):
+            create(name)
+    else:
+        assert isinstance(create(name, **ARGUMENTS.get(name, {})), nn.Module)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_entries_are_described(name: str) -> None:
+    found = entry(name)
+    assert found.name == name and found.formula and "\n" not in found.formula and found.paper
+    assert found.tokens or found.maps_only_because
+
+
+# ---------------------------------------------------------------- the families
+
+
+def test_arelu_starts_as_in_the_paper() -> None:
+    module = AReLU()
+    assert [(key, tuple(p.shape)) for key, p in module.named_parameters()] == [("alpha", (1,)), ("beta", (1,))]
+    torch.testing.assert_close(module(torch.tensor([-2.0, 0.0, 1.0])), torch.tensor([-1.8, 0.0, 1.880797]))
+
+
+def test_arelu_amplifies_active_gradients_where_relu_passes_them() -> None:
+    x = torch.tensor([3.0, -3.0], requires_grad=True)
+    AReLU()(x).sum().backward()
+    assert x.grad[0] > 1 and 0 < x.grad[1] < 1
+
+
+@pytest.mark.parametrize(("alpha", "slope"), [(1.7, 0.99), (-0.4, 0.01)])
+def test_arelu_clamp_has_no_gradient_outside_its_range(alpha: float, slope: float) -> None:
+    module = AReLU(alpha=alpha)
+    y = module(-torch.ones(3))
+    y.sum().backward()
+    torch.testing.assert_close(y.detach(), torch.full((3,), -slope))
+    assert module.alpha.grad.item() == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.floats(-2, 3), st.floats(-6, 6), st.integers(0, 999))
+def test_arelu_is_a_scaled_leaky_relu_and_homogeneous(shape: list[int], alpha: float, beta: float, seed: int) -> None:
+    module = AReLU(alpha, beta).double()
+    x = 5 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    s, a = 1 + torch.sigmoid(module.beta).item(), min(max(module.alpha.item(), 0.01), 0.99)
+    torch.testing.assert_close(module(x), F.leaky_relu(s * x, a / s))
+    torch.testing.assert_close(module(3.5 * x), 3.5 * module(x))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([DyReLUA, DyReLUB]),
+    st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 6), st.integers(1, 6)),
+    st.integers(1, 16),
+    st.floats(0.1, 50),
+)
+def test_dyrelu_with_a_silent_generator_is_relu(
+    kind: type[nn.Module], shape: tuple[int, ...], reduction: int, scale: float
+) -> None:
+    x = scale * torch.randn(shape)
+    module = kind(shape[1], reduction=reduction)
+    assert torch.equal(module(x), torch.relu(x))  # as constructed
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(module(x), torch.relu(x))
+
+
+def test_dyrelu_with_more_branches_starts_close_to_relu_and_can_tell_them_apart() -> None:
+    module, x = DyReLUB(16, k=4), torch.randn(2, 16, 8, 8)
+    torch.testing.assert_close(module(x), torch.relu(x), atol=5e-3, rtol=5e-3)
+    branches = module.expand.weight.view(8, 16, -1)
+    assert not torch.equal(branches[1], branches[2])
+
+
+def test_dyrelu_generator_learns_from_the_start() -> None:
+    module = DyReLUB(8)
+    for _ in range(2):  # the first step moves the last Linear, which then passes a gradient to the first
+        module.zero_grad()
+        module(torch.randn(4, 8, 3, 3)).square().sum().backward()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter -= 0.01 * parameter.grad
+    assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+    st.floats(0.01, 20),
+    st.integers(0, 99),
+)
+def test_dyrelu_c_attention_is_a_bounded_share_per_image(shape: tuple[int, ...], tau: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    module, x = DyReLUC(shape[1], tau=tau), 3 * torch.randn(shape)
+    pi = module.attention(x)
+    assert pi.shape == (shape[0], 1, *shape[2:])
+    assert (pi >= 0).all() and (pi <= 1).all()
+    assert (pi.sum((1, 2, 3)) <= shape[2] * shape[3] / 3 * (1 + 1e-5)).all()
+    torch.testing.assert_close(module.attention(x[:1]), pi[:1])  # one image does not see another
+
+
+def test_dyrelu_c_starts_as_a_third_of_relu_on_a_flat_map() -> None:
+    x = torch.full((1, 4, 6, 5), 2.0)
+    torch.testing.assert_close(DyReLUC(4)(x), x / 3)
+
+
+@pytest.mark.parametrize("name", ["dyrelu_a", "dyrelu_b", "dyrelu_c", "meta_aconc"])
+def test_pooling_does_not_overflow_half(name: str) -> None:
+    module, x = build(name).half().eval(), torch.full((1, 6, 160, 160), 60.0, dtype=torch.float16)
+    y = module(x)
+    assert torch.isfinite(y).all()
+    torch.testing.assert_close(y.double(), expected(name, x, module, "map"), rtol=0.02, atol=0.05)
+
+
+def test_pooling_of_half_types_is_not_rounded() -> None:
+    x = (torch.randn(2, 6, 40, 40) + 1 / 3).bfloat16()
+    torch.testing.assert_close(mean_over_positions(x, torch.float64), x.double().mean((2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_aconc_silu_start_is_silu_and_paper_start_is_random() -> None:
+    x = torch.randn(2, 8, 3, 3)
+    torch.testing.assert_close(create("aconc", 8, init="silu")(x), F.silu(x))
+    paper = create("aconc", 64)
+    assert (paper.p1 < 0).any() and (paper.p1 > 0).any() and (paper.beta == 1).all()
+
+
+def test_meta_aconc_has_no_batchnorm_and_treats_images_apart() -> None:
+    module, x = build("meta_aconc").train(), torch.randn(3, 6, 4, 4)
+    assert not any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules())
+    torch.testing.assert_close(module(x)[:1], module(x[:1]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["softmax", "softmin", "log_softmax"]),
+    st.sampled_from(["map", "tokens"]),
+    st.lists(st.integers(1, 6), min_size=4, max_size=4),
+)
+def test_softmaxes_act_over_the_channels(name: str, layout: str, sizes: list[int]) -> None:
+    shape, dim = (sizes, 1) if layout == "map" else (sizes[:3], -1)
+    y = create(name, layout=layout)(10 * torch.randn(shape, dtype=torch.float64))
+    total = (y.exp() if name == "log_softmax" else y).sum(dim)
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+# ---------------------------------------------------------------- names and arguments
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("SiLU", "silu"),
+        ("nn.SiLU", "silu"),
+        ("torch.nn.SiLU", "silu"),
+        ("swish", "silu"),
+        ("Swish", "silu"),
+        ("leakyrelu", "leaky_relu"),
+        ("LeakyReLU", "leaky_relu"),
+        ("lrelu", "leaky_relu"),
+        ("hard_swish", "hardswish"),
+        ("hswish", "hardswish"),
+        ("h_swish", "hardswish"),
+        ("hard_sigmoid", "hardsigmoid"),
+        ("nn.Softmax2d", "softmax2d"),
+        ("nn.LogSoftmax", "log_softmax"),
+        ("DyReLU-B", "dyrelu_b"),
+        ("dynamic_relu_b", "dyrelu_b"),
+        ("AReLU", "arelu"),
+        ("Mish", "mish"),
+        ("AconC", "aconc"),
+        ("meta-acon", "meta_aconc"),
+        (" relu ", "relu"),
+    ],
+)
+def test_aliases(text: str, name: str) -> None:
+    assert entry(text).name == name
+    if name != "meta_aconc":
+        assert resolve(text) == ActSpec(name)
+
+
+@pytest.mark.parametrize("cls", [n for n in nn.modules.activation.__all__ if n != "MultiheadAttention"])
+def test_every_torch_activation_is_there_under_its_class_name(cls: str) -> None:
+    module = create(f"nn.{cls}", 6, **ARGUMENTS.get(cls.lower(), {}))
+    assert type(module) is (GatedLinearUnit if cls == "GLU" else getattr(nn, cls))
+
+
+@pytest.mark.parametrize(("name", "cls"), OURS.items())
+def test_our_own_classes(name: str, cls: type) -> None:
+    assert type(create(name, 6)) is cls and cls in own_classes()
+
+
+def test_every_site_gets_its_own_instance() -> None:
+    assert create("arelu") is not create("arelu")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("arlu", "did you mean 'arelu'"),
+        ("dyrelu", "did you mean 'dyrelu"),
+        ("dynamic_conv", "no activation"),
+        ("leaky_relu(slope=0.1)", r"takes \(negative_slope=0.01, inplace=False\)"),
+        ("leaky_relu(0.1, False, 3)", "too many positional"),
+        ("leaky_relu('x')", "leaky_relu"),
+        ("gelu(approximate='fast')", "gelu"),
+        ("threshold", "takes \\(threshold, value"),
+        ("threshold(0.1)", "'value'"),
+        ("sigmoid(2)", "takes no arguments"),
+        ("dyrelu_b(reduction=0)", "reduction is an integer of at least 1, not 0"),
+        ("dyrelu_b(channels=8)", "channels"),
+        ("dyrelu_b(layout='map')", "layout"),
+        ("dyrelu_b(k=-1)", "k is an integer"),
+        ("dyrelu_b(lambda_a=-1.0)", "lambda_a is a non-negative number"),
+        ("dyrelu_c(tau=0)", "tau is a positive number"),
+        ("dyrelu_b(reducton=4)", "did you mean 'reduction'"),
+        ("meta_aconc(reduction=0)", "reduction"),
+        ("aconc(init='zero')", "'paper' or 'silu'"),
+        ("arelu(alpha='x')", "alpha is a finite number"),
+        ("arelu(beta=1e999)", "beta is a finite number"),
+        ("prelu(num_parameters=0)", "num_parameters"),
+        ("softmax(dim=9)", "softmax"),
+        ("relu(", "no activation"),
+        ("__import__('os').getcwd()", "no activation"),
+    ],
+)
+def test_wrong_specs_are_named(spec: str, message: str) -> None:
+    for ask in (resolve, lambda text: create(text, 8)):
+        with pytest.raises(SpecError, match=message):
+            ask(spec)
+
+
+def test_wrong_sites_are_named() -> None:
+    for channels in (0, -3, True, 2.0, "8"):
+        with pytest.raises(SpecError, match="channels is an integer"):
+            create("dyrelu_b", channels)
+    with pytest.raises(SpecError, match="layout is 'map' or 'tokens'"):
+        create("relu", layout="nchw")
+    with pytest.raises(SpecError, match="number of channels"):
+        create("prelu", per_channel=True)
+    with pytest.raises(SelectionError, match="12 channels"):
+        create("prelu(num_parameters=6)", 12)
+    with pytest.raises(SpecError, match="no activation"):
+        entry(3)
+    with pytest.raises(SpecError, match="ActSpec"):
+        resolve(3)
+
+
+def test_constructors_refuse_nonsense_with_value_error() -> None:
+    for build_wrong in (
+        lambda: DyReLUA(0),
+        lambda: DyReLUB(-1),
+        lambda: DyReLUC(4, tau=-1.0),
+        lambda: AconC(0),
+        lambda: AconC(4, layout="x"),
+        lambda: MetaAconC(4, reduction=0),
+        lambda: FReLU(0),
+        lambda: GatedLinearUnit(4, layout="x"),
+        lambda: AReLU(alpha=float("nan")),
+    ):
+        with pytest.raises(ValueError):
+            build_wrong()
+
+
+def test_resolve_keeps_arguments_and_the_random_state() -> None:
+    before = torch.random.get_rng_state()
+    assert resolve("nn.LeakyReLU(0.1)") == ActSpec("leaky_relu", (0.1,))
+    assert resolve(ActSpec("DyReLUC", (), (("tau", 5.0),))) == ActSpec("dyrelu_c", (), (("tau", 5.0),))
+    assert resolve("prelu(num_parameters=64)") == ActSpec("prelu", (), (("num_parameters", 64),))
+    resolve("aconc")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_keywords_win_over_the_text() -> None:
+    assert create("leaky_relu(0.1)", negative_slope=0.2).negative_slope == 0.2
+    assert create("leaky_relu(negative_slope=0.1)", negative_slope=0.2).negative_slope == 0.2
+    assert create("DyReLU-B", 16, reduction=2).expand.in_features == 8
+    assert create("threshold(0.1)", value=3.0).value == 3.0
+    with pytest.raises(SpecError, match="multiple values"):
+        create("leaky_relu(0.1, negative_slope=0.3)", inplace=True)
+
+
+def test_narrow_layers_keep_one_hidden_unit() -> None:
+    assert create("dyrelu_b", 3).squeeze.out_features == 1
+
+
+def test_names_need_neither_torch_nor_ultralytics() -> None:
+    code = (
+        "import sys; from rtdetr_act.activations.registry import names, entry; names(); entry('SiLU');"
+        "assert not {'torch', 'ultralytics'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_aglu_is_ultralytics_own_and_its_absence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultralytics.nn.modules import activation
+
+    module = create("aglu")
+    assert type(module) is activation.AGLU
+    monkeypatch.delattr(activation, "AGLU")  # as in Ultralytics 8.2
+    with pytest.raises(SpecError, match="installed ultralytics lacks"):
+        create("aglu")
+
+
+# ---------------------------------------------------------------- users' own
+
+
+class Plain(nn.Module):
+    def __init__(self, power: int = 3) -> None:
+        super().__init__()
+        self.power = power
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x**self.power
+
+
+class PerChannel(nn.Module):
+    def __init__(self, channels: int, gain: float = 1.0, layout: str = "map") -> None:
+        super().__init__()
+        self.site = (channels, gain, layout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Bare(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.abs()
+
+
+@pytest.mark.usefixtures("own_zoo")
+def test_register_a_plain_class() -> None:
+    assert register("my_cube", Plain, aliases=("cubic_act",), parameters="0", learnable=False) is Plain
+    module = create("MyCube(power=5)", 64)
+    assert type(module) is Plain and module.power == 5
+    assert create("cubic_act(7)").power == 7
+    assert "my_cube" in names() and Plain in own_classes() and not entry("my_cube").needs_channels
+    with pytest.raises(SpecError, match=r"takes \(power=3\)"):
+        resolve("my_cube(gain=1)")
+    register("bare_act", Bare)
+    assert type(create("bare_act")) is Bare
+    with pytest.raises(SpecError, match="no arguments"):
+        create("bare_act(3)")
+
+
+@pytest.mark.usefixtures("own_zoo")
+def test_register_passes_channels_and_layout_to_those_who_ask() -> None:
+    register("my_gain", PerChannel)
+    assert entry("my_gain").needs_channels
+    assert create("my_gain(2.5)", 12, "tokens").site == (12, 2.5, "tokens")
+    with pytest.raises(SpecError, match="number of channels"):
+        create("my_gain")
+
+    @register("my_function", tokens=False)
+    def build_mine(power: int = 2, *, channels: int = 5) -> nn.Module:
+        return nn.Sequential(Plain(power), nn.Identity(), *[nn.Identity() for _ in range(channels)])
+
+    assert len(create("my_function", 3)) == 5 and len(create("my_function")) == 7
+    made = create("my_function(4)")
+    assert made[0].power == 4
+    with pytest.raises(SelectionError, match="feature maps only"):
+        create("my_function", 3, "tokens")
+
+
+@pytest.mark.usefixtures("own_zoo")
+def test_register_refuses_what_cannot_be() -> None:
+    register("my_cube", Plain)
+    register("my_cube", Plain)  # the same again is no error
+    for name, factory in (("my_cube", Bare), ("MyCube", Plain), ("relu", Plain), ("swish", Plain), ("HardSwish", Bare)):
+        with pytest.raises(SpecError, match="is taken"):
+            register(name, factory)
+    with pytest.raises(SpecError, match="is taken"):
+        register("fresh", Bare, aliases=("silu",))
+    assert "fresh" not in names()
+    for name in ("my act", "my-act", "2x", "", "lambda"):
+        with pytest.raises(SpecError, match="cannot name"):
+            register(name, Plain)
+    with pytest.raises(SpecError, match="callable"):
+        register("number", 3)
+    register("no_module", lambda: 3)
+    with pytest.raises(SpecError, match="is no torch"):
+        create("no_module")
+
+
+def test_entry_points(tmp_path: Path) -> None:
+    (tmp_path / "strange_acts.py").write_text(
+        "from torch import nn\n"
+        "from rtdetr_act.activations.registry import Entry\n"
+        "class Cube(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x ** 3\n"
+        "def make(channels, slope=0.1):\n"
+        "    return nn.LeakyReLU(slope * channels)\n"
+        "def build(channels, layout, value=1.0):\n"
+        "    return nn.Hardtanh(-value, value)\n"
+        "described = Entry('plugin_entry', build, formula='clamp', parameters='0', learnable=False)\n"
+    )
+    dist = tmp_path / "strange_acts-1.0.dist-info"
+    dist.mkdir()
+    (dist / "METADATA").write_text("Metadata-Version: 2.1\nName: strange-acts\nVersion: 1.0\n")
+    (dist / "entry_points.txt").write_text(
+        "[rtdetr_act.activations]\n"
+        "plugin_cube = strange_acts:Cube\n"
+        "plugin_make = strange_acts:make\n"
+        "plugin_entry = strange_acts:described\n"
+        "relu = strange_acts:Cube\n"
+        "plugin_broken = strange_acts:missing\n"
+    )
+    code = (
+        "import warnings\n"
+        "from rtdetr_act.activations.registry import create, names\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    print(*[n for n in names() if n.startswith('plugin')])\n"
+        "for w in caught: print('W', w.message)\n"
+        "print(type(create('plugin_cube')).__name__, create('plugin_make(0.5)', 4), create('plugin_entry(2.0)'))\n"
+        "import sys\n"
+        "print(type(create('relu')).__name__, 'ultralytics' in sys.modules)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    lines = run.stdout.splitlines()
+    assert lines[0] == "plugin_cube plugin_entry plugin_make"
+    assert [line for line in lines if "'plugin_broken'" in line and line.startswith("W")]
+    assert [line for line in lines if "'relu'" in line and "taken" in line]
+    assert lines[-2] == "Cube LeakyReLU(negative_slope=2.0) Hardtanh(min_val=-2.0, max_val=2.0)"
+    assert lines[-1] == "ReLU False"  # asking imports no Ultralytics
