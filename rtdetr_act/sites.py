@@ -1,0 +1,320 @@
+"""Where activations stand in a network: the modules, the functional calls, the channels and the layout of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rtdetr_act.errors import ModelError
+from rtdetr_act.rewired import HiddenCall, hidden_calls
+
+# What a swap leaves behind on an activation: its spec, and the object that stood there before. Plain data on the
+# module itself, so that it survives deepcopy, pickle and checkpoints, and no state dict shows it.
+MARK = "_rtdetr_act"
+
+# Squashing functions that gate or normalise (attention, scores) are no activations to swap.
+_GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
+_NO_SITES = (*_GATES, nn.GLU, nn.MultiheadAttention)  # GLU halves the channels: no drop-in of the same shape
+_FUNCTIONS = {
+    getattr(space, name): name
+    for space in (F, torch)
+    for name in ("relu", "gelu", "silu", "mish", "leaky_relu", "elu", "selu", "hardswish", "relu6", "tanh")
+    if hasattr(space, name)
+}
+# The normalising flow inside Ultralytics' Pose26 loss: its SiLU and Tanh shape a density, not features.
+_OPAQUE = ("RealNVP",)
+_SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.LayerNorm)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where an activation stands.
+
+    Attributes:
+        name: Qualified name, as in `model.9.m.3.cv2.act`.
+        owner: The module that calls the activation.
+        attribute: Its attribute that holds (or will hold) the activation.
+        layer: Index of the Ultralytics layer, None for other models.
+        section: "backbone", "neck" or "head" for Ultralytics models and models with such children, else "".
+        channels: Channels at the site; None where they are unknown or differ between the calls of one module.
+        layout: "map" for (B, C, H, W), "tokens" for (B, N, C).
+        activation: What stands there now; for a hidden functional call, a module equal to it.
+        hidden: Whether it is a functional call in the owner's forward, or one of several calls of one module.
+        widths: Channel counts seen by a probing forward pass, one per call; empty where none was needed.
+    """
+
+    name: str
+    owner: nn.Module = field(repr=False)
+    attribute: str
+    layer: int | None
+    section: str
+    channels: int | None
+    layout: str
+    activation: Any
+    hidden: bool = False
+    widths: tuple[int, ...] = ()
+
+    @property
+    def owner_class(self) -> str:
+        """Class name of the owner."""
+        return type(self.owner).__name__
+
+    @property
+    def current(self) -> str:
+        """The activation in words: the spec it was patched with, or its class or function name."""
+        if mark := getattr(self.activation, MARK, None):
+            return str(mark["activation"])
+        if isinstance(self.activation, nn.Module):
+            return type(self.activation).__name__
+        return f"F.{_FUNCTIONS[self.activation]}"
+
+
+def find_sites(model: nn.Module, example_input: Any = None) -> list[Site]:
+    """Find every activation site of a model, hidden functional calls included; gates and softmaxes are no sites.
+
+    Channels come from the owner for Ultralytics models. For others, and where the owner does not tell, from one
+    forward pass in evaluation mode, on `example_input` or on zeros of the shape (1, C, 224, 224).
+
+    Args:
+        model: RTDETR, YOLO, a task model or any module.
+        example_input: A tensor, or a tuple of positional arguments, for the probing pass of a foreign model.
+
+    Returns:
+        The sites in the order of the modules.
+
+    Raises:
+        ModelError: The model is exported, wrapped or compiled.
+
+    >>> [site.name for site in find_sites(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.SiLU()))]
+    ['1', '3']
+    """
+    root = unwrap(model)
+    return walk(root, "", getattr(root, "yaml", None), example_input)
+
+
+def walk(root: nn.Module, name: str, model_yaml: object, example_input: Any = None) -> list[Site]:
+    """Do the work of `find_sites` below a module of that qualified name, whose model has that YAML (or None)."""
+    rows = None
+    if isinstance(model_yaml, Mapping) and "backbone" in model_yaml and "head" in model_yaml:
+        rows = len(model_yaml["backbone"]), len(model_yaml["backbone"]) + len(model_yaml["head"])
+    found = []
+    for site, owner, attribute, activation, call in _walk(root, name, set()):
+        layer = int(site.split(".")[1]) if rows and site.startswith("model.") else None
+        channels, layout = (call.channels(owner), call.layout) if call else _ask_owner(owner, attribute)
+        section = _section(site, layer, rows)
+        found.append(Site(site, owner, attribute, layer, section, channels, layout, activation, call is not None))
+    return _probe(root, found, rows is not None, example_input)
+
+
+def placed_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (qualified name, module) of the activations that a swap placed in a model."""
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, MARK))
+
+
+def unwrap(model: Any) -> nn.Module:
+    """Return the module whose sites a model has: the task model of an RTDETR or YOLO object, else the model itself.
+
+    Raises:
+        ModelError: The model is exported, wrapped, compiled or no module at all.
+    """
+    root = model.model if hasattr(model, "overrides") and hasattr(model, "task") else model
+    if isinstance(root, str) and root is not model:
+        raise ModelError(f"'{root}' is an exported model without modules to swap: give the .pt or .yaml it came from")
+    if not isinstance(root, nn.Module):
+        raise ModelError(
+            f"a {type(root).__name__} is no torch.nn.Module: give a model object, such as RTDETR('x.yaml')"
+        )
+    if isinstance(root, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        raise ModelError("a TorchScript model cannot be changed any more: patch the model it came from")
+    if isinstance(root, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        raise ModelError(f"the model is wrapped in {type(root).__name__}: patch model.module, before wrapping it")
+    if type(root).__name__ == "OptimizedModule":
+        raise ModelError("the model is compiled: patch it before torch.compile (or patch model._orig_mod)")
+    return root
+
+
+def is_activation_site(attribute: str, owner: nn.Module, child: nn.Module) -> bool:
+    """Say whether a child module is an activation to swap: torch's, ours, or whatever a Conv holds as `act`."""
+    if hasattr(child, MARK):
+        return True
+    if isinstance(child, _NO_SITES):
+        return False
+    module = type(child).__module__
+    if module == "torch.nn.modules.activation" or module.startswith("rtdetr_act.activations"):
+        return True
+    if module == "ultralytics.nn.modules.activation":
+        return True
+    return attribute == "act" and hasattr(type(owner), "default_act") and not isinstance(child, nn.Identity)
+
+
+def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module, str, Any, HiddenCall | None]]:
+    """Yield (qualified name, owner, attribute, activation, hidden call) in module order, each owner once."""
+    seen.add(id(module))
+    dot = f"{name}." if name else ""
+    calls = hidden_calls(module)
+    unused = getattr(module, "unused", ()) if calls else ()
+    covered = {"relu"} if calls and not hasattr(module, "hidden_calls") else set()
+    for attribute, child in module._modules.items():
+        if child is None or attribute in unused or attribute in covered or attribute in calls:
+            continue
+        if is_activation_site(attribute, module, child):
+            yield dot + attribute, module, attribute, child, None
+        elif id(child) not in seen and type(child).__name__ not in _OPAQUE:
+            yield from _walk(child, dot + attribute, seen)
+    for attribute, call in calls.items():
+        activation = module._modules[attribute] if attribute in module._modules else call.original(module)
+        yield dot + attribute, module, attribute, activation, call
+    for attribute, value in vars(module).items():
+        if callable(value) and not isinstance(value, type) and _is_function(value):
+            yield dot + attribute, module, attribute, value, None
+
+
+def _is_function(value: Any) -> bool:
+    try:
+        return value in _FUNCTIONS
+    except TypeError:  # unhashable callables
+        return False
+
+
+def _section(name: str, layer: int | None, rows: tuple[int, int] | None) -> str:
+    if layer is not None and rows is not None:
+        return "backbone" if layer < rows[0] else "head" if layer == rows[1] - 1 else "neck"
+    first = name.split(".")[0]
+    return first if first in ("backbone", "neck", "head") else ""
+
+
+def _ask_owner(owner: nn.Module, attribute: str) -> tuple[int | None, str]:
+    """Tell channels and layout from the modules beside the activation, None where they do not say."""
+    if isinstance(owner, nn.Sequential):
+        before = list(owner._modules.values())[: list(owner._modules).index(attribute)]
+        for module in reversed(before):
+            if module is not None and (out := _out_channels(module)):
+                return out, _layout_behind(module)
+            if not isinstance(module, _SKIPPED):
+                break
+        return None, "map"
+    layers = getattr(owner, "layers", None)
+    producers = [getattr(owner, name, None) for name in ("bn", "conv", "conv_transpose", "conv1")]
+    producers += [getattr(owner, name, None) for name in ("fc1", "linear1", "lin1")]
+    producers += list(layers)[:1] if isinstance(layers, (nn.ModuleList, nn.Sequential)) else []
+    for producer in producers:
+        if isinstance(producer, nn.Module) and (out := _out_channels(producer)):
+            return out, _layout_behind(producer)
+    children = list(owner.children())
+    linear = any(isinstance(child, nn.Linear) for child in children)
+    return None, "tokens" if linear and not any(isinstance(child, _CONVS) for child in children) else "map"
+
+
+def _out_channels(module: nn.Module) -> int | None:
+    if isinstance(module, _CONVS):
+        return int(module.out_channels)
+    if isinstance(module, nn.Linear):
+        return int(module.out_features)
+    if isinstance(module, _NORMS):
+        return int(module.num_features)
+    inner = getattr(module, "bn", getattr(module, "conv", None))
+    return _out_channels(inner) if isinstance(inner, nn.Module) else None
+
+
+def _layout_behind(module: nn.Module) -> str:
+    return "tokens" if isinstance(module, nn.Linear) else "map"
+
+
+class _Recorder(nn.Module):
+    """Stands in for an activation during the probing pass and notes the shapes it is called with."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.activation = activation
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.shapes.append(tuple(x.shape))
+        return self.activation(x, *args, **kwargs)
+
+
+def _probe(root: nn.Module, sites: list[Site], ultralytics: bool, example_input: Any) -> list[Site]:
+    """Complete the sites from a forward pass: those without channels, or all visible ones of a foreign model."""
+    wanted = [site for site in sites if not site.hidden and (not ultralytics or site.channels is None)]
+    if not wanted:
+        return sites
+    recorders = {(id(site.owner), site.attribute): _Recorder(site.activation) for site in wanted}
+    inputs = _inputs(root, example_input)
+    if inputs is None:
+        return sites
+    with _standing_in(wanted, recorders), evaluating(root), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            root(*inputs)
+        except Exception:
+            if example_input is not None:
+                raise
+            # A model that does not take an image says nothing here; what its owners tell must do.
+    return [_complete(site, recorders.get((id(site.owner), site.attribute))) for site in sites]
+
+
+def _complete(site: Site, recorder: _Recorder | None) -> Site:
+    if recorder is None or not recorder.shapes:
+        return site
+    shape = recorder.shapes[0]
+    # What stands beside the activation knows more than the shape: (B, C, L) behind a Conv1d is a map, (B, H, W, C)
+    # behind a Linear (ConvNeXt, Swin) is tokens.
+    if site.channels is not None and site.channels == shape[1 if site.layout == "map" else -1]:
+        layout = site.layout
+    else:
+        layout = "map" if len(shape) >= 4 else "tokens"
+    widths = tuple(shape[1] if layout == "map" else shape[-1] for shape in recorder.shapes)
+    return replace(site, layout=layout, channels=widths[0] if len(set(widths)) == 1 else None, widths=widths)
+
+
+def _inputs(root: nn.Module, example_input: Any) -> tuple[Any, ...] | None:
+    if example_input is not None:
+        return example_input if isinstance(example_input, tuple) else (example_input,)
+    parameter = next((p for p in root.parameters() if p.is_floating_point()), None)
+    conv = next((m for m in root.modules() if isinstance(m, nn.Conv2d)), None)
+    if parameter is None or conv is None:
+        return None
+    return (torch.zeros(1, conv.in_channels, 224, 224, device=parameter.device, dtype=parameter.dtype),)
+
+
+@contextmanager
+def _standing_in(sites: list[Site], recorders: dict[tuple[int, str], _Recorder]) -> Iterator[None]:
+    try:
+        for site in sites:
+            put(site.owner, site.attribute, recorders[id(site.owner), site.attribute])
+        yield
+    finally:
+        for site in sites:
+            put(site.owner, site.attribute, site.activation)
+
+
+@contextmanager
+def evaluating(root: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module back into its own mode afterwards."""
+    modes = [(module, module.training) for module in root.modules()]
+    root.train(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def put(owner: nn.Module, attribute: str, activation: Any) -> None:
+    """Set an activation, a module or a plain function, as the attribute of its owner."""
+    if isinstance(activation, nn.Module):
+        if attribute in owner._modules:
+            owner._modules[attribute] = activation  # keeps its place among the children
+        else:
+            vars(owner).pop(attribute, None)
+            owner.add_module(attribute, activation)
+    else:
+        owner._modules.pop(attribute, None)
+        vars(owner)[attribute] = activation
