@@ -1,0 +1,275 @@
+"""Apply a plan to a model, undo it, report it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rtdetr_act.activations import registry
+from rtdetr_act.errors import SelectionError
+from rtdetr_act.plan import Plan, Rule, format_layers, split_model_yaml, with_plan
+from rtdetr_act.rewired import rewire, unwire
+from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, unwrap
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One swapped site: where, what stood there, what stands there now."""
+
+    site: Site
+    before: str
+    after: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class PatchReport:
+    """What `patch_model` did.
+
+    Attributes:
+        swaps: One entry per swapped site, in module order.
+        kept: Names of the sites left as they were.
+        plan: The whole plan that the model now carries.
+    """
+
+    swaps: tuple[Swap, ...]
+    kept: tuple[str, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+
+    def __len__(self) -> int:
+        """Return the number of swapped sites."""
+        return len(self.swaps)
+
+    @property
+    def sites(self) -> list[str]:
+        """Qualified names of the swapped sites."""
+        return [swap.site.name for swap in self.swaps]
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters that the new activations hold."""
+        return sum(swap.parameters for swap in self.swaps)
+
+    def __str__(self) -> str:
+        """Return a table: what became what, how often, where."""
+        groups: dict[tuple[str, str, str, str], list[Swap]] = {}
+        for swap in self.swaps:
+            key = (swap.site.section, swap.before, swap.after, swap.site.layout)
+            groups.setdefault(key, []).append(swap)
+        rows = [("section", "before", "after", "layout", "sites", "parameters", "layers")]
+        for (section, before, after, layout), swaps in groups.items():
+            layers = format_layers({swap.site.layer for swap in swaps if swap.site.layer is not None})
+            parameters = sum(swap.parameters for swap in swaps)
+            rows.append((section or "-", before, after, layout, str(len(swaps)), f"{parameters:,}", layers or "-"))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        total = f"{len(self)} sites swapped, {len(self.kept)} kept, {self.parameters:,} activation parameters"
+        return "\n".join([*lines, total])
+
+
+def patch_model(
+    model: Any,
+    activation: str | Plan,
+    *,
+    layers: str | int | Iterable[int] | None = None,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    scope: str = "conv",
+    act_lr: float = 1.0,
+    example_input: Any = None,
+) -> PatchReport:
+    """Swap the activations of a model in place; each site gets an instance of its own.
+
+    Device, dtype, training mode and memory format are kept, and so are all other weights. An Ultralytics model carries
+    its plan in `model.yaml`, so that training, resuming and checkpoints keep it. Patching again replaces what it
+    selects. Nothing is changed if anything is wrong.
+
+    Args:
+        model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
+        activation: A name such as "arelu" or "leaky_relu(negative_slope=0.1)", or a whole plan such as
+            "dyrelu_b@backbone, dyrelu_c@neck, silu@22-27".
+        layers: Ultralytics layer indices, as "0-9", "0-3+7", 5 or a list.
+        include: Glob pattern(s) on qualified site names; one must match.
+        exclude: Glob pattern(s) on qualified site names; none may match.
+        scope: "conv" for convolutional sites, "all" for transformer sites too.
+        act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training.
+        example_input: For foreign models, what to call the model with to learn channels and layouts.
+
+    Returns:
+        The report; `len(report)` is the number of swapped sites, `print(report)` a table.
+
+    Raises:
+        SpecError: The activation, its arguments or the selection cannot be understood.
+        SelectionError: A rule matches no site, or its activation cannot stand at one of its sites.
+        ModelError: The model is exported, wrapped or compiled.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+    >>> len(patch_model(net, "arelu"))
+    2
+    >>> net[1]
+    AReLU()
+    """
+    root = unwrap(model)
+    if not isinstance(activation, Plan):
+        activation = Plan.parse(activation, layers=layers, include=include, exclude=exclude, scope=scope, act_lr=act_lr)
+    new = resolve_plan(activation)
+    sites = find_sites(root, example_input)
+    report = apply_plan(sites, new)
+    if carries_yaml(root):
+        _, old = split_model_yaml(root.yaml)  # type: ignore[arg-type]
+        plan = _drop_beaten(sites, old.followed_by(new))
+        root.yaml = with_plan(root.yaml, plan)  # type: ignore[arg-type, assignment]
+        report = replace(report, plan=plan)
+    return report
+
+
+def resolve_plan(plan: Plan) -> Plan:
+    """Return the plan with zoo names for aliases, its arguments checked; raises SpecError."""
+    rules = (replace(rule, activation=registry.resolve(rule.activation)) for rule in plan.rules)
+    return replace(plan, rules=tuple(rules))
+
+
+def apply_plan(sites: Sequence[Site], plan: Plan) -> PatchReport:
+    """Place the activations of a plan at sites already found: build all, then swap all.
+
+    Raises:
+        SelectionError: A rule matches no site, or its activation cannot stand at one of its sites.
+    """
+    _require_matches(sites, plan.rules)
+    won = [(site, plan.winner(site.name, site.layer, site.section, site.layout)) for site in sites]
+    # A swap must not move the random state: the other weights, the data order and the augmentations of a patched
+    # run stay those of the stock run with the same seed, so that the two can be compared in pairs.
+    with torch.random.fork_rng(devices=[]):
+        built = [(site, rule, _build(site, rule)) for site, rule in won if rule is not None]
+    swaps = []
+    for site, rule, module in built:
+        _install(site, rule, module)
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        swaps.append(Swap(site, site.current, str(rule.activation), parameters))
+    return PatchReport(tuple(swaps), tuple(site.name for site, rule in won if rule is None), plan)
+
+
+def unpatch_model(model: Any) -> int:
+    """Put back the very objects that stood at every swapped site; weights are untouched.
+
+    Works on copies and loaded checkpoints too: each activation remembers what it replaced. The plan leaves
+    `model.yaml`, so that the next training is stock again.
+
+    Returns:
+        The number of sites restored, 0 for a model that was not patched.
+
+    Raises:
+        ModelError: The model is exported, wrapped or compiled.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    >>> before = net[1]
+    >>> len(patch_model(net, "mish")), unpatch_model(net), net[1] is before
+    (1, 1, True)
+    """
+    root = unwrap(model)
+    placed = [(name, module) for name, module in placed_activations(root)]
+    for name, module in placed:
+        path, _, attribute = name.rpartition(".")
+        owner = root.get_submodule(path)
+        original = getattr(module, MARK)["original"][0]
+        if isinstance(original, nn.Module):
+            _move_like(original, module, owner)
+        put(owner, attribute, original)
+        _tell_fast_path(owner, original)
+    for module in list(root.modules()):
+        if hasattr(module, "hidden_calls"):
+            unwire(module)
+    if carries_yaml(root):
+        _, plan = split_model_yaml(root.yaml)  # type: ignore[arg-type]
+        root.yaml = with_plan(root.yaml, Plan(default_act=plan.default_act))  # type: ignore[arg-type, assignment]
+    return len(placed)
+
+
+def carries_yaml(root: nn.Module) -> bool:
+    """Say whether a model is an Ultralytics task model, whose `yaml` its rebuilds are made from."""
+    model_yaml = getattr(root, "yaml", None)
+    return isinstance(model_yaml, dict) and "backbone" in model_yaml and "head" in model_yaml
+
+
+def _require_matches(sites: Sequence[Site], rules: Iterable[Rule]) -> None:
+    for rule in rules:
+        layers = {site.layer for site in sites if site.layer is not None}
+        if rule.layers and not layers:
+            raise SelectionError(f"'{rule}' selects layers, but this model has no Ultralytics layers: use include=")
+        if missing := [index for index in rule.layers if layers and index > max(layers)]:
+            raise SelectionError(f"'{rule}' names layer {missing[0]}, but the model's layers end at {max(layers)}")
+        if any(rule.selects(site.name, site.layer, site.section, site.layout) for site in sites):
+            continue
+        wider = replace(rule, scope="all")
+        others = sum(wider.selects(site.name, site.layer, site.section, site.layout) for site in sites)
+        hint = (
+            f"; {others} transformer sites match with scope='all'" if others else f" of the {len(sites)} in the model"
+        )
+        raise SelectionError(f"'{rule}' matches no activation site{hint}")
+
+
+def _build(site: Site, rule: Rule) -> nn.Module:
+    spec, entry = rule.activation, registry.entry(rule.activation.name)
+    if site.layout == "tokens" and not entry.tokens:
+        raise SelectionError(
+            f"'{entry.name}' works on feature maps only, but {site.name} ({site.owner_class}) holds tokens (B, N, C): "
+            "keep scope='conv', or exclude that site"
+        )
+    if entry.needs_channels and site.channels is None:
+        seen = sorted(set(site.widths))
+        why = f"is called with {' and '.join(map(str, seen))} channels" if seen else "does not tell its channels"
+        raise SelectionError(
+            f"'{entry.name}' needs one channel count, but {site.name} {why}: exclude it or give example_input="
+        )
+    module = registry.create(spec, site.channels, site.layout)
+    if hasattr(module, "inplace") and "inplace" not in dict(spec.kwargs) and isinstance(site.activation, nn.Module):
+        module.inplace = bool(getattr(site.activation, "inplace", False))  # type: ignore[assignment]
+    return module
+
+
+def _install(site: Site, rule: Rule, module: nn.Module) -> None:
+    if site.hidden and not hasattr(site.owner, "hidden_calls"):
+        rewire(site.owner)
+    current = getattr(site.owner, site.attribute)
+    mark = getattr(current, MARK, None)
+    original = mark["original"][0] if mark else current
+    # In a list inside a dict, so that torch does not register the old module as a child of the new one.
+    setattr(module, MARK, {"activation": str(rule.activation), "original": [original]})
+    _move_like(module, current, site.owner)
+    put(site.owner, site.attribute, module)
+    _tell_fast_path(site.owner, module)
+
+
+def _tell_fast_path(owner: nn.Module, activation: Any) -> None:
+    """Keep torch's fused inference path of TransformerEncoderLayer from computing another activation than stands there.
+
+    It runs ReLU or GELU itself while `activation_relu_or_gelu` is 1 or 2, without looking at the attribute again.
+    """
+    if isinstance(owner, nn.TransformerEncoderLayer):
+        relu = activation is F.relu or isinstance(activation, nn.ReLU)
+        gelu = activation is F.gelu or isinstance(activation, nn.GELU)
+        owner.activation_relu_or_gelu = 1 if relu else 2 if gelu else 0
+
+
+def _move_like(module: nn.Module, current: Any, owner: nn.Module) -> None:
+    """Give a module the device, dtype, mode and memory format of the place it comes to."""
+    module.train(owner.training)
+    near = (p for m in (current, owner) if isinstance(m, nn.Module) for p in m.parameters() if p.is_floating_point())
+    reference = next(near, None)
+    if reference is None:
+        return
+    module.to(device=reference.device, dtype=reference.dtype)
+    maps = [p for p in owner.parameters() if p.ndim == 4 and not p.is_contiguous()]
+    if any(p.is_contiguous(memory_format=torch.channels_last) for p in maps):
+        module.to(memory_format=torch.channels_last)
+
+
+def _drop_beaten(sites: Sequence[Site], plan: Plan) -> Plan:
+    """Leave out the rules that no site follows any more, so that a plan patched again and again stays short."""
+    winners = [plan.winner(site.name, site.layer, site.section, site.layout) for site in sites]
+    return replace(plan, rules=tuple(rule for rule in plan.rules if any(rule is winner for winner in winners)))

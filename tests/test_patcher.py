@@ -1,0 +1,330 @@
+"""The patcher: one instance per site, nothing else changed, undone exactly, refused before anything is half-done."""
+
+from __future__ import annotations
+
+import copy
+import io
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from ultralytics import RTDETR, YOLO
+from ultralytics.nn.tasks import DetectionModel
+
+from rtdetr_act import default_act, find_sites, patch_model, unpatch_model
+from rtdetr_act.activations.registry import names
+from rtdetr_act.errors import ModelError, RtdetrActError, SelectionError, SpecError
+from rtdetr_act.sites import placed_activations
+
+torchvision = pytest.importorskip("torchvision")
+
+# model -> sites swapped with scope conv, with scope all
+SWAPPED = {
+    "rtdetr-l": (77, 92),
+    "rtdetr-resnet50": (73, 88),
+    "yolov8n": (57, 57),
+    "yolo11n": (77, 77),
+    "yolov10n": (87, 87),
+    "yolov9t": (179, 179),
+    "yolov6n": (53, 53),
+    "yolo26n": (105, 105),
+}
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU())
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("scope", ["conv", "all"])
+@pytest.mark.parametrize("name", SWAPPED)
+def test_every_site_gets_an_instance_and_two_parameters(name: str, scope: str) -> None:
+    try:
+        model = (RTDETR if name.startswith("rtdetr") else YOLO)(f"{name}.yaml")
+    except FileNotFoundError:
+        pytest.skip(f"this Ultralytics has no {name}")
+    before = count(model.model)
+    report = patch_model(model, "arelu", scope=scope)
+    expected = SWAPPED[name][scope == "all"]
+    assert len(report) == expected == len(set(report.sites))
+    instances = [module for module in model.model.modules() if type(module).__name__ == "AReLU"]
+    assert len(instances) == len({id(module) for module in instances}) == expected
+    assert count(model.model) - before == 2 * expected == report.parameters
+
+
+def test_unpatching_gives_back_the_very_objects() -> None:
+    model = RTDETR("rtdetr-resnet50.yaml")
+    before = {name: id(module) for name, module in model.model.named_modules()}
+    types = {name: type(module) for name, module in model.model.named_modules()}
+    yaml = copy.deepcopy(model.model.yaml)
+    patch_model(model, "arelu", scope="all")
+    patch_model(model, "dyrelu_b", layers="0-3")
+    assert model.model.yaml != yaml
+    assert unpatch_model(model) == 88
+    assert {name: id(module) for name, module in model.model.named_modules()} == before
+    assert {name: type(module) for name, module in model.model.named_modules()} == types
+    assert model.model.yaml == yaml
+    assert unpatch_model(model) == 0
+
+
+def test_copies_and_pickles_can_be_unpatched_too() -> None:
+    model = torchvision.models.resnet18()
+    x = torch.randn(1, 3, 64, 64)
+    expected = model.eval()(x)
+    patch_model(model, "prelu(per_channel=True)")
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+        assert type(other.layer1[0]).__module__ == "rtdetr_act.rewired.torchvision"
+        assert torch.equal(other(x), model(x))
+        assert unpatch_model(other) == 17
+        assert torch.equal(other(x), expected)
+        assert other.state_dict().keys() == torchvision.models.resnet18().state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "googlenet", "inception_v3"])
+def test_a_rewired_block_computes_what_the_original_did(name: str) -> None:
+    more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = getattr(torchvision.models, name)(**more).eval()
+    x = torch.randn(1, 3, 96, 96)
+    expected = model(x)
+    patch_model(model, "relu", scope="all")
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_a_rewired_resnet_block_of_ultralytics_computes_what_the_original_did() -> None:
+    from ultralytics.nn.modules.block import ResNetBlock
+
+    block = nn.Sequential(ResNetBlock(8, 4)).eval()
+    x = torch.randn(1, 8, 6, 6)
+    expected = block(x)
+    patch_model(block, "relu", include="*.act", exclude="*cv*")
+    assert len(list(placed_activations(block))) == 1
+    torch.testing.assert_close(block(x), expected)
+    patch_model(block, "tanh", include="*.act", exclude="*cv*")
+    assert not torch.allclose(block(x), expected)
+
+
+def test_the_old_activation_makes_room_with_device_dtype_mode_and_memory_format() -> None:
+    model = small().to(memory_format=torch.channels_last).double().eval()
+    patch_model(model, "frelu")
+    assert model[2].training is False
+    assert {p.dtype for p in model[2].parameters()} == {torch.float64}
+    weights = [p for p in model[2].parameters() if p.ndim == 4]
+    assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    meta = small().to("meta")
+    patch_model(meta, "arelu", example_input=torch.zeros(1, 3, 8, 8, device="meta"))
+    assert {p.device.type for p in meta.parameters()} == {"meta"}
+
+
+def test_inplace_is_taken_over() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1), nn.ReLU())
+    patch_model(model, "hardswish")
+    assert (model[1].inplace, model[3].inplace) == (True, False)
+
+
+def test_other_weights_and_the_random_state_are_untouched() -> None:
+    model = small()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    patch_model(model, "dyrelu_b")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
+
+
+def test_patching_again_replaces_and_the_plan_stays_short() -> None:
+    model = YOLO("yolov8n.yaml")
+    for act in ("arelu", "mish", "dyrelu_b@neck", "mish", "silu@head"):
+        patch_model(model, act)
+    assert [rule["activation"] for rule in model.model.yaml["activation"]["rules"]] == ["mish", "silu"]
+    assert {site.current for site in find_sites(model)} == {"mish", "silu"}
+
+
+def test_selections() -> None:
+    model = YOLO("yolov8n.yaml")
+    assert all(name.startswith(("model.0.", "model.3.")) for name in patch_model(model, "mish", layers="0+3").sites)
+    assert all(".cv2." in name for name in patch_model(model, "mish", include="*.cv2.*").sites)
+    assert not any(name.startswith("model.22.") for name in patch_model(model, "mish", exclude="model.22.*").sites)
+    report = patch_model(model, "dyrelu_b@backbone, dyrelu_c@neck, silu@15-22")
+    assert {swap.after for swap in report.swaps if swap.site.section == "backbone"} == {"dyrelu_b"}
+    assert {swap.after for swap in report.swaps if swap.site.layer is not None and swap.site.layer > 14} == {"silu"}
+    assert "dyrelu_c" in str(report) and f"{len(report)} sites swapped" in str(report)
+
+
+def test_the_shared_default_of_ultralytics_is_not_touched() -> None:
+    from ultralytics.nn.modules.conv import Conv
+
+    default = Conv.default_act
+    patch_model(YOLO("yolov8n.yaml"), "arelu")
+    assert Conv.default_act is default
+    assert {site.current for site in find_sites(YOLO("yolov8n.yaml"))} == {"SiLU"}
+
+
+def test_a_transformer_layer_computes_the_new_activation_in_the_fused_path_too() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True).eval()
+    x = torch.randn(2, 5, 16)
+    stock = layer(x)
+    patch_model(layer, "tanh", scope="all", example_input=x)
+    with torch.no_grad():
+        fused = layer(x)
+    torch.testing.assert_close(fused, layer(x))
+    assert not torch.allclose(fused, stock)
+    unpatch_model(layer)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), stock)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_entry_stands_in_a_yolo_or_says_why_not(name: str) -> None:
+    model = YOLO("yolov8n.yaml").model
+    spec = "threshold(0.1, 0.0)" if name == "threshold" else name
+    try:
+        report = patch_model(model, spec)
+    except SpecError as error:
+        assert "lacks" in str(error)  # aglu, with an Ultralytics that has none
+        return
+    assert len(report) == 57
+    assert all(torch.isfinite(y).all() for y in model.eval()(torch.rand(1, 3, 64, 64))[:1])
+
+
+def test_default_act_gives_each_site_its_own() -> None:
+    with default_act("arelu"):
+        model = RTDETR("rtdetr-l.yaml")
+    sites = [name for name, module in placed_activations(model.model)]
+    assert len(sites) == 24  # 12 Conv and 12 RepConv; the others never look at default_act
+    assert count(model.model) - count(RTDETR("rtdetr-l.yaml").model) == 48
+    rebuilt = type(model.model)(model.model.yaml, verbose=False)
+    assert [name for name, module in placed_activations(rebuilt)] == sites
+
+
+def test_default_act_that_reaches_nothing_is_an_error() -> None:
+    with default_act("arelu"), pytest.raises(ModelError, match="reached no activation"):
+        YOLO("yolov6n.yaml")
+    from ultralytics.nn.modules.conv import Conv
+
+    assert type(Conv.default_act) is nn.SiLU
+
+
+@pytest.mark.parametrize(
+    ("activation", "more", "error", "words"),
+    [
+        ("arelo", {}, SpecError, "did you mean 'arelu'"),
+        ("leaky_relu(slope=1)", {}, SpecError, "negative_slope"),
+        ("dyrelu_b(reduction=0)", {}, SpecError, "reduction"),
+        ("threshold", {}, SpecError, "threshold"),
+        ("open('patched.txt', 'w')", {}, SpecError, "no activation 'open'"),
+        ("arelu", {"layers": "99"}, SelectionError, "end at 28"),
+        ("arelu", {"layers": "13"}, SelectionError, "matches no activation site"),
+        ("arelu", {"layers": []}, SpecError, "empty"),
+        ("arelu", {"include": "*.nothing"}, SelectionError, "matches no"),
+        ("arelu@11", {}, SelectionError, "scope='all'"),
+        ("frelu", {"scope": "all"}, SelectionError, "tokens"),
+        ("dyrelu_c@11", {"scope": "all"}, SelectionError, "model.11.act"),
+        ("arelu, mish@99", {}, SelectionError, "99"),
+        ("arelu", {"scope": "everything"}, SpecError, "scope"),
+        (3, {}, SpecError, "plan"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_changes_nothing(
+    activation: str,
+    more: dict,
+    error: type[RtdetrActError],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = _rtdetr()
+    yaml = copy.deepcopy(model.yaml)
+    with pytest.raises(error, match=words.replace("(", r"\(")) as caught:
+        patch_model(model, activation, **more)
+    assert "\n" not in str(caught.value)
+    assert not list(placed_activations(model)) and model.yaml == yaml
+    assert not list(tmp_path.iterdir())
+
+
+_built: list[nn.Module] = []
+
+
+def _rtdetr() -> nn.Module:
+    if not _built:
+        _built.append(RTDETR("rtdetr-l.yaml").model)
+    return _built[0]
+
+
+def test_models_that_cannot_be_patched_say_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.module"):
+        patch_model(nn.DataParallel(small()), "arelu")
+    with pytest.raises(ModelError, match="compile"):
+        patch_model(torch.compile(small()), "arelu")
+    with pytest.raises(ModelError, match="TorchScript"):
+        patch_model(torch.jit.trace(small().eval(), torch.zeros(1, 3, 8, 8)), "arelu")
+    (tmp_path / "best.onnx").write_bytes(b"")
+    with pytest.raises(ModelError, match="exported"):
+        patch_model(YOLO(str(tmp_path / "best.onnx"), task="detect"), "arelu")
+    with pytest.raises(ModelError, match="a str is no"):
+        patch_model("yolov8n.yaml", "arelu")
+
+
+def test_a_foreign_model_without_layers_or_known_channels_says_so() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.relu = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.relu(self.b(self.relu(self.a(x))))
+
+    assert len(patch_model(Twice(), "arelu")) == 1
+    with pytest.raises(SelectionError, match="4 and 6 channels"):
+        patch_model(Twice(), "dyrelu_b")
+    with pytest.raises(SelectionError, match="include="):
+        patch_model(small(), "arelu@0-3")
+    with pytest.raises(SelectionError, match="scope='all'"):
+        patch_model(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), "arelu")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"activation": "__import__('pathlib').Path('ran').touch()"}, "no activation"),
+        ({"activation": "open('ran', 'w')"}, "no activation 'open'"),
+        ({"activation": "nn.Conv3(open('ran', 'w'))"}, "literal"),
+        ({"activation": "nn.Nothing()"}, "Nothing"),
+        ({"activation": "nn.LeakyReLU(nope=1)"}, "cannot be built"),
+    ],
+)
+def test_a_model_yaml_never_runs_code(
+    change: dict, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model_yaml = {**YOLO("yolov8n.yaml").model.yaml, **change}
+    with pytest.raises(SpecError, match=words):
+        DetectionModel(model_yaml, verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stock_activation_keeps_its_stock_meaning() -> None:
+    from ultralytics.nn.modules.conv import Conv
+
+    model = YOLO("yolov8n.yaml").model
+    model_yaml = {**model.yaml, "activation": "torch.nn.LeakyReLU(0.2)"}
+    rebuilt = DetectionModel(model_yaml, verbose=False)
+    shared = {id(site.activation): site.activation for site in find_sites(rebuilt)}
+    assert len(shared) == 1
+    assert next(iter(shared.values())).negative_slope == 0.2
+    assert rebuilt.yaml["activation"] == "torch.nn.LeakyReLU(0.2)"
+    assert type(Conv.default_act) is nn.SiLU
+
+
+def test_patching_rtdetr_x_is_quick() -> None:
+    model = RTDETR("rtdetr-x.yaml")
+    start = time.perf_counter()
+    assert len(patch_model(model, "arelu", scope="all")) == 124
+    assert time.perf_counter() - start < 10  # 0.04 s here; the bound only catches a probing pass or a quadratic walk
