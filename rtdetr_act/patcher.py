@@ -14,7 +14,7 @@ from rtdetr_act.activations import registry
 from rtdetr_act.errors import SelectionError
 from rtdetr_act.plan import Plan, Rule, format_layers, split_model_yaml, with_plan
 from rtdetr_act.rewired import rewire, unwire
-from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, unwrap
+from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, unseen_calls, unwrap
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class PatchReport:
         swaps: One entry per swapped site, in module order.
         kept: Names of the sites left as they were.
         plan: The whole plan that the model now carries.
+        unseen: Functional activations in the code of foreign blocks, which no swap reaches.
     """
 
     swaps: tuple[Swap, ...]
     kept: tuple[str, ...] = ()
     plan: Plan = field(default_factory=Plan)
+    unseen: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of swapped sites."""
@@ -69,7 +71,8 @@ class PatchReport:
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         total = f"{len(self)} sites swapped, {len(self.kept)} kept, {self.parameters:,} activation parameters"
-        return "\n".join([*lines, total])
+        missed = [f"not reached: {', '.join(self.unseen)}"] if self.unseen else []
+        return "\n".join([*lines, total, *missed])
 
 
 def patch_model(
@@ -119,7 +122,7 @@ def patch_model(
         activation = Plan.parse(activation, layers=layers, include=include, exclude=exclude, scope=scope, act_lr=act_lr)
     new = resolve_plan(activation)
     sites = find_sites(root, example_input)
-    report = apply_plan(sites, new)
+    report = replace(apply_plan(sites, new), unseen=tuple(unseen_calls(root)))
     if carries_yaml(root):
         _, old = split_model_yaml(root.yaml)  # type: ignore[arg-type]
         plan = _drop_beaten(sites, old.followed_by(new))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
-from rtdetr_act import find_sites
-from rtdetr_act.sites import _Recorder, evaluating, put
+from rtdetr_act import find_sites, patch_model
+from rtdetr_act.sites import _Recorder, evaluating, put, unseen_calls
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -155,3 +156,24 @@ def test_the_example_input_of_a_model_that_takes_no_image() -> None:
     assert find_sites(Text())[0].channels is None
     (site,) = find_sites(Text(), example_input=torch.zeros(2, 3, dtype=torch.long))
     assert (site.channels, site.layout) == (7, "tokens")
+
+
+class Called(nn.Module):
+    """A foreign block that calls an activation where no module stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.conv(x)) + functional.silu(x).relu_()
+
+
+def test_what_no_swap_reaches_is_reported() -> None:
+    assert unseen_calls(nn.Sequential(Called(), Called())) == [
+        "relu in Called (2 modules)",
+        "silu in Called (2 modules)",
+    ]
+    report = patch_model(Called(), "arelu")
+    assert len(report) == 1 and "not reached: relu in Called (1 module)" in str(report)
+    assert unseen_calls(build("rtdetr-resnet50")) == [] and unseen_calls(torchvision.models.densenet121()) == []
