@@ -23,7 +23,7 @@ class ResNetBlock(block.ResNetBlock):
 
 CLASSES: dict[type[nn.Module], type[nn.Module]] = {block.ResNetBlock: ResNetBlock}
 
-if hasattr(block, "SwiGLUFFN"):  # came with YOLOE in 8.3.99
+if hasattr(block, "SwiGLUFFN"):  # came with YOLOE: 8.3.160 has it, 8.3.99 has not
 
     class SwiGLUFFN(block.SwiGLUFFN):
         """The feed-forward net of YOLOE's text head, gated by `F.silu`."""

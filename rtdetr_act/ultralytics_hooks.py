@@ -1,0 +1,439 @@
+"""Everything that touches Ultralytics internals, each hook with its reason; nothing else in the package does.
+
+`install()` runs when `rtdetr_act` is imported and waits for Ultralytics' modules, so that importing us loads neither
+Ultralytics nor torch. Checked against Ultralytics 8.3.0 and 8.4.190.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickletools
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+from rtdetr_act.errors import ModelError, SpecError
+from rtdetr_act.plan import ActSpec, Plan, Rule, normalise_model_yaml, split_model_yaml
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_replaced: list[tuple[Any, str, Any]] = []  # (owner, name, what stood there), in order, for remove()
+_removed = False
+_waiting = False
+_sentinels: list[tuple[nn.Module, str, float]] = []  # open default_act() blocks: stand-in, activation, act_lr
+
+
+def install() -> None:
+    """Hook Ultralytics' modules, now where they are loaded and on their import where they are not; once."""
+    global _waiting, _removed
+    _removed = False
+    if _waiting:
+        loaded = [name for name in _HOOKS if name in sys.modules] if not _replaced else []
+        for name in loaded:
+            _HOOKS[name](sys.modules[name])
+        return
+    _waiting = True
+    for name in _HOOKS:
+        wrapt.register_post_import_hook(_on_import, name)
+
+
+def _on_import(module: Any) -> None:
+    if not _removed:
+        _HOOKS[module.__name__](module)
+
+
+def remove() -> None:
+    """Put back every function that `install` replaced; Ultralytics then refuses patched models again."""
+    global _removed
+    _removed = True
+    while _replaced:
+        owner, name, original = _replaced.pop()
+        setattr(owner, name, original)
+
+
+def _replace(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    """Replace `owner.name` by a function that receives the original as its first argument."""
+    original = getattr(owner, name)
+
+    @wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    _replaced.append((owner, name, original))
+    setattr(owner, name, replacement)
+
+
+# --- ultralytics.nn.tasks: building and loading ---------------------------------------------------------------------
+
+
+def _hook_tasks(tasks: Any) -> None:
+    # Every task model builds its layers with the module-level parse_model, looked up at call time: from a YAML, from a
+    # checkpoint's model.yaml, on resume, in a DDP worker. One wrapper there reaches every build.
+    _replace(tasks, "parse_model", _parse_model)
+    # The task is guessed from the last head row as row[-2], the name of its module in a row of four items. So a YAML
+    # is brought to four items a row, its plan under `activation`, as soon as it is read.
+    _replace(tasks, "yaml_model_load", _yaml_model_load)
+    # A restricted load (ULTRALYTICS_SAFE_LOAD, since 8.4) refuses classes that are not named to torch before. And a
+    # missing package is answered with `pip install` of that name, which for a user's own activation is noise at best,
+    # somebody else's package at worst.
+    _replace(tasks, "torch_safe_load", _torch_safe_load)
+    # "Transferred 419/475 items" alarms where the rest is new activation parameters.
+    _replace(tasks.BaseModel, "load", _load)
+    # default_act() must leave the plan in model.yaml, which only the finished model has.
+    for cls in tasks.BaseModel.__subclasses__():
+        if cls.__module__ == tasks.__name__ and "__init__" in vars(cls):
+            _replace(cls, "__init__", _init_model)
+    # rtdetr-n.yaml asks for fewer denoising queries, an argument behind `act` in the decoder's row: 100 of them make a
+    # training step at 128 pixels 1.6 times as long. `act: None`, for the decoder's own, is understood since 8.4.130.
+    if inspect.signature(tasks.RTDETRDecoder.__init__).parameters["act"].default is not None:
+        _replace(tasks.RTDETRDecoder, "__init__", _init_decoder)
+
+
+def _init_decoder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    given = inspect.signature(original).bind(*args, **kwargs)
+    if given.arguments.get("act", "own") is None:
+        del given.arguments["act"]
+    original(*given.args, **given.kwargs)
+
+
+def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbose: bool = True) -> Any:
+    from rtdetr_act.patcher import apply_plan, resolve_plan
+    from rtdetr_act.sites import walk
+
+    stock, plan = split_model_yaml(d)
+    plan = resolve_plan(plan)
+    with _stock_default_act(plan.default_act, verbose):
+        layers, save = original(stock, ch, verbose)
+    if plan:
+        report = apply_plan(walk(layers, "model", d), plan)
+        for layer in layers:
+            layer.np = sum(parameter.numel() for parameter in layer.parameters())  # what info(detailed=True) prints
+        if verbose:
+            _log(f"{len(report)} activations swapped: {plan} ({report.parameters:,} parameters)")
+    return layers, save
+
+
+@contextmanager
+def _stock_default_act(text: str | None, verbose: bool) -> Iterator[None]:
+    """Give a stock `activation:` its stock meaning, one shared module as `Conv.default_act`, without its `eval`."""
+    if text is None:
+        yield
+        return
+    from torch import nn
+    from ultralytics.nn.modules.conv import Conv
+
+    spec = ActSpec.parse(text)
+    cls = getattr(nn, spec.name.rpartition(".")[2], None)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise SpecError(f"'activation: {text}' names no class of torch.nn: write e.g. nn.SiLU() or a name such as silu")
+    try:
+        module = cls(*spec.args, **dict(spec.kwargs))
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"'activation: {text}' cannot be built: {error}") from None
+    if verbose:
+        _log(f"activation: {text}")
+    before = Conv.default_act
+    Conv.default_act = module
+    try:
+        yield
+    finally:
+        Conv.default_act = before  # Ultralytics before 8.4 left it to the next model of the process
+
+
+def _yaml_model_load(original: Callable[..., Any], path: str | Path) -> dict[str, Any]:
+    from rtdetr_act.configs import find_config
+
+    ours = find_config(path)
+    if ours is None:
+        return normalise_model_yaml(original(path))
+    from ultralytics.nn.tasks import guess_model_scale
+
+    model_yaml: dict[str, Any] = original(ours)
+    return normalise_model_yaml({**model_yaml, "scale": guess_model_scale(path), "yaml_file": str(path)})
+
+
+def _allow_safe_load() -> None:
+    import torch
+
+    from rtdetr_act.activations.registry import own_classes
+    from rtdetr_act.rewired import ultralytics as rewired
+
+    if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
+        torch.serialization.add_safe_globals([*own_classes(), *rewired.CLASSES.values()])
+
+
+def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: Any, **kwargs: Any) -> Any:
+    missing = sorted(name for name in _pickled_classes(weight) if not _is_importable(name))
+    if missing:
+        package = missing[0].partition(".")[0]
+        raise ModelError(
+            f"'{weight}' holds {missing[0]}, but the package '{package}' is not installed here: "
+            "install the package that defines this activation"
+        )
+    _allow_safe_load()
+    return original(weight, *args, **kwargs)
+
+
+def _pickled_classes(weight: str | Path) -> set[str]:
+    """Return the `module.name` of every class a checkpoint names, without loading it; empty if it is no such file."""
+    try:
+        with zipfile.ZipFile(weight) as archive:
+            inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            operations = list(pickletools.genops(archive.read(inner)))
+    except (OSError, zipfile.BadZipFile, StopIteration, ValueError):
+        return set()
+    # torch.save writes pickle protocol 2, whose GLOBAL names both module and class.
+    return {str(arg).replace(" ", ".") for operation, arg, _ in operations if operation.name == "GLOBAL"}
+
+
+def _is_importable(name: str) -> bool:
+    package, _, attribute = name.partition(".")
+    if package == "__main__":
+        return hasattr(sys.modules["__main__"], attribute)
+    # YOLOv5 checkpoints name `models` and `utils`; Ultralytics has its own words for those.
+    if package in sys.modules or package in ("models", "utils", "__builtin__", "copy_reg"):
+        return True
+    return find_spec(package) is not None
+
+
+def _load(
+    original: Callable[..., Any], self: Any, weights: Any, verbose: bool = True, *args: Any, **kwargs: Any
+) -> Any:
+    result = original(self, weights, verbose, *args, **kwargs)
+    if verbose and plan_of(self):
+        from rtdetr_act.sites import placed_activations
+
+        model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
+        given, own = ({name: value.shape for name, value in m.state_dict().items()} for m in (model, self))
+        prefixes = tuple(f"{name}." for name, _ in placed_activations(self))
+        inside = {name for name in own if name.startswith(prefixes)}
+        matched = {name for name in own if given.get(name) == own[name]}
+        _log(
+            f"{len(matched - inside)} of {len(own) - len(inside)} items outside the activations transferred; "
+            f"{len(inside - matched)} items of the activations start from their initial values"
+        )
+    return result
+
+
+def _init_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    original(self, *args, **kwargs)
+    if not _sentinels:
+        return
+    from rtdetr_act.patcher import patch_model
+    from rtdetr_act.sites import find_sites
+
+    stand_in, activation, act_lr = _sentinels[-1]
+    sites = find_sites(self)
+    names = tuple(site.name for site in sites if site.activation is stand_in)
+    if not names:
+        raise ModelError(
+            "default_act() reached no activation, since the model YAML names its own: use patch_model on the model"
+        )
+    everywhere = all(site.activation is stand_in for site in sites if site.layout == "map")
+    rule = Rule(ActSpec.parse(activation), include=() if everywhere else names)
+    patch_model(self, Plan((rule,), act_lr=act_lr))
+
+
+@contextmanager
+def default_act(activation: str, *, act_lr: float = 1.0) -> Iterator[None]:
+    """Build Ultralytics models with another default activation, as editing `default_act` would, but for real.
+
+    Inside the block, every site that a new model would give `Conv.default_act` (or that of RepConv and ConvTranspose)
+    gets an instance of its own, and the plan stands in `model.yaml`, so that training keeps it.
+
+    Args:
+        activation: A name with optional literal arguments, such as "mish".
+        act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training.
+
+    Raises:
+        SpecError: The activation is unknown.
+        ModelError: A model built inside names its own activation, so that the default reaches nothing.
+
+    >>> from ultralytics.nn.tasks import DetectionModel
+    >>> with default_act("mish"):
+    ...     model = DetectionModel("yolov8n.yaml", verbose=False)
+    >>> sorted({type(module).__name__ for module in model.modules()} & {"SiLU", "Mish"})
+    ['Mish']
+    """
+    from torch import nn
+    from ultralytics.nn.modules.conv import Conv, ConvTranspose, RepConv
+
+    from rtdetr_act.activations.registry import resolve
+
+    spec = str(resolve(activation))
+    stand_in = nn.SiLU()
+    before = [(cls, cls.default_act) for cls in (Conv, ConvTranspose, RepConv)]
+    for cls, _ in before:
+        cls.default_act = stand_in
+    _sentinels.append((stand_in, spec, act_lr))
+    try:
+        yield
+    finally:
+        _sentinels.pop()
+        for cls, module in before:
+            cls.default_act = module
+
+
+# --- ultralytics.engine.model: the RTDETR and YOLO objects ----------------------------------------------------------
+
+
+def _hook_model(engine: Any) -> None:
+    _replace(engine, "yaml_model_load", _yaml_model_load)  # imported there by name
+    # A model built from a YAML is trained from that file: since 8.4.37 (8.4.35 still did) its in-memory model.yaml is
+    # not read.
+    _replace(engine.Model, "train", _train)
+    # Tuning trains in subprocesses that would never import the plugin.
+    _replace(engine.Model, "tune", _tune)
+
+
+def _train(original: Callable[..., Any], self: Any, trainer: Any = None, **kwargs: Any) -> Any:
+    if not _differs_from_file(self):
+        return original(self, trainer=trainer, **kwargs)
+    from ultralytics.utils import YAML, checks
+
+    file = YAML.load(checks.check_yaml(kwargs["cfg"])) if kwargs.get("cfg") else {}
+    given = {**self.overrides, **file, **kwargs}
+    # A checkpoint named by its path is resumed from there; resume=True without one in memory starts anew. With several
+    # data sets, train() starts each run from the model in memory, YAML-built or not.
+    if isinstance(given.get("resume"), (str, Path)) or isinstance(given.get("data"), (list, tuple)):
+        return original(self, trainer=trainer, **kwargs)
+    # With a checkpoint set, train() builds from the in-memory model.yaml; with pretrained=False it takes no weights
+    # from the model in memory, so that the network starts from the run's own seed like any stock run.
+    pretrained = given.get("pretrained", True)
+    kwargs["pretrained"] = False if pretrained is True else pretrained
+    self.ckpt = {"model": self.model}
+    try:
+        return original(self, trainer=trainer, **kwargs)
+    finally:
+        if self.ckpt.keys() == {"model"}:  # the run did not end: nothing was loaded
+            self.ckpt = {}
+
+
+def _differs_from_file(model: Any) -> bool:
+    """Say whether train() would read a YAML file whose plan is not that of the model in memory."""
+    from torch import nn
+
+    if model.ckpt or not model.cfg or not isinstance(model.model, nn.Module):
+        return False
+    from ultralytics.engine.model import Model, yaml_model_load
+
+    if 'get("resume") and self.ckpt' not in inspect.getsource(inspect.unwrap(Model.train)):
+        return False  # before 8.4.37, train() always read the in-memory model.yaml
+    return split_model_yaml(yaml_model_load(model.cfg))[1] != plan_of(model.model)
+
+
+def _tune(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    if plan_of(self.model):
+        from ultralytics.engine.tuner import Tuner
+
+        if "model" not in inspect.signature(Tuner.__init__).parameters:
+            raise ModelError(
+                "this Ultralytics tunes in processes that rebuild the stock network: tuning a patched model needs "
+                "Ultralytics 8.4.160 or newer"
+            )
+        # Ray workers unpickle the model object; a callback of ours in it makes them import the plugin.
+        self.add_callback("on_pretrain_routine_start", import_plugin)
+    return original(self, *args, **kwargs)
+
+
+def import_plugin(trainer: Any) -> None:
+    """Do nothing: unpickling a reference to this callback imports the plugin, and with it the hooks."""
+
+
+# --- ultralytics.engine.trainer -------------------------------------------------------------------------------------
+
+
+def _hook_trainer(trainer: Any) -> None:
+    # Ultralytics decays every parameter whose name lacks "bias" outside of *Norm* modules, slopes of PReLU included.
+    _replace(trainer.BaseTrainer, "build_optimizer", _build_optimizer)
+    # Tuning and training over several data sets start `python -m ultralytics…`, which never imports the plugin.
+    if command := getattr(trainer, "_YOLO_CLI_COMMAND", None):
+        _replaced.append((trainer, "_YOLO_CLI_COMMAND", command))
+        run = "import rtdetr_act; from ultralytics.cfg import entrypoint; entrypoint()"
+        trainer._YOLO_CLI_COMMAND = [sys.executable, "-c", run]
+
+
+def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    from rtdetr_act.training import separate_activation_parameters
+
+    optimizer = original(self, model, *args, **kwargs)
+    core = getattr(model, "module", model)
+    plan = plan_of(getattr(core, "_orig_mod", core))
+    if plan and (count := separate_activation_parameters(optimizer, model, plan.act_lr)):
+        rate = "" if plan.act_lr == 1.0 else f", their learning rate times {plan.act_lr:g}"
+        _log(f"{count} scalar and per-channel activation parameters without weight decay{rate}")
+    return optimizer
+
+
+# --- ultralytics.utils.dist: multi-GPU ------------------------------------------------------------------------------
+
+
+def _hook_dist(dist: Any) -> None:
+    # A DDP worker is a new process that runs a generated file; without us it would stop at the first patched row.
+    _replace(dist, "generate_ddp_file", _generate_ddp_file)
+
+
+def _generate_ddp_file(original: Callable[..., Any], trainer: Any) -> str:
+    path = str(original(trainer))
+    source = Path(path).read_text(encoding="utf-8")
+    if 'state["model"]' not in source and _lost_by_workers(trainer):
+        Path(path).unlink()
+        raise ModelError(
+            "this Ultralytics gives multi-GPU workers the model file only, not the activations patched in Python: "
+            "name them in the model YAML, or use Ultralytics 8.4.160 or newer"
+        )
+    lines = source.splitlines(keepends=True)
+    anchors = [
+        i for i, line in enumerate(lines) if line.strip().startswith(("sys.path =", 'if __name__ == "__main__"'))
+    ]
+    if not anchors:
+        raise ModelError("this Ultralytics writes multi-GPU workers in a form that rtdetr-act does not know yet")
+    lines.insert(anchors[-1] + 1, "    import rtdetr_act  # its hooks rebuild the patched model\n")
+    Path(path).write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def _lost_by_workers(trainer: Any) -> bool:
+    from torch import nn
+    from ultralytics.nn.tasks import yaml_model_load
+
+    if not isinstance(trainer.model, nn.Module):
+        return False
+    source = str(trainer.args.model)
+    if source.endswith((".yaml", ".yml")):
+        return split_model_yaml(yaml_model_load(source))[1] != plan_of(trainer.model)
+    from ultralytics import YOLO
+
+    return plan_of(YOLO(source).model) != plan_of(trainer.model)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def plan_of(model: Any) -> Plan:
+    """Return the plan that a task model carries in its `yaml`; an empty plan for any other model."""
+    from rtdetr_act.patcher import carries_yaml
+
+    return split_model_yaml(model.yaml)[1] if carries_yaml(model) else Plan()
+
+
+def _log(text: str) -> None:
+    from ultralytics.utils import LOGGER, colorstr
+
+    LOGGER.info(f"{colorstr('rtdetr-act:')} {text}")
+
+
+_HOOKS: dict[str, Callable[[Any], None]] = {
+    "ultralytics.nn.tasks": _hook_tasks,
+    "ultralytics.engine.model": _hook_model,
+    "ultralytics.engine.trainer": _hook_trainer,
+    "ultralytics.utils.dist": _hook_dist,
+}
