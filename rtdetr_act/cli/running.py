@@ -1,0 +1,167 @@
+"""Commands that run Ultralytics: train, val, predict, export, resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rtdetr_act.cli import app
+from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
+
+if TYPE_CHECKING:
+    from rtdetr_act.runs import Outcome
+
+DEFAULT_MODEL = "rtdetr-n.yaml"
+DEFAULT_DATA = "shapes"
+
+Pairs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value]…", help="Any Ultralytics argument, such as epochs=100 imgsz=640 batch=16."),
+]
+Weights = Annotated[str, typer.Argument(help="A checkpoint, such as runs/detect/rtdetr-n-arelu/weights/best.pt.")]
+Data = Annotated[str | None, typer.Option("--data", help="Data set YAML, or 'shapes', the embedded one.")]
+
+
+@app.command()
+def train(
+    pairs: Pairs = None,
+    act: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--act",
+            help="Activation or plan, such as arelu or 'dyrelu_b@backbone, dyrelu_c@neck'; 'stock'; repeatable.",
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Model YAML or checkpoint; shipped ones by bare name.")
+    ] = DEFAULT_MODEL,
+    data: Annotated[str, typer.Option("--data", help="Data set YAML, or 'shapes', the embedded one.")] = DEFAULT_DATA,
+    scope: Annotated[str, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = "conv",
+    act_lr: Annotated[float, typer.Option("--act-lr", help="Factor on the learning rate of slopes.")] = 1.0,
+    pretrained: Annotated[str | None, typer.Option("--pretrained", help="Checkpoint to take weights from.")] = None,
+) -> None:
+    """Train a model with other activations; several --act train one after the other and end in one table."""
+    from rtdetr_act.data import SHAPES_SETTINGS
+    from rtdetr_act.patcher import resolve_plan
+    from rtdetr_act.plan import Plan
+    from rtdetr_act.runs import STOCK, Outcome, load_model, parse_arguments, resolve_data, train_variant
+
+    arguments = parse_arguments(pairs or [], taken=("model", "data", "pretrained", "task", "mode", "resume"))
+    variants: list[str | None] = [*act] if act else [None]
+    if (scope != "conv" or act_lr != 1.0) and not [name for name in variants if name not in (None, STOCK)]:
+        raise InputError("--scope and --act-lr say how an activation is swapped in: name one with --act")
+    for variant in variants:  # all are checked before the first one trains
+        if variant not in (None, STOCK):
+            resolve_plan(Plan.parse(str(variant), scope=scope, act_lr=act_lr))
+    if pretrained is not None:
+        if not pretrained.endswith(".pt"):
+            raise InputError(f"--pretrained takes a .pt checkpoint, not '{pretrained}'")
+        load_model(pretrained)
+        arguments["pretrained"] = pretrained
+    if data == DEFAULT_DATA:
+        arguments = {**SHAPES_SETTINGS, **arguments}
+    arguments["data"] = resolve_data(data)
+    task = load_model(model).task
+    arguments.setdefault("project", str(Path("runs", task).absolute()))
+    arguments.setdefault("plots", data != DEFAULT_DATA)
+
+    outcomes: list[Outcome] = []
+    try:
+        for variant in variants:
+            try:
+                outcomes.append(train_variant(model, variant, dict(arguments), scope=scope, act_lr=act_lr))
+            except RtdetrActError as error:
+                if len(variants) == 1:
+                    raise
+                outcomes.append(Outcome(str(variant), failure=str(error)))
+    finally:
+        _print_outcomes(outcomes)
+    if failed := [outcome.activation for outcome in outcomes if outcome.failure]:
+        raise TrainingError(f"{len(failed)} of {len(outcomes)} variants gave no result: {', '.join(failed)}")
+
+
+@app.command()
+def val(weights: Weights, pairs: Pairs = None, data: Data = None) -> None:
+    """Validate a checkpoint, on the data it was trained with unless --data names another."""
+    model, arguments = _prepare(weights, pairs, data)
+    _print_scores(model.val(**arguments))
+
+
+@app.command()
+def predict(weights: Weights, pairs: Pairs = None) -> None:
+    """Detect in images or videos: source=folder, conf=0.25, save=True and so on."""
+    model, arguments = _prepare(weights, pairs, None)
+    source = arguments.pop("source", None)
+    if source is None:
+        raise InputError("predict needs something to look at: add source=image.jpg (or a folder, a video, a URL)")
+    is_path = isinstance(source, str) and "://" not in source and not any(mark in source for mark in "*?[")
+    if is_path and not Path(source).exists():
+        raise InputError(f"there is no source '{source}'")
+    arguments.setdefault("save", True)
+    for _ in model.predict(source=source, stream=True, **arguments):
+        pass  # a stream, so that a long video is never held in memory whole
+    print(f"files: {model.predictor.save_dir}")
+
+
+@app.command()
+def export(weights: Weights, pairs: Pairs = None) -> None:
+    """Export a checkpoint: format=onnx, torchscript, openvino and all others of Ultralytics."""
+    model, arguments = _prepare(weights, pairs, None)
+    print(f"file: {model.export(**arguments)}")
+
+
+@app.command()
+def resume(weights: Weights, pairs: Pairs = None) -> None:
+    """Go on with a training that was interrupted: give its last.pt."""
+    from rtdetr_act.runs import stop_at_non_finite_loss
+
+    model, arguments = _prepare(weights, pairs, None)
+    if (model.ckpt or {}).get("epoch", -1) < 0 or model.ckpt.get("optimizer") is None:
+        raise InputError(f"'{weights}' is of a finished training: resume takes the last.pt of an interrupted one")
+    model.add_callback("on_train_epoch_end", stop_at_non_finite_loss)
+    _print_scores(model.train(resume=True, **arguments))
+    print(f"files: {model.trainer.save_dir}")
+
+
+def _prepare(weights: str, pairs: list[str] | None, data: str | None) -> tuple[Any, dict[str, Any]]:
+    from rtdetr_act.runs import load_model, parse_arguments, resolve_data
+
+    arguments = parse_arguments(pairs or [], taken=("model", "task", "mode", "resume", "data"))
+    if not weights.endswith(".pt"):
+        raise InputError(f"'{weights}' is no checkpoint: give a .pt file")
+    model = load_model(weights)
+    if data is not None:
+        arguments["data"] = resolve_data(data)
+    return model, arguments
+
+
+def _print_scores(metrics: Any) -> None:
+    from rtdetr_act.runs import read_scores
+
+    print("  ".join(f"{name} {score:.4f}" for name, score in read_scores(metrics).items()))
+
+
+def _print_outcomes(outcomes: list[Outcome]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not outcomes:
+        return
+    scores = list(dict.fromkeys(name for outcome in outcomes for name in outcome.scores or {})) or ["mAP50", "mAP50-95"]
+    table = Table(title="Variants, scored on their best checkpoint")
+    table.add_column("activation", overflow="fold")
+    for title in ("sites", "parameters", "GFLOPs", *scores, "s/epoch"):
+        table.add_column(title, justify="right")
+    for outcome in outcomes:
+        if outcome.failure:
+            table.add_row(outcome.activation, *["-"] * (4 + len(scores)))
+            continue
+        cells = [f"{(outcome.scores or {}).get(name, float('nan')):.4f}" for name in scores]
+        time = f"{outcome.seconds_per_epoch:.1f}"
+        counts = str(outcome.sites), f"{outcome.parameters:,}", f"{outcome.gflops:.2f}"
+        table.add_row(outcome.activation, *counts, *cells, time)
+    Console().print(table)
+    for outcome in outcomes:
+        print(f"{outcome.activation}: {outcome.failure or outcome.folder}")

@@ -1,0 +1,101 @@
+"""Draw activations and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rtdetr_act.activations import registry
+from rtdetr_act.errors import InputError
+
+_FORMATS = (".png", ".svg", ".pdf")
+_CHANNELS, _SIDE, _CONTEXTS = 16, 5, 64
+# Okabe-Ito without its yellow: told apart by colour-blind readers, and on white paper.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float = 4.0) -> Path:
+    """Draw functions (left) and gradients (right) of activations over [-limit, limit].
+
+    Learnable ones are drawn at their initial parameters. What depends on more than the one value (dynamic
+    coefficients, neighbours, other channels, parameters drawn at random) is drawn as its median with a band from the
+    5th to the 95th percentile over 64 random inputs with unlike channel means; a generator that starts at zero, as
+    DY-ReLU's, gets torch's default weights for that, or there would be no band to see.
+
+    Args:
+        specs: Names or specs of the zoo, such as "arelu" or "leaky_relu(0.1)".
+        output: PNG, SVG or PDF file to write.
+        limit: Half the width of the axis.
+
+    Returns:
+        The path written.
+
+    Raises:
+        SpecError: An activation is unknown.
+        InputError: The file's ending or folder is wrong.
+    """
+    path = Path(output)
+    if path.suffix.lower() not in _FORMATS:
+        raise InputError(f"cannot draw '{path}': the file's ending must be one of {', '.join(_FORMATS)}")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot draw '{path}': there is no folder '{path.parent}'")
+    names = [str(registry.resolve(spec)) for spec in specs]
+    import matplotlib
+
+    matplotlib.use("Agg")  # no window, no display needed
+    from matplotlib import pyplot
+
+    x = torch.linspace(-limit, limit, 401)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for index, name in enumerate(names):
+        style = {"color": _COLOURS[index % len(_COLOURS)], "linestyle": ("-", "--", ":")[index // len(_COLOURS) % 3]}
+        for axis, values in zip(axes, sample(name, x), strict=True):
+            low, middle, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95]), dim=0)
+            axis.plot(x, middle, label=name, linewidth=1.8, **style)
+            if float((high - low).max()) > 1e-4:
+                axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    for axis, title in zip(axes, ("f(x)", "f′(x)"), strict=True):
+        axis.set_title(title)
+        axis.set_xlabel("x")
+        axis.grid(alpha=0.25)
+        axis.axhline(0, color="0.4", linewidth=0.8)
+        axis.axvline(0, color="0.4", linewidth=0.8)
+    axes[0].legend(frameon=False)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise InputError(f"cannot write '{path}': {error.strerror or error}") from None
+    finally:
+        pyplot.close(figure)
+    return path
+
+
+def sample(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return f(x) and f'(x) of an activation inside random inputs.
+
+    Args:
+        spec: Name or spec of the zoo.
+        x: Values, (N,).
+
+    Returns:
+        Values and gradients, each (64, N): one row per random input, in which one position of one channel holds x.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = registry.create(spec, _CHANNELS).eval()
+        for part in module.modules():
+            if isinstance(part, (nn.Linear, nn.Conv2d)) and not part.weight.any():
+                part.reset_parameters()
+        means = torch.randn(_CONTEXTS, _CHANNELS, 1, 1)
+        contexts = torch.randn(_CONTEXTS, _CHANNELS, _SIDE, _SIDE) + means
+    inputs = contexts.repeat_interleave(len(x), dim=0)
+    rows = torch.arange(len(inputs))
+    place = (rows, (rows // len(x)) % _CHANNELS, _SIDE // 2, _SIDE // 2)
+    inputs[place] = x.repeat(_CONTEXTS)
+    inputs.requires_grad_()
+    values = module(inputs)[place]
+    (gradient,) = torch.autograd.grad(values.sum(), inputs)
+    return values.detach().view(_CONTEXTS, -1), gradient[place].view(_CONTEXTS, -1)

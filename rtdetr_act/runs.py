@@ -1,0 +1,283 @@
+"""Load a model by name, check Ultralytics arguments, and train one variant: what every command that runs needs."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rtdetr_act.configs import config_names, find_config
+from rtdetr_act.errors import InputError, ModelError, RtdetrActError, TrainingError, suggest
+from rtdetr_act.patcher import patch_model, unpatch_model
+
+STOCK = "stock"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training one variant gave.
+
+    Attributes:
+        activation: The plan as the user wrote it, or "stock".
+        sites: Number of sites swapped.
+        parameters: Parameters of the whole model.
+        gflops: Floating-point operations of one image at the training size, in 1e9; 0 where they cannot be counted.
+        scores: The two headline metrics of the task on the best checkpoint, such as {"mAP50": …, "mAP50-95": …}.
+        seconds_per_epoch: Mean wall time of an epoch, validation included.
+        folder: The run folder with Ultralytics' own files.
+        failure: Why the run gave no result, else "".
+    """
+
+    activation: str
+    sites: int = 0
+    parameters: int = 0
+    gflops: float = 0.0
+    scores: dict[str, float] | None = None
+    seconds_per_epoch: float = math.nan
+    folder: Path | None = None
+    failure: str = ""
+
+
+def load_model(source: str) -> Any:
+    """Return the RTDETR or YOLO object of a model YAML, a checkpoint, or a name that Ultralytics can download.
+
+    Raises:
+        InputError: There is no such file, or it is no model YAML.
+        ModelError: The file is no checkpoint, or holds a class that is not installed.
+    """
+    suffix = Path(source).suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return _load_yaml(source)
+    if suffix == ".pt":
+        return _load_checkpoint(source)
+    if not suffix:
+        raise InputError(f"'{source}' is no model file: give a .yaml or a .pt{suggest(source, _model_names())}")
+    raise ModelError(f"'{source}' is no model to train or swap: give a .yaml, or the .pt that it was exported from")
+
+
+def _load_yaml(source: str) -> Any:
+    import yaml
+    from ultralytics import RTDETR, YOLO
+    from ultralytics.nn import tasks
+    from ultralytics.utils.checks import check_yaml
+
+    from rtdetr_act.plan import split_model_yaml
+
+    try:
+        model_yaml = tasks.yaml_model_load(source)
+    except (yaml.YAMLError, ValueError) as error:  # Ultralytics since 8.4 makes a ValueError of it
+        raise InputError(f"'{source}' is no valid YAML: {' '.join(str(error).split())}") from None
+    except (FileNotFoundError, AttributeError, TypeError, IndexError):
+        if find_config(source) or check_yaml(source, hard=False):
+            raise InputError(f"'{source}' is no model YAML: it needs 'backbone' and 'head'") from None
+        raise InputError(f"there is no model '{source}' here{suggest(source, _model_names())}") from None
+    stock, _ = split_model_yaml(model_yaml)
+    kind = RTDETR if "RTDETR" in str(stock["head"][-1][2]) else YOLO
+    return kind(source)
+
+
+def _load_checkpoint(source: str) -> Any:
+    from ultralytics import RTDETR, YOLO
+
+    try:
+        from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+
+        if not Path(source).is_file() and Path(source).name not in GITHUB_ASSETS_NAMES:
+            raise InputError(f"there is no file '{source}'")
+        model = YOLO(source)
+        if type(model.model.model[-1]).__name__ == "RTDETRDecoder" and not isinstance(model, RTDETR):
+            model = RTDETR(source)  # YOLO() switches by itself in newer releases (8.3.160 does, 8.3.99 did not)
+    except RtdetrActError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"there is no file '{source}', and it could not be downloaded") from None
+    except Exception as error:  # whatever an unpickler makes of bytes that are no checkpoint
+        reason = str(error).strip().partition("\n")[0].removeprefix("ERROR ❌️ ")
+        raise ModelError(f"'{source}' is no Ultralytics checkpoint ({type(error).__name__}: {reason})") from error
+    return model
+
+
+def _model_names() -> list[str]:
+    from ultralytics.utils import ROOT
+
+    return config_names() + [file.name for file in (ROOT / "cfg" / "models").rglob("*.yaml")]
+
+
+def resolve_data(source: str) -> str:
+    """Return what to give Ultralytics as `data`: a path for `shapes` (generated if need be) and for local files.
+
+    Raises:
+        InputError: There is no such data set.
+    """
+    from ultralytics.utils import ROOT
+
+    from rtdetr_act.data import shapes
+
+    if source in ("shapes", "shapes.yaml") and not Path(source).exists():
+        return str(shapes())
+    known = {file.name for file in (ROOT / "cfg" / "datasets").glob("*.yaml")}
+    if Path(source).exists() or source in known or "://" in source:
+        return source
+    if Path(source).suffix in (".yaml", ".yml") or "/" in source:
+        raise InputError(f"there is no data set '{source}'{suggest(Path(source).name, [*known, 'shapes'])}")
+    return source  # a classification set such as imagenet10, which Ultralytics finds or downloads by name
+
+
+def parse_arguments(pairs: Iterable[str], taken: Iterable[str] = ()) -> dict[str, Any]:
+    """Turn `key=value` words into Ultralytics arguments, refused with a suggestion where Ultralytics has no such key.
+
+    Values are Python literals, `True`, `none` and the like in any case, or plain strings.
+
+    Args:
+        pairs: The words.
+        taken: Keys that the command sets itself.
+
+    Raises:
+        InputError: A word is no pair, a key is unknown or taken, or a value has a wrong type.
+    """
+    from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"'{pair}' is no argument: write key=value, such as epochs=100")
+        if key in taken:
+            raise InputError(f"'{key}' is set by this command itself: leave '{pair}' out")
+        if key not in DEFAULT_CFG_DICT:
+            near = difflib.get_close_matches(key, DEFAULT_CFG_DICT, n=1, cutoff=0.5)
+            hint = f"; did you mean '{near[0]}'?" if near else ", see docs.ultralytics.com/usage/cfg"
+            raise InputError(f"Ultralytics has no argument '{key}'{hint}")
+        arguments[key] = _parse_value(value)
+    try:
+        get_cfg(overrides=dict(arguments))
+    except (TypeError, ValueError, SyntaxError, KeyError) as error:
+        raise InputError(" ".join(str(error).split())) from None
+    return arguments
+
+
+def _parse_value(text: str) -> Any:
+    words = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def train_variant(
+    source: str, activation: str | None, arguments: dict[str, Any], *, scope: str = "conv", act_lr: float = 1.0
+) -> Outcome:
+    """Build a model, swap its activations, train it, and read what came out.
+
+    Args:
+        source: Model YAML or checkpoint.
+        activation: A plan, "stock" for the model without any swap, None for the model as its file has it.
+        arguments: Ultralytics arguments of `train`, `data` among them.
+        scope: "conv" or "all", for a plan given.
+        act_lr: Factor on the learning rate of activation parameters, for a plan given.
+
+    Raises:
+        RtdetrActError: The model, the plan or the data is wrong, or the loss became non-finite.
+    """
+    model = load_model(source)
+    if activation == STOCK:
+        unpatch_model(model)
+    elif activation is not None:
+        patch_model(model, activation, scope=scope, act_lr=act_lr)
+    name = activation or _plan_in(model) or STOCK
+    model.add_callback("on_train_epoch_end", stop_at_non_finite_loss)
+    try:
+        model.train(**{**arguments, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
+    except RuntimeError as error:
+        if "NaN" in str(error):
+            raise TrainingError(f"{name}: {error}; try a smaller lr0, or amp=False") from None
+        if str(error).startswith("Dataset"):
+            raise InputError(" ".join(str(error).split())) from None
+        raise
+    except KeyboardInterrupt:
+        last = getattr(model.trainer, "last", None)
+        hint = f"go on with: rtdetr-act resume {last}" if last and last.exists() else "no epoch was finished"
+        raise KeyboardInterrupt(hint) from None
+    return Outcome(
+        activation=name,
+        sites=count_sites(model),
+        parameters=sum(parameter.numel() for parameter in model.model.parameters()),
+        gflops=count_gflops(model, model.trainer.args.imgsz),
+        scores=read_scores(model.metrics),
+        seconds_per_epoch=read_epoch_time(Path(model.trainer.csv)),
+        folder=Path(model.trainer.save_dir),
+    )
+
+
+def stop_at_non_finite_loss(trainer: Any) -> None:
+    """End a training whose loss is NaN or infinite after its first epoch, where Ultralytics would go on.
+
+    From the second epoch on, Ultralytics goes back to the last checkpoint by itself, three times (8.3.220 does, 8.3.210
+    did not).
+    """
+    import torch
+
+    recovers = hasattr(trainer, "_handle_nan_recovery") and trainer.epoch > trainer.start_epoch
+    if not recovers and not bool(torch.isfinite(trainer.loss).all()):
+        raise TrainingError(
+            f"the loss became {float(trainer.loss):g} in epoch {trainer.epoch + 1} of {trainer.save_dir}: "
+            "try a smaller lr0, another activation, or amp=False"
+        )
+
+
+def count_sites(model: Any) -> int:
+    """Return how many sites of a model hold a swapped activation."""
+    from rtdetr_act.sites import placed_activations, unwrap
+
+    return sum(1 for _ in placed_activations(unwrap(model)))
+
+
+def count_gflops(model: Any, imgsz: int) -> float:
+    """Return the 1e9 floating-point operations of one image of imgsz x imgsz pixels, as Ultralytics counts them."""
+    from ultralytics.utils.torch_utils import get_flops
+
+    return float(get_flops(model.model, imgsz))
+
+
+def read_scores(metrics: Any) -> dict[str, float]:
+    """Return the two headline scores of Ultralytics metrics: mAP50 and mAP50-95, or top1 and top5 for classification.
+
+    Segmentation and pose have boxes too; their own mask or keypoint scores come last in Ultralytics' dictionary and
+    are the ones taken.
+    """
+    found = metrics if isinstance(metrics, dict) else getattr(metrics, "results_dict", {})
+    scores = {}
+    for key, value in found.items():
+        short = key.removeprefix("metrics/").split("(")[0].removeprefix("accuracy_")
+        if short in ("mAP50", "mAP50-95", "top1", "top5"):
+            scores[short] = float(value)
+    return scores
+
+
+def read_epoch_time(results: Path) -> float:
+    """Return the mean seconds of an epoch, validation included, from a results.csv; NaN where it has no times.
+
+    Ultralytics writes the seconds since the start of the training; 8.3.0 did not yet.
+    """
+    if not results.is_file():
+        return math.nan
+    header, *rows = (line.replace(" ", "").split(",") for line in results.read_text(encoding="utf-8").splitlines())
+    return float(rows[-1][header.index("time")]) / len(rows) if rows and "time" in header else math.nan
+
+
+def slug(text: str) -> str:
+    """Turn a plan into a folder name: `leaky_relu(0.1)@0-9` becomes `leaky_relu-0.1-0-9`."""
+    words = "".join(char if char.isalnum() or char in "._-" else " " for char in text).split()
+    return "-".join(words)[:80]
+
+
+def _plan_in(model: Any) -> str:
+    from rtdetr_act.ultralytics_hooks import plan_of
+
+    return str(plan_of(model.model))

@@ -1,0 +1,195 @@
+"""The command line as a user meets it: real processes for exit codes and weight, in-process runs for the rest."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from rtdetr_act.activations.registry import entry, names, register
+from rtdetr_act.cli import app, looking, running  # noqa: F401 (they register their commands)
+from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
+from rtdetr_act.runs import parse_arguments, slug
+
+TINY = ["epochs=1", "imgsz=64", "batch=4", "amp=False", "plots=False", "workers=0", "optimizer=AdamW"]
+
+
+class Overflow(nn.Module):
+    """An activation that leaves no number finite."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * float("inf")
+
+
+def run(*arguments: str) -> str:
+    """Run a command in this process; errors come out as they are raised."""
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a process of its own."""
+    command = [sys.executable, "-c", "from rtdetr_act.cli import main; main()", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["val"], ["export"], ["resume"], ["acts"], ["sites"], ["plot"]])
+def test_help_imports_neither_torch_nor_ultralytics(command: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from rtdetr_act.cli import main\n"
+        f"sys.argv = ['rtdetr-act', *{command!r}, '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'ultralytics', 'numpy', 'matplotlib') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "Usage" in result.stdout
+
+
+def test_train_runs_several_variants_into_one_table(
+    data, rows_yaml, stock_yaml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    acts = ["stock", "arelu", "mish@backbone"]
+    flags = [word for act in acts for word in ("--act", act)]
+    output = run("train", *flags, "--model", str(rows_yaml), "--data", str(data.detect), *TINY)
+    for title in ("activation", "sites", "parameters", "GFLOPs", "mAP50", "mAP50-95", "s/epoch"):
+        assert title in output
+    folders = [
+        Path(line.split(": ", 1)[1]) for line in output.splitlines() if re.match(r"^(stock|arelu|mish@\w+): /", line)
+    ]
+    assert [folder.name for folder in folders] == ["rows-stock", "rows-arelu", "rows-mish-backbone"]
+    assert all(tmp_path / "runs" / "detect" == folder.parent for folder in folders)
+    kinds = []
+    for folder in folders:
+        model = torch.load(folder / "weights" / "best.pt", weights_only=False)["model"]
+        kinds.append({type(module).__name__ for module in model.modules()} & {"AReLU", "Mish", "PReLU"})
+        assert (folder / "results.csv").is_file() and (folder / "args.yaml").is_file()
+    # The YAML names arelu, and prelu and gelu in two rows: stock drops them all, a plan goes on top of them.
+    assert kinds == [set(), {"AReLU"}, {"AReLU", "Mish"}]
+    best = str(folders[1] / "weights" / "best.pt")
+    assert "mAP50" in run("val", best, "--data", str(data.detect), "imgsz=64", "plots=False")
+    shown = run("predict", best, f"source={data.image}", "imgsz=64", f"project={tmp_path / 'seen'}")
+    assert Path(re.search(r"files: (.+)", shown)[1].strip()).is_dir()
+    exported = run("export", best, "format=torchscript", "imgsz=64")
+    assert Path(re.search(r"file: (.+)", exported)[1].strip()).is_file()
+    with pytest.raises(InputError, match="finished"):
+        run("resume", best)
+
+
+def test_sites_shows_before_and_after(stock_yaml) -> None:
+    output = run("sites", str(stock_yaml), "--act", "arelu@backbone")
+    assert "before" in output and "after" in output and "sites swapped" in output
+    assert "after" not in run("sites", str(stock_yaml))
+
+
+def test_acts_lists_every_entry_and_says_which_are_not_for_training() -> None:
+    output = run("acts")
+    listed = set(re.findall(r"│ (\w+)", output))
+    assert set(names()) <= listed
+    assert output.count("not meant") >= sum(bool(entry(name).note) for name in names()) > 5
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_plot_draws_what_it_names(suffix: str, tmp_path: Path) -> None:
+    target = tmp_path / f"curves.{suffix}"
+    run("plot", "arelu", "silu", "dyrelu_b", "-o", str(target))
+    head = target.read_bytes()[:400]
+    assert head.startswith(b"\x89PNG") if suffix == "png" else b"<svg" in head or b"<?xml" in head
+
+
+def test_plot_samples_are_the_functions_themselves() -> None:
+    from rtdetr_act.plot import sample
+
+    x = torch.linspace(-3, 3, 25)
+    values, gradients = sample("mish", x)
+    torch.testing.assert_close(values, torch.nn.functional.mish(x).expand_as(values))
+    s = 1 + torch.sigmoid(torch.tensor(2.0))
+    _, slopes = sample("arelu", x[x != 0])
+    torch.testing.assert_close(slopes[0], torch.where(x[x != 0] > 0, s, torch.tensor(0.9)))
+    dynamic, _ = sample("dyrelu_b", x)
+    assert float(dynamic.std(0).max()) > 0.05, "a dynamic activation is a band"
+    assert float(values.std(0).max()) < 1e-6 and gradients.shape == values.shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train", "--act", "areluu"], 2, "did you mean 'arelu'?"),
+        (["train", "--act", "arelu", "epoch=3"], 2, "did you mean 'epochs'?"),
+        (["train", "--act", "arelu", "epochs=many"], 2, "epochs"),
+        (["train", "--act", "arelu", "model=x.yaml"], 2, "set by this command"),
+        (["train", "--act", "arelu", "--model", "rtdetr-m.yaml"], 2, "there is no model 'rtdetr-m.yaml'"),
+        (["train", "--act", "arelu", "--data", "coco9.yaml"], 2, "no data set 'coco9.yaml'; did you mean"),
+        (["train", "--act", "frelu", "--scope", "all"], 2, "tokens"),
+        (["train", "--act", "arelu@77"], 2, "77"),
+        (["train", "--act", "arelu", "--pretrained", "none.pt"], 2, "no file 'none.pt'"),
+        (["train", "--model", "broken.yaml"], 2, "no valid YAML"),
+        (["train", "--model", "data.yaml"], 2, "backbone"),
+        (["train", "--model", "six.yaml"], 2, "6 items"),
+        (["train", "--model", "code.yaml"], 2, "no activation 'open'"),
+        (["val", "nothing.pt"], 2, "no file 'nothing.pt'"),
+        (["val", "text.pt"], 2, "no Ultralytics checkpoint"),
+        (["predict", "text.pt"], 2, "no Ultralytics checkpoint"),
+        (["resume", "model.onnx"], 2, "no checkpoint"),
+        (["plot", "arelu", "-o", "x.gif"], 2, ".svg"),
+        (["plot", "arelu", "-o", "nowhere/x.png"], 2, "no folder"),
+        (["sites", "model.onnx"], 2, "exported"),
+    ],
+)
+def test_a_mistake_is_one_sentence_a_code_and_nothing_left_behind(
+    arguments: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "broken.yaml").write_text("backbone: [")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [a]\n")
+    row = "[-1, 1, Conv, [8, 3, 2], arelu, 1]"
+    (tmp_path / "six.yaml").write_text(f"nc: 1\nbackbone:\n  - {row}\nhead:\n  - [[0], 1, Detect, [nc]]\n")
+    (tmp_path / "code.yaml").write_text(
+        "nc: 1\nactivation: open('ran', 'w')\n"
+        "backbone:\n  - [-1, 1, Conv, [8, 3, 2]]\nhead:\n  - [[0], 1, Detect, [nc]]\n"
+    )
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RtdetrActError, match=re.escape(words)) as caught:
+        CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == code
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_mistake_in_a_real_shell(tmp_path: Path) -> None:
+    result = shell("train", "--act", "areluu", cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr + result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_non_finite_loss_ends_the_run(data, stock_yaml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "test_overflow" not in names():
+        register("test_overflow", Overflow, learnable=False)
+    flags = ["--act", "test_overflow@0", "--model", str(stock_yaml), "--data", str(data.detect)]
+    with pytest.raises(TrainingError, match="loss became nan"):
+        run("train", *flags, *TINY)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_arguments_are_literals_and_nothing_else() -> None:
+    given = parse_arguments(["epochs=3", "lr0=1e-3", "cos_lr=true", "device=cpu", "freeze=[0, 1]", "name=a=b"])
+    assert given == {"epochs": 3, "lr0": 1e-3, "cos_lr": True, "device": "cpu", "freeze": [0, 1], "name": "a=b"}
+    assert parse_arguments(["name=__import__('os').getcwd()"])["name"] == "__import__('os').getcwd()"
+
+
+def test_slugs_are_folder_names() -> None:
+    assert (
+        slug("dyrelu_b@backbone, leaky_relu(negative_slope=0.1)@0-9")
+        == "dyrelu_b-backbone-leaky_relu-negative_slope-0.1-0-9"
+    )
