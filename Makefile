@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+, := ,
 ifeq ($(OS),Windows_NT)
   BIN := Scripts
 else
@@ -18,7 +19,7 @@ define environment
 endef
 
 $(VENV)/installed: pyproject.toml
-	$(call environment,$(VENV),-e ".[dev,export]")
+	$(call environment,$(VENV),-e ".[dev$(,)export]")
 	@touch $@
 
 demo: $(VENV)/installed
