@@ -226,7 +226,7 @@ def stop_at_non_finite_loss(trainer: Any) -> None:
     recovers = hasattr(trainer, "_handle_nan_recovery") and trainer.epoch > trainer.start_epoch
     if not recovers and not bool(torch.isfinite(trainer.loss).all()):
         raise TrainingError(
-            f"the loss became {float(trainer.loss):g} in epoch {trainer.epoch + 1} of {trainer.save_dir}: "
+            f"the loss became {float(trainer.loss.detach()):g} in epoch {trainer.epoch + 1} of {trainer.save_dir}: "
             "try a smaller lr0, another activation, or amp=False"
         )
 

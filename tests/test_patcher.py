@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from known import SITES, Twice
 from torch import nn
 from ultralytics import RTDETR, YOLO
-from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
 
 from rtdetr_act import default_act, find_sites, patch_model, unpatch_model
@@ -20,21 +20,6 @@ from rtdetr_act.errors import ModelError, RtdetrActError, SelectionError, SpecEr
 from rtdetr_act.sites import placed_activations
 
 torchvision = pytest.importorskip("torchvision")
-
-# In 8.3.10 and older, the heads of these have two convolutions more at each of their three levels.
-MORE = 0 if hasattr(Detect, "legacy") else 6
-
-# model -> sites swapped with scope conv, with scope all
-SWAPPED = {
-    "rtdetr-l": (77, 92),
-    "rtdetr-resnet50": (73, 88),
-    "yolov8n": (57 + MORE, 57 + MORE),
-    "yolo11n": (77, 77),
-    "yolov10n": (87, 87),
-    "yolov9t": (179 + MORE, 179 + MORE),
-    "yolov6n": (53 + MORE, 53 + MORE),
-    "yolo26n": (105, 105),
-}
 
 
 def small() -> nn.Sequential:
@@ -46,7 +31,7 @@ def count(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("scope", ["conv", "all"])
-@pytest.mark.parametrize("name", SWAPPED)
+@pytest.mark.parametrize("name", SITES)
 def test_every_site_gets_an_instance_and_two_parameters(name: str, scope: str) -> None:
     try:
         model = (RTDETR if name.startswith("rtdetr") else YOLO)(f"{name}.yaml")
@@ -54,7 +39,7 @@ def test_every_site_gets_an_instance_and_two_parameters(name: str, scope: str) -
         pytest.skip(f"this Ultralytics has no {name}")
     before = count(model.model)
     report = patch_model(model, "arelu", scope=scope)
-    expected = SWAPPED[name][scope == "all"]
+    expected = SITES[name][scope == "all"]
     assert len(report) == expected == len(set(report.sites))
     instances = [module for module in model.model.modules() if type(module).__name__ == "AReLU"]
     assert len(instances) == len({id(module) for module in instances}) == expected
@@ -193,7 +178,7 @@ def test_every_entry_stands_in_a_yolo_or_says_why_not(name: str) -> None:
     except SpecError as error:
         assert "lacks" in str(error)  # aglu, with an Ultralytics that has none
         return
-    assert len(report) == 57 + MORE
+    assert len(report) == SITES["yolov8n"][0]
     assert all(torch.isfinite(y).all() for y in model.eval()(torch.rand(1, 3, 64, 64))[:1])
 
 
@@ -277,14 +262,6 @@ def test_models_that_cannot_be_patched_say_so(tmp_path: Path) -> None:
 
 
 def test_a_foreign_model_without_layers_or_known_channels_says_so() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.relu = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.ReLU()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.relu(self.b(self.relu(self.a(x))))
-
     assert len(patch_model(Twice(), "arelu")) == 1
     with pytest.raises(SelectionError, match="4 and 6 channels"):
         patch_model(Twice(), "dyrelu_b")

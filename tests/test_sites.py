@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from known import SITES, Twice
 from torch import nn
 from torch.nn import functional
 from ultralytics import YOLO
-from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
 from rtdetr_act import find_sites, patch_model
 from rtdetr_act.sites import _Recorder, evaluating, put, unseen_calls
 
 torchvision = pytest.importorskip("torchvision")
-
-# In 8.3.10 and older, the heads of these have two convolutions more at each of their three levels.
-MORE = 0 if hasattr(Detect, "legacy") else 6
-
-# model -> (sites, of which on maps)
-COUNTS = {
-    "rtdetr-l": (92, 77),
-    "rtdetr-x": (124, 109),
-    "rtdetr-resnet50": (88, 73),
-    "yolov8n": (57 + MORE, 57 + MORE),
-    "yolo11n": (77, 77),
-    "yolov10n": (87, 87),
-    "yolov9t": (179 + MORE, 179 + MORE),
-    "yolov6n": (53 + MORE, 53 + MORE),
-    "yolo12n": (81, 81),
-    "yolo26n": (105, 105),
-}
 
 
 def build(name: str) -> nn.Module:
@@ -41,10 +24,10 @@ def build(name: str) -> nn.Module:
         pytest.skip(f"this Ultralytics has no {name}")
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", SITES)
 def test_counts(name: str) -> None:
     sites = find_sites(build(name))
-    assert (len(sites), sum(site.layout == "map" for site in sites)) == COUNTS[name]
+    assert (sum(site.layout == "map" for site in sites), len(sites)) == SITES[name]
     assert len({site.name for site in sites}) == len(sites)
     assert all(site.channels for site in sites)
     assert {site.section for site in sites} == {"backbone", "neck", "head"}
@@ -108,14 +91,6 @@ def test_a_shared_module_is_one_site_per_owner() -> None:
 
 
 def test_one_module_called_at_two_widths_has_no_single_channel_count() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.relu = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.ReLU()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.relu(self.b(self.relu(self.a(x))))
-
     (site,) = find_sites(Twice())
     assert (site.channels, site.widths) == (None, (4, 6))
 

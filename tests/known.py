@@ -1,0 +1,35 @@
+"""What is known of models from outside: sites counted in Ultralytics' code, and a block that shares its activation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from ultralytics.nn.modules import Detect
+
+# In 8.3.10 and older, the heads of these have two convolutions more at each of their three levels.
+MORE = 0 if hasattr(Detect, "legacy") else 6
+
+# model -> activation sites on maps, all sites
+SITES = {
+    "rtdetr-l": (77, 92),
+    "rtdetr-x": (109, 124),
+    "rtdetr-resnet50": (73, 88),
+    "yolov6n": (53 + MORE, 53 + MORE),
+    "yolov8n": (57 + MORE, 57 + MORE),
+    "yolov9t": (179 + MORE, 179 + MORE),
+    "yolov10n": (87, 87),
+    "yolo11n": (77, 77),
+    "yolo12n": (81, 81),
+    "yolo26n": (105, 105),
+}
+
+
+class Twice(nn.Module):
+    """Calls one ReLU at two widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.relu = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.b(self.relu(self.a(x))))
