@@ -42,6 +42,12 @@ class TrainingError(RtdetrActError):
     exit_code = 1
 
 
+class Interrupted(RtdetrActError):
+    """The user stopped a training with Ctrl-C; the sentence says how to go on."""
+
+    exit_code = 130
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the known word closest to `word`, or an empty string.
 

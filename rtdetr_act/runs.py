@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_act.configs import config_names, find_config
-from rtdetr_act.errors import InputError, ModelError, RtdetrActError, TrainingError, suggest
+from rtdetr_act.errors import InputError, Interrupted, ModelError, RtdetrActError, TrainingError, suggest
 from rtdetr_act.patcher import patch_model, unpatch_model
 
 STOCK = "stock"
@@ -170,6 +170,20 @@ def _parse_value(text: str) -> Any:
         return text
 
 
+def check_variants(source: str, activations: Iterable[str | None], *, scope: str = "conv", act_lr: float = 1.0) -> str:
+    """Try every plan on the model before the first of them trains for hours, and return the task of the model.
+
+    Raises:
+        RtdetrActError: The model or a plan is wrong.
+    """
+    model = load_model(source)
+    for activation in activations:
+        if activation not in (None, STOCK):
+            patch_model(model, str(activation), scope=scope, act_lr=act_lr)
+            unpatch_model(model)
+    return str(model.task)
+
+
 def train_variant(
     source: str, activation: str | None, arguments: dict[str, Any], *, scope: str = "conv", act_lr: float = 1.0
 ) -> Outcome:
@@ -203,7 +217,7 @@ def train_variant(
     except KeyboardInterrupt:
         last = getattr(model.trainer, "last", None)
         hint = f"go on with: rtdetr-act resume {last}" if last and last.exists() else "no epoch was finished"
-        raise KeyboardInterrupt(hint) from None
+        raise Interrupted(f"interrupted; {hint}") from None
     return Outcome(
         activation=name,
         sites=count_sites(model),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -193,3 +196,47 @@ def test_slugs_are_folder_names() -> None:
         slug("dyrelu_b@backbone, leaky_relu(negative_slope=0.1)@0-9")
         == "dyrelu_b-backbone-leaky_relu-negative_slope-0.1-0-9"
     )
+
+
+def test_a_checkpoint_with_an_activation_that_is_gone_says_what_is_missing(tmp_path: Path) -> None:
+    package = tmp_path / "with" / "strange_activations.py"
+    package.parent.mkdir()
+    package.write_text("from torch import nn\nclass Strange(nn.ReLU):\n    pass\n")
+    code = (
+        "from ultralytics import YOLO\nfrom rtdetr_act import patch_model, register\n"
+        "from strange_activations import Strange\nregister('strange', Strange)\n"
+        "model = YOLO('yolov8n.yaml')\npatch_model(model, 'strange')\nmodel.save('strange.pt')\n"
+    )
+    path = os.pathsep.join([str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, check=True)
+    result = shell("val", "strange.pt", "--data", "coco8.yaml", cwd=tmp_path)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "strange_activations.Strange" in result.stderr and "is not installed here" in result.stderr
+    assert "pip" not in result.stdout + result.stderr, "Ultralytics would try to install a package of that name"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
+def test_ctrl_c_says_how_to_go_on_and_that_works(data, stock_yaml, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from rtdetr_act.cli import main; main()",
+        "train",
+        "--act",
+        "stock",
+        "--act",
+        "arelu",
+    ]
+    words = ["--model", str(stock_yaml), "--data", str(data.detect), *TINY, "epochs=8", "val=False"]
+    with (tmp_path / "out.txt").open("w") as out, (tmp_path / "err.txt").open("w") as err:
+        process = subprocess.Popen([*command, *words], cwd=tmp_path, stdout=out, stderr=err)
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.rglob("last.pt")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    message = (tmp_path / "err.txt").read_text().splitlines()[-1]
+    last = re.fullmatch(r"error: interrupted; go on with: rtdetr-act resume (.+last\.pt)", message)
+    assert last and Path(last[1]).is_file(), message
+    assert [folder.name for folder in (tmp_path / "runs" / "detect").iterdir()] == ["stock-stock"], "no next variant"
+    assert "mAP50" in run("resume", last[1])

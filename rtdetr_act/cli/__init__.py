@@ -40,6 +40,3 @@ def main() -> None:
     except RtdetrActError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt as interrupt:
-        print("; ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
-        sys.exit(130)

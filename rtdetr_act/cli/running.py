@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rtdetr_act.cli import app
-from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
+from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError
 
 if TYPE_CHECKING:
     from rtdetr_act.runs import Outcome
@@ -44,17 +44,21 @@ def train(
 ) -> None:
     """Train a model with other activations; several --act train one after the other and end in one table."""
     from rtdetr_act.data import SHAPES_SETTINGS
-    from rtdetr_act.patcher import resolve_plan
-    from rtdetr_act.plan import Plan
-    from rtdetr_act.runs import STOCK, Outcome, load_model, parse_arguments, resolve_data, train_variant
+    from rtdetr_act.runs import (
+        STOCK,
+        Outcome,
+        check_variants,
+        load_model,
+        parse_arguments,
+        resolve_data,
+        slug,
+        train_variant,
+    )
 
     arguments = parse_arguments(pairs or [], taken=("model", "data", "pretrained", "task", "mode", "resume"))
     variants: list[str | None] = [*act] if act else [None]
     if (scope != "conv" or act_lr != 1.0) and not [name for name in variants if name not in (None, STOCK)]:
         raise InputError("--scope and --act-lr say how an activation is swapped in: name one with --act")
-    for variant in variants:  # all are checked before the first one trains
-        if variant not in (None, STOCK):
-            resolve_plan(Plan.parse(str(variant), scope=scope, act_lr=act_lr))
     if pretrained is not None:
         if not pretrained.endswith(".pt"):
             raise InputError(f"--pretrained takes a .pt checkpoint, not '{pretrained}'")
@@ -62,18 +66,20 @@ def train(
         arguments["pretrained"] = pretrained
     if data == DEFAULT_DATA:
         arguments = {**SHAPES_SETTINGS, **arguments}
+    task = check_variants(model, variants, scope=scope, act_lr=act_lr)
     arguments["data"] = resolve_data(data)
-    task = load_model(model).task
     arguments.setdefault("project", str(Path("runs", task).absolute()))
-    arguments.setdefault("plots", data != DEFAULT_DATA)
 
     outcomes: list[Outcome] = []
     try:
         for variant in variants:
+            settings = dict(arguments)
+            if len(variants) > 1 and "name" in settings:  # with exist_ok=True they would overwrite one another
+                settings["name"] = f"{settings['name']}-{slug(str(variant))}"
             try:
-                outcomes.append(train_variant(model, variant, dict(arguments), scope=scope, act_lr=act_lr))
+                outcomes.append(train_variant(model, variant, settings, scope=scope, act_lr=act_lr))
             except RtdetrActError as error:
-                if len(variants) == 1:
+                if len(variants) == 1 or isinstance(error, Interrupted):
                     raise
                 outcomes.append(Outcome(str(variant), failure=str(error)))
     finally:
