@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,13 +208,8 @@ def train_variant(
     name = activation or _plan_in(model) or STOCK
     model.add_callback("on_train_epoch_end", stop_at_non_finite_loss)
     try:
-        model.train(**{**arguments, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
-    except RuntimeError as error:
-        if "NaN" in str(error):
-            raise TrainingError(f"{name}: {error}; try a smaller lr0, or amp=False") from None
-        if str(error).startswith("Dataset"):
-            raise InputError(" ".join(str(error).split())) from None
-        raise
+        with one_sentence():
+            model.train(**{**arguments, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
     except KeyboardInterrupt:
         last = getattr(model.trainer, "last", None)
         hint = f"go on with: rtdetr-act resume {last}" if last and last.exists() else "no epoch was finished"
@@ -227,6 +223,26 @@ def train_variant(
         seconds_per_epoch=read_epoch_time(Path(model.trainer.csv)),
         folder=Path(model.trainer.save_dir),
     )
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn what Ultralytics raises on wrong arguments and data into errors of one sentence; bugs stay tracebacks.
+
+    Raises:
+        InputError: For a device, optimizer, format or data set that Ultralytics cannot use.
+        TrainingError: For a loss that stayed NaN.
+    """
+    try:
+        yield
+    except (ValueError, NotImplementedError, FileNotFoundError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+    except RuntimeError as error:
+        if "NaN" in str(error):
+            raise TrainingError(f"{error}; try a smaller lr0, or amp=False") from error
+        if str(error).startswith("Dataset"):
+            raise InputError(" ".join(str(error).split())) from error
+        raise
 
 
 def stop_at_non_finite_loss(trainer: Any) -> None:

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadlines on shared machines; the same examples every time where a failure must be one of the change under test.
+settings.register_profile("tests", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("tests")
 
 # Before anything imports Ultralytics, which reads them on import.
 _HOME = Path(tempfile.mkdtemp(prefix="rtdetr_act_tests_"))

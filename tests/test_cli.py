@@ -168,6 +168,22 @@ def test_a_mistake_is_one_sentence_a_code_and_nothing_left_behind(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [("optimizer=Adum", "Optimizer 'Adum' not found"), ("device=77", "Invalid CUDA"), ("", "Dataset")],
+)
+def test_what_ultralytics_refuses_is_one_sentence_too(
+    word: str, words: str, data, stock_yaml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.yaml").write_text("train: nowhere\nval: nowhere\nnames: [a]\n")
+    source = str(data.detect) if word else "empty.yaml"
+    arguments = [pair for pair in TINY if pair.split("=")[0] != word.split("=")[0]] + [word] * bool(word)
+    with pytest.raises(InputError, match=words) as caught:
+        run("train", "--act", "arelu", "--model", str(stock_yaml), "--data", source, *arguments)
+    assert "\n" not in str(caught.value) and not list(tmp_path.rglob("*.pt"))
+
+
 def test_a_mistake_in_a_real_shell(tmp_path: Path) -> None:
     result = shell("train", "--act", "areluu", cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1

@@ -91,13 +91,18 @@ def train(
 @app.command()
 def val(weights: Weights, pairs: Pairs = None, data: Data = None) -> None:
     """Validate a checkpoint, on the data it was trained with unless --data names another."""
+    from rtdetr_act.runs import one_sentence
+
     model, arguments = _prepare(weights, pairs, data)
-    _print_scores(model.val(**arguments))
+    with one_sentence():
+        _print_scores(model.val(**arguments))
 
 
 @app.command()
 def predict(weights: Weights, pairs: Pairs = None) -> None:
     """Detect in images or videos: source=folder, conf=0.25, save=True and so on."""
+    from rtdetr_act.runs import one_sentence
+
     model, arguments = _prepare(weights, pairs, None)
     source = arguments.pop("source", None)
     if source is None:
@@ -106,28 +111,33 @@ def predict(weights: Weights, pairs: Pairs = None) -> None:
     if is_path and not Path(source).exists():
         raise InputError(f"there is no source '{source}'")
     arguments.setdefault("save", True)
-    for _ in model.predict(source=source, stream=True, **arguments):
-        pass  # a stream, so that a long video is never held in memory whole
+    with one_sentence():
+        for _ in model.predict(source=source, stream=True, **arguments):
+            pass  # a stream, so that a long video is never held in memory whole
     print(f"files: {model.predictor.save_dir}")
 
 
 @app.command()
 def export(weights: Weights, pairs: Pairs = None) -> None:
     """Export a checkpoint: format=onnx, torchscript, openvino and all others of Ultralytics."""
+    from rtdetr_act.runs import one_sentence
+
     model, arguments = _prepare(weights, pairs, None)
-    print(f"file: {model.export(**arguments)}")
+    with one_sentence():
+        print(f"file: {model.export(**arguments)}")
 
 
 @app.command()
 def resume(weights: Weights, pairs: Pairs = None) -> None:
     """Go on with a training that was interrupted: give its last.pt."""
-    from rtdetr_act.runs import stop_at_non_finite_loss
+    from rtdetr_act.runs import one_sentence, stop_at_non_finite_loss
 
     model, arguments = _prepare(weights, pairs, None)
     if (model.ckpt or {}).get("epoch", -1) < 0 or model.ckpt.get("optimizer") is None:
         raise InputError(f"'{weights}' is of a finished training: resume takes the last.pt of an interrupted one")
     model.add_callback("on_train_epoch_end", stop_at_non_finite_loss)
-    _print_scores(model.train(resume=True, **arguments))
+    with one_sentence():
+        _print_scores(model.train(resume=True, **arguments))
     print(f"files: {model.trainer.save_dir}")
 
 
