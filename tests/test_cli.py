@@ -221,7 +221,8 @@ def test_a_checkpoint_with_an_activation_that_is_gone_says_what_is_missing(tmp_p
     code = (
         "from ultralytics import YOLO\nfrom rtdetr_act import patch_model, register\n"
         "from strange_activations import Strange\nregister('strange', Strange)\n"
-        "model = YOLO('yolov8n.yaml')\npatch_model(model, 'strange')\nmodel.save('strange.pt')\n"
+        "model = YOLO('yolov8n.yaml')\npatch_model(model, 'strange')\n"
+        "import torch\ntorch.save({'model': model.model}, 'strange.pt')\n"
     )
     path = os.pathsep.join([str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, check=True)
