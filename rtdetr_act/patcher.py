@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rtdetr_act.activations import registry
 from rtdetr_act.errors import SelectionError
-from rtdetr_act.plan import Plan, Rule, format_layers, split_model_yaml, with_plan
+from rtdetr_act.plan import Plan, Rule, format_layers, is_model_yaml, split_model_yaml, with_plan
 from rtdetr_act.rewired import rewire, unwire
 from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, unseen_calls, unwrap
 
@@ -90,7 +90,8 @@ def patch_model(
 
     Device, dtype, training mode and memory format are kept, and so are all other weights. An Ultralytics model carries
     its plan in `model.yaml`, so that training, resuming and checkpoints keep it. Patching again replaces what it
-    selects. Nothing is changed if anything is wrong.
+    selects. Nothing is changed if anything is wrong. In a training loop of your own, patch before the optimizer is
+    built: it would not know the new parameters.
 
     Args:
         model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
@@ -195,8 +196,7 @@ def unpatch_model(model: Any) -> int:
 
 def carries_yaml(root: nn.Module) -> bool:
     """Say whether a model is an Ultralytics task model, whose `yaml` its rebuilds are made from."""
-    model_yaml = getattr(root, "yaml", None)
-    return isinstance(model_yaml, dict) and "backbone" in model_yaml and "head" in model_yaml
+    return is_model_yaml(getattr(root, "yaml", None))
 
 
 def _require_matches(sites: Sequence[Site], rules: Iterable[Rule]) -> None:

@@ -308,6 +308,11 @@ def with_plan(model_yaml: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     return stock if value is None else {**stock, "activation": value}
 
 
+def is_model_yaml(data: object) -> bool:
+    """Say whether something is the YAML of an Ultralytics task model."""
+    return isinstance(data, Mapping) and "backbone" in data and "head" in data
+
+
 def is_stock_activation(text: object) -> bool:
     """Say whether a text is a form that stock Ultralytics documents: `nn.Class(literals)`, `torch.nn.Class(…)`."""
     if not isinstance(text, str):

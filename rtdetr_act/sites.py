@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FunctionType
@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rtdetr_act.errors import ModelError
+from rtdetr_act.plan import is_model_yaml
 from rtdetr_act.rewired import HiddenCall, hidden_calls
 
 # What a swap leaves behind on an activation: its spec, and the object that stood there before. Plain data on the
@@ -105,10 +106,10 @@ def find_sites(model: nn.Module, example_input: Any = None) -> list[Site]:
     return walk(root, "", getattr(root, "yaml", None), example_input)
 
 
-def walk(root: nn.Module, name: str, model_yaml: object, example_input: Any = None) -> list[Site]:
+def walk(root: nn.Module, name: str, model_yaml: Any, example_input: Any = None) -> list[Site]:
     """Do the work of `find_sites` below a module of that qualified name, whose model has that YAML (or None)."""
     rows = None
-    if isinstance(model_yaml, Mapping) and "backbone" in model_yaml and "head" in model_yaml:
+    if is_model_yaml(model_yaml):
         rows = len(model_yaml["backbone"]), len(model_yaml["backbone"]) + len(model_yaml["head"])
     found = []
     for site, owner, attribute, activation, call in _walk(root, name, set()):
