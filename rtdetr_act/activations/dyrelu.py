@@ -19,7 +19,11 @@ class _DyReLU(nn.Module):
     branches from the second on would stay equal for ever, so that Linear's weight then starts at N(0, 0.001²).
     """
 
-    def __init__(self, channels: int, groups: int, reduction: int, k: int, lambda_a: float, lambda_b: float) -> None:
+    per_channel = True
+
+    def __init__(
+        self, channels: int, reduction: int = 8, k: int = 2, lambda_a: float = 1.0, lambda_b: float = 0.5
+    ) -> None:
         super().__init__()
         self.channels = check_count("channels", channels)
         self.reduction = check_count("reduction", reduction)
@@ -28,7 +32,7 @@ class _DyReLU(nn.Module):
         self.lambda_b = check_positive("lambda_b", lambda_b, or_zero=True)
         hidden = max(channels // reduction, 1)
         self.squeeze = nn.Linear(channels, hidden)
-        self.expand = nn.Linear(hidden, 2 * k * groups)
+        self.expand = nn.Linear(hidden, 2 * k * (channels if self.per_channel else 1))
         nn.init.zeros_(self.expand.bias)
         if k > 2:
             nn.init.normal_(self.expand.weight, std=1e-3)
@@ -81,10 +85,7 @@ class DyReLUA(_DyReLU):
     True
     """
 
-    def __init__(
-        self, channels: int, reduction: int = 8, k: int = 2, lambda_a: float = 1.0, lambda_b: float = 0.5
-    ) -> None:
-        super().__init__(channels, 1, reduction, k, lambda_a, lambda_b)
+    per_channel = False
 
 
 class DyReLUB(_DyReLU):
@@ -111,11 +112,6 @@ class DyReLUB(_DyReLU):
       (expand): Linear(in_features=4, out_features=64, bias=True)
     )
     """
-
-    def __init__(
-        self, channels: int, reduction: int = 8, k: int = 2, lambda_a: float = 1.0, lambda_b: float = 0.5
-    ) -> None:
-        super().__init__(channels, check_count("channels", channels), reduction, k, lambda_a, lambda_b)
 
 
 class DyReLUC(_DyReLU):
@@ -154,7 +150,7 @@ class DyReLUC(_DyReLU):
         lambda_b: float = 0.5,
         tau: float = 10.0,
     ) -> None:
-        super().__init__(channels, check_count("channels", channels), reduction, k, lambda_a, lambda_b)
+        super().__init__(channels, reduction, k, lambda_a, lambda_b)
         self.tau = check_positive("tau", tau)
         self.spatial = nn.Conv2d(channels, 1, 1)
 
