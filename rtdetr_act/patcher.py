@@ -139,7 +139,7 @@ def resolve_plan(plan: Plan) -> Plan:
 
 
 def apply_plan(sites: Sequence[Site], plan: Plan) -> PatchReport:
-    """Place the activations of a plan at sites already found: build all, then swap all.
+    """Place the activations of a resolved plan at sites already found: build all, then swap all.
 
     Raises:
         SelectionError: A rule matches no site, or its activation cannot stand at one of its sites.
@@ -229,7 +229,7 @@ def _build(site: Site, rule: Rule) -> nn.Module:
         raise SelectionError(
             f"'{entry.name}' needs one channel count, but {site.name} {why}: exclude it or give example_input="
         )
-    module = registry.create(spec, site.channels, site.layout)
+    module = registry.build(spec, site.channels, site.layout)
     if hasattr(module, "inplace") and "inplace" not in dict(spec.kwargs) and isinstance(site.activation, nn.Module):
         module.inplace = bool(getattr(site.activation, "inplace", False))  # type: ignore[assignment]
     return module

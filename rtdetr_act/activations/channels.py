@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rtdetr_act.activations.entry import LAYOUTS
 from rtdetr_act.errors import SelectionError, SpecError
-
-LAYOUTS = ("map", "tokens")
 
 
 class TokenPReLU(nn.PReLU):

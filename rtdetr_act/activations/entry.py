@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+LAYOUTS = ("map", "tokens")
+
+
 @dataclass(frozen=True)
 class Entry:
     """One activation of the zoo.

@@ -13,7 +13,7 @@ import warnings
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from rtdetr_act.activations.entry import Adapter, Details, Entry, parameters_of, without_site
+from rtdetr_act.activations.entry import LAYOUTS, Adapter, Details, Entry, parameters_of, without_site
 from rtdetr_act.activations.zoo import ZOO
 from rtdetr_act.errors import SelectionError, SpecError, suggest
 from rtdetr_act.plan import ActSpec
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 GROUP = "rtdetr_act.activations"
-_LAYOUTS = ("map", "tokens")
 
 
 def names() -> list[str]:
@@ -68,9 +67,7 @@ def resolve(spec: str | ActSpec) -> ActSpec:
     rtdetr_act.errors.SpecError: 'threshold' is wrong: missing a required argument: 'threshold'; it takes \
 (threshold, value, inplace=False)
     """
-    if isinstance(spec, str):
-        # A name needs no parsing, and DyReLU-B would be a subtraction.
-        spec = ActSpec.parse(spec) if "(" in spec else ActSpec(spec.strip())
+    spec = _read(spec)
     if not isinstance(spec, ActSpec):
         raise SpecError(f"an activation is a name such as 'arelu' or an ActSpec, not {spec!r}")
     found = entry(spec.name)
@@ -99,9 +96,13 @@ def create(spec: str | ActSpec, channels: int | None = None, layout: str = "map"
     """
     if kwargs:
         spec = _override(spec, kwargs)
-    spec = resolve(spec)
+    return build(resolve(spec), channels, layout)
+
+
+def build(spec: ActSpec, channels: int | None, layout: str) -> nn.Module:
+    """Do the work of `create` for a spec already resolved, whose arguments need no second trial at each site."""
     found = entry(spec.name)
-    if layout not in _LAYOUTS:
+    if layout not in LAYOUTS:
         raise SpecError(f"layout is 'map' or 'tokens', not {layout!r}")
     if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
         raise SpecError(f"channels is an integer of at least 1, not {channels!r}")
@@ -181,6 +182,13 @@ def _add(new: Entry) -> None:
     _lookup.update({_normalise(name): new.name for name in (new.name, *new.aliases)})
 
 
+def _read(spec: str | ActSpec) -> ActSpec:
+    """Read a text; one without arguments is a name as it stands, which `entry` forgives more than a parser would."""
+    if not isinstance(spec, str):
+        return spec
+    return ActSpec.parse(spec) if "(" in spec else ActSpec(spec.strip())
+
+
 def _normalise(name: str) -> str:
     bare = re.sub(r"^(torch\.)?nn\.", "", name.strip().lower())
     return re.sub(r"[_\-\s]", "", bare)
@@ -227,8 +235,7 @@ def _wrong_arguments(found: Entry, spec: ActSpec, error: Exception) -> SpecError
 
 def _override(spec: str | ActSpec, kwargs: dict[str, Any]) -> ActSpec:
     """Return the spec with `kwargs` in place of its own arguments of those names, positional ones included."""
-    if isinstance(spec, str):
-        spec = ActSpec.parse(spec) if "(" in spec else ActSpec(spec.strip())
+    spec = _read(spec)
     found = entry(spec.name)
     parameters = list(_signature_of(found).parameters.values())
     positional = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
