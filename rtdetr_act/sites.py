@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from rtdetr_act.errors import ModelError
 from rtdetr_act.plan import is_model_yaml
-from rtdetr_act.rewired import HiddenCall, hidden_calls
+from rtdetr_act.rewired import HiddenCall, rewired_class
 
 # What a swap leaves behind on an activation: its spec, and the object that stood there before. Plain data on the
 # module itself, so that it survives deepcopy, pickle and checkpoints, and no state dict shows it.
@@ -27,6 +27,7 @@ MARK = "_rtdetr_act"
 # Squashing functions that gate or normalise (attention, scores) are no activations to swap.
 _GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
 _NO_SITES = (*_GATES, nn.GLU, nn.MultiheadAttention)  # GLU halves the channels: no drop-in of the same shape
+_ACTIVATION_ROOMS = ("torch.nn.modules.activation", "ultralytics.nn.modules.activation", "rtdetr_act.activations")
 _FUNCTIONS = {
     getattr(space, name): name
     for space in (F, torch)
@@ -127,7 +128,7 @@ def placed_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def unseen_calls(root: nn.Module) -> list[str]:
     """List functional activations in the code of foreign blocks, which no swap reaches: `relu in Block (2 modules)`."""
-    blocks = Counter(type(module) for module in root.modules() if not hidden_calls(module))
+    blocks = Counter(type(module) for module in root.modules() if rewired_class(module) is None)
     found = []
     for cls, count in blocks.items():
         modules = f"{count} module{'s' if count > 1 else ''}"
@@ -179,7 +180,7 @@ def unwrap(model: Any) -> nn.Module:
         raise ModelError(
             f"a {type(root).__name__} is no torch.nn.Module: give a model object, such as RTDETR('x.yaml')"
         )
-    if isinstance(root, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+    if isinstance(root, torch.jit.ScriptModule):
         raise ModelError("a TorchScript model cannot be changed any more: patch the model it came from")
     if isinstance(root, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise ModelError(f"the model is wrapped in {type(root).__name__}: patch model.module, before wrapping it")
@@ -194,10 +195,7 @@ def is_activation_site(attribute: str, owner: nn.Module, child: nn.Module) -> bo
         return True
     if isinstance(child, _NO_SITES):
         return False
-    module = type(child).__module__
-    if module == "torch.nn.modules.activation" or module.startswith("rtdetr_act.activations"):
-        return True
-    if module == "ultralytics.nn.modules.activation":
+    if type(child).__module__.startswith(_ACTIVATION_ROOMS):
         return True
     return attribute == "act" and hasattr(type(owner), "default_act") and not isinstance(child, nn.Identity)
 
@@ -206,11 +204,11 @@ def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, n
     """Yield (qualified name, owner, attribute, activation, hidden call) in module order, each owner once."""
     seen.add(id(module))
     dot = f"{name}." if name else ""
-    calls = hidden_calls(module)
-    unused = getattr(module, "unused", ()) if calls else ()
-    covered = {"relu"} if calls and not hasattr(module, "hidden_calls") else set()
+    cls = rewired_class(module)
+    calls: dict[str, HiddenCall] = cls.hidden_calls if cls else {}
+    covered = (*calls, *getattr(cls, "unused", ()))
     for attribute, child in module._modules.items():
-        if child is None or attribute in unused or attribute in covered or attribute in calls:
+        if child is None or attribute in covered:
             continue
         if is_activation_site(attribute, module, child):
             yield dot + attribute, module, attribute, child, None

@@ -37,16 +37,15 @@ class HiddenCall:
 
 
 def rewired_class(owner: nn.Module) -> Any | None:
-    """Return the subclass that gives the hidden activations of `owner` a module each, or None if it has none."""
+    """Return the class here that a block has, or would get: None for a block without hidden activations.
+
+    Its `hidden_calls` map attributes to calls; the children named in `unused` are what those calls stand for.
+    """
     cls = type(owner)
+    if hasattr(cls, "hidden_calls"):
+        return cls
     room = _REWIRED.get((cls.__module__, cls.__qualname__))
     return None if room is None else import_module(f"rtdetr_act.rewired.{room}").CLASSES[cls]
-
-
-def hidden_calls(owner: nn.Module) -> dict[str, HiddenCall]:
-    """Return attribute name -> hidden call for a block that is, or could be, rewired; empty for any other module."""
-    cls = type(owner) if hasattr(owner, "hidden_calls") else rewired_class(owner)
-    return dict(getattr(cls, "hidden_calls", {}))
 
 
 def rewire(owner: nn.Module) -> None:
