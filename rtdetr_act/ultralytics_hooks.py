@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import pickletools
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -171,8 +172,7 @@ def _allow_safe_load() -> None:
 
 
 def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: Any, **kwargs: Any) -> Any:
-    missing = sorted(name for name in _pickled_classes(weight) if not _is_importable(name))
-    if missing:
+    if missing := _missing_classes(weight):
         package = missing[0].partition(".")[0]
         raise ModelError(
             f"'{weight}' holds {missing[0]}, but the package '{package}' is not installed here: "
@@ -182,16 +182,24 @@ def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: An
     return original(weight, *args, **kwargs)
 
 
-def _pickled_classes(weight: str | Path) -> set[str]:
-    """Return the `module.name` of every class a checkpoint names, without loading it; empty if it is no such file."""
+def _missing_classes(weight: str | Path) -> list[str]:
+    """Return the `module.name` of the classes in a checkpoint that cannot be imported, without loading it."""
     try:
         with zipfile.ZipFile(weight) as archive:
             inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            operations = list(pickletools.genops(archive.read(inner)))
-    except (OSError, zipfile.BadZipFile, StopIteration, ValueError):
-        return set()
-    # torch.save writes pickle protocol 2, whose GLOBAL names both module and class.
-    return {str(arg).replace(" ", ".") for operation, arg, _ in operations if operation.name == "GLOBAL"}
+            content = archive.read(inner)
+    except (OSError, zipfile.BadZipFile, StopIteration):
+        return []
+    # torch.save writes pickle protocol 2, whose GLOBAL is the letter c and two lines. What only looks like one, inside
+    # a string, is told apart by parsing, which takes as long as the loading itself: 0.3 s for rtdetr-x.
+    lines = re.findall(rb"c([\w.\x80-\xff]+)\n([\w.\x80-\xff]+)\n", content)
+    if all(_is_importable(b".".join(pair).decode(errors="replace")) for pair in lines):
+        return []
+    try:
+        names = {str(arg).replace(" ", ".") for op, arg, _ in pickletools.genops(content) if op.name == "GLOBAL"}
+    except ValueError:  # a damaged pickle, about which the loading says more
+        return []
+    return sorted(name for name in names if not _is_importable(name))
 
 
 def _is_importable(name: str) -> bool:

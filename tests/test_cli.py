@@ -19,6 +19,7 @@ from rtdetr_act.activations.registry import entry, names, register
 from rtdetr_act.cli import app, looking, running  # noqa: F401 (they register their commands)
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
 from rtdetr_act.runs import parse_arguments, slug
+from rtdetr_act.ultralytics_hooks import _missing_classes
 
 TINY = ["epochs=1", "imgsz=64", "batch=4", "amp=False", "plots=False", "workers=0", "optimizer=AdamW"]
 
@@ -257,3 +258,10 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(data, stock_yaml, tmp_path: Pat
     assert last and Path(last[1]).is_file(), message
     assert [folder.name for folder in (tmp_path / "runs" / "detect").iterdir()] == ["stock-stock"], "no next variant"
     assert "mAP50" in run("resume", last[1])
+
+
+def test_a_string_that_looks_like_a_missing_class_is_none(tmp_path: Path) -> None:
+    torch.save({"note": "cno_such_package\nThing\n"}, tmp_path / "note.pt")
+    assert _missing_classes(tmp_path / "note.pt") == []
+    torch.save({"note": "cno_such_package\nThing\n", "act": Overflow()}, tmp_path / "act.pt")
+    assert _missing_classes(tmp_path / "act.pt") == []
