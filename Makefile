@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+# A plain comma inside $(call …) would end the argument.
 , := ,
 ifeq ($(OS),Windows_NT)
   BIN := Scripts

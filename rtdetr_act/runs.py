@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -150,8 +149,7 @@ def parse_arguments(pairs: Iterable[str], taken: Iterable[str] = ()) -> dict[str
         if key in taken:
             raise InputError(f"'{key}' is set by this command itself: leave '{pair}' out")
         if key not in DEFAULT_CFG_DICT:
-            near = difflib.get_close_matches(key, DEFAULT_CFG_DICT, n=1, cutoff=0.5)
-            hint = f"; did you mean '{near[0]}'?" if near else ", see docs.ultralytics.com/usage/cfg"
+            hint = suggest(key, DEFAULT_CFG_DICT) or ", see docs.ultralytics.com/usage/cfg"
             raise InputError(f"Ultralytics has no argument '{key}'{hint}")
         arguments[key] = _parse_value(value)
     try:
@@ -206,14 +204,7 @@ def train_variant(
     elif activation is not None:
         patch_model(model, activation, scope=scope, act_lr=act_lr)
     name = activation or _plan_in(model) or STOCK
-    model.add_callback("on_train_epoch_end", stop_at_non_finite_loss)
-    try:
-        with one_sentence():
-            model.train(**{**arguments, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
-    except KeyboardInterrupt:
-        last = getattr(model.trainer, "last", None)
-        hint = f"go on with: rtdetr-act resume {last}" if last and last.exists() else "no epoch was finished"
-        raise Interrupted(f"interrupted; {hint}") from None
+    run_training(model, **{**arguments, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
     return Outcome(
         activation=name,
         sites=count_sites(model),
@@ -223,6 +214,24 @@ def train_variant(
         seconds_per_epoch=read_epoch_time(Path(model.trainer.csv)),
         folder=Path(model.trainer.save_dir),
     )
+
+
+def run_training(model: Any, **arguments: Any) -> Any:
+    """Train, and return Ultralytics' metrics.
+
+    Raises:
+        InputError: Ultralytics cannot use an argument or the data.
+        TrainingError: The loss became non-finite.
+        Interrupted: The user pressed Ctrl-C.
+    """
+    model.add_callback("on_train_epoch_end", stop_at_non_finite_loss)
+    try:
+        with one_sentence():
+            return model.train(**arguments)
+    except KeyboardInterrupt:
+        last = getattr(model.trainer, "last", None)
+        hint = f"go on with: rtdetr-act resume {last}" if last and last.exists() else "no epoch was finished"
+        raise Interrupted(f"interrupted; {hint}") from None
 
 
 @contextmanager

@@ -130,14 +130,12 @@ def export(weights: Weights, pairs: Pairs = None) -> None:
 @app.command()
 def resume(weights: Weights, pairs: Pairs = None) -> None:
     """Go on with a training that was interrupted: give its last.pt."""
-    from rtdetr_act.runs import one_sentence, stop_at_non_finite_loss
+    from rtdetr_act.runs import run_training
 
     model, arguments = _prepare(weights, pairs, None)
     if (model.ckpt or {}).get("epoch", -1) < 0 or model.ckpt.get("optimizer") is None:
         raise InputError(f"'{weights}' is of a finished training: resume takes the last.pt of an interrupted one")
-    model.add_callback("on_train_epoch_end", stop_at_non_finite_loss)
-    with one_sentence():
-        _print_scores(model.train(resume=True, **arguments))
+    _print_scores(run_training(model, resume=True, **arguments))
     print(f"files: {model.trainer.save_dir}")
 
 
