@@ -16,6 +16,7 @@ from ultralytics.models.rtdetr.train import RTDETRTrainer
 
 from rtdetr_act.activations.acon import AconC
 from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.activations.channels import PReLU
 from rtdetr_act.activations.dyrelu import DyReLUB
 from rtdetr_act.activations.frelu import FReLU
 from rtdetr_act.training import separate_activation_parameters, slopes
@@ -31,7 +32,7 @@ OPTIMIZERS = [
     "auto",
 ]
 ROWS = {1: "prelu", 3: "aconc", 5: "dyrelu_b", 7: "frelu"}
-SLOPES = (AReLU, nn.PReLU, AconC)  # these hold nothing but scalars and values per channel
+SLOPES = (AReLU, PReLU, AconC)  # these hold nothing but scalars and values per channel
 DECAY = 0.25
 
 

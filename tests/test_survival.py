@@ -28,6 +28,7 @@ from ultralytics.utils import LOGGER, dist
 from rtdetr_act import default_act, patch_model, ultralytics_hooks, unpatch_model
 from rtdetr_act.activations.acon import AconC
 from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.activations.channels import PReLU
 from rtdetr_act.errors import ModelError
 
 needs_in_memory_workers = pytest.mark.skipif(
@@ -97,9 +98,9 @@ def test_stock_model_is_what_the_counts_say(stock_run: Run) -> None:
 def test_train_from_yaml_with_fifth_items(rows_run: Run) -> None:
     model = tiny.load(rows_run.pt)
     assert_arelu_trained(model, tiny.CONV_SITES - 4)  # the HGBlock of row 3 has four
-    assert tiny.count(model.model[3], nn.PReLU) == tiny.count(model, nn.PReLU) == 4
+    assert tiny.count(model.model[3], PReLU) == tiny.count(model, PReLU) == 4
     for name, module in model.model[3].named_modules():
-        if isinstance(module, nn.PReLU):
+        if isinstance(module, PReLU):
             assert not torch.allclose(module.weight, torch.tensor(0.25), atol=1e-3), name
     assert tiny.count(model.model[14], nn.GELU) == tiny.TOKEN_SITES - 1
     assert_plan(
@@ -193,7 +194,7 @@ def test_patch_again_before_training(data: Data, rows_yaml: Path, tmp_path: Path
     patch_model(model, "mish", scope="all")
     trained = tiny.load(tiny.train(model, data.detect, tmp_path))
     assert tiny.count(trained, nn.Mish) == tiny.CONV_SITES + tiny.TOKEN_SITES
-    assert tiny.count(trained, AReLU) == tiny.count(trained, nn.PReLU) == 0
+    assert tiny.count(trained, AReLU) == tiny.count(trained, PReLU) == 0
     assert_plan(trained, [{"activation": "mish", "scope": "all"}])
 
 
@@ -302,7 +303,7 @@ def test_unpatched_yaml_model_trains_stock(data: Data, rows_yaml: Path, stock_ru
     assert unpatch_model(model) == tiny.CONV_SITES + tiny.TOKEN_SITES - 1
     run = train_and_watch(model, data.detect, tmp_path)
     trained = tiny.load(run.pt)
-    assert tiny.count(trained, AReLU) == tiny.count(trained, nn.PReLU) == 0
+    assert tiny.count(trained, AReLU) == tiny.count(trained, PReLU) == 0
     assert trained.yaml.get("activation") is None
     assert_same(run.start, stock_run.start)
     assert_same(trained.state_dict(), tiny.load(stock_run.pt).state_dict())  # the stock run, bit by bit
@@ -542,7 +543,7 @@ def test_ddp_workers_train_a_yaml_model(data: Data, rows_yaml: Path, tmp_path: P
     model.train(trainer=CpuDdpTrainer, **tiny.train_args(data.detect, tmp_path))
     for trained in (assert_workers_agree(tmp_path), tiny.load(tmp_path / "run" / "weights" / "last.pt")):
         assert_arelu_trained(trained, tiny.CONV_SITES - 4)
-        assert tiny.count(trained, nn.PReLU) == 4
+        assert tiny.count(trained, PReLU) == 4
         assert tiny.count(trained.model[14], nn.GELU) == tiny.TOKEN_SITES - 1
 
 
@@ -554,7 +555,7 @@ def test_ddp_workers_train_a_model_patched_in_memory(data: Data, stock_yaml: Pat
     patch_model(model, "prelu", act_lr=0.5)  # a class of torch: nothing in the pickled trainer leads to us
     model.train(trainer=CpuDdpTrainer, **tiny.train_args(data.detect, tmp_path))
     for trained in (assert_workers_agree(tmp_path), tiny.load(tmp_path / "run" / "weights" / "last.pt")):
-        assert tiny.count(trained, nn.PReLU) == tiny.CONV_SITES
+        assert tiny.count(trained, PReLU) == tiny.CONV_SITES
         assert not torch.allclose(trained.model[0].stem1.act.weight, torch.tensor(0.25), atol=1e-3)
         assert_plan(trained, [{"activation": "prelu"}])
     checkpoint = torch.load(tmp_path / "run" / "weights" / "last.pt", map_location="cpu", weights_only=False)
@@ -583,7 +584,7 @@ def test_training_on_several_data_sets(data: Data, stock_yaml: Path, tmp_path: P
     assert sorted(results) == ["detect", "other"] and None not in results.values()
     for run, start in zip(model.trainer.trainers, starts, strict=True):
         trained = tiny.load(run.last)
-        assert tiny.count(trained, nn.PReLU) == tiny.CONV_SITES
+        assert tiny.count(trained, PReLU) == tiny.CONV_SITES
         assert not torch.allclose(trained.model[0].stem1.act.weight, torch.tensor(0.25), atol=1e-3)
         assert_same(start, weights)  # "the same base weights seed each run"
     assert_same(model.model.state_dict(), weights)
@@ -598,7 +599,7 @@ def test_tune_trains_the_patched_network(data: Data, stock_yaml: Path, tmp_path:
     assert checkpoints
     for file in checkpoints:
         trained = tiny.load(file)
-        assert tiny.count(trained, nn.PReLU) == tiny.CONV_SITES
+        assert tiny.count(trained, PReLU) == tiny.CONV_SITES
         assert not torch.allclose(trained.model[0].stem1.act.weight, torch.tensor(0.25), atol=1e-3)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.channels import channel_dim, check_count, mean_over_positions, over_channels
+from rtdetr_act.activations.channels import channel_dim, check_count
+from rtdetr_act.ops.acon import acon
+from rtdetr_act.ops.pool import mean_over_positions
 
 INITS = ("paper", "silu")
 
@@ -42,7 +44,7 @@ class AconC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of x, in the type of x."""
-        return _acon(x, self.p1, self.p2, self.beta, self.layout)
+        return acon(x, self.p1, self.p2, self.beta, self.layout)
 
     def extra_repr(self) -> str:
         """Return what the constructor was given."""
@@ -84,19 +86,11 @@ class MetaAconC(nn.Module):
         """Return the activation of the feature map x, in the type of x."""
         pooled = mean_over_positions(x, self.squeeze.weight.dtype)
         beta = torch.sigmoid(self.expand(self.squeeze(pooled)))
-        return _acon(x, self.p1, self.p2, beta, "map")
+        return acon(x, self.p1, self.p2, beta)
 
     def extra_repr(self) -> str:
         """Return what the constructor was given."""
         return f"{self.channels}, reduction={self.reduction}"
-
-
-def _acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor, layout: str) -> Tensor:
-    # x taken out of the sum leaves four passes over the map; all else is done on (C,) or (B, C). A product that
-    # overflows float16 inside the sigmoid saturates it, as it should.
-    step = p1 - p2
-    low, high, sharp = (over_channels(t, layout).to(x.dtype) for t in (p2, step, beta * step))
-    return x * torch.addcmul(low, high, torch.sigmoid(sharp * x))
 
 
 def _start_slopes(channels: int, init: str) -> tuple[nn.Parameter, nn.Parameter]:

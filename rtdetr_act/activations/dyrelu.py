@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rtdetr_act.activations.channels import check_count, check_positive, mean_over_positions
+from rtdetr_act.activations.channels import check_count, check_positive
+from rtdetr_act.ops.dyrelu import dyrelu
+from rtdetr_act.ops.pool import mean_over_positions
 
 
 class _DyReLU(nn.Module):
@@ -41,19 +41,16 @@ class _DyReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of the feature map x, in the type of x."""
-        # No permute and no fifth dimension: the usual (H, W, B, C, K) broadcast costs 27 to 47 times a SiLU.
-        terms = [torch.addcmul(b, x, a) for a, b in zip(*self.coefficients(x), strict=True)]
-        return reduce(torch.maximum, terms)
+        return dyrelu(x, *self.coefficients(x))
 
     def coefficients(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the K slopes and the K intercepts for (B, C, H, W), each (B, C, 1, 1), of variant A (B, 1, 1, 1)."""
         pooled = mean_over_positions(x, self.squeeze.weight.dtype)
         # 2 * sigmoid(z) - 1 is tanh(z / 2), which keeps small deltas: in bfloat16 the former is a multiple of 0.004.
         deltas = torch.tanh(0.5 * self.expand(F.relu(self.squeeze(pooled))))
-        parts = deltas[..., None, None].chunk(2 * self.k, dim=1)
-        slopes = [float(i == 0) + self.lambda_a * part for i, part in enumerate(parts[: self.k])]
-        intercepts = [self.lambda_b * part for part in parts[self.k :]]
-        return [slope.to(x.dtype) for slope in slopes], [intercept.to(x.dtype) for intercept in intercepts]
+        parts = deltas.view(x.shape[0], 2 * self.k, -1, 1, 1).unbind(1)
+        slopes = [_scaled(part, self.lambda_a) for part in parts[: self.k]]
+        return [slopes[0] + 1, *slopes[1:]], [_scaled(part, self.lambda_b) for part in parts[self.k :]]
 
     def extra_repr(self) -> str:
         """Return what the constructor was given."""
@@ -157,18 +154,21 @@ class DyReLUC(_DyReLU):
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of the feature map x, in the type of x."""
         # pi >= 0, so max_k(pi * (a x + b)) = pi * max_k(a x + b): one product instead of 2K.
-        return super().forward(x) * self.attention(x)
+        return dyrelu(x, *self.coefficients(x), self.attention(x))
 
     def attention(self, x: Tensor) -> Tensor:
-        """Return pi, (B, 1, H, W) in 0..1, in the type of x."""
+        """Return pi, (B, 1, H, W) in 0..1, in float32 at least."""
         # Over all positions of an image; a widely copied version takes z as (N, C, -1). In float32 at least, because
         # 1 / (H * W) of a 160x160 map is below the smallest normal number of float16.
         z = self.spatial(x)
         wide = torch.float64 if z.dtype == torch.float64 else torch.float32
         share = torch.softmax(z.flatten(1).to(wide) / self.tau, dim=1)
-        pi = (share * (x.shape[2] * x.shape[3] / 3)).clamp(max=1)
-        return pi.view_as(z).to(x.dtype)
+        return (share * (x.shape[2] * x.shape[3] / 3)).clamp(max=1).view_as(z)
 
     def extra_repr(self) -> str:
         """Return what the constructor was given."""
         return f"{super().extra_repr()}, tau={self.tau:g}"
+
+
+def _scaled(part: Tensor, factor: float) -> Tensor:
+    return part if factor == 1 else factor * part

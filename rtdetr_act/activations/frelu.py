@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations.channels import check_count
+from rtdetr_act.ops.frelu import maximum
 
 
 class FReLU(nn.Module):
@@ -24,6 +24,7 @@ class FReLU(nn.Module):
 
     Paper: Ma et al., ECCV 2020, arXiv:2007.11824.
 
+    >>> import torch
     >>> x = torch.randn(2, 8, 5, 5)
     >>> bool((FReLU(8)(x) >= x).all())
     True
@@ -37,7 +38,7 @@ class FReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of the feature map x, in the type of x."""
-        return torch.maximum(x, self._normalise(self.conv(x)).to(x.dtype))
+        return maximum(x, self._normalise(self.conv(x)))
 
     def _normalise(self, funnel: Tensor) -> Tensor:
         bn = self.bn

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rtdetr_act.activations.channels import channel_dim, check_count
+from rtdetr_act.ops.glu import glu
 
 
 class GatedLinearUnit(nn.Module):
@@ -39,4 +39,4 @@ class GatedLinearUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated half, in the shape of x."""
-        return F.glu(self.proj(x), self.dim)
+        return glu(self.proj(x), self.dim)

@@ -77,7 +77,7 @@ def resolve(spec: str | ActSpec) -> ActSpec:
 
 
 def create(spec: str | ActSpec, channels: int | None = None, layout: str = "map", **kwargs: Any) -> nn.Module:
-    """Build an activation of the zoo; torch's own module class wherever torch has one.
+    """Build an activation of the zoo; torch's own module class wherever torch has one, or a subclass (PReLU).
 
     Args:
         spec: A name, a text with literal arguments such as `leaky_relu(negative_slope=0.1)`, or an `ActSpec`.
@@ -121,10 +121,10 @@ def own_classes() -> list[type]:
     >>> AReLU in own_classes()
     True
     """
-    from rtdetr_act.activations.channels import TokenPReLU
+    from rtdetr_act.activations.channels import PReLU
 
     _load_plugins()
-    found: list[type] = [TokenPReLU]
+    found: list[type] = [PReLU]
     for item in _entries.values():
         target = item.factory.loaded() if isinstance(item.factory, Adapter) else item.factory
         if inspect.isclass(target) and not target.__module__.startswith("torch.nn."):
