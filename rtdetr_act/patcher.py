@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations import registry
+from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.errors import SelectionError
 from rtdetr_act.plan import Plan, Rule, format_layers, is_model_yaml, split_model_yaml, with_plan
 from rtdetr_act.rewired import rewire, unwire
-from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, unseen_calls, unwrap
+from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, stock_works_in_place, unseen_calls, unwrap
 
 
 @dataclass(frozen=True)
@@ -230,9 +231,23 @@ def _build(site: Site, rule: Rule) -> nn.Module:
             f"'{entry.name}' needs one channel count, but {site.name} {why}: exclude it or give example_input="
         )
     module = registry.build(spec, site.channels, site.layout)
-    if hasattr(module, "inplace") and "inplace" not in dict(spec.kwargs) and isinstance(site.activation, nn.Module):
-        module.inplace = bool(getattr(site.activation, "inplace", False))  # type: ignore[assignment]
+    _set_inplace(module, site, rule)
     return module
+
+
+def _set_inplace(module: nn.Module, site: Site, rule: Rule) -> None:
+    """Let an activation write over its input where that saves memory and is safe, and refuse it elsewhere."""
+    if getattr(module, "inplace", False) and not site.overwritable:
+        raise SelectionError(
+            f"'{rule.activation}' would write over its input, but at {site.name} ({site.owner_class}) others may read "
+            "that again: leave inplace out, and it is set where it is safe"
+        )
+    if hasattr(module, "inplace") and "inplace" not in dict(rule.activation.kwargs):
+        # Their backward reads the result, which the next layer keeps anyway: one map less per site. That of SiLU or
+        # Mish reads the input, of which torch would make a copy.
+        by_result = isinstance(module, AReLU) or (isinstance(module, nn.LeakyReLU) and module.negative_slope > 0)
+        over = site.overwritable if by_result else stock_works_in_place(site.activation)
+        module.inplace = over  # type: ignore[assignment]
 
 
 def _install(site: Site, rule: Rule, module: nn.Module) -> None:

@@ -56,6 +56,9 @@ class Site:
         activation: What stands there now; for a hidden functional call, a module equal to it.
         hidden: Whether it is a functional call in the owner's forward, or one of several calls of one module.
         widths: Channel counts seen by a probing forward pass, one per call; empty where none was needed.
+        overwritable: Whether an activation may write its result over its input: nobody reads that again, neither
+            another layer nor the backward of what made it. So it is behind the BatchNorm of an Ultralytics
+            convolution, and where the stock activation works in place.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Site:
     activation: Any
     hidden: bool = False
     widths: tuple[int, ...] = ()
+    overwritable: bool = False
 
     @property
     def owner_class(self) -> str:
@@ -117,7 +121,9 @@ def walk(root: nn.Module, name: str, model_yaml: Any, example_input: Any = None)
         layer = int(site.split(".")[1]) if rows and site.startswith("model.") else None
         channels, layout = (call.channels(owner), call.layout) if call else _ask_owner(owner, attribute)
         section = _section(site, layer, rows)
-        found.append(Site(site, owner, attribute, layer, section, channels, layout, activation, call is not None))
+        over = _is_overwritable(owner, attribute, activation)
+        known = Site(site, owner, attribute, layer, section, channels, layout, activation, call is not None)
+        found.append(replace(known, overwritable=over))
     return _probe(root, found, rows is not None, example_input)
 
 
@@ -256,6 +262,22 @@ def _ask_owner(owner: nn.Module, attribute: str) -> tuple[int | None, str]:
     children = list(owner.children())
     linear = any(isinstance(child, nn.Linear) for child in children)
     return None, "tokens" if linear and not any(isinstance(child, _CONVS) for child in children) else "map"
+
+
+def stock_works_in_place(activation: Any) -> bool:
+    """Say whether what stands at a site, or what stood there before any swap, writes its result over its input."""
+    mark = getattr(activation, MARK, None)
+    stock = mark["original"][0] if mark else activation
+    return isinstance(stock, nn.Module) and bool(getattr(stock, "inplace", False))
+
+
+def _is_overwritable(owner: nn.Module, attribute: str, activation: Any) -> bool:
+    if stock_works_in_place(activation):
+        return True
+    # Conv, ConvTranspose, RepConv and their kin: act(bn(conv(x))), or act(conv(x)) once fused. What made the input
+    # saves its own input for the backward, not its output.
+    cls = type(owner)
+    return attribute == "act" and hasattr(cls, "default_act") and cls.__module__.startswith("ultralytics.")
 
 
 def _out_channels(module: nn.Module) -> int | None:

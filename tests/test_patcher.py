@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from known import SITES, Twice
 from torch import nn
 from ultralytics import RTDETR, YOLO
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
 from rtdetr_act import default_act, find_sites, patch_model, unpatch_model
+from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.registry import names
 from rtdetr_act.errors import ModelError, RtdetrActError, SelectionError, SpecError
 from rtdetr_act.sites import placed_activations
@@ -309,3 +311,67 @@ def test_patching_rtdetr_x_is_quick() -> None:
     start = time.perf_counter()
     assert len(patch_model(model, "arelu", scope="all")) == 124
     assert time.perf_counter() - start < 10  # 0.04 s here; the bound only catches a probing pass or a quadratic walk
+
+
+# ---------------------------------------------------------------- in place
+
+
+def maps(outputs: object) -> list[torch.Tensor]:
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    return [found for item in outputs for found in maps(item)] if isinstance(outputs, (list, tuple)) else []
+
+
+def tiny_rtdetr() -> nn.Module:
+    return RTDETRDetectionModel(copy.deepcopy(tiny.RTDETR), verbose=False)
+
+
+def test_arelu_works_in_place_behind_the_batch_norm_of_a_convolution() -> None:
+    model = tiny_rtdetr()
+    patch_model(model, "arelu", scope="all")
+    placed = {site.name: site for site in find_sites(model)}
+    over = {name for name, site in placed.items() if site.activation.inplace}
+    assert over == {name for name, site in placed.items() if hasattr(type(site.owner), "default_act")}
+    assert len(over) == tiny.CONV_SITES
+
+
+def test_in_place_changes_no_loss_and_no_gradient() -> None:
+    def gradients(model: nn.Module) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        loss = sum(part.float().square().sum() for part in maps(model.train()(torch.rand(2, 3, 64, 64))))
+        return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
+
+    torch.manual_seed(1)
+    model = tiny_rtdetr()
+    patch_model(model, "arelu")
+    in_place = gradients(model)
+    for module in model.modules():
+        if isinstance(module, AReLU):
+            module.inplace = False
+    for got, want in zip(in_place, gradients(model), strict=True):
+        assert (got is None) == (want is None)
+        if got is not None:
+            torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_leaky_relu_too_but_not_what_reads_its_input() -> None:
+    model = tiny_rtdetr()
+    patch_model(model, "leaky_relu(0.1)")
+    assert {m.inplace for m in model.modules() if isinstance(m, nn.LeakyReLU)} == {True}
+    patch_model(model, "leaky_relu(-0.1)")
+    assert {m.inplace for m in model.modules() if isinstance(m, nn.LeakyReLU)} == {False}
+    patch_model(model, "mish")
+    assert {m.inplace for m in model.modules() if isinstance(m, nn.Mish)} == {False}
+    patch_model(model, "arelu(inplace=False)")
+    assert {m.inplace for m in model.modules() if isinstance(m, AReLU)} == {False}
+
+
+def test_in_place_is_refused_where_others_may_read_the_input() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True))
+    with pytest.raises(SelectionError, match=r"'arelu\(inplace=True\)' would write over its input, but at 1 "):
+        patch_model(net, "arelu(inplace=True)")
+    assert isinstance(net[1], nn.ReLU)
+    patch_model(net, "arelu")
+    assert [net[1].inplace, net[3].inplace] == [False, True]
+    patch_model(net, "silu")
+    assert [net[1].inplace, net[3].inplace] == [False, True]
