@@ -14,7 +14,7 @@ from rtdetr_act.errors import InputError
 _FORMATS = (".png", ".svg", ".pdf")
 _CHANNELS, _SIDE, _CONTEXTS = 16, 5, 64
 # Okabe-Ito without its yellow: told apart by colour-blind readers, and on white paper.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float = 4.0) -> Path:
@@ -51,7 +51,7 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
     x = torch.linspace(-limit, limit, 401)
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for index, name in enumerate(names):
-        style = {"color": _COLOURS[index % len(_COLOURS)], "linestyle": ("-", "--", ":")[index // len(_COLOURS) % 3]}
+        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
         for axis, values in zip(axes, sample(name, x), strict=True):
             low, middle, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95]), dim=0)
             axis.plot(x, middle, label=name, linewidth=1.8, **style)

@@ -44,7 +44,9 @@ def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["val"], ["export"], ["resume"], ["acts"], ["sites"], ["plot"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["val"], ["export"], ["resume"], ["acts"], ["sites"], ["plot"], ["bench"]]
+)
 def test_help_imports_neither_torch_nor_ultralytics(command: list[str], tmp_path: Path) -> None:
     code = (
         "import sys; from rtdetr_act.cli import main\n"

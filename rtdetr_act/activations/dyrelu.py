@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations.channels import check_count, check_positive
 from rtdetr_act.ops.dyrelu import dyrelu
+from rtdetr_act.ops.logits import logits
 from rtdetr_act.ops.pool import mean_over_positions
 
 
@@ -160,9 +163,8 @@ class DyReLUC(_DyReLU):
         """Return pi, (B, 1, H, W) in 0..1, in float32 at least."""
         # Over all positions of an image; a widely copied version takes z as (N, C, -1). In float32 at least, because
         # 1 / (H * W) of a 160x160 map is below the smallest normal number of float16.
-        z = self.spatial(x)
-        wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-        share = torch.softmax(z.flatten(1).to(wide) / self.tau, dim=1)
+        z = logits(x, self.spatial.weight, cast(Tensor, self.spatial.bias))
+        share = torch.softmax(z.flatten(1) / self.tau, dim=1)
         return (share * (x.shape[2] * x.shape[3] / 3)).clamp(max=1).view_as(z)
 
     def extra_repr(self) -> str:

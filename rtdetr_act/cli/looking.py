@@ -1,4 +1,4 @@
-"""Commands that show and change nothing: acts, sites, plot."""
+"""Commands that show and change nothing: acts, sites, plot, bench."""
 
 from __future__ import annotations
 
@@ -75,3 +75,36 @@ def plot(
     from rtdetr_act.plot import plot_activations
 
     print(f"file: {plot_activations(activations, output)}")
+
+
+@app.command()
+def bench(
+    pairs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key=value]…", help="imgsz=224 (default), batch=8 and device=cpu."),
+    ] = None,
+    act: Annotated[list[str] | None, typer.Option("--act", help="Activation or plan to measure; repeatable.")] = None,
+    model: Annotated[str, typer.Option("--model", help="Model YAML or checkpoint; shipped ones by bare name.")] = (
+        "rtdetr-n.yaml"
+    ),
+    scope: Annotated[str, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = "conv",
+    turns: Annotated[int, typer.Option("--turns", min=2, help="Training steps that count, per variant.")] = 15,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the JSON and the chart.")] = Path(
+        "runs/bench"
+    ),
+) -> None:
+    """Measure what activations cost in a model, in units of its stock form: time of training and inference, memory."""
+    from rtdetr_act.bench import bench_model, print_costs, write_costs
+    from rtdetr_act.errors import InputError
+    from rtdetr_act.runs import check_variants, parse_arguments
+
+    arguments = parse_arguments(pairs or [])
+    if unknown := set(arguments) - {"imgsz", "batch", "device"}:
+        raise InputError(f"bench takes imgsz, batch and device, not '{sorted(unknown)[0]}'")
+    if not act:
+        raise InputError("bench compares a model with its stock form: name an activation with --act")
+    check_variants(model, act, scope=scope)
+    costs = bench_model(model, act, turns=turns, scope=scope, **arguments)
+    print_costs(Path(model).stem, costs)
+    for path in write_costs({Path(model).stem: costs}, output, Path(model).stem):
+        print(f"file: {path}")

@@ -20,7 +20,18 @@ from rtdetr_act.ops.backend import (
     wide,
     widened,
 )
-from rtdetr_act.ops.blocks import Block, as_map, block_size, blocks, dense, empty_like, from_map, like, row_sums
+from rtdetr_act.ops.blocks import (
+    Block,
+    as_map,
+    block_size,
+    blocks,
+    dense,
+    empty_like,
+    from_map,
+    like,
+    row_sums,
+    scratch,
+)
 from rtdetr_act.ops.tiles import channels_of, positions_of, tile
 
 
@@ -126,7 +137,7 @@ def _backward_block(grad: Tensor, x: Tensor, coefficients: Any, out: Tensor | No
     low, step, sharp = coefficients
     grad, x = grad.to(low.dtype), x.to(low.dtype)
     gate = torch.mul(x, sharp, out=out).sigmoid_()
-    product = grad * x
+    product = torch.mul(grad, x, out=scratch(x))
     for_step, for_low = row_sums(product, gate)
     through_gate = _sigmoid_backward_out(product, gate, grad_input=product)
     for_sharp, _ = row_sums(through_gate, x)

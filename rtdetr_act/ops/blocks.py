@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import product
 from typing import Any
 
@@ -14,6 +15,10 @@ from torch import Tensor
 #     2x128x160x160         1.88     1.68     1.66     1.72       1.84
 # Smaller ones pay for calls, 5 µs each, with what they save on memory.
 PER_THREAD = 1 << 19
+
+# Below this, in elements, malloc hands out what was freed just before.
+_SMALLEST = 1 << 14
+_memory = threading.local()
 
 Block = tuple[slice, slice, slice]
 WHOLE: Block = (slice(None), slice(None), slice(None))
@@ -61,6 +66,28 @@ def empty_like(x: Tensor) -> Tensor:
         return torch.empty_like(x)
     finally:
         settings.fill_uninitialized_memory = before
+
+
+def scratch(shape: Tensor, slot: int = 0) -> Tensor:
+    """Return memory of the shape and layout of a dense tensor for the time of one block, the same each time.
+
+    New memory costs more than what is done in it: the system hands out pages of 4 KiB on the first touch, and takes
+    them back when they are freed: the first product of DY-ReLU-B on half of 4x64x80x80 takes 0.65 ms in new memory,
+    the second one 0.06 ms in this.
+
+    Args:
+        shape: A tensor to be like.
+        slot: Which of the memories of this thread; one for each that is needed at the same time.
+    """
+    count = shape.numel()
+    if not shape.is_cpu or not _SMALLEST < count <= block_size():
+        return torch.empty_like(shape)
+    kept: dict[Any, Tensor] = _memory.__dict__.setdefault("kept", {})
+    found = kept.get((shape.dtype, slot))
+    if found is None or found.numel() < count:
+        with torch.inference_mode(False):  # a tensor made in inference mode could not be written outside of it
+            found = kept[shape.dtype, slot] = torch.empty(block_size(), dtype=shape.dtype)
+    return found.as_strided(shape.shape, shape.stride())
 
 
 def flat(x: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from rtdetr_act.ops.backend import (
     wide,
     widened,
 )
-from rtdetr_act.ops.blocks import Block, block_size, blocks, dense, empty_like, like, row_sums
+from rtdetr_act.ops.blocks import Block, block_size, blocks, dense, empty_like, like, row_sums, scratch
+from rtdetr_act.ops.logits import weighted_sum
 from rtdetr_act.ops.tiles import channels_of, positions_of, tile
 
 
@@ -38,7 +39,7 @@ def dyrelu(
         x: (B, C, H, W).
         slopes: K tensors (B, C, 1, 1), or (B, 1, 1, 1) for one of all channels.
         intercepts: As many of the same shape.
-        attention: (B, 1, H, W), 0 or larger; None for 1 everywhere.
+        attention: (B, 1, H, W), larger than 0 (where it is 0 it gets no gradient); None for 1 everywhere.
 
     Paper: Chen et al., ECCV 2020, arXiv:2003.10027.
 
@@ -66,16 +67,21 @@ def plain(x: Tensor, attention: Tensor | None, *coefficients: Tensor) -> Tensor:
 class _DyReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, attention: Tensor | None, *coefficients: Tensor) -> Tensor:
-        ctx.save_for_backward(x, attention, *coefficients)
-        return _forward(x, attention, coefficients)
+        y = _forward(x, attention, coefficients)
+        # The kernels of a GPU find the maximum again in registers; on a CPU it comes from the result, which the next
+        # layer keeps anyway.
+        needs_result = attention is not None and x.is_cpu and not wants_triton(x)
+        ctx.save_for_backward(x, y if needs_result else None, attention, *coefficients)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, attention, *coefficients = ctx.saved_tensors
+        x, y, attention, *coefficients = ctx.saved_tensors
         if torch.is_grad_enabled():
             return tuple(plain_gradients(plain, (x, attention, *coefficients), grad, ctx.needs_input_grad))
-        backward = _triton_backward if wants_triton(x) else _cpu_backward
-        return backward(grad, x, attention, coefficients)
+        if wants_triton(x):
+            return _triton_backward(grad, x, attention, coefficients)
+        return _cpu_backward(grad, x, y, attention, coefficients)
 
 
 def _forward(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]) -> Tensor:
@@ -86,11 +92,10 @@ def _forward(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]
 
 
 def _cpu_forward(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]) -> Tensor:
-    computed = wide(x.dtype)
+    source, computed = dense(x), wide(x.dtype)
     coefficients = widened(coefficients, computed)
     if x.numel() <= block_size() and computed == x.dtype:
-        return _forward_block(x, attention, coefficients, None)
-    source = dense(x)
+        return _forward_block(source, attention, coefficients, None)
     y = empty_like(source)
     for part in blocks(source):
         out = y[part] if computed == x.dtype else None
@@ -106,47 +111,51 @@ def _forward_block(x: Tensor, attention: Tensor | None, coefficients: Sequence[T
     k = len(coefficients) // 2
     best = torch.mul(x, coefficients[0], out=out).add_(coefficients[k])
     for j in range(1, k):
-        torch.maximum(best, (x * coefficients[j]).add_(coefficients[k + j]), out=best)
+        term = torch.mul(x, coefficients[j], out=scratch(x)).add_(coefficients[k + j])
+        torch.maximum(best, term, out=best)
     return best if attention is None else best.mul_(attention)
 
 
 def _cpu_backward(
-    grad: Tensor, x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]
+    grad: Tensor, x: Tensor, y: Tensor | None, attention: Tensor | None, coefficients: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
     source, computed = dense(x), wide(x.dtype)
     grad = like(grad, source)
     wide_coefficients = widened(coefficients, computed)
     parts = blocks(source)
     if len(parts) == 1:
-        grad_x, sums, grad_pi = _backward_block(grad, source, attention, wide_coefficients, None)
+        grad_x, sums = _backward_block(grad, source, attention, wide_coefficients, None)
     else:
         grad_x = empty_like(source)
         sums = source.new_zeros((len(coefficients), *source.shape[:2]), dtype=computed)
-        grad_pi = None if attention is None else torch.zeros_like(attention, dtype=computed)
         for part in parts:
             pi, coefs = _cut(part, attention, wide_coefficients)
             out = grad_x[part] if computed == x.dtype else None
-            found, more, more_pi = _backward_block(grad[part], source[part], pi, coefs, out)
+            found, more = _backward_block(grad[part], source[part], pi, coefs, out)
             sums[:, part[0], part[1]] += more
-            if grad_pi is not None and more_pi is not None:
-                grad_pi[part[0], :, part[2]] += more_pi
             if out is None:
                 grad_x[part] = found
+    of_attention = None
+    if attention is not None and y is not None:
+        # sum_c(grad * maximum), and the maximum is y / attention. What has no attention at all passes nothing to it.
+        by_result = torch.zeros_like(attention, dtype=computed)
+        for part in parts:
+            part_grad, part_y = grad[part].to(computed), y[part].to(computed)
+            products = torch.mul(part_grad, part_y, out=scratch(part_y))
+            by_result[part[0], :, part[2]] += weighted_sum(products, products.new_ones(products.shape[1]))
+        of_attention = _as(torch.where(attention > 0, by_result / attention, 0), attention)
     grads = [_as(total[..., None, None], c) for total, c in zip(sums, coefficients, strict=True)]
-    of_attention = None if attention is None or grad_pi is None else _as(grad_pi, attention)
     return grad_x.to(x.dtype), of_attention, *grads
 
 
 def _backward_block(
     grad: Tensor, x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor], out: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the gradients of a block of x, of the coefficients as (2K, B, C), and of the attention."""
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of a block of x, and of the coefficients as (2K, B, C)."""
     slopes, intercepts = coefficients[: len(coefficients) // 2], coefficients[len(coefficients) // 2 :]
     grad, x = grad.to(slopes[0].dtype), x.to(slopes[0].dtype)
-    grad_pi = None
     if attention is not None:
-        grad_pi = _forward_block(x, None, coefficients, None).mul_(grad).sum(1, keepdim=True)
-        grad = grad * attention
+        grad = torch.mul(grad, attention, out=scratch(x, 1))
     last = len(slopes) - 1
     grad_x = torch.mul(grad, slopes[last], out=out)
     products, totals = row_sums(grad, x)
@@ -159,7 +168,7 @@ def _backward_block(
         grad_x.add_(share.mul_(slopes[j] - slopes[last]))
         products, totals = products - found[j][0], totals - found[j][1]
     found[last] = products, totals
-    return grad_x, torch.stack([*(of for of, _ in found), *(of for _, of in found)]), grad_pi
+    return grad_x, torch.stack([*(of for of, _ in found), *(of for _, of in found)])
 
 
 def _leads(x: Tensor, slopes: Sequence[Tensor], intercepts: Sequence[Tensor]) -> list[Tensor]:
@@ -167,7 +176,7 @@ def _leads(x: Tensor, slopes: Sequence[Tensor], intercepts: Sequence[Tensor]) ->
     last = len(slopes) - 1
     if last < 1:
         return []
-    found = [(x * (slopes[-2] - slopes[-1])).add_(intercepts[-2] - intercepts[-1])]
+    found = [torch.mul(x, slopes[-2] - slopes[-1], out=scratch(x)).add_(intercepts[-2] - intercepts[-1])]
     if last > 1:
         top = (x * slopes[-1]).add_(intercepts[-1])
         for j in range(last - 2, -1, -1):

@@ -21,7 +21,7 @@ from rtdetr_act.ops.backend import (
     wants_triton,
     wide,
 )
-from rtdetr_act.ops.blocks import as_map, blocks, dense, empty_like, from_map, like, row_sums
+from rtdetr_act.ops.blocks import as_map, blocks, dense, empty_like, from_map, like, row_sums, scratch
 from rtdetr_act.ops.tiles import channels_of, positions_of, tile
 
 
@@ -106,9 +106,9 @@ def _backward_block(grad: Tensor, x: Tensor, weight: Tensor, out: Tensor | None)
     """Return the gradient of a block, and that of the weights as (B, C)."""
     grad, x = grad.to(weight.dtype), x.to(weight.dtype)
     grad_x = torch.mul(grad, weight, out=out)
-    scratch = x.clamp_max(0)
-    sums, _ = row_sums(grad, scratch)
-    above = _threshold_backward_out(grad, x, 0, grad_input=scratch)
+    below = torch.clamp_max(x, 0, out=scratch(x))
+    sums, _ = row_sums(grad, below)
+    above = _threshold_backward_out(grad, x, 0, grad_input=below)
     return grad_x.add_(above.mul_(1 - weight)), sums
 
 

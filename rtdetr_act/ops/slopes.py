@@ -35,12 +35,13 @@ def backward(grad: Tensor, sign: Tensor, above: float, below: float) -> tuple[Te
     """
     source = dense(sign)
     lines = flat(like(grad, source)), flat(source)
-    size = block_size()
-    if lines[0].numel() <= size:
+    # With no memory but that of the result, twice a block still fits the cache as a whole; what does not is best cut
+    # small: 2x128x160x160 takes 3.1 ms in parts of half a block, 3.4 ms in parts of two.
+    if lines[0].numel() <= 2 * block_size():
         line, sum_above, sum_below = _backward_block(*lines, above, below, None)
         return line.as_strided(source.shape, source.stride()), sum_above, sum_below
     grad_x, sum_above, sum_below = empty_like(source), 0.0, 0.0
-    for grad_part, part, out in zip(*(t.split(size) for t in (*lines, flat(grad_x))), strict=True):
+    for grad_part, part, out in zip(*(t.split(block_size() // 2) for t in (*lines, flat(grad_x))), strict=True):
         _, more_above, more_below = _backward_block(grad_part, part, above, below, out)
         sum_above, sum_below = sum_above + more_above, sum_below + more_below
     return grad_x, sum_above, sum_below
@@ -54,13 +55,13 @@ def _backward_block(
         found, sum_above, sum_below = _backward_block(wide_grad, wide_sign, above, below, None)
         return found.to(sign.dtype) if out is None else out.copy_(found), sum_above, sum_below
     scaled = _scale(grad, sign, above, below, out)
+    # Two dot products, which write nothing, tell both sums: one is their sum, the other the same with each times its
+    # slope. What was written last is read first, while it is in the cache: 1.10 ms against 1.34 on 4x64x80x80.
+    apart = abs(above - below) > 0.1 * max(abs(above), abs(below))
+    mixed = torch.dot(scaled, sign).item() if apart else 0.0
     total = torch.dot(grad, sign).item()
-    # Two dot products, which write nothing, tell both sums: `total` is their sum, the other one has them times the
-    # slopes. Where the slopes are nearly equal that would lose digits.
-    if abs(above - below) > 0.1 * max(abs(above), abs(below)):
-        sum_below = (above * total - torch.dot(scaled, sign).item()) / (above - below)
-    else:
-        sum_below = torch.dot(grad, sign.clamp_max(0)).item()
+    # Where the slopes are nearly equal, their difference would lose digits.
+    sum_below = (above * total - mixed) / (above - below) if apart else torch.dot(grad, sign.clamp_max(0)).item()
     return scaled, total - sum_below, sum_below
 
 

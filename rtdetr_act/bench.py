@@ -1,0 +1,420 @@
+"""Time and memory of a model with other activations against its stock form, all in one run.
+
+What is compared takes turns, so that a machine that slows down slows all alike, and each turn gives one ratio: the
+median of those is what is reported, with their quartiles as spread.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rtdetr_act.errors import InputError
+from rtdetr_act.patcher import patch_model, unpatch_model
+
+# Ultralytics' losses read these of a batch; so many objects stand in each drawn image.
+_OBJECTS = 8
+_COLUMNS = {
+    "train": "training step",
+    "inference": "inference, batch 1",
+    "peak": "peak memory",
+    "saved": "saved for backward",
+}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A cost in units of another one, over the turns of one run.
+
+    Attributes:
+        median: Median of the ratios of the turns.
+        low: Their first quartile.
+        high: Their third quartile.
+        seconds: Median time of one call, in seconds.
+    """
+
+    median: float
+    low: float
+    high: float
+    seconds: float
+
+    def __str__(self) -> str:
+        """Return the median, and the quartiles in brackets."""
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one variant of a model costs, in units of the stock model.
+
+    Attributes:
+        activation: The plan, or "stock".
+        train: One training step: forward, loss, backward.
+        inference: One forward pass of the fused model.
+        peak: Peak memory of a training step, weights left out.
+        saved: Bytes that autograd keeps between forward and backward.
+        peak_bytes: The former in bytes.
+        saved_bytes: The former in bytes.
+    """
+
+    activation: str
+    train: Ratio
+    inference: Ratio
+    peak: float
+    saved: float
+    peak_bytes: int
+    saved_bytes: int
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[], Any]], turns: int, *, warmup: int = 2, repeat: int = 1
+) -> dict[str, list[float]]:
+    """Time calls in turns; each turn runs every call, the first one another each time.
+
+    Args:
+        calls: What to time, by name.
+        turns: Number of turns that count.
+        warmup: Turns before those.
+        repeat: Calls in a row within a turn. With several, the median of all but the first, which finds the data of
+            another one in the cache.
+
+    Returns:
+        Seconds of each turn, by name.
+    """
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(-warmup, turns):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                row = [_time(calls[name]) for _ in range(repeat)]
+                if turn >= 0:
+                    found[name].append(statistics.median(row[1:] or row))
+            gc.collect()
+    finally:
+        if collecting:
+            gc.enable()
+    return found
+
+
+def _time(call: Callable[[], Any]) -> float:
+    _wait()
+    start = time.perf_counter()
+    result = call()
+    _wait()
+    seconds = time.perf_counter() - start
+    del result  # freed after the clock has stopped
+    return seconds
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, Ratio]:
+    """Return the times in units of those of `base`, turn by turn.
+
+    >>> print(ratios({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 9.0]}, "a")["b"])
+    2.00 (2.00-2.50)
+    """
+    found = {}
+    for name, values in times.items():
+        each = [value / other for value, other in zip(values, times[base], strict=True)]
+        low, median, high = statistics.quantiles(each, n=4, method="inclusive")
+        found[name] = Ratio(median, low, high, statistics.median(values))
+    return found
+
+
+def saved_bytes(forward: Callable[[], Any], model: nn.Module | None = None) -> int:
+    """Return the bytes that autograd keeps for the backward of a call, each memory once, weights left out.
+
+    >>> x = torch.zeros(1000, requires_grad=True)
+    >>> saved_bytes(lambda: x.exp()), saved_bytes(lambda: x.exp().exp())
+    (4000, 8000)
+    """
+    weights = {t.untyped_storage().data_ptr() for t in (model.parameters() if model is not None else ())}
+    kept: dict[int, Tensor] = {}
+
+    def note(t: Tensor) -> Tensor:
+        if t.untyped_storage().data_ptr() not in weights:
+            kept[t.untyped_storage().data_ptr()] = t  # held, so that no address is given twice
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        result = forward()
+    total = sum(t.untyped_storage().nbytes() for t in kept.values())
+    del result
+    return total
+
+
+class _PeakMemory(TorchDispatchMode):
+    """Adds up the memory of all living results of operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._living: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (list, tuple)) else (out,):
+            if isinstance(t, Tensor):
+                storage = t.untyped_storage()
+                self._living.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self._living = {key: (ref, size) for key, (ref, size) in self._living.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._living.values()))
+        return out
+
+
+def peak_bytes(step: Callable[[], Any]) -> int:
+    """Return the peak of the memory that a call takes beyond what is there before it.
+
+    On CUDA by the allocator; elsewhere by the results of all operators that live at the same time.
+    """
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return int(torch.cuda.max_memory_allocated() - before)
+    with _PeakMemory() as memory:
+        step()
+    return memory.peak
+
+
+def bench_model(
+    source: str,
+    activations: Sequence[str],
+    *,
+    imgsz: int = 224,
+    batch: int = 8,
+    device: str = "cpu",
+    turns: int = 15,
+    scope: str = "conv",
+) -> list[Cost]:
+    """Compare variants of a model with its stock form; the weights are random, the images and objects too.
+
+    Args:
+        source: Model YAML or checkpoint.
+        activations: Plans, as in `patch_model`.
+        imgsz: Side of the images, in pixels.
+        batch: Images of a training step; inference takes one.
+        device: "cpu", "cuda" or "cuda:1".
+        turns: Turns of the training step; inference takes twice as many, of six passes.
+        scope: "conv" or "all".
+
+    Returns:
+        The stock model's cost first, then those of the variants.
+
+    Raises:
+        RtdetrActError: The model, a plan or the device is wrong.
+    """
+    from rtdetr_act.runs import load_model
+
+    models: dict[str, Any] = {}
+    for name in ("stock", *activations):
+        loaded = load_model(source)
+        if name == "stock":
+            unpatch_model(loaded)
+        else:
+            patch_model(loaded, name, scope=scope)
+        models[name] = _prepare(loaded.model, device)
+    drawn = draw_batch(models["stock"], str(loaded.task), imgsz, batch, device)
+    steps = {name: _training_step(model, drawn) for name, model in models.items()}
+    train = ratios(take_turns(steps, turns), "stock")
+    peaks = {name: peak_bytes(step) for name, step in steps.items()}
+    saved = {name: saved_bytes(lambda m=model: m.loss(drawn), model) for name, model in models.items()}  # type: ignore[misc]
+    image = drawn["img"][:1]
+    passes = {name: _inference(model, image) for name, model in models.items()}
+    inference = ratios(take_turns(passes, 2 * turns, repeat=6), "stock")
+    return [
+        Cost(
+            name,
+            train[name],
+            inference[name],
+            peaks[name] / peaks["stock"],
+            saved[name] / saved["stock"],
+            peaks[name],
+            saved[name],
+        )
+        for name in models
+    ]
+
+
+def _prepare(model: nn.Module, device: str) -> nn.Module:
+    from ultralytics.cfg import get_cfg
+
+    try:
+        model = model.to(device).train()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device '{device}' cannot be used: {reason}") from None
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    # What a trainer sets: the gains of the losses, and the number of classes.
+    model.args, model.nc = get_cfg(), model.yaml["nc"]  # type: ignore[index]
+    return model
+
+
+def _training_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[], None]:
+    def step() -> None:
+        loss = model.loss(batch)[0]  # type: ignore[operator]
+        loss.sum().backward()
+        model.zero_grad()
+
+    return step
+
+
+def _inference(model: nn.Module, image: Tensor) -> Callable[[], Any]:
+    fused = deepcopy(model).eval()
+    fused.fuse(verbose=False)  # type: ignore[operator]
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return fused(image)
+
+    return call
+
+
+def draw_batch(model: nn.Module, task: str, imgsz: int, batch: int, device: str) -> dict[str, Tensor]:
+    """Return random images and objects in the form of Ultralytics' data loaders, for any of its tasks.
+
+    Raises:
+        InputError: The task has another form of batch, or imgsz or batch is below 1.
+    """
+    if min(imgsz, batch) < 1:
+        raise InputError(f"imgsz and batch are 1 or larger, not {imgsz} and {batch}")
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(batch, 3, imgsz, imgsz, generator=random)
+    count, classes = batch * _OBJECTS, int(model.nc)  # type: ignore[arg-type]
+    labels = torch.randint(0, classes, (count, 1), generator=random).float()
+    drawn = {"img": images, "cls": labels, "batch_idx": torch.arange(batch).repeat_interleave(_OBJECTS).float()}
+    boxes = torch.rand(count, 4, generator=random) * 0.3 + 0.3
+    if task == "classify":
+        drawn = {"img": images, "cls": labels[:batch, 0].long()}
+    elif task in ("detect", "segment", "pose"):
+        drawn["bboxes"] = boxes
+    elif task == "obb":
+        drawn["bboxes"] = torch.cat([boxes, torch.rand(count, 1, generator=random)], 1)
+    else:
+        raise InputError(f"there is no benchmark for the task '{task}' yet: detect, segment, pose, obb or classify")
+    if task == "segment":
+        side = imgsz // 4
+        drawn["masks"] = torch.randint(0, _OBJECTS + 1, (batch, side, side), generator=random).float()
+        drawn["sem_masks"] = torch.randint(0, classes, (batch, side, side), generator=random)
+    if task == "pose":
+        drawn["keypoints"] = torch.rand(count, *model.yaml["kpt_shape"], generator=random)  # type: ignore[index]
+    return {name: value.to(device) for name, value in drawn.items()}
+
+
+def print_costs(title: str, costs: Sequence[Cost]) -> None:
+    """Print costs as a table, ratios with the quartiles of their turns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{title}: in units of the stock model, median (quartiles) of the turns")
+    table.add_column("activation", overflow="fold")
+    for column in ("training step", "inference", "peak memory", "saved for backward"):
+        table.add_column(column, justify="right")
+    for cost in costs:
+        if cost.activation == "stock":
+            times = f"{cost.train.seconds * 1e3:.1f} ms", f"{cost.inference.seconds * 1e3:.2f} ms"
+            memory = f"{cost.peak_bytes / 2**20:.1f} MiB", f"{cost.saved_bytes / 2**20:.1f} MiB"
+        else:
+            times, memory = (str(cost.train), str(cost.inference)), (f"{cost.peak:.2f}", f"{cost.saved:.2f}")
+        table.add_row(cost.activation, *times, *memory)
+    Console(width=110).print(table)
+
+
+def write_costs(costs: Mapping[str, Sequence[Cost]], folder: Path, name: str) -> list[Path]:
+    """Write costs by model as `name.json`, and draw them as `name.png`.
+
+    Raises:
+        InputError: The folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        data = folder / f"{name}.json"
+        data.write_text(
+            json.dumps({model: [asdict(cost) for cost in found] for model, found in costs.items()}, indent=1)
+        )
+    except OSError as error:
+        raise InputError(f"cannot write to '{folder}': {error.strerror}") from None
+    bars = {}
+    for model, found in costs.items():
+        for column in ("train", "inference", "peak", "saved"):
+            values = {cost.activation: getattr(cost, column) for cost in found if cost.activation != "stock"}
+            bars[f"{model}\n{_COLUMNS[column]}"] = {
+                key: value.median if isinstance(value, Ratio) else value for key, value in values.items()
+            }
+    chart = draw_bars(
+        bars, folder / f"{name}.png", title="Cost of activations in a model", axis="in units of the stock model"
+    )
+    return [data, chart]
+
+
+def draw_bars(
+    groups: Mapping[str, Mapping[str, float]],
+    output: Path | str,
+    *,
+    title: str,
+    axis: str,
+    goals: Mapping[str, float] | None = None,
+) -> Path:
+    """Draw a bar chart: one row of bars for each group, a line at 1.
+
+    Args:
+        groups: Values by group and name; the names of all groups are told apart by colour.
+        output: PNG, SVG or PDF file to write.
+        title: Above the chart.
+        axis: What the values are.
+        goals: Marked by a dot on the bar of a group, by group.
+
+    Returns:
+        The path written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from rtdetr_act.plot import COLOURS
+
+    names = list(dict.fromkeys(name for values in groups.values() for name in values))
+    height = 0.8 / len(names)
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.28 * len(groups) * len(names)), layout="constrained")
+    for index, name in enumerate(names):
+        rows = [row for row, values in enumerate(groups.values()) if name in values]
+        widths = [values[name] for values in groups.values() if name in values]
+        places = [row + (index - (len(names) - 1) / 2) * height for row in rows]
+        bars = axes.barh(places, widths, height * 0.92, label=name, color=COLOURS[index % len(COLOURS)])
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    for row, group in enumerate(groups):
+        if goals and group in goals:
+            axes.plot([goals[group]] * 2, [row - 0.42, row + 0.42], color="black", linewidth=1.2, linestyle=":")
+    axes.axvline(1, color="grey", linewidth=1)
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.invert_yaxis()
+    axes.set_xlabel(axis)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.1)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    path = Path(output)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return path

@@ -1,0 +1,337 @@
+"""Measure every op, forward and backward, against nn.SiLU, against the form that people copy, and against memory.
+
+    python scripts/bench_ops.py [--output runs/bench] [--turns 40] [--device cpu] [--compiled] [--no-sizes]
+
+Modules of the zoo as they stand in a network, generators and pooling included. "of the limit" is how close one comes to
+copying the bytes that must be moved: the time of such a copy, measured in the same run, over the time of the module.
+Prints tables, writes ops.json, and draws ops.png, and sizes.png: the cost against the number of elements, the batch and
+the channels. About five minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import statistics
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rtdetr_act import create
+from rtdetr_act.bench import Ratio, draw_bars, ratios, take_turns
+
+SHAPES = ((4, 64, 80, 80), (4, 256, 40, 40), (2, 128, 160, 160))
+ON_GPU = (32, 256, 80, 80)
+NAMES = ("arelu", "prelu", "frelu", "aconc", "meta_aconc", "dyrelu_a", "dyrelu_b", "dyrelu_c")
+# Maps read and written, forward and backward. SiLU: x, y; grad, x, grad_x. A pooling reads x once more, and its
+# gradient is added to that of x (read, written). DY-ReLU-C's 1x1 convolution reads x in both directions, and its
+# gradient is added too. FReLU: convolution, BatchNorm and maximum, each with its own backward.
+MOVED = {
+    "silu": 5, "arelu": 5, "prelu": 5, "aconc": 5, "meta_aconc": 8, "dyrelu_a": 8, "dyrelu_b": 8, "dyrelu_c": 12,
+    "frelu": 21,
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- the forms that people copy, written out plainly
+
+
+class PublishedAReLU(nn.Module):
+    """AReLU as in its paper: two rectified copies, each with a factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha, self.beta = nn.Parameter(torch.tensor([0.9])), nn.Parameter(torch.tensor([2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of x."""
+        return (1 + torch.sigmoid(self.beta)) * F.relu(x) - self.alpha.clamp(0.01, 0.99) * F.relu(-x)
+
+
+class PublishedDyReLU(nn.Module):
+    """DY-ReLU by a permutation to channels last, a dimension more for the K terms, and a maximum over that."""
+
+    per_channel = True
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden, outputs = max(channels // 8, 1), 4 * (channels if self.per_channel else 1)
+        self.generator = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, outputs), nn.Sigmoid())
+        self.register_buffer("scale", torch.tensor([1.0, 1.0, 0.5, 0.5]))
+        self.register_buffer("start", torch.tensor([1.0, 0.0, 0.0, 0.0]))
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """Return (B, C, 4), of variant A (B, 1, 4): two slopes and two intercepts."""
+        theta = 2 * self.generator(x.mean(-1).mean(-1)) - 1
+        return theta.view(x.shape[0], -1, 4) * self.scale + self.start
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of x."""
+        theta = self.coefficients(x)
+        terms = x.permute(2, 3, 0, 1).unsqueeze(-1) * theta[..., :2] + theta[..., 2:]
+        return terms.max(-1)[0].permute(2, 3, 0, 1)
+
+
+class PublishedDyReLUA(PublishedDyReLU):
+    """Variant A of it."""
+
+    per_channel = False
+
+
+class PublishedDyReLUB(PublishedDyReLU):
+    """Variant B of it."""
+
+
+class PublishedDyReLUC(PublishedDyReLU):
+    """Variant C of it: the coefficients of B times an attention over positions, broadcast over all of them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.spatial = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of x."""
+        batch, _, height, width = x.shape
+        share = torch.softmax(self.spatial(x).view(batch, -1) / 10, 1) * (height * width / 3)
+        pi = share.clamp(max=1).view(batch, height, width).permute(1, 2, 0)[..., None, None]
+        theta = self.coefficients(x) * pi
+        terms = x.permute(2, 3, 0, 1).unsqueeze(-1) * theta[..., :2] + theta[..., 2:]
+        return terms.max(-1)[0].permute(2, 3, 0, 1)
+
+
+class PublishedACON(nn.Module):
+    """ACON-C as in its paper, the difference of slopes times x written twice; Meta-ACON with a generator."""
+
+    def __init__(self, channels: int, meta: bool = False) -> None:
+        super().__init__()
+        self.p1, self.p2 = (nn.Parameter(torch.randn(1, channels, 1, 1)) for _ in range(2))
+        self.beta = nn.Parameter(torch.ones(1, channels, 1, 1))
+        hidden = max(channels // 16, 16)
+        layers = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1), nn.Sigmoid()
+        self.generator = nn.Sequential(*layers) if meta else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of x."""
+        beta = self.beta if self.generator is None else self.generator(x.mean((2, 3), keepdim=True))
+        return (self.p1 * x - self.p2 * x) * torch.sigmoid(beta * (self.p1 * x - self.p2 * x)) + self.p2 * x
+
+
+class PublishedFReLU(nn.Module):
+    """FReLU as in its paper."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of x."""
+        return torch.max(x, self.bn(self.conv(x)))
+
+
+PUBLISHED: dict[str, Callable[[int], nn.Module]] = {
+    "arelu": lambda channels: PublishedAReLU(),
+    "prelu": lambda channels: nn.PReLU(),
+    "frelu": PublishedFReLU,
+    "aconc": PublishedACON,
+    "meta_aconc": lambda channels: PublishedACON(channels, meta=True),
+    "dyrelu_a": PublishedDyReLUA,
+    "dyrelu_b": PublishedDyReLUB,
+    "dyrelu_c": PublishedDyReLUC,
+}
+
+
+def installed_arelu() -> nn.Module | None:
+    """Return AReLU of the package `activations`, if it is installed; its own __init__ fails without its CUDA part."""
+    package = importlib.util.find_spec("activations")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        spec = importlib.util.spec_from_file_location("activations_arelu", Path(folder) / "arelu.py")
+        if spec is not None and spec.loader is not None and Path(folder, "arelu.py").is_file():
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            found: nn.Module = module.AReLU()
+            return found
+    return None
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, where that is the C library; else of two equal calls, one may pay for both.
+
+    It gives memory back once twice the largest block freed so far is free, and a page costs 1 µs on its next touch:
+    SiLU on 2x128x160x160 takes 4.1 or 10.2 ms by what was freed before it. The published forms, which allocate most,
+    gain most by this.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for threshold in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            mallopt(threshold, 2**31 - 1)
+
+
+def both_ways(module: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], Any]:
+    """Return a call of a module's forward and backward, with the gradients of x and of all parameters."""
+    leaf = x.detach().requires_grad_()
+    wanted = [leaf, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
+    return lambda: torch.autograd.grad(module(leaf), wanted, grad, allow_unused=True)
+
+
+def measure(
+    shape: tuple[int, ...], modules: dict[str, nn.Module], turns: int, device: str, dtype: torch.dtype
+) -> dict[str, Ratio]:
+    """Time modules on maps of a shape against SiLU and against a copy, in turns."""
+    x, grad = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
+    to = torch.empty_like(x)
+    calls = {name: both_ways(module.to(device), x, grad) for name, module in modules.items()}
+    all_calls = {"silu": both_ways(nn.SiLU(), x, grad), "copy": lambda: to.copy_(x), **calls}
+    return ratios(take_turns(all_calls, turns, repeat=4), "silu")
+
+
+def bench(device: str, turns: int, compiled: bool) -> dict[str, dict[str, Ratio]]:
+    """Measure every op on every shape; a GPU in bfloat16 on a large one too."""
+    found = {}
+    settings = [(shape, torch.float32) for shape in SHAPES]
+    if device != "cpu":
+        settings.append((ON_GPU, torch.bfloat16))
+    for shape, dtype in settings:
+        modules: dict[str, nn.Module] = {"relu": nn.ReLU(), "mish": nn.Mish()}
+        for name in NAMES:
+            modules[name] = create(name, shape[1])
+            modules[f"{name}, as published"] = PUBLISHED[name](shape[1])
+            if compiled:
+                modules[f"{name}, compiled"] = torch.compile(create(name, shape[1]))  # type: ignore[assignment]
+        if (package := installed_arelu()) is not None:
+            modules["arelu, package activations"] = package
+        if dtype != torch.float32:  # as under autocast: half maps, float32 parameters; published forms keep one type
+            modules = {key: m for key, m in modules.items() if "published" not in key and "package" not in key}
+        title = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+        found[title] = measure(shape, modules, turns, device, dtype)
+        print_times(title, found[title])
+    return found
+
+
+def print_times(title: str, times: dict[str, Ratio]) -> None:
+    """Print one shape as a table."""
+    table = Table("module", title=f"{title}, forward and backward: SiLU takes {times['silu'].seconds * 1e3:.2f} ms")
+    for column in ("in units of SiLU (quartiles)", "published over ours", "of the limit"):
+        table.add_column(column, justify="right")
+    for name, ratio in times.items():
+        published = times.get(f"{name}, as published")
+        faster = f"{published.median / ratio.median:.1f}" if published else ""
+        moved = MOVED.get(name.partition(",")[0])
+        # A copy moves two maps.
+        limit = f"{moved / 2 * times['copy'].median / ratio.median:.0%}" if moved else ""
+        table.add_row(name, str(ratio), faster, limit)
+    Console(width=110).print(table)
+
+
+def summarise(found: dict[str, dict[str, Ratio]]) -> None:
+    """Print the medians over the float32 shapes."""
+    shapes = [times for title, times in found.items() if title.endswith("float32")]
+    table = Table("module", title="Medians over the shapes")
+    for column in ("in units of SiLU", "published over ours"):
+        table.add_column(column, justify="right")
+    for name in NAMES:
+        ours = [times[name].median for times in shapes]
+        faster = [times[f"{name}, as published"].median / times[name].median for times in shapes]
+        table.add_row(name, f"{statistics.median(ours):.2f}", f"{statistics.median(faster):.1f}")
+    Console(width=110).print(table)
+
+
+def sweep(device: str, turns: int) -> dict[str, list[tuple[int, dict[str, float]]]]:
+    """Measure the cost against the number of elements, the batch and the channels."""
+    largest = 8 if device == "cpu" or torch.cuda.get_device_properties(0).total_memory < 2**34 else 9
+    sides = {10**power: max(round((10**power / 64) ** 0.5), 1) for power in range(4, largest + 1)}
+    axes: dict[str, list[tuple[int, tuple[int, ...]]]] = {
+        "elements (64 channels)": [(count, (1, 64, side, side)) for count, side in sides.items()],
+        "batch (64 channels, 40x40)": [(size, (size, 64, 40, 40)) for size in (1, 4, 16, 64)],
+        "channels (batch 4, 40x40)": [(count, (4, count, 40, 40)) for count in (8, 32, 128, 512)],
+    }
+    found: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    for axis, points in axes.items():
+        found[axis] = []
+        for value, shape in points:
+            modules = {name: create(name, shape[1]) for name in ("arelu", "prelu", "aconc", "dyrelu_b")}
+            elements = torch.Size(shape).numel()
+            times = measure(shape, modules, turns if elements < 10**7 else max(turns // 8, 4), device, torch.float32)
+            found[axis].append((value, {name: times[name].median for name in modules}))
+            print(f"{axis} {value}: " + ", ".join(f"{name} {times[name]}" for name in modules))
+    return found
+
+
+def draw_sizes(found: dict[str, list[tuple[int, dict[str, float]]]], path: Path) -> Path:
+    """Draw the cost against sizes, one panel for each axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from rtdetr_act.plot import COLOURS
+
+    figure, panels = pyplot.subplots(1, len(found), figsize=(12, 3.8), sharey=True, layout="constrained")
+    for panel, (axis, points) in zip(panels, found.items(), strict=True):
+        for index, name in enumerate(points[0][1]):
+            panel.plot(
+                [value for value, _ in points],
+                [costs[name] for _, costs in points],
+                "o-",
+                label=name,
+                color=COLOURS[index],
+            )
+        panel.set_xscale("log")
+        panel.set_ylim(bottom=0)
+        panel.axhline(1, color="grey", linewidth=1)
+        panel.set_xlabel(axis)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("time in units of SiLU")
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.suptitle("Forward and backward, float32: the cost against the size", x=0.01, ha="left", fontsize=11)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return path
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder for the JSON and the charts.")] = Path("runs/bench"),
+    turns: Annotated[int, typer.Option(min=2, help="Turns that count, per module and shape.")] = 15,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Each op by torch.compile too; needs a compiler.")
+    ] = False,
+    sizes: Annotated[bool, typer.Option(help="Measure the cost against sizes too.")] = True,
+) -> None:
+    """Measure, print, write, draw."""
+    keep_freed_memory()
+    torch.manual_seed(0)
+    output.mkdir(parents=True, exist_ok=True)
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    found = bench(device, turns, compiled)
+    summarise(found)
+    swept = sweep(device, turns) if sizes else {}
+    data = {title: {name: asdict(ratio) for name, ratio in times.items()} for title, times in found.items()}
+    (output / "ops.json").write_text(json.dumps({"shapes": data, "sizes": swept}, indent=1))
+    shown = {title: times for title, times in found.items() if title.endswith("float32")}
+    bars: dict[str, dict[str, float]] = {}
+    for name in NAMES:
+        for suffix in ("", ", compiled", ", as published"):
+            values = [times[name + suffix].median for times in shown.values() if name + suffix in times]
+            if values:
+                bars.setdefault(name, {})[suffix.removeprefix(", ") or "rtdetr-act"] = statistics.median(values)
+    title = f"Forward and backward on {device}, median over {len(shown)} shapes"
+    print(f"file: {draw_bars(bars, output / 'ops.png', title=title, axis='time in units of SiLU')}")
+    if swept:
+        print(f"file: {draw_sizes(swept, output / 'sizes.png')}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

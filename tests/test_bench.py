@@ -1,0 +1,143 @@
+"""The benchmark of models: what it measures, prints and writes, and what it shows of AReLU's memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from test_cli import run
+from torch import Tensor, nn
+from ultralytics import RTDETR, YOLO
+
+from rtdetr_act import patch_model
+from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.bench import bench_model, draw_bars, draw_batch, peak_bytes, ratios, saved_bytes, take_turns
+from rtdetr_act.errors import InputError, RtdetrActError
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    logging.getLogger("ultralytics").setLevel(logging.ERROR)
+
+
+def test_turns_run_every_call_as_often_and_the_first_alternates() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    times = take_turns(calls, 4, warmup=1, repeat=2)
+    assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4, "c": 4}
+    assert len(order) == 3 * 2 * 5
+    assert [order[turn * 6] for turn in range(5)] == ["c", "a", "b", "c", "a"]
+
+
+def test_ratios_are_taken_turn_by_turn() -> None:
+    # The machine halves its speed after the second turn: the ratio stays 3.
+    times = {"base": [1.0, 1.0, 2.0, 2.0], "other": [3.0, 3.0, 6.0, 6.0]}
+    found = ratios(times, "base")["other"]
+    assert (found.median, found.low, found.high, found.seconds) == (3, 3, 3, 4.5)
+
+
+def test_peak_counts_what_lives_at_the_same_time() -> None:
+    def step() -> None:
+        a = torch.zeros(1000)
+        del a
+        b, c = torch.zeros(1000), torch.zeros(500)
+        del b, c
+
+    assert peak_bytes(step) == 6000
+
+
+def test_saved_bytes_leave_weights_out_and_count_memory_once() -> None:
+    net, x = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sigmoid(), nn.Conv2d(2, 2, 1)), torch.zeros(1, 2, 10, 10)
+    # The image, and the result of the Sigmoid, which the second convolution keeps as well.
+    assert saved_bytes(lambda: net(x), net) == 2 * 200 * 4
+
+
+@pytest.mark.parametrize(("source", "share"), [("rtdetr-n.yaml", 0.96), ("yolo11n.yaml", 0.78)])
+def test_models_keep_less_with_arelu_than_with_silu_and_learn_the_same(source: str, share: float) -> None:
+    kept, losses = {}, {}
+    for name in ("silu", "arelu", "arelu(inplace=False)"):
+        torch.manual_seed(0)
+        model = (RTDETR if source.startswith("rtdetr") else YOLO)(source)
+        patch_model(model, name)
+        module = model.model.train()
+        drawn = torch.rand(2, 3, 96, 96)
+
+        def forward(module: nn.Module = module, drawn: Tensor = drawn) -> object:
+            torch.manual_seed(1)
+            return module(drawn)
+
+        kept[name] = saved_bytes(forward, module)
+        torch.manual_seed(1)
+        losses[name] = sum(part.square().mean() for part in maps(module(drawn))).item()
+    assert kept["arelu"] <= share * kept["silu"]
+    assert losses["arelu"] == pytest.approx(losses["arelu(inplace=False)"], rel=1e-5)
+
+
+def maps(outputs: object) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    items = outputs.values() if isinstance(outputs, dict) else outputs
+    return [found for item in items for found in maps(item)] if isinstance(items, Iterable) else []
+
+
+@pytest.mark.parametrize("task", tiny.YOLO_HEADS)
+def test_every_task_has_a_training_step(task: str, tmp_path: Path) -> None:
+    path = tiny.write_yaml(tmp_path / f"tiny-{task}.yaml", tiny.yolo(task))
+    stock, arelu = bench_model(str(path), ["arelu"], imgsz=64, batch=2, turns=2)
+    assert stock.train.median == stock.inference.median == stock.peak == stock.saved == 1
+    assert arelu.activation == "arelu"
+    assert arelu.saved < 1  # the stock activation is SiLU
+    assert arelu.train.low <= arelu.train.median <= arelu.train.high
+
+
+def test_an_unknown_task_is_refused() -> None:
+    model = nn.Module()
+    model.nc = 2
+    with pytest.raises(InputError, match="no benchmark for the task 'depth'"):
+        draw_batch(model, "depth", 32, 1, "cpu")
+
+
+def test_command_prints_a_table_and_writes_figures_and_a_chart(tmp_path: Path) -> None:
+    path = tiny.write_yaml(tmp_path / "tiny.yaml", tiny.RTDETR)
+    folder = tmp_path / "bench"
+    printed = run(
+        "bench", "--model", str(path), "--act", "arelu", "--turns", "2", "-o", str(folder), "imgsz=64", "batch=2"
+    )
+    assert "saved for backward" in printed and "arelu" in printed
+    (costs,) = json.loads((folder / "tiny.json").read_text()).values()
+    assert [cost["activation"] for cost in costs] == ["stock", "arelu"]
+    assert (folder / "tiny.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ((), "name an activation with --act"),
+        (("--act", "arelu", "epochs=3"), "bench takes imgsz, batch and device, not 'epochs'"),
+        (("--act", "arleu"), "did you mean 'arelu'"),
+        (("--act", "arelu", "imgsz=0"), "imgsz and batch are 1 or larger"),
+        (("--act", "arelu", "device=cuda:77"), "device 'cuda:77' cannot be used"),
+        (("--act", "arelu", "device=abacus"), "device 'abacus' cannot be used"),
+    ],
+)
+def test_command_says_what_is_wrong(words: tuple[str, ...], error: str) -> None:
+    with pytest.raises(RtdetrActError, match=error):
+        run("bench", *words)
+
+
+def test_bars_show_a_goal(tmp_path: Path) -> None:
+    path = draw_bars(
+        {"one": {"a": 1.0, "b": 2.0}, "two": {"a": 1.5}}, tmp_path / "b.png", title="t", axis="x", goals={"one": 1.2}
+    )
+    assert path.stat().st_size > 5_000
+
+
+def test_in_place_is_what_saves() -> None:
+    model = RTDETR("rtdetr-n.yaml")
+    patch_model(model, "arelu")
+    assert sum(m.inplace for m in model.model.modules() if isinstance(m, AReLU)) == 51
