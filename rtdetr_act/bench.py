@@ -413,7 +413,7 @@ def draw_bars(
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.1)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(frameon=False, fontsize=9, loc="outside right upper")
     path = Path(output)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

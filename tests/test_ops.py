@@ -35,8 +35,9 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed_and_no_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(blocks, "SMALL", 0)  # small maps take torch's own graph, which would leave nothing to test
 
 
 # ---------------------------------------------------------------- the formulas, each in one line, and their inputs
@@ -210,6 +211,12 @@ def test_layout_of_result_and_gradient_is_that_of_the_input(name: str, channels_
     x = maps((2, 6, 5, 4), channels_last=channels_last)
     y, grad_x, *_ = run(op, [x, *more(x)], torch.ones(2, 6, 5, 4))
     assert y.stride() == grad_x.stride() == x.stride()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_small_maps_take_another_way_to_the_same_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "SMALL", 1 << 15)
+    assert_right(name, maps((2, 3, 5, 5)), maps((2, 3, 5, 5)))
 
 
 def test_glu_in_both_layouts() -> None:

@@ -28,6 +28,7 @@ from rtdetr_act.ops.blocks import (
     dense,
     empty_like,
     from_map,
+    is_small,
     like,
     row_sums,
     scratch,
@@ -54,7 +55,8 @@ def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor, layout: str = "map") -
     # All else is done on (C,) or (B, C), by autograd.
     step = p1 - p2
     sharp = beta * step
-    if wants_plain(x) or not (x.is_cpu or wants_triton(x)):
+    small = is_small(x) and not wants_triton(x) and records(x, p2, step, sharp)
+    if wants_plain(x) or small or not (x.is_cpu or wants_triton(x)):
         return plain(x, *(_over(t, x.ndim, layout) for t in (p2, step, sharp)))
     maps = as_map(x, layout)
     coefficients = [_over(t, 4, "map") for t in (p2, step, sharp)]

@@ -22,7 +22,7 @@ from rtdetr_act.ops.backend import (
     wide,
     widened,
 )
-from rtdetr_act.ops.blocks import Block, block_size, blocks, dense, empty_like, like, row_sums, scratch
+from rtdetr_act.ops.blocks import Block, block_size, blocks, dense, empty_like, is_small, like, row_sums, scratch
 from rtdetr_act.ops.logits import weighted_sum
 from rtdetr_act.ops.tiles import channels_of, positions_of, tile
 
@@ -51,6 +51,8 @@ def dyrelu(
     if wants_plain(x) or not (x.is_cpu or wants_triton(x)):
         return plain(x, attention, *coefficients)
     if records(x, attention, *coefficients):
+        if is_small(x) and not wants_triton(x):
+            return plain(x, attention, *coefficients)
         return _DyReLU.apply(x, attention, *coefficients)
     return _forward(x, attention, coefficients)
 
