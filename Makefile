@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both make their environment first.
+# Two commands on a fresh machine: `make demo` and `make test`. Both make their environment first. `make bench` measures.
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
@@ -10,7 +10,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test test-oldest format clean
+.PHONY: demo test test-oldest bench format clean
 
 # uv links packages from its cache, so that a second environment costs no second 6 GB of torch.
 define environment
@@ -29,13 +29,18 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff check .
 	$(VENV)/$(BIN)/ruff format --check .
-	$(VENV)/$(BIN)/mypy rtdetr_act scripts
+	MYPYPATH=scripts $(VENV)/$(BIN)/mypy rtdetr_act scripts
 	$(VENV)/$(BIN)/python -m pytest
 
 # The oldest supported releases. torch 2.4 because Ultralytics 8.3.0 cannot load checkpoints with torch 2.6 and newer.
 test-oldest:
 	$(call environment,$(OLDEST),-e ".[dev]" "ultralytics==8.3.0" "torch==2.4.1" "torchvision==0.19.1" "numpy<2" setuptools)
 	$(OLDEST)/$(BIN)/python -m pytest
+
+# Tables, JSON and charts in runs/bench; about twelve minutes on two cores.
+bench: $(VENV)/installed
+	$(VENV)/$(BIN)/python scripts/bench_ops.py
+	$(VENV)/$(BIN)/python scripts/bench_models.py
 
 format: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff format .

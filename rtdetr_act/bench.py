@@ -26,12 +26,6 @@ from rtdetr_act.patcher import patch_model, unpatch_model
 
 # Ultralytics' losses read these of a batch; so many objects stand in each drawn image.
 _OBJECTS = 8
-_COLUMNS = {
-    "train": "training step",
-    "inference": "inference, batch 1",
-    "peak": "peak memory",
-    "saved": "saved for backward",
-}
 
 
 @dataclass(frozen=True)
@@ -354,35 +348,23 @@ def write_costs(costs: Mapping[str, Sequence[Cost]], folder: Path, name: str) ->
         )
     except OSError as error:
         raise InputError(f"cannot write to '{folder}': {error.strerror}") from None
-    bars = {}
+    panels: dict[str, dict[str, dict[str, float]]] = {}
     for model, found in costs.items():
-        for column in ("train", "inference", "peak", "saved"):
-            values = {cost.activation: getattr(cost, column) for cost in found if cost.activation != "stock"}
-            bars[f"{model}\n{_COLUMNS[column]}"] = {
-                key: value.median if isinstance(value, Ratio) else value for key, value in values.items()
-            }
-    chart = draw_bars(
-        bars, folder / f"{name}.png", title="Cost of activations in a model", axis="in units of the stock model"
-    )
+        for cost in found[1:]:  # the stock model is 1 everywhere
+            times = {"training step": cost.train.median, "inference, batch 1": cost.inference.median}
+            memory = {"peak memory": cost.peak, "saved for backward": cost.saved}
+            panels.setdefault(model, {})[cost.activation] = {**times, **memory}
+    chart = draw_bars(panels, folder / f"{name}.png", axis="in units of the stock model")
     return [data, chart]
 
 
-def draw_bars(
-    groups: Mapping[str, Mapping[str, float]],
-    output: Path | str,
-    *,
-    title: str,
-    axis: str,
-    goals: Mapping[str, float] | None = None,
-) -> Path:
-    """Draw a bar chart: one row of bars for each group, a line at 1.
+def draw_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], output: Path | str, *, axis: str) -> Path:
+    """Draw bars, a panel above the other, in each a group of bars for each row, and a line at 1.
 
     Args:
-        groups: Values by group and name; the names of all groups are told apart by colour.
+        panels: Values by title of the panel, row and name; names are told apart by colour.
         output: PNG, SVG or PDF file to write.
-        title: Above the chart.
         axis: What the values are.
-        goals: Marked by a dot on the bar of a group, by group.
 
     Returns:
         The path written.
@@ -394,27 +376,29 @@ def draw_bars(
 
     from rtdetr_act.plot import COLOURS
 
-    names = list(dict.fromkeys(name for values in groups.values() for name in values))
-    height = 0.8 / len(names)
-    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.28 * len(groups) * len(names)), layout="constrained")
-    for index, name in enumerate(names):
-        rows = [row for row, values in enumerate(groups.values()) if name in values]
-        widths = [values[name] for values in groups.values() if name in values]
-        places = [row + (index - (len(names) - 1) / 2) * height for row in rows]
-        bars = axes.barh(places, widths, height * 0.92, label=name, color=COLOURS[index % len(COLOURS)])
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    for row, group in enumerate(groups):
-        if goals and group in goals:
-            axes.plot([goals[group]] * 2, [row - 0.42, row + 0.42], color="black", linewidth=1.2, linestyle=":")
-    axes.axvline(1, color="grey", linewidth=1)
-    axes.set_yticks(range(len(groups)), list(groups))
-    axes.invert_yaxis()
-    axes.set_xlabel(axis)
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.1)
-    figure.legend(frameon=False, fontsize=9, loc="outside right upper")
+    names = list(dict.fromkeys(name for rows in panels.values() for values in rows.values() for name in values))
+    heights = [len(rows) for rows in panels.values()]
+    size = 9, 1.3 + 0.7 * len(panels) + 0.17 * sum(heights) * len(names)
+    figure, grid = pyplot.subplots(
+        len(panels), 1, figsize=size, squeeze=False, layout="constrained", height_ratios=heights, sharex=True
+    )
+    thick = 0.8 / len(names)
+    for axes, (title, rows) in zip(grid[:, 0], panels.items(), strict=True):
+        for index, name in enumerate(names):
+            there = [(row, values[name]) for row, values in enumerate(rows.values()) if name in values]
+            places = [row + (index - (len(names) - 1) / 2) * thick for row, _ in there]
+            label = name if axes is grid[0, 0] else None
+            bars = axes.barh(places, [value for _, value in there], thick, label=label, color=COLOURS[index])
+            axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=7)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.08)
+    grid[-1, 0].set_xlabel(axis)
+    figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=len(names))
     path = Path(output)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path

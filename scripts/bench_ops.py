@@ -328,7 +328,8 @@ def main(
             if values:
                 bars.setdefault(name, {})[suffix.removeprefix(", ") or "rtdetr-act"] = statistics.median(values)
     title = f"Forward and backward on {device}, median over {len(shown)} shapes"
-    print(f"file: {draw_bars(bars, output / 'ops.png', title=title, axis='time in units of SiLU')}")
+    chart = draw_bars({title: bars}, output / "ops.png", axis="time in units of SiLU")
+    print(f"file: {chart}")
     if swept:
         print(f"file: {draw_sizes(swept, output / 'sizes.png')}")
 

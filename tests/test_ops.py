@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rtdetr_act import create
+from rtdetr_act import create, patch_model
 from rtdetr_act.ops import blocks
 from rtdetr_act.ops.acon import acon
 from rtdetr_act.ops.arelu import arelu
@@ -29,6 +30,7 @@ from rtdetr_act.ops.glu import glu
 from rtdetr_act.ops.logits import logits
 from rtdetr_act.ops.pool import mean_over_positions
 from rtdetr_act.ops.prelu import prelu
+from rtdetr_act.ops.tiles import tile
 
 Inputs = list[Tensor]
 HALF = (torch.float16, torch.bfloat16)
@@ -202,6 +204,11 @@ def test_first_and_second_derivatives(name: str) -> None:
     inputs = [t.double().requires_grad_() for t in (x, *more(x))]
     assert torch.autograd.gradcheck(op, inputs)
     assert torch.autograd.gradgradcheck(op, inputs)
+
+
+def test_tiles_of_more_images_than_a_grid_has_rows() -> None:
+    across, along = tile(torch.empty(70_000, 3, 1, 1)).grid
+    assert across == 70_000 and along == 1
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -469,3 +476,18 @@ def test_modules_learn_alike_compiled_and_eager(name: str) -> None:
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for got, want in zip(gradients(compiled), gradients(module), strict=True):
         torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["arelu", "dyrelu_b", "dyrelu_c", "aconc", "prelu"])
+def test_a_block_of_a_patched_network_is_one_graph(name: str) -> None:
+    from ultralytics.nn.modules import Conv
+
+    block = nn.Sequential(Conv(8, 4, 3), Conv(4, 8, 1))
+    assert len(patch_model(block, name)) == 2
+    x, reference = maps((2, 8, 10, 10)), copy.deepcopy(block)
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    for got, want in zip(
+        run(compiled, [x], torch.ones(2, 8, 10, 10)), run(reference, [x], torch.ones(2, 8, 10, 10)), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

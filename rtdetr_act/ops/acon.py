@@ -33,7 +33,7 @@ from rtdetr_act.ops.blocks import (
     row_sums,
     scratch,
 )
-from rtdetr_act.ops.tiles import channels_of, positions_of, tile
+from rtdetr_act.ops.tiles import place, tile
 
 
 def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor, layout: str = "map") -> Tensor:
@@ -174,9 +174,10 @@ if triton is not None:
         x, y, coefficients, images, channels, positions, channel_stride, position_stride,
         BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        s, c, image = positions_of(BLOCK_S, WIDE), channels_of(BLOCK_C, WIDE), tl.program_id(2).to(tl.int64)
-        at = image * channels * positions + c[:, None] * channel_stride + s[None, :] * position_stride
-        inside, known = (c < channels)[:, None] & (s < positions)[None, :], (c < channels)[:, None]
+        image, _part, c, _s, at, inside = place(
+            channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
+        )
+        known = (c < channels)[:, None]
         row, step = coefficients + image * channels + c[:, None], images * channels
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
         gate = tl.sigmoid(value * tl.load(row + 2 * step, known, 0.0))
@@ -187,9 +188,10 @@ if triton is not None:
         grad, x, grad_x, coefficients, sums, images, channels, positions, channel_stride, position_stride,
         BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        s, c, image = positions_of(BLOCK_S, WIDE), channels_of(BLOCK_C, WIDE), tl.program_id(2).to(tl.int64)
-        at = image * channels * positions + c[:, None] * channel_stride + s[None, :] * position_stride
-        inside, known = (c < channels)[:, None] & (s < positions)[None, :], (c < channels)[:, None]
+        image, part, c, _s, at, inside = place(
+            channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
+        )
+        known = (c < channels)[:, None]
         row, step = coefficients + image * channels + c[:, None], images * channels
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
         g = tl.load(grad + at, inside, 0.0).to(tl.float32)
@@ -202,10 +204,10 @@ if triton is not None:
         product = g * value
         through_gate = product * gate * (1.0 - gate) * high
         tl.store(grad_x + at, g * (low + high * gate) + through_gate * sharp, inside)
-        part = sums + tl.program_id(0).to(tl.int64) * 3 * step + image * channels + c
-        tl.store(part, tl.sum(product, 1), c < channels)
-        tl.store(part + step, tl.sum(product * gate, 1), c < channels)
-        tl.store(part + 2 * step, tl.sum(through_gate * value, 1), c < channels)
+        of_tile = sums + part.to(tl.int64) * 3 * step + image * channels + c
+        tl.store(of_tile, tl.sum(product, 1), c < channels)
+        tl.store(of_tile + step, tl.sum(product * gate, 1), c < channels)
+        tl.store(of_tile + 2 * step, tl.sum(through_gate * value, 1), c < channels)
 
     def _run_forward(x: Tensor, coefficients: Tensor) -> Tensor:
         y, tiling = empty_like(x), tile(x)
@@ -215,7 +217,7 @@ if triton is not None:
 
     def _run_backward(grad: Tensor, x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         grad_x, tiling = empty_like(x), tile(x)
-        sums = coefficients.new_empty((tiling.grid[0], *coefficients.shape))
+        sums = coefficients.new_empty((tiling.along_positions, *coefficients.shape))
         with on(x):
             _backward_kernel[tiling.grid](grad, x, grad_x, coefficients, sums, *tiling.arguments, **tiling.constants)
         return grad_x, sums.sum(0)

@@ -24,7 +24,7 @@ from rtdetr_act.ops.backend import (
 )
 from rtdetr_act.ops.blocks import Block, block_size, blocks, dense, empty_like, is_small, like, row_sums, scratch
 from rtdetr_act.ops.logits import weighted_sum
-from rtdetr_act.ops.tiles import channels_of, positions_of, tile
+from rtdetr_act.ops.tiles import place, tile
 
 
 def dyrelu(
@@ -210,9 +210,9 @@ if triton is not None:
         x, y, coefficients, attention, images, channels, positions, channel_stride, position_stride,
         K: constexpr, ATTENDS: constexpr, BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        s, c, image = positions_of(BLOCK_S, WIDE), channels_of(BLOCK_C, WIDE), tl.program_id(2).to(tl.int64)
-        at = image * channels * positions + c[:, None] * channel_stride + s[None, :] * position_stride
-        inside = (c < channels)[:, None] & (s < positions)[None, :]
+        image, _part, c, s, at, inside = place(
+            channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
+        )
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
         row = coefficients + image * channels + c[:, None]
         known = (c < channels)[:, None]
@@ -232,9 +232,9 @@ if triton is not None:
         K: constexpr, ATTENDS: constexpr, BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
         """Write the gradient of x, and for each tile its part of the sums: no atomics, so every run adds alike."""
-        s, c, image = positions_of(BLOCK_S, WIDE), channels_of(BLOCK_C, WIDE), tl.program_id(2).to(tl.int64)
-        at = image * channels * positions + c[:, None] * channel_stride + s[None, :] * position_stride
-        inside = (c < channels)[:, None] & (s < positions)[None, :]
+        image, part, c, s, at, inside = place(
+            channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
+        )
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
         g = tl.load(grad + at, inside, 0.0).to(tl.float32)
         row = coefficients + image * channels + c[:, None]
@@ -254,12 +254,12 @@ if triton is not None:
                 tl.where(ahead, j, winner),
             )
         if ATTENDS:
-            part = attended + (tl.program_id(1).to(tl.int64) * images + image) * positions + s
-            tl.store(part, tl.sum(g * best, 0), s < positions)
+            over_channels = attended + (tl.program_id(1).to(tl.int64) * images + image) * positions + s
+            tl.store(over_channels, tl.sum(g * best, 0), s < positions)
             g *= tl.load(attention + image * positions + s, s < positions, 0.0).to(tl.float32)[None, :]
         tl.store(grad_x + at, g * factor, inside)
         product = g * value
-        of_tile = sums + tl.program_id(0).to(tl.int64) * 2 * K * step + image * channels + c
+        of_tile = sums + part.to(tl.int64) * 2 * K * step + image * channels + c
         for j in tl.static_range(0, K):
             tl.store(of_tile + j * step, tl.sum(tl.where(winner == j, product, 0.0), 1), c < channels)
             tl.store(of_tile + (K + j) * step, tl.sum(tl.where(winner == j, g, 0.0), 1), c < channels)
@@ -277,10 +277,9 @@ if triton is not None:
         grad: Tensor, x: Tensor, coefficients: Tensor, attention: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         grad_x, tiling = empty_like(x), tile(x)
-        over_positions, over_channels, _ = tiling.grid
-        sums = coefficients.new_empty((over_positions, *coefficients.shape))
+        sums = coefficients.new_empty((tiling.along_positions, *coefficients.shape))
         attends = attention is not None
-        attended = coefficients.new_empty((over_channels, x.shape[0], tiling.positions) if attends else (0,))
+        attended = coefficients.new_empty((tiling.along_channels, x.shape[0], tiling.positions) if attends else (0,))
         with on(x):
             _backward_kernel[tiling.grid](
                 grad, x, grad_x, coefficients, attention if attends else x, sums, attended, *tiling.arguments,

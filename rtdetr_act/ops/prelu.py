@@ -22,7 +22,7 @@ from rtdetr_act.ops.backend import (
     wide,
 )
 from rtdetr_act.ops.blocks import as_map, blocks, dense, empty_like, from_map, like, row_sums, scratch
-from rtdetr_act.ops.tiles import channels_of, positions_of, tile
+from rtdetr_act.ops.tiles import place, tile
 
 
 def prelu(x: Tensor, weight: Tensor, layout: str = "map") -> Tensor:
@@ -125,20 +125,20 @@ if triton is not None:
         images, channels, positions, channel_stride, position_stride,
         BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        s, c, image = positions_of(BLOCK_S, WIDE), channels_of(BLOCK_C, WIDE), tl.program_id(2).to(tl.int64)
-        at = image * channels * positions + c[:, None] * channel_stride + s[None, :] * position_stride
-        inside = (c < channels)[:, None] & (s < positions)[None, :]
+        _image, _part, c, _s, at, inside = place(
+            channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
+        )
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
         g = tl.load(grad + at, inside, 0.0).to(tl.float32)
         slope = tl.load(weight + c * weight_stride, c < channels, 0.0).to(tl.float32)[:, None]
         above = value > 0
         tl.store(grad_x + at, tl.where(above, g, g * slope), inside)
-        part = sums + (tl.program_id(0).to(tl.int64) * images + image) * channels + c
-        tl.store(part, tl.sum(tl.where(above, 0.0, g * value), 1), c < channels)
+        of_tile = sums + tl.program_id(0).to(tl.int64) * channels + c
+        tl.store(of_tile, tl.sum(tl.where(above, 0.0, g * value), 1), c < channels)
 
     def _run_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         grad_x, tiling = empty_like(x), tile(x)
-        sums = torch.empty((tiling.grid[0] * x.shape[0], x.shape[1]), device=x.device)
+        sums = torch.empty((tiling.grid[0], x.shape[1]), device=x.device)
         with on(x):
             _backward_kernel[tiling.grid](
                 grad, x, grad_x, weight, sums, int(weight.numel() > 1), *tiling.arguments, **tiling.constants

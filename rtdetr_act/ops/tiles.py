@@ -37,9 +37,19 @@ class Tiling:
     block_s: int
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Tiles along positions, channels and images."""
-        return -(-self.positions // self.block_s), -(-self.channels // self.block_c), self.images
+    def along_positions(self) -> int:
+        """Tiles along the positions of an image."""
+        return -(-self.positions // self.block_s)
+
+    @property
+    def along_channels(self) -> int:
+        """Tiles along the channels."""
+        return -(-self.channels // self.block_c)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tiles along images and positions, which may be more than the 65535 of a second dimension, and channels."""
+        return self.images * self.along_positions, self.along_channels
 
     @property
     def arguments(self) -> tuple[int, ...]:
@@ -58,7 +68,7 @@ def tile(x: Tensor) -> Tiling:
 
     >>> import torch
     >>> tile(torch.empty(2, 64, 80, 80)).grid, tile(torch.empty(2, 64, 7, 7)).grid
-    ((4, 64, 2), (1, 2, 2))
+    ((8, 64), (2, 2))
     """
     images, channels, height, width = x.shape
     positions = height * width
@@ -78,15 +88,21 @@ def _power(count: int) -> int:
 if triton is not None:
 
     @triton.jit
-    def positions_of(BLOCK_S: constexpr, WIDE: constexpr):  # type: ignore[no-untyped-def]
-        """Return the positions of this program's tile."""
-        found = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-        return found.to(tl.int64) if WIDE else found
+    def place(  # type: ignore[no-untyped-def]
+        channels, positions, channel_stride, position_stride, BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr
+    ):
+        """Return where this program's tile is.
 
-    @triton.jit
-    def channels_of(BLOCK_C: constexpr, WIDE: constexpr):  # type: ignore[no-untyped-def]
-        """Return the channels of this program's tile."""
-        found = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-        return found.to(tl.int64) if WIDE else found
+        The image, the number of the tile along its positions, the channels, the positions, the offsets of the
+        elements from the start of the map, and which of those are inside.
+        """
+        tiles = tl.cdiv(positions, BLOCK_S)
+        image, part = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+        s = part * BLOCK_S + tl.arange(0, BLOCK_S)
+        c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+        if WIDE:
+            s, c = s.to(tl.int64), c.to(tl.int64)
+        at = image * channels * positions + c[:, None] * channel_stride + s[None, :] * position_stride
+        return image, part, c, s, at, (c < channels)[:, None] & (s < positions)[None, :]
 else:
-    positions_of = channels_of = None
+    place = None
