@@ -244,9 +244,10 @@ def _set_inplace(module: nn.Module, site: Site, rule: Rule) -> None:
         )
     if hasattr(module, "inplace") and "inplace" not in dict(rule.activation.kwargs):
         # Their backward reads the result, which the next layer keeps anyway: one map less per site. That of SiLU or
-        # Mish reads the input, of which torch would make a copy.
-        by_result = isinstance(module, AReLU) or (isinstance(module, nn.LeakyReLU) and module.negative_slope > 0)
-        over = site.overwritable if by_result else stock_works_in_place(site.activation)
+        # Mish reads the input, of which torch would make a copy; LeakyReLU's with a negative slope cannot tell signs.
+        leaky = isinstance(module, nn.LeakyReLU)
+        by_result = isinstance(module, AReLU) or (leaky and module.negative_slope > 0)  # type: ignore[operator]
+        over = site.overwritable if by_result else stock_works_in_place(site.activation) and not leaky
         module.inplace = over  # type: ignore[assignment]
 
 

@@ -13,11 +13,13 @@ import torch
 from known import SITES, Twice
 from torch import nn
 from ultralytics import RTDETR, YOLO
+from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
 from rtdetr_act import default_act, find_sites, patch_model, unpatch_model
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.registry import names
+from rtdetr_act.bench import draw_batch
 from rtdetr_act.errors import ModelError, RtdetrActError, SelectionError, SpecError
 from rtdetr_act.sites import placed_activations
 
@@ -316,33 +318,31 @@ def test_patching_rtdetr_x_is_quick() -> None:
 # ---------------------------------------------------------------- in place
 
 
-def maps(outputs: object) -> list[torch.Tensor]:
-    if isinstance(outputs, torch.Tensor):
-        return [outputs]
-    return [found for item in outputs for found in maps(item)] if isinstance(outputs, (list, tuple)) else []
-
-
 def tiny_rtdetr() -> nn.Module:
     return RTDETRDetectionModel(copy.deepcopy(tiny.RTDETR), verbose=False)
 
 
 def test_arelu_works_in_place_behind_the_batch_norm_of_a_convolution() -> None:
     model = tiny_rtdetr()
+    # Ultralytics sets it on all its activations, or on none (8.4).
+    stock = {site.name for site in find_sites(model) if getattr(site.activation, "inplace", False)}
     patch_model(model, "arelu", scope="all")
     placed = {site.name: site for site in find_sites(model)}
-    over = {name for name, site in placed.items() if site.activation.inplace}
-    assert over == {name for name, site in placed.items() if hasattr(type(site.owner), "default_act")}
-    assert len(over) == tiny.CONV_SITES
+    convolutions = {name for name, site in placed.items() if hasattr(type(site.owner), "default_act")}
+    assert {name for name, site in placed.items() if site.activation.inplace} == convolutions | stock
+    assert len(convolutions) == tiny.CONV_SITES
 
 
 def test_in_place_changes_no_loss_and_no_gradient() -> None:
     def gradients(model: nn.Module) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        loss = sum(part.float().square().sum() for part in maps(model.train()(torch.rand(2, 3, 64, 64))))
+        loss = model.loss(drawn)[0].sum()
         return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
 
     torch.manual_seed(1)
-    model = tiny_rtdetr()
+    model = tiny_rtdetr().train()
+    model.args, model.nc = get_cfg(), model.yaml["nc"]
+    drawn = draw_batch(model, "detect", 64, 2, "cpu")
     patch_model(model, "arelu")
     in_place = gradients(model)
     for module in model.modules():
@@ -361,7 +361,9 @@ def test_leaky_relu_too_but_not_what_reads_its_input() -> None:
     patch_model(model, "leaky_relu(-0.1)")
     assert {m.inplace for m in model.modules() if isinstance(m, nn.LeakyReLU)} == {False}
     patch_model(model, "mish")
-    assert {m.inplace for m in model.modules() if isinstance(m, nn.Mish)} == {False}
+    # As the stock ones: 8.3 sets it on all its activations.
+    stock = {m.inplace for m in tiny_rtdetr().modules() if isinstance(m, nn.SiLU)}
+    assert {m.inplace for m in model.modules() if isinstance(m, nn.Mish)} == stock
     patch_model(model, "arelu(inplace=False)")
     assert {m.inplace for m in model.modules() if isinstance(m, AReLU)} == {False}
 
