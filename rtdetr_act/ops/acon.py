@@ -28,6 +28,7 @@ from rtdetr_act.ops.blocks import (
     dense,
     empty_like,
     from_map,
+    in_blocks,
     is_small,
     like,
     row_sums,
@@ -101,13 +102,11 @@ def _cpu_forward(x: Tensor, coefficients: Any) -> Tensor:
     if x.numel() <= block_size() and computed == x.dtype:
         return _forward_block(x, coefficients, None)
     source = dense(x)
-    y = empty_like(source)
-    for part in blocks(source):
-        out = y[part] if computed == x.dtype else None
-        found = _forward_block(source[part].to(computed), _cut(part, coefficients), out)
-        if out is None:
-            y[part] = found
-    return y
+
+    def run(part: Block, out: Tensor | None) -> Tensor:
+        return _forward_block(source[part].to(computed), _cut(part, coefficients), out)
+
+    return in_blocks(source, computed, run)
 
 
 def _forward_block(x: Tensor, coefficients: Any, out: Tensor | None) -> Tensor:
@@ -123,14 +122,14 @@ def _cpu_backward(grad: Tensor, x: Tensor, coefficients: Any) -> tuple[Tensor, .
     if len(parts) == 1:
         grad_x, sums = _backward_block(grad, source, per_image, None)
     else:
-        grad_x = empty_like(source)
         sums = source.new_zeros((3, *source.shape[:2]), dtype=computed)
-        for part in parts:
-            out = grad_x[part] if computed == x.dtype else None
+
+        def run(part: Block, out: Tensor | None) -> Tensor:
             found, more = _backward_block(grad[part], source[part], _cut(part, per_image), out)
             sums[:, part[0], part[1]] += more
-            if out is None:
-                grad_x[part] = found
+            return found
+
+        grad_x = in_blocks(source, computed, run)
     return grad_x.to(x.dtype), *_narrow(sums, coefficients)
 
 

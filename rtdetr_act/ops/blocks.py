@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -124,6 +125,24 @@ def blocks(x: Tensor) -> list[Block]:
         return [(part, slice(None), slice(None)) for part in _parts(images, size // image)]
     channel_step, row_step = max(size // (height * width), 1), max(size // width, 1)
     return list(product(_parts(images, 1), _parts(channels, channel_step), _parts(height, row_step)))
+
+
+def in_blocks(source: Tensor, computed: torch.dtype, run: Callable[[Block, Tensor | None], Tensor]) -> Tensor:
+    """Return a map like dense `source`, written block by block.
+
+    Args:
+        source: (B, C, H, W).
+        computed: The type that `run` computes in.
+        run: Called with a block and the memory to write it to; with None where that has another type than `computed`,
+            and what it returns is then rounded.
+    """
+    written = empty_like(source)
+    for part in blocks(source):
+        if computed == source.dtype:
+            run(part, written[part])
+        else:
+            written[part] = run(part, None)
+    return written
 
 
 def _parts(length: int, step: int) -> list[slice]:

@@ -22,7 +22,18 @@ from rtdetr_act.ops.backend import (
     wide,
     widened,
 )
-from rtdetr_act.ops.blocks import Block, block_size, blocks, dense, empty_like, is_small, like, row_sums, scratch
+from rtdetr_act.ops.blocks import (
+    Block,
+    block_size,
+    blocks,
+    dense,
+    empty_like,
+    in_blocks,
+    is_small,
+    like,
+    row_sums,
+    scratch,
+)
 from rtdetr_act.ops.logits import weighted_sum
 from rtdetr_act.ops.tiles import place, tile
 
@@ -103,13 +114,11 @@ def _cpu_forward(x: Tensor, attention: Tensor | None, coefficients: Sequence[Ten
     coefficients = widened(coefficients, computed)
     if x.numel() <= block_size() and computed == x.dtype:
         return _forward_block(source, attention, coefficients, None)
-    y = empty_like(source)
-    for part in blocks(source):
-        out = y[part] if computed == x.dtype else None
-        found = _forward_block(source[part].to(computed), *_cut(part, attention, coefficients), out)
-        if out is None:
-            y[part] = found
-    return y
+
+    def run(part: Block, out: Tensor | None) -> Tensor:
+        return _forward_block(source[part].to(computed), *_cut(part, attention, coefficients), out)
+
+    return in_blocks(source, computed, run)
 
 
 def _forward_block(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor], out: Tensor | None) -> Tensor:
@@ -133,15 +142,15 @@ def _cpu_backward(
     if len(parts) == 1:
         grad_x, sums = _backward_block(grad, source, attention, wide_coefficients, None)
     else:
-        grad_x = empty_like(source)
         sums = source.new_zeros((len(coefficients), *source.shape[:2]), dtype=computed)
-        for part in parts:
-            pi, coefs = _cut(part, attention, wide_coefficients)
-            out = grad_x[part] if computed == x.dtype else None
-            found, more = _backward_block(grad[part], source[part], pi, coefs, out)
+
+        def run(part: Block, out: Tensor | None) -> Tensor:
+            cut = _cut(part, attention, wide_coefficients)
+            found, more = _backward_block(grad[part], source[part], *cut, out)
             sums[:, part[0], part[1]] += more
-            if out is None:
-                grad_x[part] = found
+            return found
+
+        grad_x = in_blocks(source, computed, run)
     of_attention = None
     if attention is not None and y is not None:
         # sum_c(grad * maximum), and the maximum is y / attention. What has no attention at all passes nothing to it.

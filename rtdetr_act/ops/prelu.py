@@ -21,7 +21,7 @@ from rtdetr_act.ops.backend import (
     wants_triton,
     wide,
 )
-from rtdetr_act.ops.blocks import as_map, blocks, dense, empty_like, from_map, like, row_sums, scratch
+from rtdetr_act.ops.blocks import Block, as_map, blocks, dense, empty_like, from_map, in_blocks, like, row_sums, scratch
 from rtdetr_act.ops.tiles import place, tile
 
 
@@ -92,13 +92,14 @@ def _cpu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tens
     if len(parts) == 1:
         grad_x, sums = _backward_block(grad, source, factors, None)
         return grad_x.to(x.dtype), sums.sum(0).to(weight.dtype)
-    grad_x, total = empty_like(source), weight.new_zeros(weight.shape, dtype=computed)
-    for part in parts:
-        out = grad_x[part] if computed == x.dtype else None
+    total = weight.new_zeros(weight.shape, dtype=computed)
+
+    def run(part: Block, out: Tensor | None) -> Tensor:
         found, sums = _backward_block(grad[part], source[part], factors[:, part[1]], out)
         total[part[1]] += sums.sum(0)
-        if out is None:
-            grad_x[part] = found
+        return found
+
+    grad_x = in_blocks(source, computed, run)
     return grad_x, total.to(weight.dtype)
 
 
