@@ -12,6 +12,7 @@ from typing import Any
 
 from rtdetr_act.configs import config_names, find_config
 from rtdetr_act.errors import InputError, Interrupted, ModelError, RtdetrActError, TrainingError, suggest
+from rtdetr_act.flops import count_gflops
 from rtdetr_act.patcher import patch_model, unpatch_model
 
 STOCK = "stock"
@@ -25,7 +26,7 @@ class Outcome:
         activation: The plan as the user wrote it, or "stock".
         sites: Number of sites swapped.
         parameters: Parameters of the whole model.
-        gflops: Floating-point operations of one image at the training size, in 1e9; 0 where they cannot be counted.
+        gflops: Floating-point operations of one image at the training size, in 1e9, activations included.
         scores: The two headline metrics of the task on the best checkpoint, such as {"mAP50": …, "mAP50-95": …}.
         seconds_per_epoch: Mean wall time of an epoch, validation included.
         folder: The run folder with Ultralytics' own files.
@@ -177,9 +178,8 @@ def check_variants(source: str, activations: Iterable[str | None], *, scope: str
     """
     model = load_model(source)
     for activation in activations:
-        if activation not in (None, STOCK):
-            patch_model(model, str(activation), scope=scope, act_lr=act_lr)
-            unpatch_model(model)
+        if activation is not None:
+            _, model = load_variant(source, activation, scope=scope, act_lr=act_lr)
     return str(model.task)
 
 
@@ -198,22 +198,37 @@ def train_variant(
     Raises:
         RtdetrActError: The model, the plan or the data is wrong, or the loss became non-finite.
     """
-    model = load_model(source)
-    if activation == STOCK:
-        unpatch_model(model)
-    elif activation is not None:
-        patch_model(model, activation, scope=scope, act_lr=act_lr)
-    name = activation or _plan_in(model) or STOCK
+    name, model = load_variant(source, activation, scope=scope, act_lr=act_lr)
     run_training(model, **{**arguments, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
     return Outcome(
         activation=name,
         sites=count_sites(model),
         parameters=sum(parameter.numel() for parameter in model.model.parameters()),
-        gflops=count_gflops(model, model.trainer.args.imgsz),
+        gflops=count_gflops(model.model, model.trainer.args.imgsz),
         scores=read_scores(model.metrics),
         seconds_per_epoch=read_epoch_time(Path(model.trainer.csv)),
         folder=Path(model.trainer.save_dir),
     )
+
+
+def load_variant(source: str, activation: str | None, *, scope: str = "conv", act_lr: float = 1.0) -> tuple[str, Any]:
+    """Return a model with its activations swapped, and the name of the variant.
+
+    Args:
+        source: Model YAML or checkpoint.
+        activation: A plan, "stock" for the model without any swap, None for the model as its file has it.
+        scope: "conv" or "all", for a plan given.
+        act_lr: Factor on the learning rate of activation parameters, for a plan given.
+
+    Raises:
+        RtdetrActError: The model or the plan is wrong.
+    """
+    model = load_model(source)
+    if activation == STOCK:
+        unpatch_model(model)
+    elif activation is not None:
+        patch_model(model, activation, scope=scope, act_lr=act_lr)
+    return activation or _plan_in(model) or STOCK, model
 
 
 def run_training(model: Any, **arguments: Any) -> Any:
@@ -275,13 +290,6 @@ def count_sites(model: Any) -> int:
     from rtdetr_act.sites import placed_activations, unwrap
 
     return sum(1 for _ in placed_activations(unwrap(model)))
-
-
-def count_gflops(model: Any, imgsz: int) -> float:
-    """Return the 1e9 floating-point operations of one image of imgsz x imgsz pixels, as Ultralytics counts them."""
-    from ultralytics.utils.torch_utils import get_flops
-
-    return float(get_flops(model.model, imgsz))
 
 
 def read_scores(metrics: Any) -> dict[str, float]:
