@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rtdetr_act.activations.registry import names as names
     from rtdetr_act.activations.registry import register as register
     from rtdetr_act.data import shapes as shapes
+    from rtdetr_act.deploy.fold import FoldReport as FoldReport
+    from rtdetr_act.deploy.fold import fold_activations as fold_activations
     from rtdetr_act.patcher import PatchReport as PatchReport
     from rtdetr_act.patcher import patch_model as patch_model
     from rtdetr_act.patcher import unpatch_model as unpatch_model
@@ -30,6 +32,8 @@ _ROOMS = {
     "names": "activations.registry",
     "register": "activations.registry",
     "shapes": "data",
+    "FoldReport": "deploy.fold",
+    "fold_activations": "deploy.fold",
     "PatchReport": "patcher",
     "patch_model": "patcher",
     "unpatch_model": "patcher",

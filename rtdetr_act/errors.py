@@ -42,6 +42,12 @@ class TrainingError(RtdetrActError):
     exit_code = 1
 
 
+class FoldError(RtdetrActError):
+    """Activations cannot be folded into the weights without changing what the model computes."""
+
+    exit_code = 1
+
+
 class Interrupted(RtdetrActError):
     """The user stopped a training with Ctrl-C; the sentence says how to go on."""
 

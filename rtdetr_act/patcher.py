@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rtdetr_act.activations import registry
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.errors import SelectionError
+from rtdetr_act.errors import ModelError, SelectionError
 from rtdetr_act.plan import Plan, Rule, format_layers, is_model_yaml, split_model_yaml, with_plan
 from rtdetr_act.rewired import rewire, unwire
 from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, stock_works_in_place, unseen_calls, unwrap
@@ -169,7 +169,7 @@ def unpatch_model(model: Any) -> int:
         The number of sites restored, 0 for a model that was not patched.
 
     Raises:
-        ModelError: The model is exported, wrapped or compiled.
+        ModelError: The model is exported, wrapped or compiled, or its weights hold the factors of folded activations.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     >>> before = net[1]
@@ -178,6 +178,11 @@ def unpatch_model(model: Any) -> int:
     """
     root = unwrap(model)
     placed = [(name, module) for name, module in placed_activations(root)]
+    if folded := [name for name, module in placed if getattr(module, MARK).get("folded")]:
+        raise ModelError(
+            f"{len(folded)} activations were folded into the weights ({folded[0]} first), which are no longer those of "
+            "the stock model: unpatch the one that it was folded from"
+        )
     for name, module in placed:
         path, _, attribute = name.rpartition(".")
         owner = root.get_submodule(path)

@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FunctionType
@@ -314,10 +314,11 @@ def _probe(root: nn.Module, sites: list[Site], ultralytics: bool, example_input:
     if not wanted:
         return sites
     recorders = {(id(site.owner), site.attribute): _Recorder(site.activation) for site in wanted}
-    inputs = _inputs(root, example_input)
+    inputs = example_inputs(root, example_input)
     if inputs is None:
         return sites
-    with _standing_in(wanted, recorders), evaluating(root), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    stand_ins = [(site, recorders[id(site.owner), site.attribute]) for site in wanted]
+    with standing_in(stand_ins), evaluating(root), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             root(*inputs)
         except Exception:
@@ -341,24 +342,27 @@ def _complete(site: Site, recorder: _Recorder | None) -> Site:
     return replace(site, layout=layout, channels=widths[0] if len(set(widths)) == 1 else None, widths=widths)
 
 
-def _inputs(root: nn.Module, example_input: Any) -> tuple[Any, ...] | None:
+def example_inputs(root: nn.Module, example_input: Any) -> tuple[Any, ...] | None:
+    """Return what to call a model with: the arguments given, else zeros (1, C, 224, 224), None if it takes none."""
     if example_input is not None:
         return example_input if isinstance(example_input, tuple) else (example_input,)
     parameter = next((p for p in root.parameters() if p.is_floating_point()), None)
-    conv = next((m for m in root.modules() if isinstance(m, nn.Conv2d)), None)
+    conv = next((m for m in root.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))), None)
     if parameter is None or conv is None:
         return None
     return (torch.zeros(1, conv.in_channels, 224, 224, device=parameter.device, dtype=parameter.dtype),)
 
 
 @contextmanager
-def _standing_in(sites: list[Site], recorders: dict[tuple[int, str], _Recorder]) -> Iterator[None]:
+def standing_in(stand_ins: Iterable[tuple[Site, nn.Module]]) -> Iterator[None]:
+    """Put other modules where the activations of sites stand, and the activations back afterwards."""
+    pairs = list(stand_ins)
     try:
-        for site in sites:
-            put(site.owner, site.attribute, recorders[id(site.owner), site.attribute])
+        for site, stand_in in pairs:
+            put(site.owner, site.attribute, stand_in)
         yield
     finally:
-        for site in sites:
+        for site, _ in pairs:
             put(site.owner, site.attribute, site.activation)
 
 

@@ -1,0 +1,288 @@
+"""Fold activations away: the same network in evaluation, with torch's own activations and scaled weights."""
+
+from __future__ import annotations
+
+import glob
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rtdetr_act.deploy import scales
+from rtdetr_act.deploy.forms import HOMOGENEOUS, Form, torch_form
+from rtdetr_act.errors import FoldError, InputError, RtdetrActError
+from rtdetr_act.patcher import patch_model
+from rtdetr_act.plan import ActSpec, Plan, Rule
+from rtdetr_act.sites import MARK, Site, evaluating, example_inputs, find_sites, unwrap
+from rtdetr_act.ultralytics_hooks import plan_of
+
+# Of the outputs' difference, in float64: a right fold of rtdetr-x leaves 1e-13. A model that casts to a narrower type
+# inside is granted as many of that type's roundings.
+_TOLERANCE, _ROUNDINGS = 1e-8, 100
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One activation that was folded.
+
+    Attributes:
+        site: Qualified name of the site.
+        before: What stood there, such as "arelu".
+        after: The activation of torch that stands there now.
+        into: The weights its factor went into: those "before" it, "behind" it, "on both sides", "" where it had none.
+    """
+
+    site: str
+    before: str
+    after: str
+    into: str
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What `fold_activations` did.
+
+    Attributes:
+        folds: One entry per folded activation, in module order.
+        kept: Activations that kept their factor, by site, with the reason.
+        changed: Names of the parameters and buffers that were multiplied.
+        needs: Classes of rtdetr_act that are left in the model: loading its checkpoint takes rtdetr_act. Empty where
+            Ultralytics or torch alone will do.
+        error: Largest difference between the outputs before and after, in units of the largest output; in float64.
+    """
+
+    folds: tuple[Fold, ...] = ()
+    kept: Mapping[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    error: float = 0.0
+
+    def __len__(self) -> int:
+        """Return the number of folded activations."""
+        return len(self.folds)
+
+    def __str__(self) -> str:
+        """Return a table of what became what, and what is left."""
+        groups = Counter((fold.before, fold.after.partition("(")[0], fold.into) for fold in self.folds)
+        lines = [
+            f"{count:4} {before} -> {after}{f', its factor into the weights {into}' if into else ''}"
+            for (before, after, into), count in groups.items()
+        ]
+        lines += [f"     {site} keeps its factor: {reason}" for site, reason in self.kept.items()]
+        total = f"{len(self)} activations folded, {len(self.kept)} kept, {len(self.changed)} tensors scaled"
+        checked = f"; outputs differ by {self.error:.0e} (float64, random input)" if self.folds else ""
+        needs = f"rtdetr_act ({', '.join(self.needs)})" if self.needs else "torch's own activations only"
+        return "\n".join([*lines, total + checked, f"loading it takes {needs}" if self.needs else f"it holds {needs}"])
+
+
+def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
+    """Replace activations by those of torch that compute the same in evaluation, in place.
+
+    AReLU becomes LeakyReLU, its positive slope a factor of the weights before it; where these cannot take it (no layer
+    stands there, or others read it), of the weights behind it; through skip connections, concatenations, pooling and
+    functional calls alike. PReLU with one slope and RReLU become LeakyReLU, ACON-C that is SiLU becomes SiLU. What no
+    weight can take up stays, and the report says why.
+
+    The fold is found and checked on a copy in float64, on random input; the model is touched only if its outputs stay
+    the same. An Ultralytics model carries the new activations in `model.yaml`. It cannot be undone.
+
+    Args:
+        model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
+        example_input: A tensor, or a tuple of positional arguments, to call the model with; (2, C, 224, 224) if None.
+
+    Returns:
+        The report; `len(report)` is the number of folded activations, 0 where there was nothing to fold.
+
+    Raises:
+        FoldError: The model cannot be run on the input, or the folded copy gave other outputs; nothing was changed.
+        ModelError: The model is exported, wrapped or compiled.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    >>> len(patch_model(net, "arelu")), len(fold_activations(net)), type(net[1]).__name__
+    (1, 1, 'LeakyReLU')
+    """
+    root = unwrap(model)
+    if any(parameter.is_meta for parameter in root.parameters()):
+        raise FoldError("the model is on the device 'meta' and has no weights to scale: load it first")
+    with _running("the model"):
+        sites = find_sites(root, example_input)
+    forms = {site.name: form for site in sites if (form := torch_form(site.activation))}
+    if not forms:
+        return FoldReport(needs=own_classes_in(root))
+    factors = {name: form.scale for name, form in forms.items() if form.scale != 1}
+    trial = deepcopy(root).cpu().double()
+    inputs = _draw_inputs(trial, example_input)
+    before = _run(trial, inputs)
+    if not before:
+        raise FoldError(f"{type(root).__name__} returns no tensors, so a fold cannot be checked: nothing was changed")
+    flow = scales.record(trial, [(site, _kind(site, factors)) for site in _modules(find_sites(trial, inputs))], inputs)
+    solution = scales.solve(flow, factors)
+    taken = {name: form for name, form in forms.items() if name not in solution.kept}
+    if not taken:
+        return FoldReport(kept=solution.kept, needs=own_classes_in(root))
+    _apply(trial, taken, solution.factors, inputs)
+    error = _difference(before, _run(trial, inputs))
+    if not error < max(_TOLERANCE, _ROUNDINGS * flow.rounding):
+        raise FoldError(
+            f"the folded model gave other outputs (by {error:.1e} of the largest), so nothing was changed: one of its "
+            "blocks is random in evaluation, not finite, or computes where torch.overrides does not see it"
+        )
+    _apply(root, taken, solution.factors, example_input)
+    folds = [
+        Fold(site.name, site.current, str(taken[site.name].activation), _into(*solution.sides.get(site.name, (1, 1))))
+        for site in sites
+        if site.name in taken
+    ]
+    return FoldReport(tuple(folds), solution.kept, tuple(sorted(solution.factors)), own_classes_in(root), error)
+
+
+def fold_checkpoint(source: str, output: Path | None = None) -> tuple[FoldReport, Path]:
+    """Fold a checkpoint into another one, which trains, validates, predicts and exports like any.
+
+    Tensors keep the type they have in the file, float16 as a rule; those that were multiplied become float32, so that
+    no second rounding comes on top. Optimizer and EMA are left out, as in a finished training.
+
+    Args:
+        source: A .pt checkpoint; an interrupted training's last.pt gives its EMA.
+        output: The .pt file to write, which appears only when complete; `best-folded.pt` beside `best.pt` if None.
+
+    Returns:
+        The report, and the path written.
+
+    Raises:
+        FoldError: The fold would change what the model computes.
+        InputError: There is nothing to fold, the source is no checkpoint, or the output cannot be written.
+        ModelError: The checkpoint holds a class that is not installed.
+    """
+    from ultralytics.nn.tasks import torch_safe_load
+
+    from rtdetr_act.runs import load_model
+
+    if Path(source).suffix != ".pt":
+        raise InputError(f"'{source}' is no checkpoint to fold: give a .pt file")
+    target = output or Path(source).with_name(f"{Path(source).stem}-folded.pt")
+    if target.suffix != ".pt":
+        raise InputError(f"'{target}' is no name of a checkpoint: let it end in .pt")
+    model = load_model(source)
+    if _is_same(target, source):
+        raise InputError(f"'{target}' is the checkpoint to fold: name another file, since a fold cannot be undone")
+    report = fold_activations(model)
+    if not report:
+        kinds = Counter(site.current.partition("(")[0] for site in find_sites(model))
+        found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        raise InputError(f"there is nothing to fold in '{source}': its activations are {found}")
+    stored, _ = torch_safe_load(source)
+    types = {name: t.dtype for name, t in _tensors_of(stored.get("ema") or stored["model"]).items()}
+    for name, t in _tensors_of(model.model).items():
+        if t.is_floating_point() and name not in report.changed:
+            t.data = t.data.to(types.get(name, t.dtype))
+    left_out = {key: None for key in ("ema", "optimizer", "updates", "scaler") if key in stored}
+    _write({**stored, **left_out, "epoch": -1, "model": model.model}, target)
+    return report, target
+
+
+def _is_same(target: Path, source: str) -> bool:
+    try:
+        return target.exists() and target.samefile(source)
+    except OSError as error:
+        raise InputError(f"cannot write '{target}': {error.strerror}") from None
+
+
+def _write(checkpoint: dict[str, Any], output: Path) -> None:
+    """Write a checkpoint under its final name when it is complete."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fold-", dir=output.parent) as folder:
+            partial = Path(folder, output.name)
+            torch.save(checkpoint, partial)
+            partial.replace(output)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
+        raise InputError(f"cannot write '{output}': {getattr(error, 'strerror', None) or error}") from None
+
+
+def own_classes_in(model: nn.Module) -> tuple[str, ...]:
+    """Return the classes of this package that a model's modules have, without which its checkpoint does not load."""
+    return tuple(sorted({type(m).__name__ for m in model.modules() if type(m).__module__.startswith("rtdetr_act.")}))
+
+
+def _modules(sites: list[Site]) -> list[Site]:
+    """Return the sites whose activation is a module; functions are seen when they are called."""
+    return [site for site in sites if isinstance(site.activation, nn.Module) and site.attribute in site.owner._modules]
+
+
+def _kind(site: Site, factors: Mapping[str, float]) -> str:
+    if site.name in factors:
+        return "scaling"
+    return "passing" if isinstance(site.activation, HOMOGENEOUS) else "opaque"
+
+
+def _draw_inputs(trial: nn.Module, example_input: Any) -> tuple[Any, ...]:
+    inputs = example_inputs(trial, example_input)
+    if inputs is None:
+        raise FoldError("folding runs the model once, and this one does not take an image: give example_input=")
+    random = torch.Generator().manual_seed(0)
+    drawn = [x.cpu().double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+    if example_input is None:
+        drawn = [torch.randn((2, *x.shape[1:]), generator=random, dtype=torch.float64) for x in drawn]
+    return tuple(drawn)
+
+
+def _run(trial: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    with _running("it in float64"), evaluating(trial), torch.no_grad():
+        return scales.tensors(trial(*inputs))
+
+
+@contextmanager
+def _running(what: str) -> Iterator[None]:
+    """Turn whatever a model's forward pass raises into a sentence."""
+    try:
+        yield
+    except RtdetrActError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FoldError(
+            f"folding runs {what}, which failed ({type(error).__name__}: {reason}): give an example_input that it takes"
+        ) from error
+
+
+def _apply(root: nn.Module, forms: Mapping[str, Form], factors: Mapping[str, float], example_input: Any) -> None:
+    names: dict[ActSpec, list[str]] = {}
+    for name, form in forms.items():
+        names.setdefault(form.activation, []).append(glob.escape(name))
+    rules = [Rule(spec, include=tuple(found), scope="all") for spec, found in names.items()]
+    patch_model(root, Plan(tuple(rules), act_lr=plan_of(root).act_lr), example_input=example_input)
+    for name, form in forms.items():
+        getattr(root.get_submodule(name), MARK)["folded"] = form.scale != 1
+    tensors = _tensors_of(root)
+    for name, factor in factors.items():
+        t = tensors[name]
+        t.data = (t.detach().to("cpu", torch.float64) * factor).to(t.device, t.dtype)
+
+
+def _tensors_of(root: nn.Module) -> dict[str, Tensor]:
+    return dict([*root.named_parameters(), *root.named_buffers()])
+
+
+def _difference(before: list[Tensor], after: list[Tensor]) -> float:
+    """Return the largest difference, in units of the largest value of its tensor; infinite where infinities differ."""
+    found = [0.0]
+    for one, other in zip(before, after, strict=True):
+        same = (one == other) | (one.isnan() & other.isnan())
+        off = torch.where(same, 0, (one - other).abs().double())
+        size = one[one.isfinite()].abs().max().item() if one.isfinite().any() else 1.0
+        found.append((off.max() if off.numel() else off.sum()).nan_to_num(float("inf")).item() / (size or 1.0))
+    return max(found)
+
+
+def _into(before: float, behind: float) -> str:
+    if before != 1 and behind != 1:
+        return "on both sides"
+    return "before" if before != 1 else "behind" if behind != 1 else ""
