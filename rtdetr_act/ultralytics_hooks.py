@@ -118,7 +118,7 @@ def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbo
         for layer in layers:
             layer.np = sum(parameter.numel() for parameter in layer.parameters())  # what info(detailed=True) prints
         if verbose:
-            _log(f"{len(report)} activations swapped: {plan} ({report.parameters:,} parameters)")
+            log(f"{len(report)} activations swapped: {plan} ({report.parameters:,} parameters)")
     return layers, save
 
 
@@ -140,7 +140,7 @@ def _stock_default_act(text: str | None, verbose: bool) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         raise SpecError(f"'activation: {text}' cannot be built: {error}") from None
     if verbose:
-        _log(f"activation: {text}")
+        log(f"activation: {text}")
     before = Conv.default_act
     Conv.default_act = module
     try:
@@ -224,7 +224,7 @@ def _load(
         prefixes = tuple(f"{name}." for name, _ in placed_activations(self))
         inside = {name for name in own if name.startswith(prefixes)}
         matched = {name for name in own if given.get(name) == own[name]}
-        _log(
+        log(
             f"{len(matched - inside)} of {len(own) - len(inside)} items outside the activations transferred; "
             f"{len(inside - matched)} items of the activations start from their initial values"
         )
@@ -356,6 +356,34 @@ def import_plugin(trainer: Any) -> None:
     """Do nothing: unpickling a reference to this callback imports the plugin, and with it the hooks."""
 
 
+# --- ultralytics.engine.exporter ------------------------------------------------------------------------------------
+
+
+def _hook_exporter(exporter: Any) -> None:
+    # A deployed network should not pay for what training needed: whoever exports, exports the folded one.
+    _replace(exporter.Exporter, "__call__", _export)
+
+
+def _export(original: Callable[..., Any], self: Any, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+    from rtdetr_act.deploy.export import prepare
+
+    return original(self, prepare(model, fold=_folding), *args, **kwargs)
+
+
+_folding = True
+
+
+@contextmanager
+def unfolded() -> Iterator[None]:
+    """Export the activations inside the block as they are, to see what folding gains."""
+    global _folding
+    _folding, before = False, _folding
+    try:
+        yield
+    finally:
+        _folding = before
+
+
 # --- ultralytics.engine.trainer -------------------------------------------------------------------------------------
 
 
@@ -377,7 +405,7 @@ def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args:
     plan = plan_of(getattr(core, "_orig_mod", core))
     if plan and (count := separate_activation_parameters(optimizer, model, plan.act_lr)):
         rate = "" if plan.act_lr == 1.0 else f", their learning rate times {plan.act_lr:g}"
-        _log(f"{count} scalar and per-channel activation parameters without weight decay{rate}")
+        log(f"{count} scalar and per-channel activation parameters without weight decay{rate}")
     return optimizer
 
 
@@ -433,15 +461,17 @@ def plan_of(model: Any) -> Plan:
     return split_model_yaml(model.yaml)[1] if carries_yaml(model) else Plan()
 
 
-def _log(text: str) -> None:
+def log(text: str, *, warn: bool = False) -> None:
+    """Say something through Ultralytics' logger."""
     from ultralytics.utils import LOGGER, colorstr
 
-    LOGGER.info(f"{colorstr('rtdetr-act:')} {text}")
+    (LOGGER.warning if warn else LOGGER.info)(f"{colorstr('rtdetr-act:')} {text}")
 
 
 _HOOKS: dict[str, Callable[[Any], None]] = {
     "ultralytics.nn.tasks": _hook_tasks,
     "ultralytics.engine.model": _hook_model,
+    "ultralytics.engine.exporter": _hook_exporter,
     "ultralytics.engine.trainer": _hook_trainer,
     "ultralytics.utils.dist": _hook_dist,
 }

@@ -51,7 +51,7 @@ class _DyReLU(nn.Module):
         pooled = mean_over_positions(x, self.squeeze.weight.dtype)
         # 2 * sigmoid(z) - 1 is tanh(z / 2), which keeps small deltas: in bfloat16 the former is a multiple of 0.004.
         deltas = torch.tanh(0.5 * self.expand(F.relu(self.squeeze(pooled))))
-        parts = deltas.view(x.shape[0], 2 * self.k, -1, 1, 1).unbind(1)
+        parts = deltas[:, :, None, None].chunk(2 * self.k, 1)
         slopes = [_scaled(part, self.lambda_a) for part in parts[: self.k]]
         return [slopes[0] + 1, *slopes[1:]], [_scaled(part, self.lambda_b) for part in parts[self.k :]]
 

@@ -54,7 +54,8 @@ def prelu(x: Tensor, weight: Tensor, layout: str = "map") -> Tensor:
 
 def plain(x: Tensor, weight: Tensor, layout: str = "map") -> Tensor:
     """Compute `prelu` by torch's own."""
-    weight = weight.to(x.dtype)
+    if weight.dtype != x.dtype:  # a cast in the graph would hide from an exporter that this is a PReLU
+        weight = weight.to(x.dtype)
     if layout == "tokens" and weight.numel() > 1:
         # Transposed views cost no pass: the kernel keeps the strides of its input.
         return F.prelu(x.transpose(1, -1), weight).transpose(1, -1)
