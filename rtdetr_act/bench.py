@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from rtdetr_act.patcher import patch_model, unpatch_model
 
 # Ultralytics' losses read these of a batch; so many objects stand in each drawn image.
 _OBJECTS = 8
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Cost:
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[], Any]], turns: int, *, warmup: int = 2, repeat: int = 1
-) -> dict[str, list[float]]:
+    calls: Mapping[Key, Callable[[], Any]], turns: int, *, warmup: int = 2, repeat: int = 1
+) -> dict[Key, list[float]]:
     """Time calls in turns; each turn runs every call, the first one another each time.
 
     Args:
@@ -87,7 +88,15 @@ def take_turns(
     Returns:
         Seconds of each turn, by name.
     """
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    found = time_turns(calls, turns, warmup=warmup, repeat=repeat)
+    return {name: [statistics.median(row) for row in rows] for name, rows in found.items()}
+
+
+def time_turns(
+    calls: Mapping[Key, Callable[[], Any]], turns: int, *, warmup: int = 2, repeat: int = 1
+) -> dict[Key, list[list[float]]]:
+    """Do the work of `take_turns`, and return the seconds of every call of each turn, the first of several left out."""
+    found: dict[Key, list[list[float]]] = {name: [] for name in calls}
     names = list(calls)
     collecting = gc.isenabled()
     gc.disable()
@@ -97,7 +106,7 @@ def take_turns(
             for name in names[first:] + names[:first]:
                 row = [_time(calls[name]) for _ in range(repeat)]
                 if turn >= 0:
-                    found[name].append(statistics.median(row[1:] or row))
+                    found[name].append(row[1:] or row)
             gc.collect()
     finally:
         if collecting:
