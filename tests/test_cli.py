@@ -16,7 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from rtdetr_act.activations.registry import entry, names, register
-from rtdetr_act.cli import app, looking, running  # noqa: F401 (they register their commands)
+from rtdetr_act.cli import app, deploying, looking, running  # noqa: F401 (they register their commands)
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
 from rtdetr_act.runs import parse_arguments, slug
 from rtdetr_act.ultralytics_hooks import _missing_classes
@@ -45,7 +45,7 @@ def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["val"], ["export"], ["resume"], ["acts"], ["sites"], ["plot"], ["bench"]]
+    "command", [[], ["train"], ["val"], ["export"], ["fold"], ["resume"], ["acts"], ["sites"], ["plot"], ["bench"]]
 )
 def test_help_imports_neither_torch_nor_ultralytics(command: list[str], tmp_path: Path) -> None:
     code = (

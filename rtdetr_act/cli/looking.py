@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +12,12 @@ from rtdetr_act.cli import app
 
 
 @app.command()
-def acts() -> None:
+def acts(
+    target: Annotated[
+        str | None,
+        typer.Option("--for", help="Say which of them rknn, hailo, edgetpu, vitis-dpu or openvino runs natively."),
+    ] = None,
+) -> None:
     """List the activations: formula, parameters per site, where they can stand, source."""
     from rich.console import Console
     from rich.table import Table
@@ -19,6 +25,9 @@ def acts() -> None:
 
     from rtdetr_act.activations.registry import entry, names
 
+    if target:
+        _print_natives(target)
+        return
     table = Table(title="x: input; C: channels at the site; parameters are those of one site", show_lines=True)
     table.add_column("name", no_wrap=True)
     table.add_column("on", no_wrap=True)
@@ -31,6 +40,29 @@ def acts() -> None:
             lines.append(f"\nnot meant for training: {item.note}", style="italic")
         table.add_row(name, "maps, tokens" if item.tokens else "maps", lines)
     Console().print(table)
+
+
+def _print_natives(name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtdetr_act.activations.registry import names
+    from rtdetr_act.deploy.targets import find_target, native_form
+
+    target = find_target(name)
+    table = Table(title=f"native on {name}: {target.title}")
+    for title in ("activation", "condition", "source"):
+        table.add_column(title, overflow="fold")
+    others = []
+    for activation in names():
+        if native := native_form(activation, target):
+            table.add_row(activation, native.note, native.source)
+        else:
+            others.append(activation)
+    Console().print(table)
+    print(f"not native: {', '.join(others)}")
+    for sentence in filter(None, (target.otherwise, target.caveat)):
+        print(sentence)
 
 
 @app.command()
@@ -81,30 +113,84 @@ def plot(
 def bench(
     pairs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[key=value]…", help="imgsz=224 (default), batch=8 and device=cpu."),
+        typer.Argument(metavar="[key=value]…", help="imgsz=224 (default); without --format batch=8 and device=cpu."),
     ] = None,
     act: Annotated[list[str] | None, typer.Option("--act", help="Activation or plan to measure; repeatable.")] = None,
-    model: Annotated[str, typer.Option("--model", help="Model YAML or checkpoint; shipped ones by bare name.")] = (
-        "rtdetr-n.yaml"
-    ),
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Model YAML or checkpoint, rtdetr-n.yaml if not given; repeatable with --format."),
+    ] = None,
     scope: Annotated[str, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = "conv",
-    turns: Annotated[int, typer.Option("--turns", min=2, help="Training steps that count, per variant.")] = 15,
+    formats: Annotated[
+        str | None, typer.Option("--format", help="Measure deployed networks: onnx,openvino,torchscript,ncnn.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="With --format: also quantised to 8 bits.")] = False,
+    data: Annotated[str | None, typer.Option("--data", help="With --format: data set to score every file on.")] = None,
+    turns: Annotated[int | None, typer.Option("--turns", min=2, help="Measurements that count, per variant.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the JSON and the chart.")] = Path(
         "runs/bench"
     ),
 ) -> None:
-    """Measure what activations cost in a model, in units of its stock form: time of training and inference, memory."""
-    from rtdetr_act.bench import bench_model, print_costs, write_costs
+    """Measure what activations cost: in training, against the stock model, or with --format where they are deployed.
+
+    Training steps, inference and memory of --act in one model; or, with --format, latency, size and, with --data, the
+    scores of exported files, for every --model and --act.
+    """
     from rtdetr_act.errors import InputError
     from rtdetr_act.runs import check_variants, parse_arguments
 
+    models = model or ["rtdetr-n.yaml"]
+    known = ("imgsz",) if formats else ("imgsz", "batch", "device")
     arguments = parse_arguments(pairs or [])
-    if unknown := set(arguments) - {"imgsz", "batch", "device"}:
-        raise InputError(f"bench takes imgsz, batch and device, not '{sorted(unknown)[0]}'")
-    if not act:
-        raise InputError("bench compares a model with its stock form: name an activation with --act")
-    check_variants(model, act, scope=scope)
-    costs = bench_model(model, act, turns=turns, scope=scope, **arguments)
-    print_costs(Path(model).stem, costs)
-    for path in write_costs({Path(model).stem: costs}, output, Path(model).stem):
+    if unknown := set(arguments) - set(known):
+        raise InputError(f"bench takes {', '.join(known)}{' with --format' * bool(formats)}, not '{min(unknown)}'")
+    if (int8 or data) and not formats:
+        raise InputError("--int8 and --data measure exported networks: name their formats with --format onnx,openvino")
+    for source in models:
+        check_variants(source, act or [], scope=scope)
+    if formats:
+        _bench_formats(models, act or [None], scope, formats.split(","), output, int8, data, turns or 100, arguments)
+        return
+    from rtdetr_act.bench import bench_model, print_costs, write_costs
+
+    if not act or len(models) > 1:
+        raise InputError("bench compares one --model with its stock form: name activations with --act, or --format")
+    costs = bench_model(models[0], act, turns=turns or 15, scope=scope, **arguments)
+    stem = Path(models[0]).stem
+    print_costs(stem, costs)
+    for path in write_costs({stem: costs}, output, stem):
+        print(f"file: {path}")
+
+
+def _bench_formats(
+    sources: list[str],
+    activations: Sequence[str | None],
+    scope: str,
+    formats: list[str],
+    output: Path,
+    int8: bool,
+    data: str | None,
+    turns: int,
+    arguments: dict[str, Any],
+) -> None:
+    from rtdetr_act.deploy.latency import bench_formats, print_latencies, write_latencies
+    from rtdetr_act.runs import load_variant, resolve_data
+
+    models: dict[str, Any] = {}
+    for source in sources:
+        for activation in activations:
+            name, loaded = load_variant(source, activation, scope=scope)
+            name = name if len(sources) == 1 or not activation else f"{Path(source).stem} {name}"
+            models[f"{name} {len(models) + 1}" if name in models else name] = loaded
+    found = bench_formats(
+        models,
+        [form.strip() for form in formats],
+        output,
+        turns=turns,
+        int8=int8,
+        data=resolve_data(data) if data else None,
+        **arguments,
+    )
+    print_latencies("Latency of one image on this CPU, median and 95th percentile", found)
+    for path in write_latencies(found, output, "formats"):
         print(f"file: {path}")

@@ -1,7 +1,8 @@
-"""Commands that run Ultralytics: train, val, predict, export, resume."""
+"""Commands that run Ultralytics: train, val, predict, resume."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,11 @@ Pairs = Annotated[
     typer.Argument(metavar="[key=value]…", help="Any Ultralytics argument, such as epochs=100 imgsz=640 batch=16."),
 ]
 Weights = Annotated[str, typer.Argument(help="A checkpoint, such as runs/detect/rtdetr-n-arelu/weights/best.pt.")]
+TargetOption = Annotated[
+    str | None,
+    typer.Option("--for", help="Warn of activations that rknn, hailo, edgetpu, vitis-dpu or openvino does not run."),
+]
+Fold = Annotated[bool, typer.Option("--fold", help="Fold the activations into the weights first.")]
 Data = Annotated[str | None, typer.Option("--data", help="Data set YAML, or 'shapes', the embedded one.")]
 
 
@@ -41,6 +47,7 @@ def train(
     scope: Annotated[str, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = "conv",
     act_lr: Annotated[float, typer.Option("--act-lr", help="Factor on the learning rate of slopes.")] = 1.0,
     pretrained: Annotated[str | None, typer.Option("--pretrained", help="Checkpoint to take weights from.")] = None,
+    target: TargetOption = None,
 ) -> None:
     """Train a model with other activations; several --act train one after the other and end in one table."""
     from rtdetr_act.data import SHAPES_SETTINGS
@@ -49,6 +56,7 @@ def train(
         Outcome,
         check_variants,
         load_model,
+        load_variant,
         parse_arguments,
         resolve_data,
         slug,
@@ -67,6 +75,8 @@ def train(
     if data == DEFAULT_DATA:
         arguments = {**SHAPES_SETTINGS, **arguments}
     task = check_variants(model, variants, scope=scope, act_lr=act_lr)
+    for variant in variants if target else ():
+        warn_for(load_variant(model, variant, scope=scope)[1], target)
     arguments["data"] = resolve_data(data)
     arguments.setdefault("project", str(Path("runs", task).absolute()))
 
@@ -89,21 +99,21 @@ def train(
 
 
 @app.command()
-def val(weights: Weights, pairs: Pairs = None, data: Data = None) -> None:
+def val(weights: Weights, pairs: Pairs = None, data: Data = None, fold: Fold = False) -> None:
     """Validate a checkpoint, on the data it was trained with unless --data names another."""
     from rtdetr_act.runs import one_sentence
 
-    model, arguments = _prepare(weights, pairs, data)
+    model, arguments = prepare(weights, pairs, data, fold=fold)
     with one_sentence():
         _print_scores(model.val(**arguments))
 
 
 @app.command()
-def predict(weights: Weights, pairs: Pairs = None) -> None:
+def predict(weights: Weights, pairs: Pairs = None, fold: Fold = False) -> None:
     """Detect in images or videos: source=folder, conf=0.25, save=True and so on."""
     from rtdetr_act.runs import one_sentence
 
-    model, arguments = _prepare(weights, pairs, None)
+    model, arguments = prepare(weights, pairs, None, fold=fold)
     source = arguments.pop("source", None)
     if source is None:
         raise InputError("predict needs something to look at: add source=image.jpg (or a folder, a video, a URL)")
@@ -118,28 +128,21 @@ def predict(weights: Weights, pairs: Pairs = None) -> None:
 
 
 @app.command()
-def export(weights: Weights, pairs: Pairs = None) -> None:
-    """Export a checkpoint: format=onnx, torchscript, openvino and all others of Ultralytics."""
-    from rtdetr_act.runs import one_sentence
-
-    model, arguments = _prepare(weights, pairs, None)
-    with one_sentence():
-        print(f"file: {model.export(**arguments)}")
-
-
-@app.command()
 def resume(weights: Weights, pairs: Pairs = None) -> None:
     """Go on with a training that was interrupted: give its last.pt."""
     from rtdetr_act.runs import run_training
 
-    model, arguments = _prepare(weights, pairs, None)
+    model, arguments = prepare(weights, pairs, None)
     if (model.ckpt or {}).get("epoch", -1) < 0 or model.ckpt.get("optimizer") is None:
         raise InputError(f"'{weights}' is of a finished training: resume takes the last.pt of an interrupted one")
     _print_scores(run_training(model, resume=True, **arguments))
     print(f"files: {model.trainer.save_dir}")
 
 
-def _prepare(weights: str, pairs: list[str] | None, data: str | None) -> tuple[Any, dict[str, Any]]:
+def prepare(
+    weights: str, pairs: list[str] | None, data: str | None, *, fold: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """Return the model of a checkpoint, folded or not, and Ultralytics' arguments; raises RtdetrActError."""
     from rtdetr_act.runs import load_model, parse_arguments, resolve_data
 
     arguments = parse_arguments(pairs or [], taken=("model", "task", "mode", "resume", "data"))
@@ -148,7 +151,21 @@ def _prepare(weights: str, pairs: list[str] | None, data: str | None) -> tuple[A
     model = load_model(weights)
     if data is not None:
         arguments["data"] = resolve_data(data)
+    if fold:
+        from rtdetr_act.deploy.fold import fold_activations
+
+        print(fold_activations(model))
     return model, arguments
+
+
+def warn_for(model: Any, target: str | None) -> None:
+    """Warn, on stderr, of activations that a target does not run natively; raises InputError for an unknown one."""
+    if target is None:
+        return
+    from rtdetr_act.deploy.targets import warnings_for
+
+    for sentence in warnings_for(model, target):
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _print_scores(metrics: Any) -> None:

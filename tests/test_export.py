@@ -1,0 +1,267 @@
+"""Exported files against torch: every activation, the graph of DY-ReLU, quantisation, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from test_cli import run
+from torch import nn
+from ultralytics import RTDETR, YOLO
+from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.utils import LOGGER
+
+from rtdetr_act import create, names, patch_model
+from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.deploy.export import check_export, export_model
+from rtdetr_act.deploy.exportable import ConvDyReLU
+from rtdetr_act.deploy.latency import pareto_front
+from rtdetr_act.errors import InputError, RtdetrActError
+from rtdetr_act.flops import count_activation, count_gflops
+from rtdetr_act.sites import find_sites
+from rtdetr_act.ultralytics_hooks import unfolded
+
+onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
+
+FORMATS = ("onnx", "openvino", "torchscript", "ncnn")
+# Those that one of the formats is given in other operators.
+WRITTEN_OUT = ("dyrelu_a", "dyrelu_b", "dyrelu_c", "glu", "aglu", "hardshrink", "softshrink", "threshold(0.1, 0.05)")
+WRITTEN_OUT += ("softsign", "tanhshrink", "softmin", "logsigmoid", "elu(inplace=True)")
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    level = LOGGER.level
+    LOGGER.setLevel(logging.ERROR)
+    yield
+    LOGGER.setLevel(level)
+
+
+def settled(folder: Path, activation: str, model_yaml: dict | None = None) -> Any:
+    """Return a tiny model with parameters away from their start and BatchNorm statistics of its own."""
+    torch.manual_seed(0)
+    path = tiny.write_yaml(folder / "tiny.yaml", model_yaml or tiny.yolo())
+    model = RTDETR(str(path)) if "RTDETRDecoder" in path.read_text() else YOLO(str(path))
+    if activation != "stock":
+        patch_model(model, activation)
+    for site in find_sites(model):
+        for parameter in site.activation.parameters() if isinstance(site.activation, nn.Module) else ():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    for module in model.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    model.model.eval()
+    model.model.pt_path = str(folder / "tiny.pt")
+    return model
+
+
+def answer(model: Any, image: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.model(image)[0]
+
+
+def run_file(path: Path, form: str, image: torch.Tensor) -> torch.Tensor:
+    if form == "openvino":  # in float32; by itself it takes bfloat16 where the CPU has it
+        import openvino
+
+        compiled = openvino.Core().compile_model(next(path.glob("*.xml")), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return torch.from_numpy(compiled(image.numpy())[0])
+    result = AutoBackend(str(path), device=torch.device("cpu"), verbose=False)(image)
+    return torch.as_tensor(result[0] if isinstance(result, (list, tuple)) else result)
+
+
+def operators(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def assert_file_agrees(folder: Path, activation: str, form: str) -> None:
+    model, image = settled(folder, activation), torch.rand(1, 3, 64, 64)
+    expected = answer(model, image)
+    found = run_file(export_model(model, form, imgsz=64), form, image)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("activation", names())
+def test_every_activation_exports_to_onnx(activation: str, tmp_path: Path) -> None:
+    assert_file_agrees(tmp_path, "threshold(0.1, 0.05)" if activation == "threshold" else activation, "onnx")
+
+
+@pytest.mark.parametrize("form", FORMATS[1:])
+@pytest.mark.parametrize("activation", ["arelu", "prelu(per_channel=True)", *WRITTEN_OUT])
+def test_every_format_gets_what_it_knows(activation: str, form: str, tmp_path: Path) -> None:
+    if form != "torchscript":
+        pytest.importorskip(form)
+    assert_file_agrees(tmp_path, activation, form)
+
+
+def test_the_exported_graph_is_that_of_leaky_relu(tmp_path: Path) -> None:
+    graphs = {}
+    for activation in ("arelu", "leaky_relu(0.3)"):
+        folder = tmp_path / activation[:5]
+        path = export_model(settled(folder, activation, tiny.RTDETR), imgsz=64)
+        graphs[activation] = operators(path)
+    assert graphs["arelu"] == graphs["leaky_relu(0.3)"]
+    assert graphs["arelu"]["LeakyRelu"] == tiny.CONV_SITES
+
+
+def test_export_leaves_the_model_and_can_be_told_not_to_fold(tmp_path: Path) -> None:
+    model = settled(tmp_path, "arelu")
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
+    assert operators(Path(model.export(format="onnx", imgsz=64)))["LeakyRelu"] == len(find_sites(model))
+    with unfolded():
+        assert "LeakyRelu" not in operators(Path(model.export(format="onnx", imgsz=64)))
+    assert "LeakyRelu" not in operators(export_model(model, imgsz=64, fold=False))
+    after = model.model.state_dict()
+    assert sum(isinstance(module, AReLU) for module in model.model.modules()) == len(find_sites(model))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("activation", ["dyrelu_a", "dyrelu_b", "dyrelu_c", "dyrelu_b(reduction=4, k=3, lambda_a=0.7)"])
+def test_dyrelu_is_pooling_two_layers_and_a_maximum(activation: str, tmp_path: Path) -> None:
+    module = create(activation, channels=16)
+    for parameter in module.parameters():
+        parameter.data = torch.randn_like(parameter)
+    x = torch.randn(2, 16, 6, 7)
+    written = ConvDyReLU(module)
+    torch.testing.assert_close(written(x), module(x), rtol=1e-5, atol=1e-6)
+    path = tmp_path / "one.onnx"
+    torch.onnx.export(written.eval(), (x,), str(path), opset_version=17, dynamo=False)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    found = Counter(node.op_type for node in graph.node)
+    layers = 3 if "_c" in activation else 2
+    assert found["Conv"] == layers and found["GlobalAveragePool"] == layers - 1
+    assert found["Max"] == module.k - 1
+    assert not {"Transpose", "Reshape", "Unsqueeze", "Where", "Gather", "Shape"} & set(found)
+    assert max(len(value.type.tensor_type.shape.dim) for value in graph.value_info) == 4
+
+
+@pytest.mark.parametrize("activation", ["dyrelu_b", "dyrelu_c", "arelu", "meta_aconc"])
+def test_dynamic_batch_and_size(activation: str, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    model = settled(tmp_path, activation)
+    session = runtime.InferenceSession(str(export_model(model, imgsz=64, dynamic=True)))
+    for shape in ((1, 3, 64, 64), (3, 3, 64, 64), (2, 3, 96, 160)):
+        image = torch.rand(shape)
+        found = torch.from_numpy(session.run(None, {"images": image.numpy()})[0])
+        expected = answer(model, image)
+        assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_int8_keeps_the_answer_nearly(form: str, data: Any, tmp_path: Path) -> None:
+    if form == "onnx":
+        from ultralytics.engine import exporter
+
+        if "onnx" not in getattr(exporter, "INT8_FORMATS", ()):
+            pytest.skip("this Ultralytics has no INT8 export to ONNX")
+    pytest.importorskip("nncf" if form == "openvino" else "onnxruntime")
+    model = settled(tmp_path, "arelu")
+    path = export_model(model, form, int8=True, imgsz=64, data=str(data.detect), split="train")
+    image = torch.rand(1, 3, 64, 64)
+    expected, found = answer(model, image), run_file(path, form, image)
+    off = float((found - expected).abs().max() / expected.abs().max())
+    assert 1e-4 < off < 0.3, "quantised, and still the same network"
+
+
+def test_what_cannot_be_exported_is_refused_before_any_work(tmp_path: Path) -> None:
+    model = settled(tmp_path, "arelu", tiny.RTDETR)
+    wrong = {
+        "onxx": "no export format 'onxx' in Ultralytics .* did you mean 'onnx'",
+        "ncnn": "NCNN cannot hold RT-DETR's decoder",
+    }
+    if find_spec("coremltools") is None:
+        wrong["coreml"] = "format=coreml needs what is not installed here: pip install coremltools"
+    if find_spec("tensorrt") is None:
+        wrong["TensorRT"] = "format=engine needs what is not installed here: pip install tensorrt"
+    for form, words in wrong.items():
+        if form == "ncnn" and not find_spec("pnnx"):
+            continue
+        with pytest.raises(InputError, match=words) as caught:
+            export_model(model, form, imgsz=64)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="has no INT8 export to torchscript"):
+        check_export(model, "torchscript", int8=True)
+    with pytest.raises(InputError, match="name a data set with --data"):
+        export_model(model, "openvino" if find_spec("nncf") else "onnx", int8=True, imgsz=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_operations_count_the_activations() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.SiLU(), nn.Conv2d(8, 4, 1, bias=False))
+    per_image = 100 * (2 * 27 * 8 + 2 * 8 + 2 * 8 * 4)
+    assert count_gflops(net, 10) == pytest.approx(per_image / 1e9)
+    patch_model(net, "dyrelu_b")
+    layers = 2 * (8 * 1 + 1 * 32)  # of 8, 1 and 32 channels
+    each = 1 + 4 + 2  # the mean, two products and two sums, a comparison and a choice
+    assert count_activation(net[1], (1, 8, 10, 10)) == pytest.approx(each * 800 + layers, rel=0.03)
+    assert count_activation(nn.ReLU(), (2, 3, 4, 5)) == 120
+
+
+def test_operations_agree_with_ultralytics_on_a_stock_model() -> None:
+    from ultralytics.utils.torch_utils import get_flops
+
+    model = YOLO("yolo11n.yaml").model
+    assert count_gflops(model, 640) == pytest.approx(get_flops(model, 640), rel=0.03)
+
+
+def test_a_pareto_front_has_no_point_that_another_beats() -> None:
+    points = [(3.0, 0.5), (1.0, 0.2), (2.0, 0.6), (4.0, 0.6), (1.0, 0.3)]
+    assert pareto_front(points) == [(1.0, 0.3), (2.0, 0.6)]
+
+
+def test_command_exports_folded(patched_run: Any, tmp_path: Path) -> None:
+    weights = tmp_path / "best.pt"
+    weights.write_bytes(patched_run.pt.read_bytes())
+    printed = run("export", str(weights), "imgsz=64")
+    path = Path(re.search(r"^file: (.+\.onnx)$", printed, re.MULTILINE)[1])
+    assert operators(path)["LeakyRelu"] == tiny.CONV_SITES
+    run("export", str(weights), "imgsz=64", "--no-fold")
+    assert "LeakyRelu" not in operators(path)
+
+
+def test_command_validates_and_predicts_folded(patched_run: Any, data: Any, tmp_path: Path) -> None:
+    arguments = ["imgsz=64", "batch=4", "workers=0", "plots=False", f"project={tmp_path}", "device=cpu"]
+    plain = run("val", str(patched_run.pt), "--data", str(data.detect), *arguments)
+    folded = run("val", str(patched_run.pt), "--data", str(data.detect), "--fold", *arguments)
+    assert plain.splitlines()[-1] == folded.splitlines()[-1] and "arelu -> leaky_relu" in folded
+    folded = run("predict", str(patched_run.pt), "--fold", f"source={data.image}", f"project={tmp_path}", "imgsz=64")
+    assert "arelu -> leaky_relu" in folded
+
+
+def test_command_measures_files_and_scores_them(patched_run: Any, stock_run: Any, data: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    words = ["--model", str(stock_run.pt), "--model", str(patched_run.pt), "--format", "onnx", "--turns", "3"]
+    printed = run("bench", *words, "--data", str(data.detect), "-o", str(tmp_path), "imgsz=64")
+    assert "mAP50-95" in printed
+    rows = json.loads((tmp_path / "formats.json").read_text())
+    assert [(row["activation"], row["format"]) for row in rows] == [
+        ("stock", "torch"), ("arelu", "torch"), ("stock", "onnx"), ("arelu", "onnx"),
+    ]  # fmt: skip
+    assert all(0 < row["median"] <= row["p95"] and row["megabytes"] > 0.1 and row["gflops"] > 0 for row in rows)
+    assert rows[1]["scores"] == pytest.approx(rows[3]["scores"], abs=0.02)
+    assert (tmp_path / "formats.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--int8", "--act", "arelu"), "name their formats with --format onnx,openvino"),
+        (("--format", "onnx", "--act", "arelu", "batch=3"), "bench takes imgsz with --format, not 'batch'"),
+        (("--format", "onxx", "--act", "arelu"), "no export format 'onxx'"),
+        (("--model", "yolo11n.yaml", "--model", "rtdetr-n.yaml", "--act", "arelu"), "compares one --model"),
+        (("--format", "onnx", "--data", "coco9.yaml"), "no data set 'coco9.yaml'"),
+    ],
+)
+def test_bench_says_what_is_wrong(words: tuple[str, ...], error: str) -> None:
+    with pytest.raises(RtdetrActError, match=error):
+        run("bench", *words)
