@@ -1,4 +1,5 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both make their environment first. `make bench` measures.
+# Two commands on a fresh machine: `make demo` and `make test`. Both make their environment first. `make bench` measures,
+# `make parity` compares exported files with torch.
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
@@ -10,7 +11,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test test-oldest bench format clean
+.PHONY: demo test test-oldest bench parity format clean
 
 # uv links packages from its cache, so that a second environment costs no second 6 GB of torch.
 define environment
@@ -37,10 +38,15 @@ test-oldest:
 	$(call environment,$(OLDEST),-e ".[dev]" "ultralytics==8.3.0" "torch==2.4.1" "torchvision==0.19.1" "numpy<2" setuptools)
 	$(OLDEST)/$(BIN)/python -m pytest
 
-# Tables, JSON and charts in runs/bench; about twelve minutes on two cores.
+# Tables, JSON and charts in runs/bench; about twenty minutes on two cores.
 bench: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/bench_ops.py
 	$(VENV)/$(BIN)/python scripts/bench_models.py
+	$(VENV)/$(BIN)/python scripts/bench_fold.py
+
+# Every activation in every export format against torch: runs/parity/parity.md; about fifteen minutes.
+parity: $(VENV)/installed
+	$(VENV)/$(BIN)/python scripts/parity.py
 
 format: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff format .

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
@@ -55,6 +55,10 @@ _LAYERS = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias"),
     "group_norm": ("input", "num_groups", "weight", "bias"),
 }
+
+
+# What a cast from float64 loses.
+_EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 
 
 class Scales:
@@ -199,7 +203,7 @@ def _try(flow: Flow, factors: Mapping[str, float], kept: dict[str, str]) -> Scal
     return scales
 
 
-def _settle(scales: Scales, layers: Sequence[Layer]) -> Any:
+def _settle(scales: Scales, layers: Sequence[Layer]) -> Callable[[int], float]:
     """Return a function from nodes to scales, the free ones chosen so that what layers read is 1, or about 1.
 
     Then a factor goes into the weights before an activation wherever it can, and along a chain of skip connections,
@@ -285,8 +289,8 @@ class _Recorder(TorchFunctionMode):
             passes = len(operands) == 1 and isinstance(args[0], Tensor) and "rounding_mode" not in kwargs
         floats = [t.dtype for t in tensors(result) if t.is_floating_point()]
         passes = passes and len(floats) == len(tensors(result))  # an integer is rounded
-        if operands and operands[0].dtype not in floats:
-            self._flow.rounding = max([self._flow.rounding, *(torch.finfo(dtype).eps for dtype in floats)])
+        if operands and operands[0].dtype == torch.float64:
+            self._flow.rounding = max([self._flow.rounding, *(_EPS[dtype] for dtype in floats if dtype in _EPS)])
         self._born(result)
         self._tie([*operands, *tensors(result)], to_one=not passes)
 
