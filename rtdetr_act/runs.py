@@ -259,8 +259,9 @@ def one_sentence() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, NotImplementedError, FileNotFoundError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+    except (ValueError, NotImplementedError, FileNotFoundError, AssertionError) as error:
+        # Arguments that an export format does not take are asserted, with a coloured prefix.
+        raise InputError(" ".join(str(error).removeprefix("ERROR ❌️ ").split())) from error
     except RuntimeError as error:
         if "NaN" in str(error):
             raise TrainingError(f"{error}; try a smaller lr0, or amp=False") from error

@@ -114,8 +114,8 @@ def test_command_prints_a_table_and_writes_figures_and_a_chart(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ((), "name an activation with --act"),
-        (("--act", "arelu", "epochs=3"), "bench takes imgsz, batch and device, not 'epochs'"),
+        ((), "name activations with --act"),
+        (("--act", "arelu", "epochs=3"), "bench takes imgsz, batch, device, not 'epochs'"),
         (("--act", "arleu"), "did you mean 'arelu'"),
         (("--act", "arelu", "imgsz=0"), "imgsz and batch are 1 or larger"),
         (("--act", "arelu", "device=cuda:77"), "device 'cuda:77' cannot be used"),

@@ -229,6 +229,15 @@ def test_command_exports_folded(patched_run: Any, tmp_path: Path) -> None:
     assert "LeakyRelu" not in operators(path)
 
 
+def test_an_argument_that_a_format_does_not_take_is_one_sentence(patched_run: Any) -> None:
+    from ultralytics.engine import exporter
+
+    if not hasattr(exporter, "validate_args"):
+        pytest.skip("this Ultralytics ignores such arguments")
+    with pytest.raises(InputError, match=r"^argument 'simplify' is not supported for format='torchscript'"):
+        run("export", str(patched_run.pt), "format=torchscript", "imgsz=64", "simplify=False")
+
+
 def test_command_validates_and_predicts_folded(patched_run: Any, data: Any, tmp_path: Path) -> None:
     arguments = ["imgsz=64", "batch=4", "workers=0", "plots=False", f"project={tmp_path}", "device=cpu"]
     plain = run("val", str(patched_run.pt), "--data", str(data.detect), *arguments)

@@ -184,7 +184,7 @@ def _bench_formats(
             models[f"{name} {len(models) + 1}" if name in models else name] = loaded
     found = bench_formats(
         models,
-        [form.strip() for form in formats],
+        [form.strip() for form in formats if form.strip() != "torch"],
         output,
         turns=turns,
         int8=int8,

@@ -92,6 +92,8 @@ def check_export(model: Any, form: str, *, int8: bool = False) -> str:
 
     known = list(exporter.export_formats()["Argument"])[1:]
     form = _ALIASES.get(form.lower(), form.lower())
+    if form == "tflite" and form not in known and "litert" in known:
+        form = "litert"  # its name since 8.4.83
     if form not in known:
         raise InputError(f"there is no export format '{form}' in Ultralytics {__version__}{suggest(form, known)}")
     missing = [
