@@ -22,7 +22,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.patcher import patch_model, unpatch_model
 
 # Ultralytics' losses read these of a batch; so many objects stand in each drawn image.
 _OBJECTS = 8
@@ -226,15 +225,11 @@ def bench_model(
     Raises:
         RtdetrActError: The model, a plan or the device is wrong.
     """
-    from rtdetr_act.runs import load_model
+    from rtdetr_act.runs import STOCK, load_variant
 
     models: dict[str, Any] = {}
-    for name in ("stock", *activations):
-        loaded = load_model(source)
-        if name == "stock":
-            unpatch_model(loaded)
-        else:
-            patch_model(loaded, name, scope=scope)
+    for name in (STOCK, *activations):
+        _, loaded = load_variant(source, name, scope=scope)
         models[name] = _prepare(loaded.model, device)
     drawn = draw_batch(models["stock"], str(loaded.task), imgsz, batch, device)
     steps = {name: _training_step(model, drawn) for name, model in models.items()}
