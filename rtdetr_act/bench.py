@@ -277,6 +277,17 @@ def _training_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[]
     return step
 
 
+def time_training_step(model: Any, imgsz: int, batch: int, device: str = "cpu") -> float:
+    """Return the seconds of a training step of an RTDETR or YOLO object on random images, without its optimizer.
+
+    Raises:
+        InputError: The device, imgsz or batch cannot be used, or the task is none of those that `draw_batch` knows.
+    """
+    prepared = _prepare(model.model, device)
+    step = _training_step(prepared, draw_batch(prepared, str(model.task), imgsz, batch, device))
+    return statistics.median(take_turns({"step": step}, 3, warmup=1)["step"])
+
+
 def _inference(model: nn.Module, image: Tensor) -> Callable[[], Any]:
     fused = deepcopy(model).eval()
     fused.fuse(verbose=False)  # type: ignore[operator]

@@ -89,13 +89,28 @@ def sample(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
         for part in module.modules():
             if isinstance(part, (nn.Linear, nn.Conv2d)) and not part.weight.any():
                 part.reset_parameters()
-        means = torch.randn(_CONTEXTS, _CHANNELS, 1, 1)
-        contexts = torch.randn(_CONTEXTS, _CHANNELS, _SIDE, _SIDE) + means
-    inputs = contexts.repeat_interleave(len(x), dim=0)
-    rows = torch.arange(len(inputs))
-    place = (rows, (rows // len(x)) % _CHANNELS, _SIDE // 2, _SIDE // 2)
-    inputs[place] = x.repeat(_CONTEXTS)
+        inputs, place = embed(x, _CHANNELS, _CONTEXTS, _SIDE)
     inputs.requires_grad_()
     values = module(inputs)[place]
     (gradient,) = torch.autograd.grad(values.sum(), inputs)
     return values.detach().view(_CONTEXTS, -1), gradient[place].view(_CONTEXTS, -1)
+
+
+def embed(x: Tensor, channels: int, contexts: int, side: int) -> tuple[Tensor, tuple[Tensor, Tensor, int, int]]:
+    """Put values into random inputs with unlike channel means, for activations that see more than one value.
+
+    Args:
+        x: Values, (N,).
+        channels: Channels of the inputs; each input holds its value in another one.
+        contexts: Random inputs that each value is put into.
+        side: Height and width.
+
+    Returns:
+        Inputs, (contexts * N, channels, side, side), and the index of the values in them.
+    """
+    means = torch.randn(contexts, channels, 1, 1)
+    inputs = (torch.randn(contexts, channels, side, side) + means).repeat_interleave(len(x), dim=0)
+    rows = torch.arange(len(inputs))
+    place = (rows, (rows // len(x)) % channels, side // 2, side // 2)
+    inputs[place] = x.repeat(contexts)
+    return inputs, place

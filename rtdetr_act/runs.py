@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rtdetr_act.configs import config_names, find_config
 from rtdetr_act.errors import InputError, Interrupted, ModelError, RtdetrActError, TrainingError, suggest
 from rtdetr_act.flops import count_gflops
 from rtdetr_act.patcher import patch_model, unpatch_model
+from rtdetr_act.plan import Plan
 
 STOCK = "stock"
 
@@ -128,36 +129,67 @@ def resolve_data(source: str) -> str:
     return source  # a classification set such as imagenet10, which Ultralytics finds or downloads by name
 
 
-def parse_arguments(pairs: Iterable[str], taken: Iterable[str] = ()) -> dict[str, Any]:
-    """Turn `key=value` words into Ultralytics arguments, refused with a suggestion where Ultralytics has no such key.
-
-    Values are Python literals, `True`, `none` and the like in any case, or plain strings.
-
-    Args:
-        pairs: The words.
-        taken: Keys that the command sets itself.
+def check_data(data: str, task: str) -> dict[str, Any]:
+    """Return what Ultralytics knows of a data set, paths of its images among it, downloading it where it can.
 
     Raises:
-        InputError: A word is no pair, a key is unknown or taken, or a value has a wrong type.
+        InputError: Images are missing, or the YAML is wrong.
     """
-    from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+    from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 
+    try:
+        with one_sentence():
+            return check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
+    except RtdetrActError as error:
+        raise InputError(f"data set '{data}': {error}") from error
+    except Exception as error:  # a YAML with other contents raises whatever its use raised
+        raise InputError(f"'{data}' is no data set that Ultralytics can read: {error}") from error
+
+
+def parse_arguments(pairs: Iterable[str], taken: Iterable[str] = ()) -> dict[str, Any]:
+    """Turn `key=value` words into Ultralytics arguments, checked as `check_arguments` does; raises InputError."""
+    arguments = split_pairs(pairs)
+    check_arguments(arguments, taken)
+    return arguments
+
+
+def split_pairs(pairs: Iterable[str]) -> dict[str, Any]:
+    """Turn `key=value` words into values by key: Python literals, `True`, `none` and the like in any case, or text.
+
+    Raises:
+        InputError: A word is no pair.
+    """
     arguments: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise InputError(f"'{pair}' is no argument: write key=value, such as epochs=100")
+        arguments[key] = _parse_value(value)
+    return arguments
+
+
+def check_arguments(arguments: Mapping[str, Any], taken: Iterable[str] = ()) -> None:
+    """Check Ultralytics arguments, with a suggestion where Ultralytics has no such key.
+
+    Args:
+        arguments: Their values by key.
+        taken: Keys that the caller sets itself.
+
+    Raises:
+        InputError: A key is unknown or taken, or a value has a wrong type.
+    """
+    from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+
+    for key, value in arguments.items():
         if key in taken:
-            raise InputError(f"'{key}' is set by this command itself: leave '{pair}' out")
+            raise InputError(f"'{key}' is set by this command itself: leave '{key}={value}' out")
         if key not in DEFAULT_CFG_DICT:
             hint = suggest(key, DEFAULT_CFG_DICT) or ", see docs.ultralytics.com/usage/cfg"
             raise InputError(f"Ultralytics has no argument '{key}'{hint}")
-        arguments[key] = _parse_value(value)
     try:
         get_cfg(overrides=dict(arguments))
     except (TypeError, ValueError, SyntaxError, KeyError) as error:
         raise InputError(" ".join(str(error).split())) from None
-    return arguments
 
 
 def _parse_value(text: str) -> Any:
@@ -200,6 +232,11 @@ def train_variant(
     """
     name, model = load_variant(source, activation, scope=scope, act_lr=act_lr)
     run_training(model, **{**arguments, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
+    return outcome_of(name, model)
+
+
+def outcome_of(name: str, model: Any) -> Outcome:
+    """Return what the training of an RTDETR or YOLO object gave, under the name of its activation."""
     return Outcome(
         activation=name,
         sites=count_sites(model),
@@ -211,12 +248,15 @@ def train_variant(
     )
 
 
-def load_variant(source: str, activation: str | None, *, scope: str = "conv", act_lr: float = 1.0) -> tuple[str, Any]:
+def load_variant(
+    source: str, activation: str | Mapping[str, Any] | None, *, scope: str = "conv", act_lr: float = 1.0
+) -> tuple[str, Any]:
     """Return a model with its activations swapped, and the name of the variant.
 
     Args:
         source: Model YAML or checkpoint.
-        activation: A plan, "stock" for the model without any swap, None for the model as its file has it.
+        activation: A plan, as text or as plain data, "stock" for the model without any swap, None for the model as its
+            file has it.
         scope: "conv" or "all", for a plan given.
         act_lr: Factor on the learning rate of activation parameters, for a plan given.
 
@@ -226,9 +266,11 @@ def load_variant(source: str, activation: str | None, *, scope: str = "conv", ac
     model = load_model(source)
     if activation == STOCK:
         unpatch_model(model)
+    elif isinstance(activation, Mapping):
+        patch_model(model, replace(Plan.from_yaml(activation), act_lr=act_lr))
     elif activation is not None:
         patch_model(model, activation, scope=scope, act_lr=act_lr)
-    return activation or _plan_in(model) or STOCK, model
+    return activation if isinstance(activation, str) else _plan_in(model) or STOCK, model
 
 
 def run_training(model: Any, **arguments: Any) -> Any:
