@@ -7,6 +7,7 @@ Ultralytics nor torch. Checked against Ultralytics 8.3.0 and 8.4.190.
 from __future__ import annotations
 
 import inspect
+import os
 import pickletools
 import re
 import sys
@@ -390,6 +391,10 @@ def unfolded() -> Iterator[None]:
 def _hook_trainer(trainer: Any) -> None:
     # Ultralytics decays every parameter whose name lacks "bias" outside of *Norm* modules, slopes of PReLU included.
     _replace(trainer.BaseTrainer, "build_optimizer", _build_optimizer)
+    # Both write over the checkpoint in place: a kill or a full disk in the middle leaves half a file, and with last.pt
+    # goes all that was trained.
+    _replace(trainer.BaseTrainer, "save_model", _save_model)
+    _replace(trainer, "strip_optimizer", _strip_optimizer)
     # Tuning and training over several data sets start `python -m ultralytics…`, which never imports the plugin.
     if command := getattr(trainer, "_YOLO_CLI_COMMAND", None):
         _replaced.append((trainer, "_YOLO_CLI_COMMAND", command))
@@ -407,6 +412,38 @@ def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args:
         rate = "" if plan.act_lr == 1.0 else f", their learning rate times {plan.act_lr:g}"
         log(f"{count} scalar and per-channel activation parameters without weight decay{rate}")
     return optimizer
+
+
+def _save_model(original: Callable[..., Any], self: Any) -> Any:
+    last, best = self.last, self.best
+    self.last, self.best = _partial(last), _partial(best)
+    try:
+        result = original(self)
+        for written, path in ((self.best, best), (self.last, last)):
+            if written.exists():
+                written.replace(path)
+        return result
+    finally:
+        self.last.unlink(missing_ok=True)
+        self.best.unlink(missing_ok=True)
+        self.last, self.best = last, best
+
+
+def _strip_optimizer(original: Callable[..., Any], f: str | Path, s: str = "", *args: Any, **kwargs: Any) -> Any:
+    if s:
+        return original(f, s, *args, **kwargs)
+    partial = _partial(Path(f))
+    try:
+        result = original(f, str(partial), *args, **kwargs)
+        if partial.exists():
+            partial.replace(f)
+        return result
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 # --- ultralytics.utils.dist: multi-GPU ------------------------------------------------------------------------------
