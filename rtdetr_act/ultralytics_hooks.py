@@ -1,4 +1,4 @@
-"""Everything that touches Ultralytics internals, each hook with its reason; nothing else in the package does.
+"""Everything that replaces Ultralytics internals, each hook with its reason; nothing else in the package does.
 
 `install()` runs when `rtdetr_act` is imported and waits for Ultralytics' modules, so that importing us loads neither
 Ultralytics nor torch. Checked against Ultralytics 8.3.0 and 8.4.190.
@@ -395,6 +395,8 @@ def _hook_trainer(trainer: Any) -> None:
     # goes all that was trained.
     _replace(trainer.BaseTrainer, "save_model", _save_model)
     _replace(trainer, "strip_optimizer", _strip_optimizer)
+    # Trackers log what stands in trainer.metrics, in callbacks that are added here and that ours must stand around.
+    _replace(trainer.callbacks, "add_integration_callbacks", _add_integration_callbacks)
     # Tuning and training over several data sets start `python -m ultralytics…`, which never imports the plugin.
     if command := getattr(trainer, "_YOLO_CLI_COMMAND", None):
         _replaced.append((trainer, "_YOLO_CLI_COMMAND", command))
@@ -444,6 +446,16 @@ def _strip_optimizer(original: Callable[..., Any], f: str | Path, s: str = "", *
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _add_integration_callbacks(original: Callable[..., Any], instance: Any) -> None:
+    from ultralytics.engine.trainer import BaseTrainer
+
+    from rtdetr_act.tracking import add_callbacks
+
+    original(instance)
+    if isinstance(instance, BaseTrainer):  # validators, predictors and exporters come here too
+        add_callbacks(instance)
 
 
 # --- ultralytics.utils.dist: multi-GPU ------------------------------------------------------------------------------
