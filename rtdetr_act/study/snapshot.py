@@ -1,0 +1,169 @@
+"""Go on with a training exactly where it stopped.
+
+Ultralytics' own resume takes the weights from the averaged model in half precision, rounds the optimizer's state, draws
+the batches of the first epoch again, and starts every random generator anew: the outcome is that of another run. Here
+the whole state is kept after each epoch. Without loader processes, as always on a CPU, a run that was killed any number
+of times then ends with the weights of an undisturbed one, bit for bit; with them, the augmentation differs.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rtdetr_act.study.folder import write_atomically
+
+SNAPSHOT = "snapshot.pt"
+
+
+class Snapshots:
+    """Keeps the state of one training in a file, by callbacks of an Ultralytics trainer on one device.
+
+    Args:
+        path: The file, written after each epoch but the last; a training that finds it there starts from it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state: dict[str, Any] | None = None
+        self.updates = 0  # optimizer steps so far
+        self.since = 0  # batches since the last of them
+
+    def attach(self, model: Any) -> None:
+        """Add the callbacks to an RTDETR or YOLO object."""
+        model.add_callback("on_pretrain_routine_end", self._restore)
+        model.add_callback("on_train_start", self._set_clock)
+        model.add_callback("on_train_epoch_start", self._restore_random)
+        model.add_callback("on_train_batch_end", self._count_steps)
+        model.add_callback("on_fit_epoch_end", self._save)
+
+    def _save(self, trainer: Any) -> None:
+        if trainer.stop:  # the final evaluation comes next, and this event once more after it
+            return
+        model = _bare(trainer.model)
+        dataset = trainer.train_loader.dataset
+        state = {
+            "epoch": trainer.epoch,
+            "model": model.state_dict(),
+            "ema": trainer.ema.ema.state_dict(),
+            "updates": trainer.ema.updates,
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict(),
+            "best_fitness": trainer.best_fitness,
+            "stopper": vars(trainer.stopper),
+            "results": trainer.csv.read_bytes(),
+            "seconds": time.time() - trainer.train_time_start,
+            "since": self.since,
+            "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None and self.since},
+            "buffer": list(getattr(dataset, "buffer", ())),
+            "random": (random.getstate(), np.random.get_state(), torch.get_rng_state()),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_atomically(self.path, content.getvalue())
+
+    def _restore(self, trainer: Any) -> None:
+        self.updates = trainer.ema.updates
+        if not self.path.is_file():
+            return
+        try:
+            # Written by this study, with the state of numpy's generator in it, which weights_only refuses.
+            state = torch.load(self.path, map_location="cpu", weights_only=False)
+        except Exception:  # whatever an unpickler makes of a file that a failing disk has damaged: start again
+            return
+        ema = trainer.ema.ema
+        ema.load_state_dict(state["ema"])
+        trainer.resume, before = True, trainer.resume
+        trainer.resume_training({**state, "ema": ema})
+        trainer.resume = before
+        trainer.scheduler.last_epoch = trainer.start_epoch - 1
+        _bare(trainer.model).load_state_dict(state["model"])
+        trainer.scaler.load_state_dict(state["scaler"])
+        trainer.stopper.__dict__.update(state["stopper"])
+        write_atomically(trainer.csv, state["results"])
+        self.state, self.since, self.updates = state, state["since"], state["updates"]
+
+    def _set_clock(self, trainer: Any) -> None:
+        if self.state is not None:
+            trainer.train_time_start -= self.state["seconds"]
+
+    def _restore_random(self, trainer: Any) -> None:
+        """Do what must come last before the first batch: whatever draws a number or clears gradients is over."""
+        if self.state is None:
+            return
+        state, self.state = self.state, None
+        if trainer.train_loader.num_workers == 0:
+            _replay_order(trainer)
+            for index in state["buffer"]:  # images at hand for the next mosaic
+                trainer.train_loader.dataset.load_image(index)
+        for name, parameter in _bare(trainer.model).named_parameters():
+            if name in state["gradients"]:
+                parameter.grad = state["gradients"][name].to(parameter.device)
+        _delay_step(trainer, self.since)
+        python, numpy, torch_state = state["random"]
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(torch_state)
+        if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+
+    def _count_steps(self, trainer: Any) -> None:
+        stepped = trainer.ema.updates != self.updates
+        self.updates = trainer.ema.updates
+        self.since = 0 if stepped else self.since + 1
+
+
+def _bare(model: Any) -> Any:
+    return getattr(model, "_orig_mod", model)  # inside compile=True
+
+
+def _replay_order(trainer: Any) -> None:
+    """Draw the indices of all batches before, so that the next are those of an undisturbed run; no image is read."""
+    loader = trainer.train_loader
+    closed = trainer.epochs - trainer.args.close_mosaic if trainer.args.close_mosaic else None
+    for epoch in range(trainer.start_epoch):
+        if epoch == closed:
+            loader.reset()
+        if loader.iterator is None:
+            loader.iterator = loader._get_iterator()
+        for _ in range(len(loader)):
+            loader.iterator._next_index()
+    if closed is not None and trainer.start_epoch > closed:
+        # Ultralytics since 8.4 closes the mosaic again after resuming, and with it starts the order anew.
+        loader.reset = lambda: vars(loader).pop("reset", None)
+
+
+def _delay_step(trainer: Any, since: int) -> None:
+    """Let the first optimizer step come when it was due.
+
+    A training loop that starts steps after its first batch, since it remembers no step before; one that goes on steps
+    once `accumulate` batches have gathered, of which `since` had before. The loop's memory is a local variable, so
+    what it compares with is made to say "not yet".
+    """
+    cls, batches, updates = type(trainer), 0, trainer.ema.updates
+
+    def read(self: Any) -> float:
+        nominal: int = vars(self)["accumulate"]
+        return nominal if batches + since >= nominal else float("inf")
+
+    def count(_: Any) -> None:
+        nonlocal batches
+        batches += 1
+
+    def write(self: Any, value: int) -> None:
+        vars(self)["accumulate"] = value
+
+    def end(self: Any) -> None:
+        if self.ema.updates != updates:
+            self.__class__ = cls
+
+    trainer.__class__ = type(cls.__name__, (cls,), {"accumulate": property(read, write)})
+    trainer.callbacks["on_train_batch_start"].append(count)
+    trainer.callbacks["on_train_batch_end"].append(end)

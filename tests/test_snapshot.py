@@ -1,0 +1,113 @@
+"""A training killed again and again ends with the weights of an undisturbed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from conftest import Data
+from ultralytics import RTDETR, YOLO
+
+from rtdetr_act import patch_model
+from rtdetr_act.study.snapshot import Snapshots
+
+
+class Kill(Exception):
+    """Ends a training from inside, where Ultralytics does not catch it."""
+
+
+def train(kind: str, model_yaml: Path, data: Data, folder: Path, kills: list[tuple[int, int]], **more: Any) -> Any:
+    """Train, ending after each (epoch, batch) of `kills` and going on in a new object; return the last one."""
+    for kill in [*kills, None]:
+        model = (RTDETR if kind == "rtdetr" else YOLO)(str(model_yaml))
+        patch_model(model, "arelu")
+        batches = [0]
+
+        def count(trainer: Any, batches: list[int] = batches, kill: tuple[int, int] | None = kill) -> None:
+            batches[0] += 1
+            if kill == (trainer.epoch, batches[0]):
+                raise Kill
+
+        def start(_: Any, batches: list[int] = batches) -> None:
+            batches[0] = 0
+
+        Snapshots(folder / "snapshot.pt").attach(model)
+        model.add_callback("on_train_epoch_start", start)
+        model.add_callback("on_train_batch_end", count)
+        arguments = tiny.train_args(data.detect, folder, epochs=5, batch=3, close_mosaic=2, lr0=0.003, **more)
+        if kill is None:
+            model.train(**arguments)
+        else:
+            with pytest.raises(Kill):
+                model.train(**arguments)
+    return model
+
+
+def curve(folder: Path) -> list[list[str]]:
+    """Return the rows of results.csv without the time."""
+    rows = [line.replace(" ", "").split(",") for line in (folder / "run" / "results.csv").read_text().splitlines()]
+    return [row[:1] + row[2:] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        # Steps gather several batches, over the end of epochs too, while the warm-up changes how many.
+        ("rtdetr", {"nbs": 12, "mosaic": 1.0, "warmup_epochs": 3}),
+        ("yolo", {"nbs": 7, "mosaic": 0.5, "mixup": 0.3, "warmup_epochs": 1}),
+    ],
+)
+def test_killed_run_ends_as_the_undisturbed_one(
+    kind: str, more: dict[str, Any], stock_yaml: Path, data: Data, tmp_path: Path
+) -> None:
+    model_yaml = stock_yaml if kind == "rtdetr" else tiny.write_yaml(tmp_path / "yolo.yaml", tiny.yolo())
+    plain = (RTDETR if kind == "rtdetr" else YOLO)(str(model_yaml))
+    patch_model(plain, "arelu")
+    arguments = {"epochs": 5, "batch": 3, "close_mosaic": 2, "lr0": 0.003, **more}
+    plain.train(**tiny.train_args(data.detect, tmp_path / "plain", **arguments))
+
+    # Before the first snapshot, within the warm-up, at the end of mosaics and behind it.
+    kills = [(0, 2), (1, 2), (3, 1), (4, 3)]
+    killed = train(kind, model_yaml, data, tmp_path / "killed", kills, **more)
+
+    assert curve(tmp_path / "killed") == curve(tmp_path / "plain")
+    expected, found = plain.trainer.model.state_dict(), killed.trainer.model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert any(not torch.equal(value, expected[name]) for name, value in killed.trainer.ema.ema.state_dict().items())
+
+
+def test_damaged_snapshot_starts_the_run_again(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    (tmp_path / "snapshot.pt").write_bytes(b"half a fi")
+    model = RTDETR(str(stock_yaml))
+    Snapshots(tmp_path / "snapshot.pt").attach(model)
+    model.train(**tiny.train_args(data.detect, tmp_path, epochs=2))
+    assert model.trainer.start_epoch == 0
+    assert len(curve(tmp_path)) == 3
+
+
+def test_full_disk_leaves_the_last_checkpoints_whole(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX")
+    model = RTDETR(str(stock_yaml))
+    weights = tmp_path / "run" / "weights"
+    first: dict[str, bytes] = {}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def note(trainer: Any) -> None:
+        first.update({path.name: path.read_bytes() for path in weights.iterdir()})
+
+    def fill(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # bytes of any file
+
+    model.add_callback("on_model_save", note)
+    model.add_callback("on_train_epoch_end", fill)
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            model.train(**tiny.train_args(data.detect, tmp_path, epochs=3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert set(first) == {"best.pt", "last.pt"}
+    assert {path.name: path.read_bytes() for path in weights.iterdir()} == first
