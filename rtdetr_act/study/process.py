@@ -1,0 +1,122 @@
+"""Start the process of a run, see how far it is, and say why it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO
+
+from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, read_json, write_json
+
+LOG_FILE = "log.txt"
+_MEMORY = ("out of memory", "MemoryError", "DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory")
+
+
+def start_run(folder: Path, *, device: str = "", threads: int = 0) -> subprocess.Popen[bytes]:
+    """Start the run of a folder, which ends by itself when this process does; what it prints goes to `log.txt`.
+
+    Args:
+        folder: The run folder, with `run.json` in it.
+        device: Ultralytics' `device`; "" for that of the row.
+        threads: Threads of torch on a CPU; 0 for Ultralytics' own choice.
+    """
+    command = [sys.executable, "-m", "rtdetr_act.study.work", str(folder)]
+    command += ["--device", device] if device else []
+    command += ["--threads", str(threads)] if threads else []
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    with (folder / LOG_FILE).open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            # A group of its own: Ctrl-C is for the study, which ends its runs in order.
+            start_new_session=os.name == "posix",
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+
+
+def end_run(process: subprocess.Popen[bytes]) -> None:
+    """End a run at once, loader processes included; its folder keeps what the last epoch left."""
+    if os.name == "posix":
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    if process.stdin:
+        process.stdin.close()
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether a run has its result, a final failure included."""
+    return read_json(folder / RESULT_FILE) is not None
+
+
+def explain_end(folder: Path, code: int) -> str:
+    """Return in a sentence why a process ended without a result.
+
+    Args:
+        folder: The run folder, with its log.
+        code: The exit code; negative for a signal.
+    """
+    tail = _tail(folder / LOG_FILE)
+    memory = next((line for line in reversed(tail) if any(words in line for words in _MEMORY)), None)
+    if memory is not None:
+        return f"out of memory: {memory}"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
+    last = tail[-1] if tail else "it printed nothing"
+    return f"exit code {code}: {last}"
+
+
+def _tail(log: Path, size: int = 8000) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            _skip_to_tail(file, size)
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _skip_to_tail(file: IO[bytes], size: int) -> None:
+    file.seek(0, os.SEEK_END)
+    file.seek(max(0, file.tell() - size))
+
+
+def note_attempt(folder: Path, reason: str) -> None:
+    """Record that a process of the run ended without a result, and why."""
+    attempts = read_json(folder / ATTEMPTS_FILE) or []
+    ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_json(folder / ATTEMPTS_FILE, [*attempts, {"ended": ended, "reason": reason}])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: epochs done, seconds that they took, and the headline score of the last, or None."""
+
+    epochs: int
+    seconds: float
+    score: float | None
+
+
+def read_progress(folder: Path) -> Progress:
+    """Return how far a run is, from its results.csv."""
+    try:
+        lines = (folder / "results.csv").read_text(encoding="utf-8").splitlines()
+        header, last = ([cell.strip() for cell in line.split(",")] for line in (lines[0], lines[-1]))
+        row = {name: float(value) for name, value in zip(header, last, strict=True)}
+    except (OSError, IndexError, ValueError):  # none yet, or its last line is being written
+        return Progress(0, 0.0, None)
+    score = [value for name, value in row.items() if "mAP50-95" in name or "top1" in name]
+    return Progress(int(row["epoch"]), row.get("time", 0.0), score[-1] if score else None)

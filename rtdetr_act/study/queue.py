@@ -1,0 +1,122 @@
+"""Run rows on this machine, several at once: one process each, on a GPU of its own or on some cores."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rtdetr_act.errors import InputError
+from rtdetr_act.study.process import end_run, explain_end, is_finished, note_attempt, start_run
+
+_POLL = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one run at a time goes.
+
+    Attributes:
+        device: Ultralytics' `device`: "cpu", "0", or "0,1" for a multi-GPU run.
+        threads: Threads on a CPU; 0 leaves Ultralytics its own choice.
+    """
+
+    device: str
+    threads: int
+
+
+def find_places(device: Any, cpus: int | None) -> list[Place]:
+    """Return the places of this machine.
+
+    Args:
+        device: The `device` of all runs as Ultralytics takes it; None for a GPU each, or the CPU where there is none.
+            Several GPUs ("0,1") are those of each run.
+        cpus: Cores of each run; None for one on a CPU.
+
+    Raises:
+        InputError: A run needs more than the machine has.
+    """
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (
+        [name for name in visible.split(",") if name] if visible else list(map(str, range(torch.cuda.device_count())))
+    )
+    gpus = gpus[: torch.cuda.device_count()]
+    return make_places(_names(device), gpus, os.cpu_count() or 1, cpus)
+
+
+def _names(device: Any) -> list[str]:
+    words = device if isinstance(device, (list, tuple)) else [] if device is None else str(device).split(",")
+    return [str(word).strip().removeprefix("cuda:") for word in words if str(word).strip()]
+
+
+def make_places(device: Sequence[str], gpus: Sequence[str], cores: int, cpus: int | None) -> list[Place]:
+    """Divide GPUs or cores among runs.
+
+    Args:
+        device: Names that the study asks for, [] for no wish.
+        gpus: Names of the visible GPUs.
+        cores: Cores of the machine.
+        cpus: Cores of each run, or None.
+
+    Raises:
+        InputError: A run needs more than the machine has.
+    """
+    if cpus is not None and not 1 <= cpus <= cores:
+        raise InputError(f"--cpus {cpus} cannot be: this machine has {cores} cores")
+    on_gpu = [name for name in device if name.isdigit()]
+    if device and not on_gpu:  # cpu, mps and others are one device, and only the CPU can be divided
+        threads = cpus or 1
+        return [Place(device[0], threads)] * (cores // threads if device == ["cpu"] else 1)
+    if len(on_gpu) > 1:
+        if len(on_gpu) > len(gpus):
+            raise InputError(f"device={','.join(on_gpu)} cannot be: this machine shows {len(gpus)} GPUs")
+        size = len(on_gpu)
+        return [Place(",".join(gpus[i : i + size]), 0) for i in range(0, len(gpus) - size + 1, size)]
+    if on_gpu:
+        return [Place(on_gpu[0], 0)]
+    if gpus:
+        return [Place(name, 0) for name in gpus]
+    return [Place("cpu", cpus or 1)] * (cores // (cpus or 1))
+
+
+def run_rows(
+    folders: Sequence[Path], places: Sequence[Place], *, retries: int, watch: Callable[[Sequence[Path]], None]
+) -> None:
+    """Run what is not finished, in order; a failure is noted in its folder, and the others go on.
+
+    Args:
+        folders: Run folders with their `run.json`.
+        places: Where runs go; so many are at work at once.
+        retries: Further tries of a run whose process ended without a result.
+        watch: Called several times a second with the folders at work.
+    """
+    waiting = deque((folder, retries) for folder in folders if not is_finished(folder))
+    free = deque(places)
+    working: dict[subprocess.Popen[bytes], tuple[Path, int, Place]] = {}
+    try:
+        while waiting or working:
+            while waiting and free:
+                folder, left = waiting.popleft()
+                place = free.popleft()
+                working[start_run(folder, device=place.device, threads=place.threads)] = folder, left, place
+            for process in [process for process in working if process.poll() is not None]:
+                folder, left, place = working.pop(process)
+                end_run(process)  # loader processes that outlived it
+                free.append(place)
+                if is_finished(folder):
+                    continue
+                note_attempt(folder, explain_end(folder, process.returncode))
+                if left:
+                    waiting.appendleft((folder, left - 1))
+            watch([folder for folder, _, _ in working.values()])
+            time.sleep(_POLL)
+    finally:
+        for process in working:
+            end_run(process)

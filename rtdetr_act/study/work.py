@@ -1,0 +1,174 @@
+"""One run of a study, in a process of its own: `python -m rtdetr_act.study.work FOLDER`.
+
+It reads which row it is from `run.json`, trains, goes on from the snapshot where there is one, and writes `result.json`
+last. Its standard input is a pipe that the study holds: when that closes, the study is gone, and so is this process,
+which would otherwise train on beside its successor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from rtdetr_act.errors import RtdetrActError, TrainingError
+from rtdetr_act.study.folder import RESULT_FILE, ROW_FILE, SHAPES_FILE, locked, read_json, write_json
+from rtdetr_act.study.grid import Row, command_of
+from rtdetr_act.study.snapshot import SNAPSHOT, Snapshots
+
+_WAIT = 30.0  # seconds for a predecessor, whose study was killed, to notice that
+
+
+def main() -> None:
+    """Do the run of the folder named on the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="")
+    parser.add_argument("--threads", type=int, default=0)
+    given = parser.parse_args()
+    threading.Thread(target=_end_with_the_study, daemon=True).start()
+    try:
+        with locked(given.folder, wait=_WAIT):
+            if not (given.folder / RESULT_FILE).exists():
+                row = Row.from_json(read_json(given.folder / ROW_FILE))
+                do_run(row, given.folder, device=given.device, threads=given.threads)
+    except RtdetrActError as error:
+        print(f"error: {error}")
+        sys.exit(error.exit_code)
+
+
+def _end_with_the_study() -> None:
+    while os.read(0, 64):  # not sys.stdin, whose lock, held here, would abort the interpreter's own end
+        pass
+    os._exit(1)  # no cleaning up: what is on the disk is whole at any moment
+
+
+def do_run(row: Row, folder: Path, *, device: str, threads: int) -> None:
+    """Train the row and write what came out; a loss that became non-finite is an outcome too.
+
+    Args:
+        row: What to train.
+        folder: The run folder, with what an earlier process left in it.
+        device: Ultralytics' `device`; "" for the row's own.
+        threads: Threads of torch; 0 for Ultralytics' own choice.
+
+    Raises:
+        RtdetrActError: The model, the data or an argument is wrong.
+        OSError: The disk is full.
+    """
+    from rtdetr_act.runs import load_variant, outcome_of, resolve_data, run_training
+
+    snapshots = Snapshots(folder / SNAPSHOT)
+    before: dict[str, Any] = {}
+    name, model = load_variant(row.model, row.activation, scope=row.scope, act_lr=row.act_lr)
+    _watch(model, before, threads)
+    snapshots.attach(model)
+    place = {"project": str(folder.parent.resolve()), "name": folder.name, "exist_ok": True}
+    given = {**row.arguments, **({"device": device} if device else {})}
+    try:
+        run_training(model, **given, seed=row.seed, data=resolve_data(row.data), **place)
+        _check_batch(model.trainer.args.batch, row)
+    except TrainingError as error:
+        write_json(folder / RESULT_FILE, {"state": "failed", "reason": str(error), **_origin(row, None)})
+        return
+    outcome = outcome_of(name, model)
+    _write_shapes(folder, before, model)
+    result = {
+        "state": "done",
+        "scores": outcome.scores,
+        "classes": class_scores(model.metrics),
+        "epochs": len((folder / "results.csv").read_text(encoding="utf-8").splitlines()) - 1,
+        "sites": outcome.sites,
+        "parameters": outcome.parameters,
+        "gflops": outcome.gflops,
+        "seconds_per_epoch": None if math.isnan(outcome.seconds_per_epoch) else outcome.seconds_per_epoch,
+        **_origin(row, model.trainer.device),
+    }
+    write_json(folder / RESULT_FILE, result)
+    snapshots.path.unlink(missing_ok=True)
+
+
+def _check_batch(used: int, row: Row) -> None:
+    """Refuse a run whose batch Ultralytics halved when memory ran out: it is no longer the same but the activation."""
+    from ultralytics.cfg import DEFAULT_CFG_DICT
+
+    wanted = row.arguments.get("batch", DEFAULT_CFG_DICT["batch"])
+    if used != wanted:
+        raise TrainingError(
+            f"memory ran out, and Ultralytics trained with batch={used}: choose a batch that all can hold"
+        )
+
+
+def _watch(model: Any, before: dict[str, Any], threads: int) -> None:
+    """Set the threads, and note the activations before the first step; both know the trainer only in a callback."""
+
+    def start(trainer: Any) -> None:
+        if threads and trainer.device.type == "cpu":
+            import torch
+
+            torch.set_num_threads(threads)  # Ultralytics sets its own number, before this callback
+
+    def built(trainer: Any) -> None:
+        from rtdetr_act.study.shapes import trace_activations
+
+        before.update(trace_activations(getattr(trainer.model, "_orig_mod", trainer.model)))
+
+    model.add_callback("on_pretrain_routine_start", start)
+    model.add_callback("on_pretrain_routine_end", built)
+
+
+def _write_shapes(folder: Path, before: dict[str, Any], model: Any) -> None:
+    from rtdetr_act.study.shapes import trace_activations
+
+    after = trace_activations(model.model)["sites"]
+    sites = [
+        {"name": name, "activation": site["activation"], "before": site["curve"], "after": after[name]["curve"]}
+        for name, site in before.get("sites", {}).items()
+        if name in after
+    ]
+    if sites:
+        write_json(folder / SHAPES_FILE, {"x": before["x"], "sites": sites}, indent=None)
+
+
+def class_scores(metrics: Any) -> dict[str, float]:
+    """Return mAP50-95 by class name, of the masks or keypoints where a task has them; {} for classification."""
+    found = next((getattr(metrics, part) for part in ("seg", "pose", "box") if hasattr(metrics, part)), None)
+    if found is None:
+        return {}
+    names = metrics.names
+    return {str(names[int(index)]): float(ap) for index, ap in zip(found.ap_class_index, found.ap, strict=True)}
+
+
+def _origin(row: Row, device: Any) -> dict[str, Any]:
+    import torch
+    import ultralytics
+
+    from rtdetr_act import __version__
+
+    name = ""
+    if device is not None:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {_processor()}"
+    versions = {
+        "rtdetr-act": __version__,
+        "ultralytics": ultralytics.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": name,
+    }
+    return {"versions": {key: value for key, value in versions.items() if value}, "command": command_of(row)}
+
+
+def _processor() -> str:
+    from ultralytics.utils.torch_utils import get_cpu_info
+
+    return str(get_cpu_info())
+
+
+if __name__ == "__main__":
+    main()
