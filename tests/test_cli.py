@@ -44,16 +44,18 @@ def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["train"], ["val"], ["export"], ["fold"], ["resume"], ["acts"], ["sites"], ["plot"], ["bench"]]
-)
+COMMANDS = "train val predict export fold resume acts sites plot bench study report".split()
+HEAVY = "torch ultralytics numpy matplotlib polars plotly scipy".split()
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_imports_neither_torch_nor_ultralytics(command: list[str], tmp_path: Path) -> None:
     code = (
         "import sys; from rtdetr_act.cli import main\n"
         f"sys.argv = ['rtdetr-act', *{command!r}, '--help']\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('torch', 'ultralytics', 'numpy', 'matplotlib') if name in sys.modules])"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert result.stdout.splitlines()[-1] == "[]"

@@ -21,6 +21,7 @@ LATENCY_FILE = "latency.json"
 ROW_FILE = "run.json"  # which row of which study it is; written before the run starts
 RESULT_FILE = "result.json"  # what came out; written last, so that a folder with one is finished
 SHAPES_FILE = "activations.json"  # learned activations as curves, before and after
+SNAPSHOT_FILE = "snapshot.pt"  # the state after the last epoch, until there is a result
 ATTEMPTS_FILE = "attempts.json"  # processes that ended without a result, and why
 
 

@@ -19,8 +19,6 @@ import torch
 
 from rtdetr_act.study.folder import write_atomically
 
-SNAPSHOT = "snapshot.pt"
-
 
 class Snapshots:
     """Keeps the state of one training in a file, by callbacks of an Ultralytics trainer on one device.

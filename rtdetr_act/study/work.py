@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_act.errors import RtdetrActError, TrainingError
-from rtdetr_act.study.folder import RESULT_FILE, ROW_FILE, SHAPES_FILE, locked, read_json, write_json
+from rtdetr_act.study.folder import RESULT_FILE, ROW_FILE, SHAPES_FILE, SNAPSHOT_FILE, locked, read_json, write_json
 from rtdetr_act.study.grid import Row, command_of
-from rtdetr_act.study.snapshot import SNAPSHOT, Snapshots
+from rtdetr_act.study.snapshot import Snapshots
 
 _WAIT = 30.0  # seconds for a predecessor, whose study was killed, to notice that
 
@@ -63,7 +63,7 @@ def do_run(row: Row, folder: Path, *, device: str, threads: int) -> None:
     """
     from rtdetr_act.runs import load_variant, outcome_of, resolve_data, run_training
 
-    snapshots = Snapshots(folder / SNAPSHOT)
+    snapshots = Snapshots(folder / SNAPSHOT_FILE)
     before: dict[str, Any] = {}
     name, model = load_variant(row.model, row.activation, scope=row.scope, act_lr=row.act_lr)
     _watch(model, before, threads)

@@ -1,0 +1,184 @@
+"""Commands that compare: study, report."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rtdetr_act.cli import app
+from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL
+from rtdetr_act.errors import InputError, Interrupted, TrainingError
+
+if TYPE_CHECKING:
+    from rtdetr_act.study.grid import Row
+    from rtdetr_act.study.leaderboard import Line
+
+
+@app.command()
+def study(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE.yaml] [key=value]…",
+            help="A study file, and Ultralytics arguments, such as epochs=100; lr0=[0.01,0.02] runs each of them.",
+        ),
+    ] = None,
+    act: Annotated[
+        list[str] | None, typer.Option("--act", help="Activation or plan; 'stock' for the model as it is; repeatable.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help="Put each at each place: backbone,neck,head,all or layers.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Runs of each variant; 3 if not given.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="Activation to compare with; stock if it runs, else the first.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Model YAML or checkpoint, rtdetr-n.yaml if not given.")
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", help="Data set YAML, 'shapes' if not given.")] = None,
+    scope: Annotated[str | None, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = None,
+    act_lr: Annotated[float | None, typer.Option("--act-lr", help="Factor on the learning rate of slopes.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study.")] = Path("runs/study"),
+    cpus: Annotated[
+        int | None,
+        typer.Option("--cpus", min=1, help="CPU cores of each run; 1 if not given."),
+    ] = None,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries of a run that broke.")] = 1,
+    engine: Annotated[str, typer.Option("--engine", help="local, or ray for many machines.")] = "local",
+    address: Annotated[str | None, typer.Option("--address", help="With --engine ray: where the cluster is.")] = None,
+    halving: Annotated[
+        bool, typer.Option("--halving", help="With --engine ray: stop hopeless variants early, by ASHA.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and their time; start none.")] = False,
+) -> None:
+    """Compare activations over seeds, honestly: every run a process, statistics, a leaderboard and a page.
+
+    The same command goes on where it stopped, however it stopped; more --act and --seeds add to it.
+    """
+    from rtdetr_act.study.folder import locked
+    from rtdetr_act.study.grid import make_study
+    from rtdetr_act.study.prepare import check_study, prepare_runs
+
+    options = {
+        "activations": act, "where": where, "seeds": seeds, "baseline": baseline, "model": model, "data": data,
+        "scope": scope, "act_lr": act_lr,
+    }  # fmt: skip
+    given = {**_read_words(words or []), **{key: value for key, value in options.items() if value is not None}}
+    wanted = make_study(given, defaults={"model": DEFAULT_MODEL, "data": DEFAULT_DATA})
+    if engine not in ("local", "ray"):
+        raise InputError(f"--engine is local or ray, not '{engine}'")
+    if (address or halving) and engine != "ray":
+        raise InputError("--address and --halving need --engine ray")
+    if dry_run:
+        _print_rows(check_study(wanted, output)[0], output, wanted.arguments.get("device"), cpus)
+        return
+    with locked(output):
+        folders = prepare_runs(wanted, output)
+        _run(folders, wanted, cpus=cpus, retries=retries, engine=engine, address=address, halving=halving)
+        lines = _conclude(output, measure=True)
+    if broken := sum(line.failed for line in lines):
+        raise TrainingError(
+            f"{broken} runs gave no score: {output / 'leaderboard.md'} counts them, report.html says why"
+        )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study, or one with Ultralytics runs.")],
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="Activation to compare with; the study's own if not given.")
+    ] = None,
+) -> None:
+    """Make the leaderboard and the page again, from the run folders; runs made by Ultralytics alone count too."""
+    _conclude(folder, baseline=baseline)
+
+
+def _read_words(words: Sequence[str]) -> dict[str, Any]:
+    """Return the keys of a study file, if one is named, and those of the key=value words, which win."""
+    from rtdetr_act.runs import split_pairs
+    from rtdetr_act.study.grid import read_study
+
+    files = [word for word in words if "=" not in word and word.endswith((".yaml", ".yml"))]
+    if len(files) > 1:
+        raise InputError(f"a study has one file, not {len(files)}: {', '.join(files)}")
+    given = split_pairs(word for word in words if word not in files)
+    return {**(read_study(Path(files[0])) if files else {}), **given}
+
+
+def _run(
+    folders: Sequence[Path],
+    wanted: Any,
+    *,
+    cpus: int | None,
+    retries: int,
+    engine: str,
+    address: str | None,
+    halving: bool,
+) -> None:
+    from rtdetr_act.study.live import Display
+
+    device = wanted.arguments.get("device")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with Display(folders) as display:
+            if engine == "ray":
+                from rtdetr_act.study import cluster
+
+                stopping = wanted.baseline if halving else None
+                where = {"address": address, "device": device, "cpus": cpus, "halving": stopping}
+                cluster.run_rows(folders, **where, retries=retries, watch=display)
+            else:
+                from rtdetr_act.study import queue
+
+                queue.run_rows(folders, queue.find_places(device, cpus), retries=retries, watch=display)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; nothing is lost: the same command goes on") from None
+    except OSError as error:
+        raise InputError(f"the study stopped: {error.strerror or error}; the same command goes on") from error
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _conclude(folder: Path, *, baseline: str | None = None, measure: bool = False) -> Sequence[Line]:
+    from rich.console import Console
+
+    from rtdetr_act.study.leaderboard import draw_table
+    from rtdetr_act.study.report import conclude
+
+    found = conclude(folder, baseline=baseline, measure=measure)
+    Console().print(draw_table(found.lines, found.metric))
+    for path in found.files:
+        print(f"file: {path}")
+    return found.lines
+
+
+def _print_rows(rows: Sequence[Row], folder: Path, device: Any, cpus: int | None) -> None:
+    """Print the runs of a study and what they will take, on this machine."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtdetr_act.study.live import format_seconds
+    from rtdetr_act.study.prepare import estimate_seconds
+    from rtdetr_act.study.queue import find_places
+
+    places = find_places(device, cpus)
+    first = places[0].device.split(",")[0]
+    torch.set_num_threads(places[0].threads or torch.get_num_threads())
+    seconds = estimate_seconds(rows, folder, device=f"cuda:{first}" if first.isdigit() else first)
+    table = Table(title=f"{len(rows)} runs in {folder}")
+    for title in ("run", "activation", "seed", "settings", "alone"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        time = format_seconds(seconds[row.name]) if seconds[row.name] else "finished"
+        table.add_row(row.name, row.variant, str(row.seed), row.setting, time)
+    Console().print(table)
+    total = sum(seconds.values()) / min(len(places), max(1, sum(map(bool, seconds.values()))))
+    print(f"about {format_seconds(total)} with {len(places)} at once on this machine, measured on random images")

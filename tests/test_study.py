@@ -1,0 +1,285 @@
+"""A study as a user meets it: real processes, killed and gone on with, compared with trainings outside of any study."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+import tiny
+from conftest import Data, Run
+from rich.console import Console
+
+from rtdetr_act import patch_model
+from rtdetr_act.errors import InputError
+from rtdetr_act.study.folder import locked, read_json, write_atomically, write_json
+from rtdetr_act.study.live import Display
+from rtdetr_act.study.process import explain_end, read_progress
+from rtdetr_act.study.queue import Place, make_places
+from rtdetr_act.study.records import read_records
+from rtdetr_act.study.report import conclude
+
+EPOCHS = 3
+ARGUMENTS = [f"epochs={EPOCHS}", "imgsz=64", "batch=4", "nbs=8", "amp=False", "plots=False", "deterministic=False"]
+ARGUMENTS += ["optimizer=AdamW", "lr0=0.003", "verbose=False"]
+MAIN = "from rtdetr_act.cli import main; main()"
+
+
+def start(folder: Path, *words: str, **more: object) -> subprocess.Popen[str]:
+    """Start `rtdetr-act study` in a process of its own."""
+    command = [sys.executable, "-c", MAIN, "study", "--output", str(folder), *words]
+    return subprocess.Popen(
+        command, cwd=folder.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more
+    )
+
+
+def works_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [p for p in psutil.Process(process.pid).children() if "rtdetr_act.study.work" in p.cmdline()]
+
+
+def wait_for(condition: object, seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def study(stock_yaml: Path, data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Kill a study of two variants and two seeds once with -9 and once with Ctrl-C, then let it end."""
+    folder = tmp_path_factory.mktemp("studies") / "small"
+    words = ["--act", "stock", "--act", "arelu", "--seeds", "2", "--cpus", "1", *ARGUMENTS]
+    words += ["--model", str(stock_yaml), "--data", str(data.detect)]
+    outputs = []
+    for kill in ("SIGKILL", "SIGINT"):
+        with start(folder, *words) as process:
+            try:
+                before = count_steps(folder)
+                wait_for(lambda before=before: count_steps(folder) != before)
+                works = works_of(process)
+            finally:
+                process.send_signal(getattr(signal, kill))
+            outputs.append(process.communicate(timeout=60)[0])
+        _, alive = psutil.wait_procs(works, timeout=20)
+        assert not alive, "a run went on without its study"
+    process = start(folder, *words)
+    outputs.append(process.communicate(timeout=280)[0])
+    assert process.returncode == 0, outputs[-1]
+    return folder, outputs
+
+
+def count_steps(folder: Path) -> tuple[int, int]:
+    """Return how many runs are behind their first epoch, and how many are finished."""
+    return len(list(folder.glob("runs/*/snapshot.pt"))), len(list(folder.glob("runs/*/result.json")))
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+
+@posix
+def test_killed_study_equals_trainings_outside_of_it(
+    study: tuple[Path, list[str]], stock_yaml: Path, data: Data, tmp_path: Path
+) -> None:
+    from ultralytics import RTDETR
+
+    folder, _ = study
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["arelu-s0", "arelu-s1", "stock-s0", "stock-s1"]
+    logs = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("log.txt"))
+    assert "Resuming training" in logs, "no run was killed behind its first epoch"
+    for name in ("stock-s0", "arelu-s0"):  # the first two to start, so killed at least once
+        model = RTDETR(str(stock_yaml))
+        if name.startswith("arelu"):
+            patch_model(model, "arelu")
+        more = {"epochs": EPOCHS, "nbs": 8, "lr0": 0.003, "warmup_epochs": 3.0, "workers": 8}
+        model.train(**tiny.train_args(data.detect, tmp_path / name, **more, seed=0))
+        expected = pl.read_csv(tmp_path / name / "run" / "results.csv").drop("time")
+        found = pl.read_csv(folder / "runs" / name / "results.csv").drop("time")
+        assert found.equals(expected)
+        result = read_json(folder / "runs" / name / "result.json")
+        assert result["scores"]["mAP50-95"] == pytest.approx(model.metrics.box.map)
+        assert result["epochs"] == EPOCHS
+        assert not (folder / "runs" / name / "snapshot.pt").exists()
+
+
+@posix
+def test_interrupted_study_says_how_to_go_on(study: tuple[Path, list[str]]) -> None:
+    _, (_, interrupted, last) = study
+    assert "interrupted; nothing is lost: the same command goes on" in interrupted
+    assert "Traceback" not in interrupted + last
+    assert re.search(r"(stock|arelu)-s[01]: done, mAP50 0\.\d+  mAP50-95 0\.\d+", last)
+
+
+@posix
+def test_results_are_tables_and_a_page(study: tuple[Path, list[str]]) -> None:
+    folder, _ = study
+    board = pl.read_csv(folder / "leaderboard.csv")
+    assert sorted(board["variant"]) == ["arelu", "stock"]
+    assert board["runs"].to_list() == [2, 2]
+    assert (board["latency_ms"] > 0).all()
+    assert board.filter(pl.col("variant") == "arelu")["pairs"].item() == 2
+    assert pl.read_parquet(folder / "leaderboard.parquet").columns == board.columns
+    assert "no difference shown" in (folder / "leaderboard.md").read_text(encoding="utf-8")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "rtdetr-act train --act arelu" in page
+    shapes = read_json(folder / "runs" / "arelu-s0" / "activations.json")
+    assert len(shapes["sites"]) == 25
+    site = shapes["sites"][0]
+    # AReLU starts with the slopes 1 + sigmoid(2) and 0.9; three epochs of Adam move them.
+    assert site["before"][-1] == pytest.approx(4 * (1 + 1 / (1 + math.exp(-2))), abs=1e-3)
+    assert site["before"] != site["after"]
+    assert not (folder / "runs" / "stock-s0" / "activations.json").exists()
+
+
+@posix
+def test_finished_study_is_not_done_again(study: tuple[Path, list[str]]) -> None:
+    folder, _ = study
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    report = conclude(folder)
+    assert {line.variant for line in report.lines} == {"arelu", "stock"}
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, "the same bytes again"
+    assert {path.name for path in report.files} == {f"leaderboard.{end}" for end in ("csv", "parquet", "md")} | {
+        "report.html"
+    }
+
+
+@posix
+def test_failures_are_recorded_and_the_study_goes_on(data: Data, tmp_path: Path) -> None:
+    """The disk has no room for the weights at first; then one value makes the loss infinite, and the other is well."""
+    import resource
+
+    model = tiny.write_yaml(tmp_path / "yolo.yaml", tiny.yolo())
+    words = ["--act", "stock", "--seeds", "1", "--retries", "0", "--model", str(model), "--data", str(data.detect)]
+    words += [*ARGUMENTS, "epochs=1", "cls=[1e38,0.5]"]
+    full = start(
+        tmp_path / "s",
+        *words,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
+        # Python does not notice that the bytecode it writes was cut, and would give that to the other tests.
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    first, _ = full.communicate(timeout=280)
+    assert full.returncode != 0, first
+    assert "Traceback" not in first
+    # It diverges before there is anything to save; that is an outcome, which another try would only meet again.
+    assert re.search(r"stock-cls-1e\+38-s0: failed, the loss became (nan|inf) in epoch 1", first)
+    attempts = read_json(tmp_path / "s" / "runs" / "stock-cls-0.5-s0" / "attempts.json")
+    assert "File too large" in attempts[0]["reason"]
+
+    again = start(tmp_path / "s", *words)
+    output, _ = again.communicate(timeout=280)
+    assert again.returncode == 1, output
+    assert "stock-cls-1e+38-s0: started" not in output
+    board = pl.read_csv(tmp_path / "s" / "leaderboard.csv")
+    assert board["variant"].to_list() == ["stock cls=0.5", "stock cls=1e+38"]
+    assert board["runs"].to_list() == [1, 0]
+    assert board["failed"].to_list() == [0, 1]
+    assert "error: 1 runs gave no score" in output
+
+
+def test_second_study_in_a_folder_says_so(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        other = start(tmp_path, "--act", "stock", "--data", "shapes", "epochs=1")
+        output, _ = other.communicate(timeout=120)
+    assert other.returncode == 2
+    assert f"error: another process works in '{tmp_path}'" in output.replace("\n", "")
+    assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
+
+
+def test_dry_run_prints_rows_and_writes_nothing(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    words = ["--act", "stock", "--act", "arelu", "--seeds", "2", "--dry-run", "--model", str(stock_yaml)]
+    process = start(tmp_path / "s", *words, "--data", str(data.detect), "epochs=2", "imgsz=64", "batch=4")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert all(name in output for name in ("stock-s0", "arelu-s0", "stock-s1", "arelu-s1"))
+    assert re.search(r"about \d+ (s|min) with \d+ at once", output)
+    assert not (tmp_path / "s").exists()
+
+
+def test_ultralytics_runs_made_without_us_are_reported(stock_run: Run, patched_run: Run, tmp_path: Path) -> None:
+    import shutil
+
+    for name, run in (("one", stock_run), ("two", patched_run)):
+        shutil.copytree(run.pt.parents[1], tmp_path / name)
+    records = {record.name: record for record in read_records(tmp_path)}
+    assert {record.activation for record in records.values()} == {"stock", "arelu"}
+    assert all(record.state == "done" and record.epochs == 1 for record in records.values())
+    assert records["two"].variant == "arelu", "folders and names of models are no settings"
+    assert records["two"].parameters > records["one"].parameters
+    assert {line.variant: line.is_baseline for line in conclude(tmp_path).lines} == {"stock": True, "arelu": False}
+    with pytest.raises(InputError, match="the baseline 'relu' is none of the activations: arelu, stock"):
+        conclude(tmp_path, baseline="relu")
+
+
+def test_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no run in"):
+        conclude(tmp_path)
+    with pytest.raises(InputError, match="there is no folder"):
+        conclude(tmp_path / "nowhere")
+
+
+def test_places_divide_the_machine() -> None:
+    assert make_places([], ["0", "1"], 8, None) == [Place("0", 0), Place("1", 0)]
+    assert make_places(["0", "1"], ["4", "5", "6", "7"], 8, None) == [Place("4,5", 0), Place("6,7", 0)]
+    assert make_places(["2"], ["0", "1", "2"], 8, None) == [Place("2", 0)]
+    assert make_places([], [], 8, None) == [Place("cpu", 1)] * 8
+    assert make_places(["cpu"], ["0"], 8, 3) == [Place("cpu", 3)] * 2
+    assert make_places(["mps"], [], 8, None) == [Place("mps", 1)]
+    with pytest.raises(InputError, match="--cpus 9 cannot be: this machine has 8 cores"):
+        make_places([], [], 8, 9)
+    with pytest.raises(InputError, match="this machine shows 1 GPUs"):
+        make_places(["0", "1"], ["0"], 8, None)
+
+
+def test_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_atomically(path, b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_ends_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("Traceback\nRuntimeError: CUDA out of memory. Tried to allocate 2 GiB\n\n")
+    assert explain_end(tmp_path, 1) == "out of memory: RuntimeError: CUDA out of memory. Tried to allocate 2 GiB"
+    (tmp_path / "log.txt").write_text("Traceback\nOSError: [Errno 28] No space left on device\n")
+    assert explain_end(tmp_path, 1) == "exit code 1: OSError: [Errno 28] No space left on device"
+    if os.name == "posix":
+        assert explain_end(tmp_path, -9) == "killed by SIGKILL, as the system does when memory runs out"
+
+
+def test_progress_of_half_written_results_is_none(tmp_path: Path) -> None:
+    results = tmp_path / "results.csv"
+    results.write_text("epoch,time,metrics/mAP50(B),metrics/mAP50-95(B)\n1,2.5,0.5,0.25\n2,5,0.6,0.375\n")
+    assert read_progress(tmp_path).epochs == 2
+    assert read_progress(tmp_path).score == 0.375
+    results.write_text("epoch,time,metrics/mAP50(B),metrics/mAP50-95(B)\n1,2.5,0.")
+    assert read_progress(tmp_path).epochs == 0
+
+
+def test_terminal_shows_a_table_of_what_runs(study: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, _ = study
+    (tmp_path / "new").mkdir()
+    write_json(tmp_path / "new" / "run.json", {"name": "new", "arguments": {"epochs": 4}})
+    (tmp_path / "new" / "results.csv").write_text("epoch,time,metrics/mAP50-95(B)\n1,30,0.125\n")
+    console = Console(force_terminal=True, width=100, record=True)
+    with Display([*sorted((folder / "runs").iterdir()), tmp_path / "new"], console) as display:
+        display([tmp_path / "new"])
+        text = console.export_text(clear=False)
+    assert "4 of 5 runs are finished already" in text
+    assert re.search(r"new\s+│\s+1 of 4\s+│\s+0\.1250\s+│\s+90 s", text)
+    assert "1 at work" in text
