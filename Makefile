@@ -1,8 +1,9 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both make their environment first. `make bench` measures,
-# `make parity` compares exported files with torch.
+# `make parity` compares exported files with torch, `make chaos` kills a study, `make ray` runs studies on a cluster.
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+RAY := .venv-ray
 # A plain comma inside $(call …) would end the argument.
 , := ,
 ifeq ($(OS),Windows_NT)
@@ -11,7 +12,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test test-oldest bench parity format clean
+.PHONY: demo test test-oldest bench parity chaos ray format clean
 
 # uv links packages from its cache, so that a second environment costs no second 6 GB of torch.
 define environment
@@ -48,9 +49,20 @@ bench: $(VENV)/installed
 parity: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/parity.py
 
+# Twenty kills of one study at random moments, and one undisturbed; about fifteen minutes.
+chaos: $(VENV)/installed
+	$(VENV)/$(BIN)/python scripts/chaos_study.py
+
+# Ray has an environment of its own, since Ultralytics imports it into every training where it is installed. The tests,
+# then a study on two local nodes of which one is killed; about fifteen minutes.
+ray:
+	$(call environment,$(RAY),-e ".[dev$(,)ray]")
+	$(RAY)/$(BIN)/python -m pytest tests/test_cluster.py
+	$(RAY)/$(BIN)/python scripts/check_ray.py
+
 format: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff format .
 	$(VENV)/$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(RAY) .pytest_cache .ruff_cache .mypy_cache .hypothesis
