@@ -1,0 +1,483 @@
+"""The charts of the report, as data for Plotly. Colours are keys of the page's palettes, which `page.js` puts in."""
+
+from __future__ import annotations
+
+import csv
+import html
+import math
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rtdetr_act.study.folder import SHAPES_FILE, read_json
+from rtdetr_act.study.leaderboard import Line
+from rtdetr_act.study.records import Record
+from rtdetr_act.study.statistics import Comparison, Summary, summarise
+from rtdetr_act.study.wording import join_words, keep_finite, write_count, write_score
+
+_CLASSES_HEIGHT = 680  # pixels; a taller chart fits no page of paper
+_CURVE_POINTS = 81
+_WIDE, _HALF, _SMALL = 680, 335, 222  # on paper, in CSS pixels: A4 less its margins in one, two and three columns
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one variant is drawn in every chart; the colour is a key of the palettes."""
+
+    colour: str
+    dash: str
+    symbol: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its words; where there is nothing to draw, `traces` is empty and `text` says why."""
+
+    title: str
+    text: str
+    traces: list[dict[str, Any]] = field(default_factory=list)
+    layout: dict[str, Any] = field(default_factory=dict)
+    height: int = 380
+    print_width: int = _WIDE
+    names: tuple[str, ...] = ()  # variants in its legend
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A column of results.csv over the epochs, of all finished runs of a variant."""
+
+    epochs: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    runs: int
+
+
+def assign_looks(drawn: Sequence[Line]) -> dict[str, Look]:
+    """Return how each variant is drawn; baselines are black, or white in the dark."""
+    looks = {}
+    baselines = others = 0
+    for line in drawn:
+        if line.is_baseline:
+            looks[line.variant] = Look("c0", ("solid", "dash", "dot")[baselines % 3], "square")
+            baselines += 1
+        else:
+            again = others // 6 % 2
+            looks[line.variant] = Look(f"c{others % 6 + 1}", ("solid", "dash")[again], ("circle", "diamond")[again])
+            others += 1
+    return looks
+
+
+def _lay_out(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    axis = {"gridcolor": "rule", "linecolor": "rule", "zeroline": False, "automargin": True}
+    axis |= {"ticks": "outside", "ticklen": 5, "tickcolor": "rgba(0,0,0,0)"}
+    label = {"bgcolor": "panel", "bordercolor": "rule", "font": {"color": "ink", "size": 12}, "align": "left"}
+    return {
+        "font": {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12, "color": "quiet"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "quiet", "activecolor": "ink"},
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "showlegend": False,
+        "hovermode": "closest",
+        "hoverlabel": label,
+        "uirevision": "kept",  # a change of colours leaves the zoom alone
+        "xaxis": {**axis, **x},
+        "yaxis": {**axis, **y},
+        **more,
+    }
+
+
+def _title(text: str) -> dict[str, Any]:
+    return {"text": _plain(text), "standoff": 8}
+
+
+def _plain(text: str) -> str:
+    """Return text in which Plotly finds neither tags of its own small HTML nor formulas for MathJax."""
+    return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def _wrap(text: str) -> str:
+    """Return a name as an axis label that leaves a phone room for the chart."""
+    parts = textwrap.wrap(text, 18, max_lines=2, placeholder="…", break_on_hyphens=False)
+    return "<br>".join(map(_plain, parts))
+
+
+def _hover(name: str, *rest: str) -> str:
+    return "<br>".join([f"<b>{_plain(name)}</b>", *map(_plain, rest)])
+
+
+def _error_bars(axis: str, points: Sequence[Summary | Comparison], colour: str) -> dict[str, Any]:
+    """Return the intervals along an axis; nothing where no point has one."""
+    if not any(math.isfinite(point.low) for point in points):
+        return {}
+    means = [point.mean if isinstance(point, Summary) else point.difference for point in points]
+    bars = {
+        "type": "data",
+        "symmetric": False,
+        "array": [point.high - mean for point, mean in zip(points, means, strict=True)],
+        "arrayminus": [mean - point.low for point, mean in zip(points, means, strict=True)],
+    }
+    return {f"error_{axis}": {**bars, "color": colour, "thickness": 1.5, "width": 3}}
+
+
+def draw_differences(
+    drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], looks: Mapping[str, Look], metric: str
+) -> Figure:
+    """Draw the difference of each variant to its baseline, with its interval and the single seeds."""
+    title = "Difference to the baseline"
+    baselines = {line.setting: line.variant for line in drawn if line.is_baseline}
+    traces: list[dict[str, Any]] = []
+    labels: list[str] = []
+    for line in drawn:
+        comparison = line.comparison
+        if comparison is None or not math.isfinite(comparison.difference):
+            continue
+        row, look = len(labels), looks[line.variant]
+        labels.append(_wrap(line.variant))
+        theirs = _score_seeds(runs[baselines.get(line.setting, "")], metric)
+        ours = _score_seeds(runs[line.variant], metric)
+        seeds = sorted(ours.keys() & theirs.keys())
+        differences = [ours[seed] - theirs[seed] for seed in seeds]
+        numbers = [write_score(value, "+") for value in (comparison.difference, comparison.low, comparison.high)]
+        interval = f" ({numbers[1]} to {numbers[2]})" if math.isfinite(comparison.low) else ""
+        traces += [
+            {
+                "x": differences,
+                "y": [row + 0.22] * len(seeds),
+                "mode": "markers",
+                "marker": {"color": look.colour, "size": 6, "opacity": 0.65, "symbol": "circle-open"},
+                "hovertext": [
+                    _hover(line.variant, f"seed {seed}: {write_score(value, '+')}")
+                    for seed, value in zip(seeds, differences, strict=True)
+                ],
+            },
+            {
+                "x": [comparison.difference],
+                "y": [row - 0.08],
+                "mode": "markers",
+                "marker": {"color": look.colour, "size": 10, "symbol": look.symbol},
+                **_error_bars("x", [comparison], look.colour),
+                "hovertext": [_hover(line.variant, numbers[0] + interval, f"{write_count(comparison.pairs, 'pair')}")],
+            },
+        ]
+    if not labels:
+        return Figure(title, "No variant has a finished seed in common with a baseline, so there is none to show.")
+    layout = _lay_out(
+        {"title": _title(f"difference in {metric}"), "zeroline": True, "zerolinecolor": "ink", "rangemode": "tozero"},
+        {
+            "tickvals": list(range(len(labels))),
+            "ticktext": labels,
+            "range": [len(labels) - 0.5, -0.5],
+            "showgrid": False,
+            "fixedrange": True,
+        },
+    )
+    text = (
+        "Filled: the mean difference of the pairs, with its 95 % interval. Open: single seeds. "
+        "The intervals are not corrected for the number of variants, the verdicts are."
+    )
+    return Figure(title, text, _finish(traces), layout, 72 + 46 * len(labels))
+
+
+def _score_seeds(records: Iterable[Record], metric: str) -> dict[int, float]:
+    scores: dict[int, float] = {}
+    for record in sorted(records, key=lambda each: (each.name, str(each.folder))):  # the leaderboard counts the first
+        if record.state == "done" and metric in record.scores:
+            scores.setdefault(record.seed, record.scores[metric])
+    return scores
+
+
+def _finish(traces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "scatter", "hoverinfo": "text", **trace} for trace in traces]
+
+
+def draw_cost(
+    drawn: Sequence[Line],
+    looks: Mapping[str, Look],
+    metric: str,
+    noun: str,
+    axis: str,
+    label: str,
+    form: str,
+    cost: Callable[[Line], float | None],
+) -> Figure:
+    """Draw the score against the cost of a variant, which has three names, for the title, the axis and the hover."""
+    title = f"{metric} against {noun}"
+    known = [(line, value) for line in drawn if (value := keep_finite(cost(line)))]
+    if not known:
+        return Figure(title, f"Left out: no {noun} known for any finished variant.", print_width=_HALF)
+    values = [value for _, value in known]
+    low, high = min(values), max(values)
+    pad = max(0.12 * (high - low), 0.04 * high)  # variants of nearly equal cost must not look far apart
+    start, end = max(0.0, low - pad), high + pad
+    traces = []
+    for (line, value), place in zip(known, _stand_apart(values, (end - start) / 60), strict=True):
+        summary, look = line.summary, looks[line.variant]
+        interval = f" ({write_score(summary.low)} to {write_score(summary.high)})" if math.isfinite(summary.low) else ""
+        traces.append(
+            {
+                "x": [place],
+                "y": [summary.mean],
+                "mode": "markers",
+                "marker": {"color": look.colour, "size": 10, "symbol": look.symbol},
+                **_error_bars("y", [summary], look.colour),
+                "hovertext": [
+                    _hover(
+                        line.variant,
+                        f"{metric} {write_score(summary.mean)}{interval}",
+                        f"{label} {form.format(value)}",
+                        write_count(summary.runs, "run"),
+                    )
+                ],
+                "meta": line.variant,
+            }
+        )
+    layout = _lay_out({"title": _title(axis), "range": [start, end], "nticks": 6}, {"title": _title(metric)})
+    missing = [line.variant for line in drawn if line.variant not in {line.variant for line, _ in known}]
+    text = "Mean over seeds, with its 95 % interval. Variants of equal cost stand side by side."
+    text += f" Not known for {join_words(missing)}." if missing else ""
+    return Figure(title, text, _finish(traces), layout, 340, _HALF, tuple(line.variant for line, _ in known))
+
+
+def _stand_apart(values: Sequence[float], step: float) -> list[float]:
+    """Return places at least a step apart, near their values and in their order, so that no interval covers another.
+
+    >>> _stand_apart([5.0, 1.0, 1.0, 9.0], 2.0)
+    [5.0, 0.0, 2.0, 9.0]
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(values)), key=values.__getitem__):
+        groups.append([index])
+        while len(groups) > 1:
+            left, right = (fmean(values[each] for each in group) for group in groups[-2:])
+            if right - left >= step * (len(groups[-2]) + len(groups[-1])) / 2:
+                break
+            last = groups.pop()
+            groups[-1] += last
+    places = [0.0] * len(values)
+    for group in groups:
+        middle = fmean(values[each] for each in group)
+        for rank, index in enumerate(group):
+            places[index] = middle + step * (rank - (len(group) - 1) / 2)
+    return places
+
+
+def draw_training(
+    drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], looks: Mapping[str, Look], metric: str
+) -> list[Figure]:
+    """Draw score and training loss over the epochs, a mean and a band for each variant."""
+    figures = []
+    histories = {
+        line.variant: [_read_history(record.folder, metric) for record in runs[line.variant] if record.state == "done"]
+        for line in drawn
+    }
+    for column, title in enumerate((f"{metric} on the validation images", "Training loss")):
+        curves = {
+            name: curve
+            for name, found in histories.items()
+            if (curve := _gather([{epoch: pair[column] for epoch, pair in run.items()} for run in found])).epochs
+        }
+        if not curves:
+            figures.append(Figure(title, "Left out: no finished run has it in its results.csv.", print_width=_HALF))
+            continue
+        traces = [trace for name, curve in curves.items() for trace in _trace_curve(name, curve, looks[name])]
+        text = (
+            "Mean over the finished seeds that reached the epoch; the band runs from the lowest seed to the highest."
+            if column == 0
+            else "Sum of all parts of the loss, drawn likewise. Its scale depends on the model and its settings."
+        )
+        layout = _lay_out({"title": _title("epoch")}, {"title": _title(metric if column == 0 else "loss")})
+        figures.append(Figure(title, text, _finish(traces), layout, 340, _HALF, tuple(curves)))
+    return figures
+
+
+def _read_history(folder: Path, metric: str) -> dict[int, tuple[float, float]]:
+    """Return score and training loss of each epoch of a results.csv; rows cut short or damaged are left out."""
+    history: dict[int, tuple[float, float]] = {}
+    try:
+        with (folder / "results.csv").open(encoding="utf-8", errors="replace", newline="") as file:
+            header, *rows = list(csv.reader(file, skipinitialspace=True)) or [[]]
+    except (OSError, csv.Error):
+        return history
+    names = [name.strip() for name in header]
+    losses = [index for index, name in enumerate(names) if name.startswith("train/")]
+    # Segmentation and pose write boxes first, and the masks or keypoints that are scored last.
+    scores = [
+        index
+        for index, name in enumerate(names)
+        if name.startswith("metrics/") and name[8:].split("(")[0].removeprefix("accuracy_") == metric
+    ]
+    for row in rows:
+        try:
+            values = dict(zip(names, map(float, row), strict=True))
+            epoch = int(values["epoch"])
+        except (ValueError, KeyError, OverflowError):
+            continue
+        cells = list(map(float, row))
+        loss = sum(cells[index] for index in losses) if losses else math.nan
+        history[epoch] = (cells[scores[-1]] if scores else math.nan, loss)
+    return history
+
+
+def _gather(runs: Sequence[Mapping[int, float]]) -> _Curve:
+    values: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        for epoch, value in run.items():
+            if math.isfinite(value):
+                values[epoch].append(value)
+    epochs = sorted(values)
+    return _Curve(
+        epochs,
+        [_round(fmean(values[epoch])) for epoch in epochs],
+        [_round(min(values[epoch])) for epoch in epochs],
+        [_round(max(values[epoch])) for epoch in epochs],
+        sum(bool(run) for run in runs),
+    )
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.5g}")  # more digits than a screen shows, a third of the bytes
+
+
+def _trace_curve(name: str, curve: _Curve, look: Look) -> list[dict[str, Any]]:
+    traces: list[dict[str, Any]] = []
+    template = "%{text}<br>epoch %{x}: %{y:.4g}"
+    if curve.runs > 1:
+        template += "<br>%{customdata[0]:.4g} to %{customdata[1]:.4g}"
+        traces.append(
+            {
+                "x": curve.epochs + curve.epochs[::-1],
+                "y": curve.high + curve.low[::-1],
+                "mode": "lines",
+                "line": {"width": 0},
+                "fill": "toself",
+                "fillcolor": look.colour,
+                "opacity": 0.14,
+                "hoverinfo": "skip",
+                "meta": name,
+            }
+        )
+    traces.append(
+        {
+            "x": curve.epochs,
+            "y": curve.mean,
+            "customdata": [list(pair) for pair in zip(curve.low, curve.high, strict=True)],
+            "mode": "lines" if len(curve.epochs) > 1 else "markers",
+            "line": {"color": look.colour, "width": 2, "dash": look.dash},
+            "marker": {"color": look.colour, "symbol": look.symbol},
+            "text": _hover(name),
+            "hovertemplate": template + "<extra></extra>",
+            "meta": name,
+        }
+    )
+    return traces
+
+
+def draw_classes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], looks: Mapping[str, Look]) -> Figure:
+    """Draw the score of each class, of those in which variants differ most."""
+    title = "Score of each class"
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in drawn:
+        for record in runs[line.variant]:
+            for name, value in record.classes.items() if record.state == "done" else ():
+                if math.isfinite(value):
+                    found[name][line.variant].append(value)
+    if not found:
+        return Figure(title, "Left out: no finished run has recorded the scores of single classes.")
+    variants = [line.variant for line in drawn if any(line.variant in scores for scores in found.values())]
+    row_height = max(30, 7 * len(variants) + 10)
+    means = {name: [fmean(values) for values in scores.values()] for name, scores in found.items()}
+    widest = sorted(found, key=lambda name: min(means[name]) - max(means[name]))[: _CLASSES_HEIGHT // row_height]
+    names = [name for name in found if name in widest]
+    traces: list[dict[str, Any]] = []
+    for index, variant in enumerate(variants):
+        shift = 0.72 * ((index + 0.5) / len(variants) - 0.5)
+        rows = [(row, name) for row, name in enumerate(names) if variant in found[name]]
+        summaries = [summarise(found[name][variant]) for _, name in rows]
+        look = looks[variant]
+        traces.append(
+            {
+                "x": [summary.mean for summary in summaries],
+                "y": [row + shift for row, _ in rows],
+                "mode": "markers",
+                "marker": {"color": look.colour, "size": 8, "symbol": look.symbol},
+                **_error_bars("x", summaries, look.colour),
+                "hovertext": [
+                    _hover(
+                        variant,
+                        f"{name}: {write_score(summary.mean)}",
+                        *[f"{write_score(summary.low)} to {write_score(summary.high)}"] * math.isfinite(summary.low),
+                    )
+                    for (_, name), summary in zip(rows, summaries, strict=True)
+                ],
+                "meta": variant,
+            }
+        )
+    rule = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "layer": "below", "line": {"color": "rule", "width": 1}}
+    layout = _lay_out(
+        {"title": _title("mAP50-95"), "side": "bottom"},
+        {
+            "tickvals": list(range(len(names))),
+            "ticktext": [_wrap(name) for name in names],
+            "range": [len(names) - 0.5, -0.5],
+            "showgrid": False,
+            "fixedrange": True,
+        },
+        shapes=[{**rule, "y0": row + 0.5, "y1": row + 0.5} for row in range(len(names) - 1)],
+    )
+    text = "mAP50-95 of the best checkpoint, mean over seeds with its 95 % interval."
+    if len(names) < len(found):
+        text += f" Of {len(found)} classes, the {len(names)} in which the variants differ most."
+    return Figure(title, text, _finish(traces), layout, 64 + len(names) * row_height, names=tuple(variants))
+
+
+def draw_shapes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]]) -> list[Figure]:
+    """Draw what learned activations look like, a chart for each variant."""
+    figures = []
+    for line in drawn:
+        for record in runs[line.variant]:
+            shapes = read_json(record.folder / SHAPES_FILE) if record.state == "done" else None
+            traces = _trace_shapes(shapes) if isinstance(shapes, dict) else []
+            if traces:
+                text = f"{write_count(sum('meta' not in trace for trace in traces), 'site')}, seed {record.seed}"
+                layout = _lay_out(
+                    {"zeroline": True, "zerolinecolor": "rule", "nticks": 7},
+                    {"zeroline": True, "zerolinecolor": "rule", "nticks": 7},
+                )
+                figures.append(Figure(line.variant, text, _finish(traces), layout, 250, _SMALL))
+                break
+    return figures
+
+
+def _trace_shapes(shapes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    x = shapes.get("x") or []
+    sites = [
+        site
+        for site in shapes.get("sites") or []
+        if isinstance(site, dict) and all(len(site.get(key) or []) == len(x) > 1 for key in ("before", "after"))
+    ]
+    step = max(1, (len(x) - 1) // (_CURVE_POINTS - 1))
+    x = _thin(x, step)
+    traces: list[dict[str, Any]] = []
+    for index, site in enumerate(sites):
+        depth = round(7 * index / max(1, len(sites) - 1))
+        hover = _hover(str(site.get("name", "")), str(site.get("activation", "")))
+        traces.append(
+            {"x": x, "y": _thin(site["after"], step), "line": {"color": f"d{depth}", "width": 1}, "hovertext": hover}
+        )
+    starts = dict.fromkeys(tuple(_thin(site["before"], step)) for site in sites)
+    for start in starts:
+        dashed = {"color": "ink", "width": 1.5, "dash": "dash"}
+        traces.append({"x": x, "y": list(start), "line": dashed, "hovertext": "before training", "meta": "before"})
+    return [{"mode": "lines", **trace} for trace in traces]
+
+
+def _thin(values: Sequence[Any], step: int) -> list[float | None]:
+    return [
+        _round(value) if isinstance(value, (int, float)) and math.isfinite(value) else None for value in values[::step]
+    ]
