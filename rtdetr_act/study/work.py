@@ -61,27 +61,32 @@ def do_run(row: Row, folder: Path, *, device: str, threads: int) -> None:
         RtdetrActError: The model, the data or an argument is wrong.
         OSError: The disk is full.
     """
-    from rtdetr_act.runs import load_variant, outcome_of, resolve_data, run_training
+    from rtdetr_act.runs import load_variant, outcome_of, read_scores, resolve_data, run_training
 
-    snapshots = Snapshots(folder / SNAPSHOT_FILE)
-    before: dict[str, Any] = {}
     name, model = load_variant(row.model, row.activation, scope=row.scope, act_lr=row.act_lr)
-    _watch(model, before, threads)
-    snapshots.attach(model)
+    placed = {"device": device} if device else {}
     place = {"project": str(folder.parent.resolve()), "name": folder.name, "exist_ok": True}
-    given = {**row.arguments, **({"device": device} if device else {})}
+    given = {**row.arguments, **place, "seed": row.seed, "data": resolve_data(row.data)}
+    before: dict[str, Any] = {}
+    if "," not in str(device or row.arguments.get("device")):
+        _watch(model, before, threads)
+        Snapshots(folder / SNAPSHOT_FILE).attach(model)
+    elif unfinished := _load_unfinished(folder / "weights" / "last.pt"):
+        # The workers of a multi-GPU run hold its state, out of reach of a snapshot: Ultralytics' own way to go on.
+        model, given = unfinished, {"resume": True}
     try:
-        run_training(model, **given, seed=row.seed, data=resolve_data(row.data), **place)
+        run_training(model, **{**given, **placed})
         _check_batch(model.trainer.args.batch, row)
     except TrainingError as error:
         write_json(folder / RESULT_FILE, {"state": "failed", "reason": str(error), **_origin(row, None)})
         return
     outcome = outcome_of(name, model)
+    metrics = model.metrics or model.val(verbose=False, plots=False)  # those of a multi-GPU run stay in its workers
     _write_shapes(folder, before, model)
     result = {
         "state": "done",
-        "scores": outcome.scores,
-        "classes": class_scores(model.metrics),
+        "scores": read_scores(metrics),
+        "classes": class_scores(metrics),
         "epochs": len((folder / "results.csv").read_text(encoding="utf-8").splitlines()) - 1,
         "sites": outcome.sites,
         "parameters": outcome.parameters,
@@ -90,7 +95,15 @@ def do_run(row: Row, folder: Path, *, device: str, threads: int) -> None:
         **_origin(row, model.trainer.device),
     }
     write_json(folder / RESULT_FILE, result)
-    snapshots.path.unlink(missing_ok=True)
+    (folder / SNAPSHOT_FILE).unlink(missing_ok=True)
+
+
+def _load_unfinished(last: Path) -> Any:
+    """Return the model of a checkpoint that a training can go on from, or None."""
+    from rtdetr_act.runs import load_model
+
+    model = load_model(str(last)) if last.exists() else None
+    return model if model and (model.ckpt or {}).get("epoch", -1) >= 0 else None
 
 
 def _check_batch(used: int, row: Row) -> None:
