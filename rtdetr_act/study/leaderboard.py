@@ -247,8 +247,8 @@ def draw_table(lines: Sequence[Line], metric: str) -> Table:
     for title in ("variant", "runs", metric, "difference", "verdict"):
         table.add_column(title, overflow="fold", justify="left" if title in ("variant", "verdict") else "right")
     for line in lines:
-        variant, runs, score, difference, _, verdict, *_ = map(escape, _row(line))
-        table.add_row(variant, runs, score.partition(" \\[")[0], difference, verdict)
+        variant, runs, score, difference, _, verdict, *_ = _row(line)
+        table.add_row(escape(variant), runs, score.partition(" [")[0], escape(difference), verdict)
     return table
 
 

@@ -102,4 +102,4 @@ def _measure(first: Mapping[str, Record]) -> dict[str, float]:
 def _describe_measurement() -> str:
     import torch
 
-    return f"one image at a time, folded, by PyTorch {torch.__version__} on one CPU core, all variants in turns"
+    return f"Latency: one image at a time, folded, by PyTorch {torch.__version__} on one CPU core, all in turns."
