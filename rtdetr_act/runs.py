@@ -12,8 +12,6 @@ from typing import Any
 
 from rtdetr_act.configs import config_names, find_config
 from rtdetr_act.errors import InputError, Interrupted, ModelError, RtdetrActError, TrainingError, suggest
-from rtdetr_act.flops import count_gflops
-from rtdetr_act.patcher import patch_model, unpatch_model
 from rtdetr_act.plan import Plan
 
 STOCK = "stock"
@@ -237,6 +235,8 @@ def train_variant(
 
 def outcome_of(name: str, model: Any) -> Outcome:
     """Return what the training of an RTDETR or YOLO object gave, under the name of its activation."""
+    from rtdetr_act.flops import count_gflops
+
     return Outcome(
         activation=name,
         sites=count_sites(model),
@@ -263,6 +263,8 @@ def load_variant(
     Raises:
         RtdetrActError: The model or the plan is wrong.
     """
+    from rtdetr_act.patcher import patch_model, unpatch_model
+
     model = load_model(source)
     if activation == STOCK:
         unpatch_model(model)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rtdetr_act import __version__
 from rtdetr_act.errors import InputError, TrainingError
@@ -37,6 +37,7 @@ from rtdetr_act.study.folder import (
     write_atomically,
     write_json,
 )
+from rtdetr_act.study.grid import Row, command_of, label
 from rtdetr_act.study.process import (
     LOG_FILE,
     Progress,
@@ -47,9 +48,6 @@ from rtdetr_act.study.process import (
     read_progress,
     start_run,
 )
-
-if TYPE_CHECKING:
-    from rtdetr_act.study.grid import Row  # loads torch, which neither the keeper nor a task needs
 
 _POLL = 0.2  # seconds
 _REACH = 10.0  # seconds for an address to answer
@@ -473,8 +471,6 @@ def _run_trials(
         from ray import tune
     except ImportError:
         raise InputError(_NEEDS_RAY) from None
-    from rtdetr_act.study.grid import Row
-
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a traceback for each lost node
     by_name = {folder.name: folder for folder in folders}
     rows = {name: Row.from_json(read_json(folder / ROW_FILE)) for name, folder in by_name.items()}
@@ -527,8 +523,6 @@ def _make_scheduler(rows: Mapping[str, Row], baseline: str, keeper: Any, order: 
     import ray
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
-    from rtdetr_act.study.grid import label
-
     def start(epochs: int) -> Any:
         grace = max(1, epochs // _GRACE)
         # Factor 2, the halving of the name: activations differ little, and a sharper cut at once would go by noise.
@@ -572,8 +566,6 @@ def _epochs_of(row: Row) -> int:
 
 
 def _stopped(row: Row, epoch: int, versions: Mapping[str, str]) -> dict[str, Any]:
-    from rtdetr_act.study.grid import command_of
-
     return {
         "state": "stopped",
         "reason": f"stopped by halving after epoch {epoch} of {_epochs_of(row)}",
