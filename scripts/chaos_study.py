@@ -25,7 +25,7 @@ import psutil
 
 SEED = 7
 STUDY = "--act stock --act arelu --act dyrelu_b --seeds 2 --model rtdetr-n.yaml --data shapes --cpus 1".split()
-ARGUMENTS = "epochs=6 imgsz=64 fraction=0.25 batch=4".split()
+ARGUMENTS = "epochs=6 imgsz=64 fraction=0.1 batch=4".split()
 MEASURED = ("seconds_per_epoch", "latency_ms")
 KINDS = ("study", "run", "study and runs", "SIGTERM", "Ctrl-C")
 
@@ -48,7 +48,7 @@ def main() -> None:
     faults: list[str] = []
     for number in range(given.kills):
         process = start_study(chaotic)
-        wait = moments.uniform(1, 30)
+        wait = moments.uniform(2, 30)
         kind = KINDS[number % len(KINDS)]
         deadline = time.monotonic() + wait
         while time.monotonic() < deadline and process.poll() is None:
