@@ -237,7 +237,7 @@ def bench_model(
     peaks = {name: peak_bytes(step) for name, step in steps.items()}
     saved = {name: saved_bytes(lambda m=model: m.loss(drawn), model) for name, model in models.items()}  # type: ignore[misc]
     image = drawn["img"][:1]
-    passes = {name: _inference(model, image) for name, model in models.items()}
+    passes = {name: make_inference(model, image) for name, model in models.items()}
     inference = ratios(take_turns(passes, 2 * turns, repeat=6), "stock")
     return [
         Cost(
@@ -288,7 +288,8 @@ def time_training_step(model: Any, imgsz: int, batch: int, device: str = "cpu") 
     return statistics.median(take_turns({"step": step}, 3, warmup=1)["step"])
 
 
-def _inference(model: nn.Module, image: Tensor) -> Callable[[], Any]:
+def make_inference(model: nn.Module, image: Tensor) -> Callable[[], Any]:
+    """Return a call that runs a fused copy of a task model on images, (B, 3, H, W)."""
     fused = deepcopy(model).eval()
     fused.fuse(verbose=False)  # type: ignore[operator]
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rtdetr_act.errors import InputError, RtdetrActError
+from rtdetr_act.errors import FoldError, InputError, RtdetrActError
 from rtdetr_act.study.folder import LATENCY_FILE, STUDY_FILE, read_json, write_json
 from rtdetr_act.study.leaderboard import Line, build, headline
 from rtdetr_act.study.records import Record, read_records
 
-_TURNS = 15  # measurements of each variant's latency, in turns
+_TURNS = 7  # measurements of each variant's latency, in turns
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,26 @@ def _latencies(folder: Path, records: Sequence[Record], measure: bool) -> tuple[
 def _measure(first: Mapping[str, Record]) -> dict[str, float]:
     import torch
 
-    from rtdetr_act.deploy.latency import bench_formats
+    from rtdetr_act.bench import make_inference, take_turns
+    from rtdetr_act.deploy.fold import fold_activations
     from rtdetr_act.runs import load_model
 
-    sizes: dict[int, dict[str, Any]] = {}
-    for variant, record in first.items():
-        model = load_model(str(record.folder / "weights" / "best.pt"))
-        sizes.setdefault(int(record.arguments.get("imgsz", 640)), {})[variant] = model
-    milliseconds = {}
     # One thread: several wait for one another, and where something else runs, 5 ms become 460.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for imgsz, models in sizes.items():
-            with tempfile.TemporaryDirectory() as scratch:
-                entries = bench_formats(models, [], Path(scratch), imgsz=imgsz, turns=_TURNS)
-            milliseconds.update({entry.activation: entry.median for entry in entries})
+        sizes: dict[int, dict[str, Callable[[], Any]]] = {}
+        for variant, record in first.items():
+            model = load_model(str(record.folder / "weights" / "best.pt"))
+            with contextlib.suppress(FoldError):
+                fold_activations(model)
+            imgsz = int(record.arguments.get("imgsz", 640))
+            image = torch.rand(1, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
+            sizes.setdefault(imgsz, {})[variant] = make_inference(model.model, image)
+        turns = [take_turns(calls, _TURNS, repeat=4) for calls in sizes.values()]
     finally:
         torch.set_num_threads(before)
-    return milliseconds
+    return {variant: statistics.median(times) * 1e3 for found in turns for variant, times in found.items()}
 
 
 def _describe_measurement() -> str:
