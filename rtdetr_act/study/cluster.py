@@ -48,6 +48,7 @@ from rtdetr_act.study.process import (
     read_progress,
     start_run,
 )
+from rtdetr_act.study.queue import split_device
 
 _POLL = 0.2  # seconds
 _REACH = 10.0  # seconds for an address to answer
@@ -186,8 +187,7 @@ def _make_order(device: Any, cpus: int | None) -> Order:
     """Say what each run needs; raises InputError where no node has that."""
     import ray
 
-    words = device if isinstance(device, (list, tuple)) else [] if device is None else str(device).split(",")
-    names = [str(word).strip().removeprefix("cuda:") for word in words if str(word).strip()]
+    names = split_device(device)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if names:
         gpus = len([name for name in names if name.lstrip("-").isdecimal()])

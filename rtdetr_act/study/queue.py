@@ -48,10 +48,11 @@ def find_places(device: Any, cpus: int | None) -> list[Place]:
         [name for name in visible.split(",") if name] if visible else list(map(str, range(torch.cuda.device_count())))
     )
     gpus = gpus[: torch.cuda.device_count()]
-    return make_places(_names(device), gpus, os.cpu_count() or 1, cpus)
+    return make_places(split_device(device), gpus, os.cpu_count() or 1, cpus)
 
 
-def _names(device: Any) -> list[str]:
+def split_device(device: Any) -> list[str]:
+    """Return the names in Ultralytics' `device`, as it takes them: "0,1", [0, 1], "cuda:0", "cpu" or None."""
     words = device if isinstance(device, (list, tuple)) else [] if device is None else str(device).split(",")
     return [str(word).strip().removeprefix("cuda:") for word in words if str(word).strip()]
 
