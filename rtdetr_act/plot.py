@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_act.activations import registry
+from rtdetr_act.curves import embed
 from rtdetr_act.errors import InputError
 
 _FORMATS = (".png", ".svg", ".pdf")
@@ -94,23 +95,3 @@ def sample(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
     values = module(inputs)[place]
     (gradient,) = torch.autograd.grad(values.sum(), inputs)
     return values.detach().view(_CONTEXTS, -1), gradient[place].view(_CONTEXTS, -1)
-
-
-def embed(x: Tensor, channels: int, contexts: int, side: int) -> tuple[Tensor, tuple[Tensor, Tensor, int, int]]:
-    """Put values into random inputs with unlike channel means, for activations that see more than one value.
-
-    Args:
-        x: Values, (N,).
-        channels: Channels of the inputs; each input holds its value in another one.
-        contexts: Random inputs that each value is put into.
-        side: Height and width.
-
-    Returns:
-        Inputs, (contexts * N, channels, side, side), and the index of the values in them.
-    """
-    means = torch.randn(contexts, channels, 1, 1)
-    inputs = (torch.randn(contexts, channels, side, side) + means).repeat_interleave(len(x), dim=0)
-    rows = torch.arange(len(inputs))
-    place = (rows, (rows // len(x)) % channels, side // 2, side // 2)
-    inputs[place] = x.repeat(contexts)
-    return inputs, place

@@ -27,6 +27,7 @@ from typing import Any
 
 from rtdetr_act import __version__
 from rtdetr_act.errors import InputError, TrainingError
+from rtdetr_act.files import write_atomically
 from rtdetr_act.study.folder import (
     ATTEMPTS_FILE,
     RESULT_FILE,
@@ -34,7 +35,6 @@ from rtdetr_act.study.folder import (
     SNAPSHOT_FILE,
     locked,
     read_json,
-    write_atomically,
     write_json,
 )
 from rtdetr_act.study.grid import Row, command_of, label

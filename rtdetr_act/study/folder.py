@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rtdetr_act.errors import InputError
+from rtdetr_act.files import write_atomically
 
 RUNS = "runs"
 STUDY_FILE = "study.json"
@@ -23,30 +22,6 @@ RESULT_FILE = "result.json"  # what came out; written last, so that a folder wit
 SHAPES_FILE = "activations.json"  # learned activations as curves, before and after
 SNAPSHOT_FILE = "snapshot.pt"  # the state after the last epoch, until there is a result
 ATTEMPTS_FILE = "attempts.json"  # processes that ended without a result, and why
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either the old one or the new one, whole, whenever the process or the machine stops.
-
-    Raises:
-        OSError: The disk is full or the folder cannot be written; the old file is then untouched.
-    """
-    partial = partial_path(path)
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-
-
-def partial_path(path: Path) -> Path:
-    """Return where this process writes a file before it gets its name."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def write_json(path: Path, data: Any, *, indent: int | None = 1) -> None:

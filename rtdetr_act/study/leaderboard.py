@@ -16,7 +16,7 @@ import polars.selectors as cs
 from rich.markup import escape
 from rich.table import Table
 
-from rtdetr_act.study.folder import write_atomically
+from rtdetr_act.files import write_atomically
 from rtdetr_act.study.records import Record
 from rtdetr_act.study.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from rtdetr_act.files import write_atomically
 from rtdetr_act.study.charts import (
     assign_looks,
     draw_classes,
@@ -22,7 +23,6 @@ from rtdetr_act.study.charts import (
     draw_shapes,
     draw_training,
 )
-from rtdetr_act.study.folder import write_atomically
 from rtdetr_act.study.leaderboard import Line
 from rtdetr_act.study.records import STATES, Record
 from rtdetr_act.study.wording import (

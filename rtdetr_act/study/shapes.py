@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rtdetr_act.plot import embed
-from rtdetr_act.sites import MARK, evaluating, find_sites
+from rtdetr_act.curves import trace
+from rtdetr_act.sites import MARK, find_sites
 
-_CONTEXTS, _SIDE = 8, 3  # 51 sites of DY-ReLU-B take 0.6 s
 _LIMIT, _POINTS = 4.0, 65
 
 
@@ -27,21 +26,10 @@ def trace_activations(model: nn.Module) -> dict[str, Any]:
     """
     x = torch.linspace(-_LIMIT, _LIMIT, _POINTS)
     curves = {}
-    with torch.random.fork_rng(), torch.no_grad():
-        for site in find_sites(model):
-            module = site.activation
-            first = next(module.parameters(), None) if hasattr(module, MARK) else None
-            if first is None or not site.channels:
-                continue
-            torch.manual_seed(0)
-            inputs, place = embed(x, site.channels, _CONTEXTS, _SIDE)
-            inputs = inputs.to(first.device, first.dtype)
-            if site.layout != "map":
-                inputs = inputs.flatten(2).transpose(1, 2)
-                place = (place[0], place[2] * _SIDE + place[3], place[1])  # type: ignore[assignment]
-            with evaluating(module):
-                values = module(inputs)[place]
-            middle = values.float().view(_CONTEXTS, -1).median(0).values
-            curve = [round(value, 4) for value in middle.tolist()]
-            curves[site.name] = {"activation": type(module).__name__, "curve": curve}
+    for site in find_sites(model):
+        module = site.activation
+        if not hasattr(module, MARK) or not site.channels or next(module.parameters(), None) is None:
+            continue
+        curve = [round(value, 4) for value in trace(module, x, site.channels, site.layout).tolist()]
+        curves[site.name] = {"activation": type(module).__name__, "curve": curve}
     return {"x": [round(value, 4) for value in x.tolist()], "sites": curves}
