@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from rtdetr_act.patcher import patch_model as patch_model
     from rtdetr_act.patcher import unpatch_model as unpatch_model
     from rtdetr_act.plan import Plan as Plan
+    from rtdetr_act.schedules import set_epoch as set_epoch
     from rtdetr_act.sites import Site as Site
     from rtdetr_act.sites import find_sites as find_sites
     from rtdetr_act.ultralytics_hooks import default_act as default_act
+    from rtdetr_act.warmstart.calibrate import calibrate as calibrate
 
 _ROOMS = {
     "create": "activations.registry",
@@ -38,9 +40,11 @@ _ROOMS = {
     "patch_model": "patcher",
     "unpatch_model": "patcher",
     "Plan": "plan",
+    "set_epoch": "schedules",
     "Site": "sites",
     "find_sites": "sites",
     "default_act": "ultralytics_hooks",
+    "calibrate": "warmstart.calibrate",
 }
 __all__ = ["__version__", *sorted(_ROOMS)]
 

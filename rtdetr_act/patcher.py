@@ -13,19 +13,30 @@ from torch.nn import functional as F
 from rtdetr_act.activations import registry
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.errors import ModelError, SelectionError
-from rtdetr_act.plan import Plan, Rule, format_layers, is_model_yaml, split_model_yaml, with_plan
+from rtdetr_act.plan import Plan, Rule, SwapOptions, format_layers, is_model_yaml, split_model_yaml, with_plan
 from rtdetr_act.rewired import rewire, unwire
 from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, stock_works_in_place, unseen_calls, unwrap
+from rtdetr_act.warmstart.blend import Blend
+from rtdetr_act.warmstart.match import match
 
 
 @dataclass(frozen=True)
 class Swap:
-    """One swapped site: where, what stood there, what stands there now."""
+    """One swapped site.
+
+    Attributes:
+        site: Where.
+        before: What stood there.
+        after: What stands there now, or will once it is blended in.
+        parameters: Parameters of the new activation.
+        misfit: How far it starts from what stood there, as `match` returns it; None where nothing was fitted.
+    """
 
     site: Site
     before: str
     after: str
     parameters: int
+    misfit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,10 @@ class PatchReport:
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         total = f"{len(self)} sites swapped, {len(self.kept)} kept, {self.parameters:,} activation parameters"
-        missed = [f"not reached: {', '.join(self.unseen)}"] if self.unseen else []
-        return "\n".join([*lines, total, *missed])
+        more = [f"not reached: {', '.join(self.unseen)}"] if self.unseen else []
+        if misfits := [swap.misfit for swap in self.swaps if swap.misfit is not None]:
+            more.insert(0, f"{len(misfits)} fitted to what they replace, {max(misfits):.1%} off at most")
+        return "\n".join([*lines, total, *more])
 
 
 def patch_model(
@@ -85,6 +98,9 @@ def patch_model(
     exclude: str | Iterable[str] | None = None,
     scope: str = "conv",
     act_lr: float = 1.0,
+    init: str = "paper",
+    blend: float = 0.0,
+    distill: bool = False,
     example_input: Any = None,
 ) -> PatchReport:
     """Swap the activations of a model in place; each site gets an instance of its own.
@@ -103,6 +119,11 @@ def patch_model(
         exclude: Glob pattern(s) on qualified site names; none may match.
         scope: "conv" for convolutional sites, "all" for transformer sites too.
         act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training.
+        init: "paper" (default) for the activation's own start, "match" for the one closest to what it replaces, where
+            it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, dyrelu_a, dyrelu_b, dyrelu_c).
+        blend: Epochs of training over which a site moves from what stood there to the activation, 0 (default) for a
+            swap at once. Ultralytics' training moves it; a loop of your own calls `set_epoch(model, epoch)`.
+        distill: Whether the network as it was teaches the new one while activations blend, in Ultralytics' training.
         example_input: For foreign models, what to call the model with to learn channels and layouts.
 
     Returns:
@@ -121,7 +142,8 @@ def patch_model(
     """
     root = unwrap(model)
     if not isinstance(activation, Plan):
-        activation = Plan.parse(activation, layers=layers, include=include, exclude=exclude, scope=scope, act_lr=act_lr)
+        how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "blend": blend, "distill": distill}
+        activation = Plan.parse(activation, layers=layers, include=include, exclude=exclude, **how)
     new = resolve_plan(activation)
     sites = find_sites(root, example_input)
     report = replace(apply_plan(sites, new), unseen=tuple(unseen_calls(root)))
@@ -150,12 +172,12 @@ def apply_plan(sites: Sequence[Site], plan: Plan) -> PatchReport:
     # A swap must not move the random state: the other weights, the data order and the augmentations of a patched
     # run stay those of the stock run with the same seed, so that the two can be compared in pairs.
     with torch.random.fork_rng(devices=[]):
-        built = [(site, rule, _build(site, rule)) for site, rule in won if rule is not None]
+        built = [(site, rule, *_build(site, rule)) for site, rule in won if rule is not None]
     swaps = []
-    for site, rule, module in built:
+    for site, rule, module, error in built:
         _install(site, rule, module)
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        swaps.append(Swap(site, site.current, str(rule.activation), parameters))
+        swaps.append(Swap(site, site.current, str(rule.activation), parameters, error))
     return PatchReport(tuple(swaps), tuple(site.name for site, rule in won if rule is None), plan)
 
 
@@ -222,7 +244,8 @@ def _require_matches(sites: Sequence[Site], rules: Iterable[Rule]) -> None:
         raise SelectionError(f"'{rule}' matches no activation site{hint}")
 
 
-def _build(site: Site, rule: Rule) -> nn.Module:
+def _build(site: Site, rule: Rule) -> tuple[nn.Module, float | None]:
+    """Return the activation of a rule for a site, and how far from the one there it starts, where it was fitted."""
     spec, entry = rule.activation, registry.entry(rule.activation.name)
     if site.layout == "tokens" and not entry.tokens:
         raise SelectionError(
@@ -236,8 +259,9 @@ def _build(site: Site, rule: Rule) -> nn.Module:
             f"'{entry.name}' needs one channel count, but {site.name} {why}: exclude it or give example_input="
         )
     module = registry.build(spec, site.channels, site.layout)
+    misfit = match(module, _standing(site), site.channels, site.layout) if rule.init == "match" else None
     _set_inplace(module, site, rule)
-    return module
+    return module, misfit
 
 
 def _set_inplace(module: nn.Module, site: Site, rule: Rule) -> None:
@@ -262,11 +286,42 @@ def _install(site: Site, rule: Rule, module: nn.Module) -> None:
     current = getattr(site.owner, site.attribute)
     mark = getattr(current, MARK, None)
     original = mark["original"][0] if mark else current
+    if rule.blend:
+        old = _standing(site)
+        vars(old).pop(MARK, None)  # it is a part of what stands there now, no longer a site
+        module = Blend(old, module, rule.blend)
     # In a list inside a dict, so that torch does not register the old module as a child of the new one.
     setattr(module, MARK, {"activation": str(rule.activation), "original": [original]})
     _move_like(module, current, site.owner)
     put(site.owner, site.attribute, module)
     _tell_fast_path(site.owner, module)
+
+
+def _standing(site: Site) -> Any:
+    """Return what stands at a site; of a blend, what it leads to."""
+    return site.activation.new if isinstance(site.activation, Blend) else site.activation
+
+
+def end_blends(root: nn.Module, epoch: float) -> int:
+    """Leave the new activation alone wherever its blend is over after that many epochs; return how many there were."""
+    over = [(name, m) for name, m in placed_activations(root) if isinstance(m, Blend) and m.is_over(epoch)]
+    for name, blend in over:
+        path, _, attribute = name.rpartition(".")
+        owner = root.get_submodule(path)
+        setattr(blend.new, MARK, getattr(blend, MARK))
+        if hasattr(blend.new, "inplace"):
+            blend.new.inplace = blend.inplace_alone  # type: ignore[assignment]
+        put(owner, attribute, blend.new)
+        _tell_fast_path(owner, blend.new)
+    return len(over)
+
+
+def leave_old(root: nn.Module) -> None:
+    """Leave the old activation alone wherever two are blended, in place."""
+    for name, blend in list(placed_activations(root)):
+        if isinstance(blend, Blend):
+            path, _, attribute = name.rpartition(".")
+            put(root.get_submodule(path), attribute, blend.old)
 
 
 def _tell_fast_path(owner: nn.Module, activation: Any) -> None:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypedDict
 
 from rtdetr_act.errors import SpecError, suggest
 
 SECTIONS = ("backbone", "neck", "head")
 SCOPES = ("conv", "all")
-_RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope")
-_PLAN_KEYS = ("rules", "default_act", "act_lr")
+INITS = ("paper", "match")
+_RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope", "init", "blend")
+_PLAN_KEYS = ("rules", "default_act", "act_lr", "distill", "base")
+TAU_EPOCHS = 10  # the paper of dynamic convolution: the temperature falls over the first ten epochs
+_SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments of an activation that matter until their last epoch
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Rule:
         include: Glob patterns on qualified site names, at least one must match if any is given.
         exclude: Glob patterns on qualified site names, none may match.
         scope: "conv" for convolutional sites (feature maps), "all" for transformer sites too.
+        init: "paper" for the activation's own start, "match" for the one closest to what it replaces.
+        blend: Epochs over which training moves from what stood there to the activation, 0 for a swap at once.
     """
 
     activation: ActSpec
@@ -95,6 +100,8 @@ class Rule:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     scope: str = "conv"
+    init: str = "paper"
+    blend: float = 0.0
 
     def selects(self, name: str, layer: int | None, section: str, layout: str) -> bool:
         """Say whether the rule means the site of that qualified name, layer index, section and layout."""
@@ -116,6 +123,27 @@ class Rule:
         words += ["scope=all"] if self.scope == "all" else []
         return " ".join(words)
 
+    def settled(self, epoch: float) -> Rule:
+        """Return the rule without the schedules that are over after that many epochs of training."""
+        rule = replace(self, blend=0.0) if self.blend <= epoch else self
+        end = _tau_end(self.activation)
+        if end is None or end > epoch:
+            return rule
+        kept = tuple((key, value) for key, value in self.activation.kwargs if key not in _SCHEDULE_KEYS)
+        return replace(rule, activation=replace(self.activation, kwargs=kept))
+
+    def schedule_ends(self) -> Iterator[float]:
+        """Yield the epochs after which a schedule of the rule is over."""
+        if self.blend:
+            yield self.blend
+        if (end := _tau_end(self.activation)) is not None:
+            yield end
+
+    @property
+    def starts_from_base(self) -> bool:
+        """Whether it needs to know what stood at its sites before."""
+        return self.init == "match" or self.blend > 0
+
     def to_yaml(self) -> dict[str, Any]:
         """Return the rule as plain data, defaults left out."""
         data: dict[str, Any] = {"activation": str(self.activation)}
@@ -126,6 +154,10 @@ class Rule:
                 data[key] = list(values)
         if self.scope != "conv":
             data["scope"] = self.scope
+        if self.init != "paper":
+            data["init"] = self.init
+        if self.blend:
+            data["blend"] = self.blend
         return data
 
     @classmethod
@@ -141,22 +173,39 @@ class Rule:
             _strings(data.get("include")),
             _strings(data.get("exclude")),
             _check_scope(data.get("scope", "conv")),
+            _check_init(data.get("init", "paper")),
+            _check_blend(data.get("blend", 0)),
         )
 
     def __str__(self) -> str:
-        """Return e.g. `dyrelu_b@backbone` or `arelu exclude=model.28.*`."""
+        """Return e.g. `dyrelu_b@backbone`, `arelu exclude=model.28.*` or `mish blend=5`."""
         where = self.where
-        return f"{self.activation}{'' if where.startswith('@') or not where else ' '}{where}"
+        words = [f"{self.activation}{'' if where.startswith('@') or not where else ' '}{where}"]
+        words += [f"init={self.init}"] if self.init != "paper" else []
+        words += [f"blend={self.blend:g}"] if self.blend else []
+        return " ".join(words)
+
+
+class SwapOptions(TypedDict, total=False):
+    """How activations are swapped in, beside which and where; the meanings are those of `patch_model`."""
+
+    scope: str
+    act_lr: float
+    init: str
+    blend: float
+    distill: bool
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Rules in order, later ones winning, and the two settings that travel with them.
+    """Rules in order, later ones winning, and the settings that travel with them.
 
     Attributes:
         rules: The rules.
         default_act: A stock `activation:` such as "nn.ReLU()", which keeps its stock meaning below the rules.
         act_lr: Factor on the learning rate of scalar and per-channel activation parameters, 1.0 by default.
+        distill: Whether the network before the swap teaches the new one while rules blend.
+        base: The plan of the network that rules with `init="match"` or `blend` start from; None for the stock one.
 
     >>> plan = Plan.parse("dyrelu_b@backbone, dyrelu_c@neck, silu@22-27")
     >>> Plan.from_yaml(plan.to_yaml()) == plan
@@ -166,6 +215,8 @@ class Plan:
     rules: tuple[Rule, ...] = ()
     default_act: str | None = None
     act_lr: float = 1.0
+    distill: bool = False
+    base: Plan | None = None
 
     @classmethod
     def parse(
@@ -177,13 +228,16 @@ class Plan:
         exclude: str | Iterable[str] | None = None,
         scope: str = "conv",
         act_lr: float = 1.0,
+        init: str = "paper",
+        blend: float = 0.0,
+        distill: bool = False,
     ) -> Plan:
-        """Parse `activation[@section or layers][, …]`; the keywords narrow every rule of the text.
+        """Parse `activation[@section or layers][, …]`; the keywords hold for every rule of the text.
 
         Sections and layer ranges join with `+`: `arelu@backbone+12+22-27`.
 
         Raises:
-            SpecError: The text, a section, a layer range, the scope or `act_lr` is wrong.
+            SpecError: The text, a section, a layer range or a keyword is wrong.
         """
         if not isinstance(text, str):
             raise SpecError(f"a plan is a string such as 'dyrelu_b@backbone, dyrelu_c@neck', not {text!r}")
@@ -202,9 +256,11 @@ class Plan:
                     include=_strings(include),
                     exclude=_strings(exclude),
                     scope=_check_scope(scope),
+                    init=_check_init(init),
+                    blend=_check_blend(blend),
                 )
             )
-        return cls(tuple(rules), act_lr=_check_act_lr(act_lr))
+        return cls(tuple(rules), act_lr=_check_act_lr(act_lr), distill=_check_distill(distill, rules))
 
     @classmethod
     def from_yaml(cls, data: object) -> Plan:
@@ -226,7 +282,14 @@ class Plan:
         default_act = data.get("default_act")
         if default_act is not None and not is_stock_activation(default_act):
             raise SpecError(f"'default_act: {default_act}' must be a stock form such as 'nn.SiLU()'")
-        return cls(tuple(Rule.from_yaml(rule) for rule in rules), default_act, _check_act_lr(data.get("act_lr", 1.0)))
+        read = tuple(Rule.from_yaml(rule) for rule in rules)
+        return cls(
+            read,
+            default_act,
+            _check_act_lr(data.get("act_lr", 1.0)),
+            _check_distill(data.get("distill", False), read),
+            cls.from_yaml(data["base"]) if data.get("base") else None,
+        )
 
     def to_yaml(self) -> dict[str, Any] | str | None:
         """Return the value for `model.yaml["activation"]`: plain data with rules, the stock form (or None) without."""
@@ -237,6 +300,10 @@ class Plan:
             data["default_act"] = self.default_act
         if self.act_lr != 1.0:
             data["act_lr"] = self.act_lr
+        if self.distill:
+            data["distill"] = True
+        if self.base:
+            data["base"] = self.base.to_yaml()
         return data
 
     def winner(self, name: str, layer: int | None, section: str, layout: str) -> Rule | None:
@@ -247,11 +314,30 @@ class Plan:
         """Return this plan with the rules of `other` behind its own; a rule with the same selection is replaced."""
 
         def selection(rule: Rule) -> Rule:
-            return replace(rule, activation=ActSpec("any"))
+            return replace(rule, activation=ActSpec("any"), init="paper", blend=0.0)
 
+        if any(rule.starts_from_base for rule in other.rules):
+            return replace(other, default_act=self.default_act, base=self.settled() or None)
         later = {selection(rule) for rule in other.rules}
         kept = tuple(rule for rule in self.rules if selection(rule) not in later)
         return replace(self, rules=kept + other.rules, act_lr=other.act_lr)
+
+    def settled(self, epoch: float = math.inf) -> Plan:
+        """Return the plan without the schedules that are over after that many epochs of training; inf ends all.
+
+        >>> str(Plan.parse("arelu", blend=5).settled(4)), str(Plan.parse("arelu", blend=5).settled(5))
+        ('arelu blend=5', 'arelu')
+        """
+        rules = tuple(rule.settled(epoch) for rule in self.rules)
+        distill = self.distill and any(rule.blend for rule in rules)
+        plan = replace(self, rules=rules, distill=distill)
+        if self.base is None or any(rule.starts_from_base for rule in rules):
+            return plan
+        return replace(self.base.followed_by(plan), base=self.base.base)
+
+    def schedule_ends(self) -> tuple[float, ...]:
+        """Return the epochs after which a schedule of the plan is over."""
+        return tuple(sorted({end for rule in self.rules for end in rule.schedule_ends()}))
 
     def __bool__(self) -> bool:
         """A plan without rules changes nothing."""
@@ -443,6 +529,32 @@ def _check_act_lr(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value < math.inf):
         raise SpecError(f"act_lr is a positive factor such as 0.1, not {value!r}")
     return float(value)
+
+
+def _check_init(value: object) -> str:
+    if value not in INITS:
+        raise SpecError(f"init is 'paper' or 'match', not {value!r}{suggest(str(value), INITS)}")
+    return str(value)
+
+
+def _check_blend(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < math.inf):
+        raise SpecError(f"blend is a number of epochs such as 5, not {value!r}")
+    return float(value)
+
+
+def _check_distill(value: object, rules: Iterable[Rule]) -> bool:
+    if not isinstance(value, bool):
+        raise SpecError(f"distill is true or false, not {value!r}")
+    if value and not any(rule.blend for rule in rules):
+        raise SpecError("distill needs blend: the network before the swap teaches while the activations blend")
+    return value
+
+
+def _tau_end(activation: ActSpec) -> float | None:
+    """Return the epoch after which an activation's temperature is constant, None where it always is."""
+    given = dict(activation.kwargs)
+    return float(given.get("tau_epochs", TAU_EPOCHS)) if given.get("tau_start") is not None else None
 
 
 def _check_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -8,11 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rtdetr_act.configs import config_names, find_config
 from rtdetr_act.errors import InputError, Interrupted, ModelError, RtdetrActError, TrainingError, suggest
-from rtdetr_act.plan import Plan
+from rtdetr_act.plan import Plan, SwapOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 STOCK = "stock"
 
@@ -200,7 +203,7 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def check_variants(source: str, activations: Iterable[str | None], *, scope: str = "conv", act_lr: float = 1.0) -> str:
+def check_variants(source: str, activations: Iterable[str | None], **how: Unpack[SwapOptions]) -> str:
     """Try every plan on the model before the first of them trains for hours, and return the task of the model.
 
     Raises:
@@ -209,27 +212,29 @@ def check_variants(source: str, activations: Iterable[str | None], *, scope: str
     model = load_model(source)
     for activation in activations:
         if activation is not None:
-            _, model = load_variant(source, activation, scope=scope, act_lr=act_lr)
+            _, model = load_variant(source, activation, **how)
     return str(model.task)
 
 
 def train_variant(
-    source: str, activation: str | None, arguments: dict[str, Any], *, scope: str = "conv", act_lr: float = 1.0
+    source: str, activation: str | None, arguments: Mapping[str, Any], **how: Unpack[SwapOptions]
 ) -> Outcome:
     """Build a model, swap its activations, train it, and read what came out.
 
     Args:
         source: Model YAML or checkpoint.
         activation: A plan, "stock" for the model without any swap, None for the model as its file has it.
-        arguments: Ultralytics arguments of `train`, `data` among them.
-        scope: "conv" or "all", for a plan given.
-        act_lr: Factor on the learning rate of activation parameters, for a plan given.
+        arguments: Ultralytics arguments of `train`, `data` and perhaps `pretrained` among them.
+        **how: As `patch_model` takes it, for a plan given.
 
     Raises:
         RtdetrActError: The model, the plan or the data is wrong, or the loss became non-finite.
     """
-    name, model = load_variant(source, activation, scope=scope, act_lr=act_lr)
-    run_training(model, **{**arguments, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
+    given = dict(arguments)
+    # Blends and fits start from what the weights were trained with, so the weights must be there before the swap.
+    early = given.pop("pretrained", None) if starts_warm(how) and activation not in (None, STOCK) else None
+    name, model = load_variant(source, activation, pretrained=early, **how)
+    run_training(model, **{**given, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
     return outcome_of(name, model)
 
 
@@ -249,7 +254,11 @@ def outcome_of(name: str, model: Any) -> Outcome:
 
 
 def load_variant(
-    source: str, activation: str | Mapping[str, Any] | None, *, scope: str = "conv", act_lr: float = 1.0
+    source: str,
+    activation: str | Mapping[str, Any] | None,
+    *,
+    pretrained: str | None = None,
+    **how: Unpack[SwapOptions],
 ) -> tuple[str, Any]:
     """Return a model with its activations swapped, and the name of the variant.
 
@@ -257,22 +266,32 @@ def load_variant(
         source: Model YAML or checkpoint.
         activation: A plan, as text or as plain data, "stock" for the model without any swap, None for the model as its
             file has it.
-        scope: "conv" or "all", for a plan given.
-        act_lr: Factor on the learning rate of activation parameters, for a plan given.
+        pretrained: Checkpoint to take weights and, below the plan given, activations from.
+        **how: As `patch_model` takes it, for a plan given; plain data says itself how, but for `act_lr`.
 
     Raises:
-        RtdetrActError: The model or the plan is wrong.
+        RtdetrActError: The model, the checkpoint or the plan is wrong.
     """
     from rtdetr_act.patcher import patch_model, unpatch_model
+    from rtdetr_act.ultralytics_hooks import plan_of
 
     model = load_model(source)
+    if pretrained is not None:
+        if plan := plan_of(load_model(pretrained).model):
+            patch_model(model, plan)
+        model.load(pretrained)
     if activation == STOCK:
         unpatch_model(model)
     elif isinstance(activation, Mapping):
-        patch_model(model, replace(Plan.from_yaml(activation), act_lr=act_lr))
+        patch_model(model, replace(Plan.from_yaml(activation), act_lr=how.get("act_lr", 1.0)))
     elif activation is not None:
-        patch_model(model, activation, scope=scope, act_lr=act_lr)
+        patch_model(model, activation, **how)
     return activation if isinstance(activation, str) else _plan_in(model) or STOCK, model
+
+
+def starts_warm(how: SwapOptions) -> bool:
+    """Say whether a swap starts from what stood there before."""
+    return bool(how.get("blend")) or how.get("init") == "match"
 
 
 def run_training(model: Any, **arguments: Any) -> Any:

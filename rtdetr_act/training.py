@@ -1,13 +1,22 @@
-"""What training a patched model needs beyond Ultralytics' own: where activation parameters go in the optimizer."""
+"""What training a patched model needs beyond Ultralytics' own: optimizer groups, and what follows the epoch."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from rtdetr_act.errors import InputError
+from rtdetr_act.files import write_atomically
+from rtdetr_act.schedules import set_epoch
 from rtdetr_act.sites import placed_activations
+from rtdetr_act.ultralytics_hooks import log, plan_of
 
 # These hold weights, not slopes: what Ultralytics does with them elsewhere is right for them here.
 _WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
@@ -64,3 +73,128 @@ def _undecayed_group(groups: list[dict]) -> dict:
     """
     labelled = [group for group in groups if group.get("param_group") == "bn"]
     return labelled[-1] if labelled else groups[-1]
+
+
+# --- schedules: what follows the epoch of an Ultralytics training -----------------------------------------------------
+
+_STATE = "activation_schedule"  # where a trainer keeps its `_Schedule`
+
+
+@dataclass
+class _Schedule:
+    """What follows the epoch in one training."""
+
+    batch: int = 0  # of the epoch
+    teacher: Any = None
+    length: float = 0.0  # epochs of the longest blend
+
+
+def follow(trainer: Any, event: str) -> None:
+    """Keep blends and temperatures of the model and of its average at the epoch that a trainer is in.
+
+    Called with each event of an Ultralytics trainer, before its callbacks, on every worker. Nothing is stored but in
+    the model's plan: the epoch says the rest, so that a training that goes on needs no state of its own.
+
+    Raises:
+        InputError: A blend is longer than the training.
+    """
+    if event == "on_pretrain_routine_end":
+        _start(trainer)
+    schedule = vars(trainer).get(_STATE)
+    if schedule is None:
+        return
+    if event == "on_train_epoch_start":
+        schedule.batch = 0
+    elif event == "on_train_batch_start":
+        advance(trainer, trainer.epoch + min(schedule.batch / len(trainer.train_loader), _BEFORE_END))
+        schedule.batch += 1
+    elif event == "on_train_epoch_end" and bool(torch.isfinite(trainer.loss).all()):
+        # Where the loss is not finite, Ultralytics goes back to the checkpoint of the epoch before, which must fit.
+        advance(trainer, trainer.epoch + 1)
+
+
+_BEFORE_END = 1 - 1e-6  # an epoch that is repeated after running out of memory counts on, but never into the next
+
+
+def _start(trainer: Any) -> None:
+    model = task_model(trainer.model)
+    plan = plan_of(model)
+    if not plan.schedule_ends():
+        return
+    if hasattr(model, "student_model"):
+        raise InputError("distill_model wraps the model, out of reach of blends and temperatures: use distill instead")
+    schedule = _Schedule(length=max((rule.blend for rule in plan.rules), default=0.0))
+    if schedule.length > trainer.epochs:
+        raise InputError(
+            f"blend={schedule.length:g} is longer than the training, which would end between two activations: "
+            f"give at most its {trainer.epochs} epochs"
+        )
+    setattr(trainer, _STATE, schedule)
+    if plan.distill:
+        schedule.teacher = _make_teacher(trainer, model)
+    advance(trainer, trainer.start_epoch)
+
+
+def advance(trainer: Any, epoch: float) -> None:
+    """Bring the model of a trainer and its average to an epoch, and let go of what is over by then."""
+    schedule = vars(trainer).get(_STATE)
+    if schedule is None:
+        return
+    model = task_model(trainer.model)
+    ended = set_epoch(model, epoch)
+    if trainer.ema:
+        set_epoch(trainer.ema.ema, epoch)
+    if ended:
+        _forget_parameters(trainer.optimizer, model)
+        # The best checkpoint is one of the network that was asked for: those before were still on the way to it.
+        trainer.best_fitness = None
+        trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, int(epoch)
+    if schedule.teacher is not None:
+        schedule.teacher.share = max(1 - epoch / schedule.length, 0.0)
+        if epoch >= schedule.length:
+            schedule.teacher.remove()
+            schedule.teacher = None
+            _teacher_file(trainer).unlink(missing_ok=True)
+    if not plan_of(model).schedule_ends():
+        delattr(trainer, _STATE)
+
+
+def _make_teacher(trainer: Any, model: nn.Module) -> Any:
+    """Return the teacher of a training: the model at its first step, from its file where the training goes on."""
+    from ultralytics.utils import RANK
+
+    from rtdetr_act.warmstart.distill import Teacher
+
+    if getattr(trainer.args, "compile", False):
+        raise InputError("distill needs the maps inside the model, which compile=True hides: leave one of them out")
+    path = _teacher_file(trainer)
+    if not trainer.start_epoch:
+        if RANK in (-1, 0):
+            content = io.BytesIO()
+            torch.save(model.state_dict(), content)
+            write_atomically(path, content.getvalue())
+        return Teacher(model)
+    if not path.exists():
+        log(f"there is no '{path}', from which the training could go on with distill: it goes on without", warn=True)
+        return None
+    return Teacher(model, torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _teacher_file(trainer: Any) -> Path:
+    return Path(trainer.wdir) / "teacher.pt"
+
+
+def _forget_parameters(optimizer: Optimizer, model: nn.Module) -> None:
+    """Take parameters that the model no longer has out of an optimizer, which is saved for a model without them."""
+    own = {id(parameter) for parameter in model.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in own:
+                optimizer.state.pop(parameter, None)
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) in own]
+
+
+def task_model(model: Any) -> nn.Module:
+    """Return the task model inside the wrappers of several GPUs and of the compiler."""
+    inner = getattr(model, "module", model)
+    return getattr(inner, "_orig_mod", inner)

@@ -7,7 +7,6 @@ Ultralytics nor torch. Checked against Ultralytics 8.3.0 and 8.4.190.
 from __future__ import annotations
 
 import inspect
-import os
 import pickletools
 import re
 import sys
@@ -22,10 +21,13 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 from rtdetr_act.errors import ModelError, SpecError
+from rtdetr_act.files import partial_path
 from rtdetr_act.plan import ActSpec, Plan, Rule, normalise_model_yaml, split_model_yaml
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from rtdetr_act.patcher import PatchReport
 
 _replaced: list[tuple[Any, str, Any]] = []  # (owner, name, what stood there), in order, for remove()
 _removed = False
@@ -107,20 +109,29 @@ def _init_decoder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> No
 
 
 def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbose: bool = True) -> Any:
-    from rtdetr_act.patcher import apply_plan, resolve_plan
-    from rtdetr_act.sites import walk
+    from rtdetr_act.patcher import resolve_plan
 
     stock, plan = split_model_yaml(d)
     plan = resolve_plan(plan)
     with _stock_default_act(plan.default_act, verbose):
         layers, save = original(stock, ch, verbose)
     if plan:
-        report = apply_plan(walk(layers, "model", d), plan)
+        report = _apply_plans(layers, d, plan)
         for layer in layers:
             layer.np = sum(parameter.numel() for parameter in layer.parameters())  # what info(detailed=True) prints
         if verbose:
             log(f"{len(report)} activations swapped: {plan} ({report.parameters:,} parameters)")
     return layers, save
+
+
+def _apply_plans(layers: nn.Module, d: dict[str, Any], plan: Plan) -> PatchReport:
+    """Place a plan on top of the one it starts from, and return the report of the last."""
+    from rtdetr_act.patcher import apply_plan, resolve_plan
+    from rtdetr_act.sites import walk
+
+    if plan.base:
+        _apply_plans(layers, d, resolve_plan(plan.base))
+    return apply_plan(walk(layers, "model", d), plan)
 
 
 @contextmanager
@@ -167,9 +178,10 @@ def _allow_safe_load() -> None:
 
     from rtdetr_act.activations.registry import own_classes
     from rtdetr_act.rewired import ultralytics as rewired
+    from rtdetr_act.warmstart.blend import Blend
 
     if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
-        torch.serialization.add_safe_globals([*own_classes(), *rewired.CLASSES.values()])
+        torch.serialization.add_safe_globals([*own_classes(), *rewired.CLASSES.values(), Blend])
 
 
 def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: Any, **kwargs: Any) -> Any:
@@ -391,6 +403,8 @@ def unfolded() -> Iterator[None]:
 def _hook_trainer(trainer: Any) -> None:
     # Ultralytics decays every parameter whose name lacks "bias" outside of *Norm* modules, slopes of PReLU included.
     _replace(trainer.BaseTrainer, "build_optimizer", _build_optimizer)
+    # Blends and temperatures follow the epoch, on every worker: callbacks of a user reach the first one only in 8.3.
+    _replace(trainer.BaseTrainer, "run_callbacks", _run_callbacks)
     # Both write over the checkpoint in place: a kill or a full disk in the middle leaves half a file, and with last.pt
     # goes all that was trained.
     _replace(trainer.BaseTrainer, "save_model", _save_model)
@@ -405,20 +419,26 @@ def _hook_trainer(trainer: Any) -> None:
 
 
 def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-    from rtdetr_act.training import separate_activation_parameters
+    from rtdetr_act.training import separate_activation_parameters, task_model
 
     optimizer = original(self, model, *args, **kwargs)
-    core = getattr(model, "module", model)
-    plan = plan_of(getattr(core, "_orig_mod", core))
+    plan = plan_of(task_model(model))
     if plan and (count := separate_activation_parameters(optimizer, model, plan.act_lr)):
         rate = "" if plan.act_lr == 1.0 else f", their learning rate times {plan.act_lr:g}"
         log(f"{count} scalar and per-channel activation parameters without weight decay{rate}")
     return optimizer
 
 
+def _run_callbacks(original: Callable[..., Any], self: Any, event: str) -> Any:
+    from rtdetr_act.training import follow
+
+    follow(self, event)
+    return original(self, event)
+
+
 def _save_model(original: Callable[..., Any], self: Any) -> Any:
     last, best = self.last, self.best
-    self.last, self.best = _partial(last), _partial(best)
+    self.last, self.best = partial_path(last), partial_path(best)
     try:
         result = original(self)
         for written, path in ((self.best, best), (self.last, last)):
@@ -434,7 +454,7 @@ def _save_model(original: Callable[..., Any], self: Any) -> Any:
 def _strip_optimizer(original: Callable[..., Any], f: str | Path, s: str = "", *args: Any, **kwargs: Any) -> Any:
     if s:
         return original(f, s, *args, **kwargs)
-    partial = _partial(Path(f))
+    partial = partial_path(Path(f))
     try:
         result = original(f, str(partial), *args, **kwargs)
         if partial.exists():
@@ -442,10 +462,6 @@ def _strip_optimizer(original: Callable[..., Any], f: str | Path, s: str = "", *
         return result
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def _add_integration_callbacks(original: Callable[..., Any], instance: Any) -> None:

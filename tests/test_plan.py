@@ -46,6 +46,8 @@ rules = st.builds(
     patterns,
     patterns,
     st.sampled_from(["conv", "all"]),
+    st.sampled_from(["paper", "match"]),
+    st.sampled_from([0.0, 0.5, 5.0]),
 )
 plans = st.builds(
     Plan,

@@ -12,6 +12,8 @@ from rtdetr_act.activations.channels import check_count, check_positive
 from rtdetr_act.ops.dyrelu import dyrelu
 from rtdetr_act.ops.logits import logits
 from rtdetr_act.ops.pool import mean_over_positions
+from rtdetr_act.plan import TAU_EPOCHS
+from rtdetr_act.schedules import Temperature
 
 
 class _DyReLU(nn.Module):
@@ -131,9 +133,11 @@ class DyReLUC(_DyReLU):
         lambda_a: Range of the slopes around (1, 0, …), 1.0 by default.
         lambda_b: Range of the intercepts around 0, 0.5 by default.
         tau: Temperature of the softmax, 10 by default.
+        tau_start: Temperature before the first step, from which it goes evenly to `tau`; None (default) for no way.
+        tau_epochs: Epochs that this takes, 10 by default as in dynamic convolution.
 
     Raises:
-        ValueError: A count is below 1, a lambda is negative or `tau` is not positive.
+        ValueError: A count is below 1, a lambda is negative or a temperature or `tau_epochs` is not positive.
 
     Paper: Chen et al., ECCV 2020, arXiv:2003.10027.
 
@@ -149,9 +153,12 @@ class DyReLUC(_DyReLU):
         lambda_a: float = 1.0,
         lambda_b: float = 0.5,
         tau: float = 10.0,
+        *,
+        tau_start: float | None = None,
+        tau_epochs: float = TAU_EPOCHS,
     ) -> None:
         super().__init__(channels, reduction, k, lambda_a, lambda_b)
-        self.tau = check_positive("tau", tau)
+        self.temperature = Temperature(tau, tau_start, tau_epochs)
         self.spatial = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,12 +171,8 @@ class DyReLUC(_DyReLU):
         # Over all positions of an image; a widely copied version takes z as (N, C, -1). In float32 at least, because
         # 1 / (H * W) of a 160x160 map is below the smallest normal number of float16.
         z = logits(x, self.spatial.weight, cast(Tensor, self.spatial.bias))
-        share = torch.softmax(z.flatten(1) / self.tau, dim=1)
+        share = torch.softmax(z.flatten(1) / self.temperature(), dim=1)
         return (share * (x.shape[2] * x.shape[3] / 3)).clamp(max=1).view_as(z)
-
-    def extra_repr(self) -> str:
-        """Return what the constructor was given."""
-        return f"{super().extra_repr()}, tau={self.tau:g}"
 
 
 def _scaled(part: Tensor, factor: float) -> Tensor:

@@ -10,6 +10,7 @@ import typer
 
 from rtdetr_act.cli import app
 from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError
+from rtdetr_act.plan import SwapOptions
 
 if TYPE_CHECKING:
     from rtdetr_act.runs import Outcome
@@ -47,6 +48,15 @@ def train(
     scope: Annotated[str, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = "conv",
     act_lr: Annotated[float, typer.Option("--act-lr", help="Factor on the learning rate of slopes.")] = 1.0,
     pretrained: Annotated[str | None, typer.Option("--pretrained", help="Checkpoint to take weights from.")] = None,
+    init: Annotated[
+        str, typer.Option("--init", help="paper, or match to start closest to the activation that is replaced.")
+    ] = "paper",
+    blend: Annotated[
+        float, typer.Option("--blend", help="Epochs over which training moves from the old activation to the new.")
+    ] = 0.0,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="With --blend: the network as it was teaches the new one meanwhile.")
+    ] = False,
     target: TargetOption = None,
 ) -> None:
     """Train a model with other activations; several --act train one after the other and end in one table."""
@@ -65,8 +75,11 @@ def train(
 
     arguments = parse_arguments(pairs or [], taken=("model", "data", "pretrained", "task", "mode", "resume"))
     variants: list[str | None] = [*act] if act else [None]
-    if (scope != "conv" or act_lr != 1.0) and not [name for name in variants if name not in (None, STOCK)]:
-        raise InputError("--scope and --act-lr say how an activation is swapped in: name one with --act")
+    how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "blend": blend, "distill": distill}
+    usual: SwapOptions = {"scope": "conv", "act_lr": 1.0, "init": "paper", "blend": 0.0, "distill": False}
+    if how != usual and not [name for name in variants if name not in (None, STOCK)]:
+        options = ", ".join(f"--{key.replace('_', '-')}" for key in usual)
+        raise InputError(f"{options} say how an activation is swapped in: name one with --act")
     if pretrained is not None:
         if not pretrained.endswith(".pt"):
             raise InputError(f"--pretrained takes a .pt checkpoint, not '{pretrained}'")
@@ -74,7 +87,7 @@ def train(
         arguments["pretrained"] = pretrained
     if data == DEFAULT_DATA:
         arguments = {**SHAPES_SETTINGS, **arguments}
-    task = check_variants(model, variants, scope=scope, act_lr=act_lr)
+    task = check_variants(model, variants, **how)
     for variant in variants if target else ():
         warn_for(load_variant(model, variant, scope=scope)[1], target)
     arguments["data"] = resolve_data(data)
@@ -87,7 +100,7 @@ def train(
             if len(variants) > 1 and "name" in settings:  # with exist_ok=True they would overwrite one another
                 settings["name"] = f"{settings['name']}-{slug(str(variant))}"
             try:
-                outcomes.append(train_variant(model, variant, settings, scope=scope, act_lr=act_lr))
+                outcomes.append(train_variant(model, variant, settings, **how))
             except RtdetrActError as error:
                 if len(variants) == 1 or isinstance(error, Interrupted):
                     raise

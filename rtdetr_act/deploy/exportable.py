@@ -48,7 +48,7 @@ class ConvDyReLU(nn.Module):
         self.expand = _as_convolution(activation.expand, 0.5)  # tanh(z / 2), with the half in the weights
         self.spatial = None
         if isinstance(activation, DyReLUC):
-            self.spatial = _scaled(activation.spatial, 1 / activation.tau)
+            self.spatial = _scaled(activation.spatial, 1 / float(activation.temperature()))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of the feature map x."""

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rtdetr_act.study.folder import write_atomically
+from rtdetr_act.files import write_atomically
+from rtdetr_act.training import advance, task_model
 
 
 class Snapshots:
@@ -44,7 +45,7 @@ class Snapshots:
     def _save(self, trainer: Any) -> None:
         if trainer.stop:  # the final evaluation comes next, and this event once more after it
             return
-        model = _bare(trainer.model)
+        model = task_model(trainer.model)
         dataset = trainer.train_loader.dataset
         state = {
             "epoch": trainer.epoch,
@@ -76,13 +77,14 @@ class Snapshots:
             state = torch.load(self.path, map_location="cpu", weights_only=False)
         except Exception:  # whatever an unpickler makes of a file that a failing disk has damaged: start again
             return
+        advance(trainer, state["epoch"] + 1)  # a blend that was over by then has other names in its state
         ema = trainer.ema.ema
         ema.load_state_dict(state["ema"])
         trainer.resume, before = True, trainer.resume
         trainer.resume_training({**state, "ema": ema})
         trainer.resume = before
         trainer.scheduler.last_epoch = trainer.start_epoch - 1
-        _bare(trainer.model).load_state_dict(state["model"])
+        task_model(trainer.model).load_state_dict(state["model"])
         trainer.scaler.load_state_dict(state["scaler"])
         trainer.stopper.__dict__.update(state["stopper"])
         write_atomically(trainer.csv, state["results"])
@@ -101,7 +103,7 @@ class Snapshots:
             _replay_order(trainer)
             for index in state["buffer"]:  # images at hand for the next mosaic
                 trainer.train_loader.dataset.load_image(index)
-        for name, parameter in _bare(trainer.model).named_parameters():
+        for name, parameter in task_model(trainer.model).named_parameters():
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(parameter.device)
         _delay_step(trainer, self.since)
@@ -116,10 +118,6 @@ class Snapshots:
         stepped = trainer.ema.updates != self.updates
         self.updates = trainer.ema.updates
         self.since = 0 if stepped else self.since + 1
-
-
-def _bare(model: Any) -> Any:
-    return getattr(model, "_orig_mod", model)  # inside compile=True
 
 
 def _replay_order(trainer: Any) -> None:

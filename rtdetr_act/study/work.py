@@ -128,8 +128,9 @@ def _watch(model: Any, before: dict[str, Any], threads: int) -> None:
 
     def built(trainer: Any) -> None:
         from rtdetr_act.study.shapes import trace_activations
+        from rtdetr_act.training import task_model
 
-        before.update(trace_activations(getattr(trainer.model, "_orig_mod", trainer.model)))
+        before.update(trace_activations(task_model(trainer.model)))
 
     model.add_callback("on_pretrain_routine_start", start)
     model.add_callback("on_pretrain_routine_end", built)

@@ -1,0 +1,113 @@
+"""What changes by itself in the course of a training: blends, and the temperatures of attentions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rtdetr_act.activations.channels import check_positive
+from rtdetr_act.plan import TAU_EPOCHS
+
+
+class Scheduled(nn.Module):
+    """A module with a state that follows the epoch of the training, beside its weights."""
+
+    def set_epoch(self, epoch: float) -> None:
+        """Take the state for that many epochs of training, whole or in part, since the first step."""
+        raise NotImplementedError
+
+
+class Temperature(Scheduled):
+    """The temperature of a softmax, which may fall in the course of a training.
+
+    High at first, so that attention is near to uniform and all that it chooses from learns; then low, so that it
+    chooses. Calling it gives the number to divide by: a constant, or a tensor while it changes, so that a compiled
+    model is not compiled again for every value.
+
+    Args:
+        tau: Where it ends, and what it is without a start.
+        tau_start: Before the first step; None for a constant.
+        tau_epochs: Epochs from there to `tau`.
+
+    Raises:
+        ValueError: A number is not positive.
+
+    >>> temperature = Temperature(1.0, tau_start=30.0, tau_epochs=10)
+    >>> temperature.set_epoch(5)
+    >>> temperature()
+    tensor(15.5000)
+    """
+
+    now: Tensor
+
+    def __init__(self, tau: float, tau_start: float | None = None, tau_epochs: float = TAU_EPOCHS) -> None:
+        super().__init__()
+        self.tau = check_positive("tau", tau)
+        self.tau_start = None if tau_start is None else check_positive("tau_start", tau_start)
+        self.tau_epochs = check_positive("tau_epochs", tau_epochs)
+        if self.tau_start is not None:
+            self.register_buffer("now", torch.tensor(self.tau_start), persistent=False)
+
+    def forward(self) -> Tensor | float:
+        """Return the temperature."""
+        return self.tau if self.tau_start is None else self.now
+
+    def set_epoch(self, epoch: float) -> None:
+        """Take the temperature of that epoch; a way that is over is forgotten."""
+        if self.tau_start is None:
+            return
+        if epoch >= self.tau_epochs:
+            self.tau_start = None
+            del self.now
+        else:
+            self.now.fill_(self.tau_start + (self.tau - self.tau_start) * epoch / self.tau_epochs)
+
+    def extra_repr(self) -> str:
+        """Return what the constructor was given."""
+        way = "" if self.tau_start is None else f", tau_start={self.tau_start:g}, tau_epochs={self.tau_epochs:g}"
+        return f"tau={self.tau:g}{way}"
+
+
+def set_epoch(model: Any, epoch: float) -> int:
+    """Tell the activations of a model how long it has been trained; those whose blend is over replace it.
+
+    Ultralytics' training does this by itself, before every batch. In a training loop of your own, call it at least
+    once an epoch, better before every step; a schedule that is over leaves `model.yaml` too. An optimizer keeps the
+    learnable parameters of activations that went away, without any effect.
+
+    Args:
+        model: A model as `patch_model` takes it.
+        epoch: Epochs since the first step, in parts where it is called more often: 0.5 in the middle of the first.
+
+    Returns:
+        The number of blends that ended.
+
+    Raises:
+        ModelError: The model is exported, wrapped or compiled.
+
+    >>> from rtdetr_act import patch_model
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    >>> _ = patch_model(net, "mish", blend=2)
+    >>> set_epoch(net, 1.5), float(net[1].t), set_epoch(net, 2), net[1]
+    (0, 0.75, 1, Mish())
+    """
+    from rtdetr_act.patcher import carries_yaml, end_blends
+    from rtdetr_act.plan import split_model_yaml, with_plan
+    from rtdetr_act.sites import unwrap
+
+    root = unwrap(model)
+    for module in scheduled_modules(root):
+        module.set_epoch(epoch)
+    ended = end_blends(root, epoch)
+    if carries_yaml(root):
+        plan = split_model_yaml(root.yaml)[1]  # type: ignore[arg-type]
+        if (settled := plan.settled(epoch)) != plan:
+            root.yaml = with_plan(root.yaml, settled)  # type: ignore[arg-type, assignment]
+    return ended
+
+
+def scheduled_modules(model: nn.Module) -> list[Scheduled]:
+    """Return the modules of a model that follow the epoch."""
+    return [module for module in model.modules() if isinstance(module, Scheduled)]

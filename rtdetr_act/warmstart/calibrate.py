@@ -1,0 +1,60 @@
+"""Re-estimate BatchNorm statistics after a swap, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rtdetr_act.errors import InputError
+from rtdetr_act.sites import evaluating, unwrap
+
+
+@torch.no_grad()
+def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
+    """Set the statistics of every BatchNorm to those of the given images, in place; weights stay as they are.
+
+    After a swap, the layers behind an activation see other means and variances than the ones they were trained with.
+    Each batch counts the same. A few hundred images, in batches of 16 or more, prepared as in training.
+
+    Args:
+        model: RTDETR, YOLO, a task model or any torch.nn.Module that takes the images.
+        images: One batch or several, each (B, C, H, W), for an Ultralytics model RGB in 0..1. They are moved to the
+            model's device and type.
+
+    Returns:
+        The number of BatchNorm layers.
+
+    Raises:
+        InputError: There are no images, or the model has no BatchNorm (it may be fused).
+        ModelError: The model is exported, wrapped or compiled.
+
+    >>> net = nn.Sequential(nn.BatchNorm2d(1))
+    >>> calibrate(net, torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)), net[0].running_mean
+    (1, tensor([2.]))
+    """
+    root = unwrap(model)
+    norms = [module for module in root.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms:
+        raise InputError("the model has no BatchNorm to calibrate: calibrate it before it is fused")
+    reference = next(parameter for parameter in root.parameters() if parameter.is_floating_point())
+    before = [(norm, norm.momentum) for norm in norms]
+    batches = 0
+    try:
+        with evaluating(root):
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all batches
+            for batch in [images] if isinstance(images, Tensor) else images:
+                root(batch.to(reference.device, reference.dtype))
+                batches += 1
+    finally:
+        for norm, momentum in before:
+            norm.momentum = momentum
+    if not batches:
+        raise InputError("calibrate got no images: give at least one batch")
+    return len(norms)

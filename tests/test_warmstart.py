@@ -1,0 +1,500 @@
+"""A swap that starts from what the network knows: exact at both ends, fitted where it can be, and resumable between."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from conftest import Data
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from typer.testing import CliRunner
+from ultralytics import RTDETR, YOLO
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
+
+from rtdetr_act import calibrate, create, find_sites, patch_model, set_epoch, unpatch_model
+from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.activations.channels import PReLU
+from rtdetr_act.activations.dyrelu import DyReLUC
+from rtdetr_act.cli import app, running  # noqa: F401 (it registers its commands)
+from rtdetr_act.errors import InputError, SpecError
+from rtdetr_act.plan import Plan
+from rtdetr_act.warmstart.blend import Blend
+from rtdetr_act.warmstart.distill import Teacher, borders
+from rtdetr_act.warmstart.match import match
+
+
+def task_model() -> nn.Module:
+    """Return the tiny RT-DETR with its own statistics in every BatchNorm."""
+    torch.manual_seed(0)
+    model = RTDETRDetectionModel(copy.deepcopy(tiny.RTDETR), verbose=False)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.3)
+    return model.eval()
+
+
+def output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found = model(x)
+    return found[0] if isinstance(found, (tuple, list)) else found
+
+
+IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+# --- blending -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "activation", ["relu", "arelu", "prelu(per_channel=True)", "dyrelu_b", "aconc", "frelu", "hardswish"]
+)
+def test_blend_is_the_stock_network_before_the_first_step(activation: str) -> None:
+    model = task_model()
+    expected = output(model, IMAGES)
+    report = patch_model(model, activation, blend=3)
+    assert len(report) == tiny.CONV_SITES == sum(isinstance(m, Blend) for m in model.modules())
+    assert torch.allclose(output(model, IMAGES), expected, atol=1e-6, rtol=0)
+    rebuilt = RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False).eval()
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.allclose(output(rebuilt, IMAGES), expected, atol=1e-6, rtol=0)
+    assert unpatch_model(model) == tiny.CONV_SITES
+    assert torch.equal(output(model, IMAGES), expected)
+
+
+@pytest.mark.parametrize("activation", ["relu", "arelu", "dyrelu_b"])
+def test_blend_ends_as_the_plainly_patched_network(activation: str) -> None:
+    blended, plain = task_model(), task_model()
+    patch_model(blended, activation, blend=2)
+    patch_model(plain, activation)
+    plain.load_state_dict({name.replace("act.new.", "act."): value for name, value in blended.state_dict().items()})
+    assert not torch.allclose(output(blended, IMAGES), output(plain, IMAGES), atol=1e-4)
+    assert set_epoch(blended, 1.99) == 0
+    assert set_epoch(blended, 2) == tiny.CONV_SITES
+    assert [*blended.state_dict()] == [*plain.state_dict()]
+    assert torch.equal(output(blended, IMAGES), output(plain, IMAGES))
+    assert blended.yaml == plain.yaml
+    assert [site.activation.inplace for site in find_sites(blended) if hasattr(site.activation, "inplace")] == [
+        site.activation.inplace for site in find_sites(plain) if hasattr(site.activation, "inplace")
+    ]
+    assert [type(m) for m in blended.modules()] == [type(m) for m in plain.modules()]
+    assert unpatch_model(blended) == tiny.CONV_SITES
+    assert torch.equal(output(blended, IMAGES), output(task_model(), IMAGES))
+
+
+@given(st.floats(0, 10), st.floats(0.5, 5))
+def test_blend_mixes_by_the_share_of_epochs(epoch: float, epochs: float) -> None:
+    x = torch.linspace(-3, 3, 50, dtype=torch.float64)
+    blend = Blend(nn.ReLU(inplace=True), nn.Tanh(), epochs)
+    blend.set_epoch(epoch)
+    t = min(epoch / epochs, 1)
+    before = x.clone()
+    assert torch.allclose(blend(x), (1 - t) * x.clamp(min=0) + t * torch.tanh(x), atol=1e-6)
+    assert torch.equal(x, before)  # though the ReLU works in place
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_blend_in_half_precision(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 4, 5, 5).to(dtype).contiguous(memory_format=torch.channels_last)
+    blend = Blend(F.relu, AReLU(), 4)
+    blend.set_epoch(1)
+    found = blend(x)
+    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(found.float(), blend.float()(x.float()), rtol=2e-2, atol=1e-2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert blend(x).dtype == dtype
+
+
+def test_blend_copies_pickles_and_compiles_once() -> None:
+    blend, x = Blend(nn.SiLU(), AReLU(), 4), torch.randn(2, 4, 5, 5)
+    compiled = torch.compile(blend, fullgraph=True, backend="eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for epoch in (0.0, 0.5, 1.0, 3.0):
+        blend.set_epoch(epoch)
+        assert torch.allclose(compiled(x), blend(x), atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    for copied in (copy.deepcopy(blend), pickle.loads(pickle.dumps(blend))):
+        assert float(copied.t) == 0.75 and torch.equal(copied(x), blend(x))
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(blend.double(), x.detach().double().requires_grad_())
+
+
+def test_blend_of_a_foreign_model() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3), nn.SiLU())
+    expected = net(IMAGES)
+    patch_model(net, "mish", blend=2, layers=None)
+    assert torch.equal(net(IMAGES), expected)
+    assert set_epoch(net, 1) == 0 and not torch.equal(net(IMAGES), expected)
+    assert set_epoch(net, 2) == 2 and [type(net[1]), type(net[3])] == [nn.Mish, nn.Mish]
+
+
+def test_second_swap_starts_from_the_first_one() -> None:
+    model = task_model()
+    patch_model(model, "mish")
+    expected = output(model, IMAGES)
+    patch_model(model, "prelu@backbone", blend=2)
+    assert torch.equal(output(model, IMAGES), expected)
+    rebuilt = RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False).eval()
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.equal(output(rebuilt, IMAGES), expected)
+    set_epoch(rebuilt, 2)
+    assert rebuilt.yaml["activation"] == {
+        "rules": [{"activation": "mish"}, {"activation": "prelu", "sections": ["backbone"]}]
+    }
+    kinds = {site.section: type(site.activation) for site in find_sites(rebuilt) if site.layout == "map"}
+    assert kinds["backbone"] is PReLU and kinds["neck"] is nn.Mish
+
+
+def test_swap_in_the_middle_of_a_blend_starts_from_what_it_leads_to() -> None:
+    model = task_model()
+    patch_model(model, "prelu", blend=4)
+    set_epoch(model, 2)
+    patch_model(model, "tanh", blend=1)
+    blends = [module for module in model.modules() if isinstance(module, Blend)]
+    assert len(blends) == tiny.CONV_SITES and {type(blend.old) for blend in blends} == {PReLU}
+    rebuilt = RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False).eval()
+    assert rebuilt.load_state_dict(model.state_dict())
+
+
+# --- a real training ------------------------------------------------------------------------------------------------
+
+
+def test_training_blends_and_leaves_a_plain_checkpoint(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    model = RTDETR(str(stock_yaml))
+    patch_model(model, "prelu", init="match", blend=2, distill=True)
+    seen: list[tuple[int, set[float], set[float]]] = []
+    saved: list[tuple[bool, bool, float]] = []
+
+    def note(trainer: Any) -> None:
+        ts = [{float(m.t) for m in net.modules() if isinstance(m, Blend)} for net in (trainer.model, trainer.ema.ema)]
+        seen.append((trainer.epoch, *ts))
+
+    def look(trainer: Any) -> None:
+        blended = any(isinstance(m, Blend) for m in tiny.load(trainer.last).modules())
+        saved.append((blended, (trainer.wdir / "teacher.pt").exists(), trainer.stopper.best_epoch))
+
+    model.add_callback("on_train_batch_end", note)
+    model.add_callback("on_model_save", look)
+    last = tiny.train(model, data.detect, tmp_path, epochs=3)
+    assert seen == [
+        (0, {0.0}, {0.0}),
+        (0, {0.25}, {0.25}),
+        (1, {0.5}, {0.5}),
+        (1, {0.75}, {0.75}),
+        *[(2, set(), set())] * 2,
+    ]
+    # The blend is over when the second epoch ends, and what is best is judged anew from there.
+    assert saved[0][:2] == (True, True) and [s[:2] for s in saved[1:]] == [(False, False)] * 2
+    assert saved[1][2] == 2
+    trained = tiny.load(last)
+    assert tiny.count(trained, PReLU) == tiny.CONV_SITES
+    assert trained.yaml["activation"] == {"rules": [{"activation": "prelu", "init": "match"}]}
+    plain = RTDETRDetectionModel(copy.deepcopy(tiny.RTDETR), verbose=False)
+    patch_model(plain, "prelu")
+    assert [*trained.state_dict()] == [*plain.state_dict()]
+    start = PReLU()
+    match(start, nn.ReLU(), 8)
+    assert any(abs(m.weight.item() - start.weight.item()) > 1e-3 for m in trained.modules() if isinstance(m, PReLU))
+    checkpoint_best = tiny.load(last.with_name("best.pt"))
+    assert not any(isinstance(m, Blend) for m in checkpoint_best.modules())
+
+
+_KILLED = """
+import json, sys, time
+from pathlib import Path
+from ultralytics import RTDETR
+from rtdetr_act import patch_model
+
+model = RTDETR(sys.argv[2])
+patch_model(model, "prelu", blend=2, distill=True)
+
+def wait_for_the_kill(trainer):
+    Path(sys.argv[3]).write_text("saved")
+    time.sleep(600)
+
+model.add_callback("on_model_save", wait_for_the_kill)
+model.train(**json.loads(Path(sys.argv[1]).read_text()))
+"""
+
+
+def test_blend_goes_on_after_a_kill(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    import json
+    import time
+
+    arguments = tiny.train_args(data.detect, tmp_path, epochs=3)
+    (tmp_path / "args.json").write_text(json.dumps(arguments))
+    (tmp_path / "script.py").write_text(_KILLED)
+    note = tmp_path / "note"
+    process = subprocess.Popen([sys.executable, "script.py", "args.json", str(stock_yaml), str(note)], cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not note.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    assert process.wait() == -9
+    last = tmp_path / "run" / "weights" / "last.pt"
+    # Half of the blend is over with the first of three epochs; so it was validated, and so it is in the checkpoint.
+    assert {float(m.t) for m in tiny.load(last).modules() if isinstance(m, Blend)} == {0.5}
+    teacher = torch.load(last.with_name("teacher.pt"), weights_only=True)
+    assert teacher["model.0.stem1.act.new.weight"].item() == 0.25
+
+    seen: list[tuple[int, set[float], float]] = []
+
+    def watch(trainer: Any) -> None:
+        schedule = vars(trainer).get("activation_schedule")
+        share = schedule.teacher.share if schedule else 0.0
+        seen.append((trainer.epoch, {float(m.t) for m in trainer.model.modules() if isinstance(m, Blend)}, share))
+
+    model = RTDETR(str(last))
+    model.add_callback("on_train_batch_end", watch)
+    model.train(resume=True)
+    assert seen == [(1, {0.5}, 0.5), (1, {0.75}, 0.25), (2, set(), 0.0), (2, set(), 0.0)]
+    trained = tiny.load(last)
+    assert tiny.count(trained, PReLU) == tiny.CONV_SITES
+    assert trained.yaml["activation"] == {"rules": [{"activation": "prelu"}]}
+    assert not last.with_name("teacher.pt").exists()
+
+
+def test_blend_longer_than_the_training_is_refused(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    model = RTDETR(str(stock_yaml))
+    patch_model(model, "arelu", blend=2)
+    with pytest.raises(InputError, match="blend=2 is longer than the training"):
+        tiny.train(model, data.detect, tmp_path)
+
+
+def test_command_line_starts_from_a_patched_checkpoint(mish_run: Any, data: Data, tmp_path: Path) -> None:
+    pairs = [f"{key}={value}" for key, value in tiny.train_args(data.detect, tmp_path).items() if key != "data"]
+    words = ["train", "--act", "prelu", "--model", "yolo11n.yaml", "--data", str(data.detect), *pairs]
+    result = CliRunner().invoke(app, [*words, "--pretrained", str(mish_run.pt), "--blend", "1", "--init", "match"])
+    assert result.exit_code == 0, result.output
+    trained = tiny.load(tmp_path / "run" / "weights" / "last.pt")
+    assert trained.yaml["activation"]["base"] == {"rules": [{"activation": "mish"}]}
+    assert tiny.count(trained, PReLU) == 77 and tiny.count(trained, nn.Mish) == 0
+    before = tiny.load(mish_run.pt).state_dict()["model.0.conv.weight"]
+    assert torch.allclose(trained.state_dict()["model.0.conv.weight"], before, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--act", "arelu", "--distill"], "distill needs blend"),
+        (["--act", "arelu", "--init", "mach"], "did you mean 'match'"),
+        (["--act", "arelu", "--blend", "-1"], "blend is a number of epochs"),
+        (["--act", "stock", "--blend", "3"], "name one with --act"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_sentence(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["train", *options])
+    assert result.exit_code != 0
+    assert message in f"{result.output} {result.exception}"
+
+
+# --- distilling -----------------------------------------------------------------------------------------------------
+
+
+def test_teacher_sees_no_difference_at_the_start_and_more_later() -> None:
+    model = YOLO("yolo11n.yaml").model
+    patch_model(model, "relu", blend=2)
+    model.train()
+    teacher = Teacher(model)
+    batch = {
+        "img": IMAGES,
+        "cls": torch.zeros(2, 1),
+        "bboxes": torch.full((2, 4), 0.5),
+        "batch_idx": torch.arange(2.0),
+    }
+    from ultralytics.utils import DEFAULT_CFG
+
+    model.args = DEFAULT_CFG
+    alone = copy.deepcopy(model)  # a copy learns from nobody
+    losses = {}
+    for epoch in (0, 1):
+        set_epoch(model, epoch)
+        set_epoch(alone, epoch)
+        loss, _ = model({**batch})
+        losses[epoch] = float(loss.detach().sum()) / float(alone({**batch})[0].detach().sum())
+    assert losses[0] == pytest.approx(1, abs=1e-5)
+    assert losses[1] > 1.05
+    assert [len(layer._forward_hooks) for layer in model.model].count(1) == len(borders(model)) == 6
+    teacher.remove()
+    again, wanted = model({**batch})[0], alone({**batch})[0]
+    assert torch.allclose(again, wanted, rtol=1e-4)
+
+
+def test_borders_of_rtdetr() -> None:
+    assert borders(RTDETRDetectionModel("rtdetr-l.yaml", verbose=False)) == [3, 7, 9, 21, 24, 27]
+
+
+# --- fitting --------------------------------------------------------------------------------------------------------
+
+X = torch.linspace(-5, 5, 2001, dtype=torch.float64)
+WEIGHTS = torch.exp(-(X**2) / 2)
+OLD = {"relu": nn.ReLU(), "silu": nn.SiLU(), "mish": nn.Mish(), "hardswish": nn.Hardswish(), "gelu": nn.GELU()}
+
+
+def squared_error(activation: nn.Module, old: nn.Module) -> float:
+    """Return the error under a normal input, of a module that sees each value alone, at full positive attention."""
+    inputs = X.view(-1, 1, 1, 1).expand(-1, 4, 1, 1)
+    with torch.no_grad():
+        found = activation.double()(inputs)[:, 0, 0, 0]
+    return float((WEIGHTS * (found - old(X)) ** 2).sum() / (WEIGHTS * old(X) ** 2).sum())
+
+
+@pytest.mark.parametrize("old", OLD)
+@pytest.mark.parametrize("name", ["arelu", "prelu", "aconc", "aglu", "dyrelu_a", "dyrelu_b"])
+def test_no_other_parameters_are_closer(name: str, old: str) -> None:
+    activation = create(name, channels=4)
+    misfit = match(activation, OLD[old], 4)
+    start = squared_error(activation, OLD[old])
+    assert misfit is not None and misfit == pytest.approx(start**0.5, abs=2e-3)
+    assert start <= squared_error(create(name, channels=4), OLD[old]) + 1e-9
+    for index, parameter in enumerate(activation.parameters()):
+        if not parameter.any() and parameter.ndim > 1:
+            continue  # a generator's weights, at zero so that the coefficients are constant
+        for step in (0.03, -0.03):
+            other = copy.deepcopy(activation)
+            moved = list(other.parameters())[index]
+            with torch.no_grad():
+                moved.add_(step)
+            error = squared_error(other, OLD[old])
+            # At the end of what a parameter may be, one direction is better and not allowed.
+            assert error >= start - 1e-7 or at_the_end(name, activation), (index, step, error, start)
+
+
+def at_the_end(name: str, activation: nn.Module) -> bool:
+    """Say whether a fit stopped at a bound: AReLU's slopes and clamp, a steep ACON, a squashed coefficient, AGLU."""
+    if name == "arelu":
+        return activation.alpha.item() <= 0.0101 or activation.beta.item() < -2.9
+    if name == "aconc":
+        return activation.beta.max().item() > 9.9
+    if name == "aglu":
+        return activation.lambd.item() < 0.0011
+    return False
+
+
+def test_exact_starts_are_exact() -> None:
+    acon, dynamic = create("aconc", channels=4), create("dyrelu_b", channels=4)
+    x = torch.randn(3, 4, 6, 6)
+    assert match(acon, nn.SiLU(), 4) == pytest.approx(0, abs=1e-6)
+    assert torch.allclose(acon(x), F.silu(x), atol=1e-6)
+    assert match(dynamic, nn.ReLU(), 4) == 0
+    assert torch.equal(dynamic(x), torch.relu(x))
+    leaky = nn.LeakyReLU()
+    assert match(leaky, nn.LeakyReLU(0.2), None) == pytest.approx(0, abs=1e-6)
+    assert leaky.negative_slope == pytest.approx(0.2, abs=1e-6)
+    assert match(nn.Hardswish(), nn.SiLU(), 4) is None
+
+
+def test_matched_generator_learns_to_depart() -> None:
+    activation = create("dyrelu_b", channels=16, reduction=2)
+    match(activation, nn.SiLU(), 16)
+    x = torch.randn(4, 16, 5, 5) + torch.arange(4).view(4, 1, 1, 1)
+    optimizer = torch.optim.SGD(activation.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        activation(x).square().mean().backward()
+        optimizer.step()
+    slopes, _ = activation.coefficients(x)
+    assert slopes[0].std(0).min() > 1e-4  # different for each image
+
+
+def test_report_tells_how_well_it_fits() -> None:
+    report = patch_model(task_model(), "dyrelu_b", init="match")
+    assert {round(swap.misfit, 3) for swap in report.swaps} == {0.0, 0.098}  # at a ReLU, at a SiLU
+    assert f"{tiny.CONV_SITES} fitted to what they replace, 9.8% off at most" in str(report)
+    assert "fitted" not in str(patch_model(task_model(), "mish", init="match"))
+
+
+def test_matched_network_is_nearer_to_the_stock_one() -> None:
+    expected = output(model := task_model(), IMAGES)
+    distances = {}
+    for init in ("paper", "match"):
+        patched = copy.deepcopy(model)
+        patch_model(patched, "prelu", init=init)
+        distances[init] = float((output(patched, IMAGES) - expected).norm())
+    assert distances["match"] < distances["paper"]
+
+
+# --- calibrating ----------------------------------------------------------------------------------------------------
+
+
+def test_calibrated_statistics_are_those_of_the_images() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5))
+    net.requires_grad_(True).train()
+    images = torch.randn(24, 3, 9, 9)
+    weights = {name: value.clone() for name, value in net.state_dict().items() if "running" not in name}
+    assert calibrate(net, images) == 2
+    first = net[0](images)
+    assert torch.allclose(net[1].running_mean, first.mean((0, 2, 3)), atol=1e-5)
+    normal = (first - first.mean((0, 2, 3), keepdim=True)) / (
+        first.var((0, 2, 3), keepdim=True, correction=0) + 1e-5
+    ).sqrt()
+    second = net[3](torch.relu(normal))
+    assert torch.allclose(net[4].running_var, second.var((0, 2, 3)), rtol=1e-3)
+    assert net.training and net[1].momentum == 0.1
+    assert all(torch.equal(value, net.state_dict()[n]) for n, value in weights.items() if "num_batches" not in n)
+    half = [images[:12], images[12:]]
+    calibrate(net, iter(half))
+    assert torch.allclose(net[1].running_mean, first.mean((0, 2, 3)), atol=1e-5)
+
+
+def test_calibrating_a_detector_brings_its_maps_back() -> None:
+    model = task_model()
+    calibrate(model, IMAGES.repeat(4, 1, 1, 1))
+    expected = output(model, IMAGES)
+    patch_model(model, "leaky_relu(0.5)")
+    swapped = output(model, IMAGES)
+    calibrate(model, IMAGES.repeat(4, 1, 1, 1))
+    assert (output(model, IMAGES) - expected).norm() < (swapped - expected).norm()
+
+
+def test_nothing_to_calibrate_is_said() -> None:
+    with pytest.raises(InputError, match="no BatchNorm"):
+        calibrate(nn.Conv2d(3, 3, 1), IMAGES)
+    with pytest.raises(InputError, match="no images"):
+        calibrate(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), [])
+
+
+# --- temperatures ---------------------------------------------------------------------------------------------------
+
+
+def test_temperature_falls_and_is_forgotten() -> None:
+    activation = create("dyrelu_c(tau=1.0, tau_start=30.0, tau_epochs=4)", channels=8)
+    x = torch.randn(2, 8, 4, 4)
+    assert isinstance(activation, DyReLUC) and "temperature.now" not in activation.state_dict()
+    found = {}
+    for epoch in (0, 2, 4, 9):
+        activation.temperature.set_epoch(epoch)
+        found[epoch] = float(activation.temperature())
+        z = F.conv2d(x, activation.spatial.weight, activation.spatial.bias).flatten(1)
+        expected = (torch.softmax(z / found[epoch], 1) * 16 / 3).clamp(max=1).view(2, 1, 4, 4)
+        assert torch.allclose(activation.attention(x), expected, atol=1e-6)
+    assert found == {0: 30.0, 2: 15.5, 4: 1.0, 9: 1.0}
+    assert [*activation.buffers()] == []
+
+
+def test_temperature_leaves_the_plan_with_its_last_epoch() -> None:
+    model = DetectionModel(copy.deepcopy(tiny.yolo()), verbose=False)
+    patch_model(model, "dyrelu_c(tau=1.0, tau_start=30.0, tau_epochs=4)@backbone, arelu@neck+head")
+    set_epoch(model, 3)
+    assert "tau_start" in str(model.yaml["activation"])
+    set_epoch(model, 4)
+    assert model.yaml["activation"]["rules"][0]["activation"] == "dyrelu_c(tau=1.0)"
+    assert Plan.from_yaml(model.yaml["activation"]).schedule_ends() == ()
+
+
+def test_wrong_temperatures_are_refused() -> None:
+    with pytest.raises(SpecError, match="tau_start is a positive number"):
+        create("dyrelu_c(tau_start=0)", channels=8)
