@@ -38,11 +38,7 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
         SpecError: An activation is unknown.
         InputError: The file's ending or folder is wrong.
     """
-    path = Path(output)
-    if path.suffix.lower() not in _FORMATS:
-        raise InputError(f"cannot draw '{path}': the file's ending must be one of {', '.join(_FORMATS)}")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot draw '{path}': there is no folder '{path.parent}'")
+    path = check_picture(output)
     names = [str(registry.resolve(spec)) for spec in specs]
     import matplotlib
 
@@ -71,6 +67,16 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
         raise InputError(f"cannot write '{path}': {error.strerror or error}") from None
     finally:
         pyplot.close(figure)
+    return path
+
+
+def check_picture(output: Path | str) -> Path:
+    """Return the path of a picture to write; InputError where its ending or folder is wrong."""
+    path = Path(output)
+    if path.suffix.lower() not in _FORMATS:
+        raise InputError(f"cannot draw '{path}': the file's ending must be one of {', '.join(_FORMATS)}")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot draw '{path}': there is no folder '{path.parent}'")
     return path
 
 

@@ -1,4 +1,8 @@
-"""What trackers (TensorBoard, MLflow, W&B, Comet, ClearML) get to see: the plan and the learned parameters.
+"""What a training writes down of its activations: `activations.csv`, a picture, and what trackers get to see.
+
+The trackers (TensorBoard, MLflow, W&B, Comet, ClearML) get the plan and, after every epoch, the quantities that the
+file gets. Nothing of it touches the training: no random number is drawn, no state changed, and what fails (a full disk,
+a model that refuses the images) is one warning. Of several workers only the first keeps a record.
 
 Ultralytics' own tracker callbacks do the logging: all of them send `trainer.metrics` after every epoch. So the
 parameters stand in `trainer.metrics` while those callbacks run, and at no other time: results.csv and the checkpoint
@@ -9,66 +13,58 @@ when most trackers have sent their settings already; so it goes to each that is 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.sites import placed_activations
-from rtdetr_act.training import slopes
+from rtdetr_act.learned import (
+    HISTORY_FILE,
+    PICTURE_FILE,
+    Quantity,
+    draw_history,
+    has_coefficients,
+    pick_images,
+    read_history,
+    read_quantities,
+    save_quantities,
+)
 from rtdetr_act.ultralytics_hooks import log, plan_of
 
 PREFIX = "activations/"
-_READ = "activation_parameters"  # where a trainer keeps what was read until it is logged
+_RECORD = "activation_record"  # where a trainer keeps its Record
 
 
-@torch.no_grad()
-def learned_parameters(model: nn.Module) -> dict[str, float]:
-    """Read the learned parameters of the activations that a swap placed in a model, by `site.parameter`.
+@dataclass
+class Record:
+    """What one training keeps of its activations.
 
-    AReLU's are as it uses them, `alpha` clamped to 0.01..0.99 and `beta` the sigmoid of the stored one. A parameter
-    per channel is its mean over the channels. Of the weights that generate slopes from the input (Dynamic ReLU,
-    Meta-ACON) or make a condition of it (FReLU), a site has one number, `weights_norm`: the L2 norm of them all.
-
-    Returns:
-        The numbers in the order of the sites; empty for a model without learnable placed activations.
-
-    >>> from rtdetr_act import patch_model
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-    >>> _ = patch_model(model, "prelu")
-    >>> learned_parameters(model)
-    {'1.weight': 0.25}
+    Attributes:
+        history: The `activations.csv`.
+        images: Validation images to measure coefficients on; none where no activation makes any.
+        read: What was read after the last step and no tracker has seen yet.
+        warned: Whether the user knows already that the file cannot be written.
     """
-    single = {id(parameter) for parameter in slopes(model)}
-    return {
-        f"{site}.{name}": value.item()
-        for site, activation in placed_activations(model)
-        for name, value in _summaries(activation, single)
-    }
 
-
-def _summaries(activation: nn.Module, single: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, scalar) of one activation; `single` has the ids of scalar and per-channel parameters."""
-    if isinstance(activation, AReLU):
-        yield "alpha", activation.slopes()[1]
-        yield "beta", torch.sigmoid(activation.beta)
-        return
-    weights = []
-    for name, parameter in activation.named_parameters():
-        if id(parameter) in single:
-            yield name, parameter.float().mean()
-        else:
-            weights.append(parameter.float().norm())
-    if weights:
-        yield "weights_norm", torch.stack(weights).norm()
+    history: Path
+    images: list[Tensor] = field(default_factory=list)
+    read: list[Quantity] = field(default_factory=list)
+    warned: bool = False
 
 
 def add_callbacks(trainer: Any) -> None:
     """Put our callbacks around those of the trackers, which a trainer has already; again does nothing more."""
     callbacks = trainer.callbacks
-    for event, callback in (("on_train_start", log_plan), ("on_train_start", thaw), ("on_train_epoch_end", read)):
+    for event, callback in (
+        ("on_train_start", log_plan),
+        ("on_train_start", thaw),
+        ("on_train_start", start_record),
+        ("on_train_epoch_end", read),
+        ("on_train_end", draw),
+    ):
         if callback not in callbacks[event]:
             callbacks[event].append(callback)
     # Ultralytics 8.3 keeps the lists of a model for its next training, whose trackers may be others.
@@ -88,16 +84,85 @@ def thaw(trainer: Any) -> None:
                 setattr(module, name, value.clone())
 
 
+def start_record(trainer: Any) -> None:
+    """Begin the record: choose the images, and write epoch 0 of a training that does not go on from an earlier one."""
+    from ultralytics.utils import RANK
+
+    if RANK not in (-1, 0):
+        return
+    folder = Path(trainer.save_dir)
+    record = Record(folder / HISTORY_FILE)
+    setattr(trainer, _RECORD, record)
+    if trainer.start_epoch == 0:  # a folder that is used again (exist_ok=True) may hold those of another training
+        for name in (HISTORY_FILE, PICTURE_FILE):
+            _try_to_write(record, (folder / name).unlink, missing_ok=True)
+    if has_coefficients(trainer.ema.ema):
+        try:
+            record.images = pick_images(trainer.test_loader.dataset)
+        except Exception as error:  # whatever a data set raises, it must not stop a training
+            log(f"the coefficients of the activations are not recorded, for want of images: {error}", warn=True)
+    if trainer.start_epoch == 0:
+        _write(record, 0, _read(trainer, record))
+
+
 def read(trainer: Any) -> None:
-    """Read the parameters of the averaged model, which the checkpoint of this epoch will hold."""
-    setattr(trainer, _READ, learned_parameters(trainer.ema.ema))
+    """Read the averaged model, which the checkpoint of this epoch will hold.
+
+    And write it down before that checkpoint (or a study's snapshot) exists: whatever is resumed then finds every epoch
+    before its own in the file.
+    """
+    if record := _record(trainer):
+        record.read = _read(trainer, record)
+        _write(record, trainer.epoch + 1, record.read)
+
+
+def _record(trainer: Any) -> Record | None:
+    found: Record | None = vars(trainer).get(_RECORD)
+    return found
+
+
+def _read(trainer: Any, record: Record) -> list[Quantity]:
+    model = trainer.ema.ema
+    try:
+        # As many at once as the validation takes.
+        return read_quantities(model, record.images, batch=trainer.test_loader.batch_size)
+    except Exception as error:  # a GPU without room left, a model that takes more than an image
+        log(f"the coefficients of the activations are not recorded: {error}", warn=True)
+        record.images = []
+        return read_quantities(model)
+
+
+def _write(record: Record, epoch: int, quantities: list[Quantity]) -> None:
+    if quantities:
+        _try_to_write(record, save_quantities, record.history, epoch, quantities)
+
+
+def _try_to_write(record: Record, write: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    try:
+        write(*args, **kwargs)
+    except OSError as error:
+        if not record.warned:
+            log(f"{record.history} is incomplete: {error.strerror or error}; the training goes on", warn=True)
+        record.warned = True
+
+
+def draw(trainer: Any) -> None:
+    """Draw the picture of a training that draws pictures at all."""
+    record = _record(trainer)
+    if record is None or not trainer.args.plots or not record.history.is_file():
+        return
+    try:
+        draw_history(read_history(record.history), record.history.with_name(PICTURE_FILE), trainer.save_dir.name)
+    except Exception as error:  # the training is done: no picture of it may spoil that
+        log(f"{PICTURE_FILE} was not drawn: {error}", warn=True)
 
 
 def show(trainer: Any) -> None:
     """Put what was read into `trainer.metrics`, once: the validation of best.pt at the end is no epoch."""
-    values = vars(trainer).pop(_READ, None)
-    if values and trainer.metrics is not None:  # only the first of several workers has metrics
-        trainer.metrics = {**trainer.metrics, **{PREFIX + name: value for name, value in values.items()}}
+    record = _record(trainer)
+    if record and record.read:
+        values, record.read = record.read, []
+        trainer.metrics = {**trainer.metrics, **{f"{PREFIX}{one.site}.{one.name}": one.value for one in values}}
 
 
 def hide(trainer: Any) -> None:

@@ -44,7 +44,7 @@ def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
-COMMANDS = "train val predict export fold resume acts sites plot bench study report".split()
+COMMANDS = "train val predict export fold resume acts sites plot learned bench study report".split()
 HEAVY = "torch ultralytics numpy matplotlib polars plotly scipy".split()
 
 

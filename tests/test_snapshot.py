@@ -14,6 +14,8 @@ from ultralytics import RTDETR, YOLO
 from rtdetr_act import patch_model
 from rtdetr_act.study.snapshot import Snapshots
 
+PLANS = {"rtdetr": "arelu, dyrelu_b@13", "yolo": "arelu, dyrelu_b@2"}
+
 
 class Kill(Exception):
     """Ends a training from inside, where Ultralytics does not catch it."""
@@ -22,7 +24,7 @@ class Kill(Exception):
 def build(kind: str, model_yaml: Path) -> Any:
     """Return a patched model, whose activations blend with those of the stock one for three epochs if it is a YOLO."""
     model = (RTDETR if kind == "rtdetr" else YOLO)(str(model_yaml))
-    patch_model(model, "arelu", **({} if kind == "rtdetr" else {"blend": 3, "init": "match", "distill": True}))
+    patch_model(model, PLANS[kind], **({} if kind == "rtdetr" else {"blend": 3, "init": "match", "distill": True}))
     return model
 
 
@@ -79,6 +81,8 @@ def test_killed_run_ends_as_the_undisturbed_one(
     killed = train(kind, model_yaml, data, tmp_path / "killed", kills, **more)
 
     assert curve(tmp_path / "killed") == curve(tmp_path / "plain")
+    histories = [(tmp_path / name / "run" / "activations.csv").read_bytes() for name in ("killed", "plain")]
+    assert histories[0] == histories[1] and b"\n4,model.0" in histories[0]
     expected, found = plain.trainer.model.state_dict(), killed.trainer.model.state_dict()
     assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
     assert any(not torch.equal(value, expected[name]) for name, value in killed.trainer.ema.ema.state_dict().items())

@@ -542,6 +542,9 @@ def test_ddp_workers_train_a_yaml_model(data: Data, rows_yaml: Path, tmp_path: P
         assert_arelu_trained(trained, tiny.CONV_SITES - 4)
         assert tiny.count(trained, PReLU) == 4
         assert tiny.count(trained.model[14], nn.GELU) == tiny.TOKEN_SITES - 1
+    rows = (tmp_path / "run" / "activations.csv").read_text(encoding="utf-8").splitlines()
+    # Before and after the one epoch, by one of the workers: two parameters of AReLU, one of PReLU.
+    assert len(rows) == len(set(rows)) == 1 + 2 * (2 * (tiny.CONV_SITES - 4) + 4)
 
 
 @needs_in_memory_workers

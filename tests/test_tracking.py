@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from rtdetr_act import patch_model
-from rtdetr_act.tracking import learned_parameters
+from rtdetr_act.learned import learned_parameters
 
 PREFIX = "activations/"
-PLAN = "arelu, prelu@1-3"
+PLAN = "arelu, prelu@1-3, dyrelu_b@13"
 EPOCHS = 3
 # TensorBoard is off by default, and in Ultralytics while pytest runs. Without validation trainer.metrics is carried
 # from one epoch to the next; the last one is validated always.
@@ -81,6 +81,7 @@ def test_parameters_of_every_epoch_are_those_of_its_checkpoint(runs: dict[str, L
     folder, events = runs["patched"].folder, runs["patched"].events
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(PREFIX)]
     logged = {tag.removeprefix(PREFIX): [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+    generated = {name: logged.pop(name) for name in list(logged) if name.startswith("model.13.")}
     expected: dict[str, list[tuple[int, Any]]] = {}
     for epoch in range(EPOCHS):
         for site, module in tiny.activations(tiny.load(folder / "weights" / f"epoch{epoch}.pt")).items():
@@ -96,6 +97,20 @@ def test_parameters_of_every_epoch_are_those_of_its_checkpoint(runs: dict[str, L
     assert len(expected) > tiny.CONV_SITES
     assert logged == expected
     assert any(abs(first[1] - last[1]) > 5e-3 for first, *_, last in logged.values())  # they do learn
+    assert [len(values) for values in generated.values()] == [EPOCHS] * 3 * 9  # what images get of DY-ReLU
+
+
+def test_trackers_and_file_agree(runs: dict[str, Logged]) -> None:
+    folder, events = runs["patched"].folder, runs["patched"].events
+    with (folder / "activations.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["epoch"] != "0"]
+    written = {
+        (int(row["epoch"]), f"{row['site']}.{row['quantity']}"): pytest.approx(float(row["value"]), rel=1e-5, abs=1e-12)
+        for row in rows
+    }
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(PREFIX)]
+    assert {(e.step, tag.removeprefix(PREFIX)): e.value for tag in tags for e in events.Scalars(tag)} == written
+    assert not (runs["stock"].folder / "activations.csv").exists()
 
 
 def test_files_of_the_run_are_those_of_a_stock_run(runs: dict[str, Logged]) -> None:

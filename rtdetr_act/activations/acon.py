@@ -84,9 +84,16 @@ class MetaAconC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of the feature map x, in the type of x."""
+        return acon(x, self.p1, self.p2, self.switch(x))
+
+    def switch(self, x: Tensor) -> Tensor:
+        """Return the beta of each image and channel, (B, C) in 0..1."""
         pooled = mean_over_positions(x, self.squeeze.weight.dtype)
-        beta = torch.sigmoid(self.expand(self.squeeze(pooled)))
-        return acon(x, self.p1, self.p2, beta)
+        return torch.sigmoid(self.expand(self.squeeze(pooled)))
+
+    def named_coefficients(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what the input decides, by name: `beta`, (B, C)."""
+        return {"beta": self.switch(x)}
 
     def extra_repr(self) -> str:
         """Return what the constructor was given."""

@@ -57,6 +57,15 @@ class _DyReLU(nn.Module):
         slopes = [_scaled(part, self.lambda_a) for part in parts[: self.k]]
         return [slopes[0] + 1, *slopes[1:]], [_scaled(part, self.lambda_b) for part in parts[self.k :]]
 
+    def named_coefficients(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what the input decides, by name: `a1` … `aK` and `b1` … `bK`, each (B, C, 1, 1) or (B, 1, 1, 1).
+
+        >>> list(DyReLUB(8).named_coefficients(torch.randn(2, 8, 3, 3)))
+        ['a1', 'a2', 'b1', 'b2']
+        """
+        both = zip("ab", self.coefficients(x), strict=True)
+        return {f"{letter}{index}": part for letter, parts in both for index, part in enumerate(parts, 1)}
+
     def extra_repr(self) -> str:
         """Return what the constructor was given."""
         return (
@@ -165,6 +174,10 @@ class DyReLUC(_DyReLU):
         """Return the activation of the feature map x, in the type of x."""
         # pi >= 0, so max_k(pi * (a x + b)) = pi * max_k(a x + b): one product instead of 2K.
         return dyrelu(x, *self.coefficients(x), self.attention(x))
+
+    def named_coefficients(self, x: Tensor) -> dict[str, Tensor]:
+        """Return those of variant B and `pi`, (B, 1, H, W)."""
+        return {**super().named_coefficients(x), "pi": self.attention(x)}
 
     def attention(self, x: Tensor) -> Tensor:
         """Return pi, (B, 1, H, W) in 0..1, in float32 at least."""

@@ -1,14 +1,18 @@
-"""Commands that show and change nothing: acts, sites, plot, bench."""
+"""Commands that show and change nothing: acts, sites, plot, learned, bench."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rtdetr_act.cli import app
+from rtdetr_act.cli.running import Data, Weights
+
+if TYPE_CHECKING:
+    from rtdetr_act.learned import Learned
 
 
 @app.command()
@@ -107,6 +111,65 @@ def plot(
     from rtdetr_act.plot import plot_activations
 
     print(f"file: {plot_activations(activations, output)}")
+
+
+@app.command()
+def learned(
+    weights: Weights,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, SVG or PDF file to write.")] = Path(
+        "learned.png"
+    ),
+    data: Data = None,
+) -> None:
+    """Show what the activations of a checkpoint learned, per site, since their start where the run kept its history.
+
+    What DY-ReLU and Meta-ACON make from the image is measured on validation images of --data, else as the run
+    noted it: mean ± standard deviation over images.
+    """
+    from rtdetr_act.learned import as_history, draw_history, read_checkpoint
+    from rtdetr_act.plot import check_picture
+
+    check_picture(output)
+    found = read_checkpoint(weights, data)
+    _print_learned(found)
+    if found.note:
+        print(found.note)
+    history = found.history if found.history is not None else as_history(found.quantities)
+    print(f"file: {draw_history(history, output, weights)}")
+
+
+def _print_learned(found: Learned) -> None:
+    from itertools import groupby
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtdetr_act.learned import layer_of, worth_showing
+
+    for activation in dict.fromkeys(read.activation for read in found.quantities):
+        own = [read for read in found.quantities if read.activation == activation]
+        names, _ = worth_showing(read.name for read in own)
+        table = Table(title=f"{activation}: {'start → now' if found.start else 'now'}")
+        for title in ("layer", "site", *names):
+            table.add_column(title, justify="left" if title == "site" else "right", overflow="fold")
+        for site, group in groupby(own, key=lambda read: read.site):
+            values = {read.name: read.value for read in group}
+            layer = layer_of(site)
+            cells = [_change(found, site, name, values) for name in names]
+            table.add_row("" if layer is None else str(layer), site, *cells)
+        Console().print(table)
+
+
+def _change(found: Learned, site: str, name: str, values: dict[str, float]) -> str:
+    """Return `0.9 → 0.873`, and below it `± 0.021` where the value differs between images."""
+    from rtdetr_act.learned import SPREAD
+
+    if name not in values:
+        return ""
+    start = found.start.get((site, name))
+    spread = values.get(name + SPREAD)
+    before = "" if start is None else f"{start:.3g} → "
+    return f"{before}{values[name]:.3g}" + ("" if spread is None else f"\n± {spread:.2g}")
 
 
 @app.command()
