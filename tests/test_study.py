@@ -103,6 +103,11 @@ def test_killed_study_equals_trainings_outside_of_it(
         expected = pl.read_csv(tmp_path / name / "run" / "results.csv").drop("time")
         found = pl.read_csv(folder / "runs" / name / "results.csv").drop("time")
         assert found.equals(expected)
+        histories = [path / "activations.csv" for path in (tmp_path / name / "run", folder / "runs" / name)]
+        if name.startswith("arelu"):
+            assert histories[0].read_bytes() == histories[1].read_bytes()
+        else:
+            assert not any(path.exists() for path in histories)
         result = read_json(folder / "runs" / name / "result.json")
         assert result["scores"]["mAP50-95"] == pytest.approx(model.metrics.box.map)
         assert result["epochs"] == EPOCHS
