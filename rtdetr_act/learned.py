@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.errors import InputError, ModelError
+from rtdetr_act.files import write_atomically
 from rtdetr_act.plot import check_picture
 from rtdetr_act.sites import MARK, placed_activations
-from rtdetr_act.study.folder import write_atomically
 from rtdetr_act.training import slopes
+from rtdetr_act.warmstart.blend import arriving
 
 if TYPE_CHECKING:
     import polars
@@ -111,7 +112,7 @@ def read_quantities(model: nn.Module, images: Sequence[Tensor] = (), *, batch: i
     return [
         Quantity(site, str(getattr(activation, MARK)["activation"]), name, value.item())
         for site, activation in placed_activations(model)
-        for name, value in chain(_summaries(activation, single), measured.get(site, ()))
+        for name, value in chain(_summaries(arriving(activation), single), measured.get(site, ()))
     ]
 
 
@@ -140,7 +141,8 @@ def has_coefficients(model: nn.Module) -> bool:
 
 
 def _generators(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    return ((name, module) for name, module in placed_activations(model) if hasattr(module, "named_coefficients"))
+    placed = ((name, arriving(module)) for name, module in placed_activations(model))
+    return ((name, module) for name, module in placed if hasattr(module, "named_coefficients"))
 
 
 def _measure(model: nn.Module, images: Sequence[Tensor], batch: int) -> dict[str, list[tuple[str, Tensor]]]:

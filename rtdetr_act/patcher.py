@@ -16,7 +16,7 @@ from rtdetr_act.errors import ModelError, SelectionError
 from rtdetr_act.plan import Plan, Rule, SwapOptions, format_layers, is_model_yaml, split_model_yaml, with_plan
 from rtdetr_act.rewired import rewire, unwire
 from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, stock_works_in_place, unseen_calls, unwrap
-from rtdetr_act.warmstart.blend import Blend
+from rtdetr_act.warmstart.blend import Blend, arriving
 from rtdetr_act.warmstart.match import match
 
 
@@ -259,7 +259,7 @@ def _build(site: Site, rule: Rule) -> tuple[nn.Module, float | None]:
             f"'{entry.name}' needs one channel count, but {site.name} {why}: exclude it or give example_input="
         )
     module = registry.build(spec, site.channels, site.layout)
-    misfit = match(module, _standing(site), site.channels, site.layout) if rule.init == "match" else None
+    misfit = match(module, arriving(site.activation), site.channels, site.layout) if rule.init == "match" else None
     _set_inplace(module, site, rule)
     return module, misfit
 
@@ -287,7 +287,7 @@ def _install(site: Site, rule: Rule, module: nn.Module) -> None:
     mark = getattr(current, MARK, None)
     original = mark["original"][0] if mark else current
     if rule.blend:
-        old = _standing(site)
+        old = arriving(site.activation)
         vars(old).pop(MARK, None)  # it is a part of what stands there now, no longer a site
         module = Blend(old, module, rule.blend)
     # In a list inside a dict, so that torch does not register the old module as a child of the new one.
@@ -295,11 +295,6 @@ def _install(site: Site, rule: Rule, module: nn.Module) -> None:
     _move_like(module, current, site.owner)
     put(site.owner, site.attribute, module)
     _tell_fast_path(site.owner, module)
-
-
-def _standing(site: Site) -> Any:
-    """Return what stands at a site; of a blend, what it leads to."""
-    return site.activation.new if isinstance(site.activation, Blend) else site.activation
 
 
 def end_blends(root: nn.Module, epoch: float) -> int:

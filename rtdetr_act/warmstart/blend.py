@@ -62,6 +62,15 @@ class Blend(Scheduled):
         return f"epochs={self.epochs:g}, t={float(self.t):.3g}"
 
 
+def arriving(activation: Any) -> Any:
+    """Return the activation that a site will hold: of a blend the new one, else what is there.
+
+    >>> arriving(Blend(nn.ReLU(), nn.Mish(), epochs=4)), arriving(nn.ReLU())
+    (Mish(), ReLU())
+    """
+    return activation.new if isinstance(activation, Blend) else activation
+
+
 def _keep_input(activation: Any, x: Tensor) -> Tensor:
     # Building a model sets inplace=True on ReLU, SiLU and others wherever they are, so it is asked here, each time.
     return activation(x.clone() if getattr(activation, "inplace", False) else x)
