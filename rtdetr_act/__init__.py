@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rtdetr_act.data import shapes as shapes
     from rtdetr_act.deploy.fold import FoldReport as FoldReport
     from rtdetr_act.deploy.fold import fold_activations as fold_activations
+    from rtdetr_act.diagnosis import Diagnosis as Diagnosis
+    from rtdetr_act.diagnosis import diagnose as diagnose
     from rtdetr_act.patcher import PatchReport as PatchReport
     from rtdetr_act.patcher import patch_model as patch_model
     from rtdetr_act.patcher import unpatch_model as unpatch_model
@@ -36,6 +38,8 @@ _ROOMS = {
     "shapes": "data",
     "FoldReport": "deploy.fold",
     "fold_activations": "deploy.fold",
+    "Diagnosis": "diagnosis",
+    "diagnose": "diagnosis",
     "PatchReport": "patcher",
     "patch_model": "patcher",
     "unpatch_model": "patcher",

@@ -16,7 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from rtdetr_act.activations.registry import entry, names, register
-from rtdetr_act.cli import app, deploying, looking, running  # noqa: F401 (they register their commands)
+from rtdetr_act.cli import app, deploying, diagnosing, looking, running  # noqa: F401 (they register their commands)
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
 from rtdetr_act.runs import parse_arguments, slug
 from rtdetr_act.ultralytics_hooks import _missing_classes
@@ -44,7 +44,7 @@ def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
-COMMANDS = "train val predict export fold resume acts sites plot learned bench study report".split()
+COMMANDS = "train val predict export fold resume acts sites plot learned bench diagnose study report".split()
 HEAVY = "torch ultralytics numpy matplotlib polars plotly scipy".split()
 
 

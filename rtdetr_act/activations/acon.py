@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -84,7 +87,11 @@ class MetaAconC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of the feature map x, in the type of x."""
-        return acon(x, self.p1, self.p2, self.switch(x))
+        return self.held_at(x)(x)
+
+    def held_at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the elementwise function that stands at x: ACON with a beta held constant."""
+        return partial(acon, p1=self.p1, p2=self.p2, beta=self.switch(x))
 
     def switch(self, x: Tensor) -> Tensor:
         """Return the beta of each image and channel, (B, C) in 0..1."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -46,7 +48,12 @@ class _DyReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of the feature map x, in the type of x."""
-        return dyrelu(x, *self.coefficients(x))
+        return self.held_at(x)(x)
+
+    def held_at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the elementwise function that stands at x: the activation with its coefficients held constant."""
+        slopes, intercepts = self.coefficients(x)
+        return partial(dyrelu, slopes=slopes, intercepts=intercepts)
 
     def coefficients(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the K slopes and the K intercepts for (B, C, H, W), each (B, C, 1, 1), of variant A (B, 1, 1, 1)."""
@@ -170,10 +177,11 @@ class DyReLUC(_DyReLU):
         self.temperature = Temperature(tau, tau_start, tau_epochs)
         self.spatial = nn.Conv2d(channels, 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of the feature map x, in the type of x."""
+    def held_at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the elementwise function that stands at x: coefficients and attention held constant."""
         # pi >= 0, so max_k(pi * (a x + b)) = pi * max_k(a x + b): one product instead of 2K.
-        return dyrelu(x, *self.coefficients(x), self.attention(x))
+        slopes, intercepts = self.coefficients(x)
+        return partial(dyrelu, slopes=slopes, intercepts=intercepts, attention=self.attention(x))
 
     def named_coefficients(self, x: Tensor) -> dict[str, Tensor]:
         """Return those of variant B and `pi`, (B, 1, H, W)."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,7 +41,11 @@ class FReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of the feature map x, in the type of x."""
-        return maximum(x, self._normalise(self.conv(x)))
+        return self.held_at(x)(x)
+
+    def held_at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the elementwise function that stands at x: the maximum with a funnel held constant."""
+        return partial(maximum, funnel=self._normalise(self.conv(x)))
 
     def _normalise(self, funnel: Tensor) -> Tensor:
         bn = self.bn

@@ -33,7 +33,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and a non-zero exit."""
-    from rtdetr_act.cli import deploying, looking, running, studying  # noqa: F401 (they register their commands)
+    from rtdetr_act.cli import deploying, diagnosing, looking, running, studying  # noqa: F401 (they register their commands)
 
     try:
         app()

@@ -1,0 +1,72 @@
+"""The command that looks at what activations do inside a network: diagnose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rtdetr_act.cli import app
+from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL
+
+
+@app.command()
+def diagnose(
+    pairs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[key=value]…", help="imgsz (default: that of the checkpoint's training), batch=4, device=cpu."
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", help="Model YAML or checkpoint, rtdetr-n.yaml if not given; repeatable, to compare checkpoints."
+        ),
+    ] = None,
+    act: Annotated[
+        list[str] | None,
+        typer.Option("--act", help="Activation or plan to look at beside the stock model; repeatable."),
+    ] = None,
+    data: Annotated[str, typer.Option("--data", help="Data set YAML, or 'shapes', the embedded one.")] = DEFAULT_DATA,
+    images: Annotated[int, typer.Option("--images", min=1, help="Labelled images to look at.")] = 16,
+    scope: Annotated[str, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = "conv",
+    sites: Annotated[bool, typer.Option("--sites", help="Print every site, not only a summary per section.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the CSV file and the figure.")] = Path(
+        "runs/diagnosis"
+    ),
+) -> None:
+    """Measure what activations do on real images: to gradients, dead units, scale, saturation and effective rank.
+
+    Nothing is trained and no file of the model changes. A checkpoint is diagnosed as it is; with --act, from its
+    weights, or those of a fresh model, with the stock activations first and each of the others beside them.
+    """
+    from rtdetr_act.diagnosis import diagnose_variants, name_of
+    from rtdetr_act.diagnosis_report import judge_gradients, print_sites, print_summary, write_diagnosis
+    from rtdetr_act.errors import InputError
+    from rtdetr_act.runs import STOCK, check_variants, parse_arguments
+
+    sources = model or [DEFAULT_MODEL]
+    arguments = parse_arguments(pairs or [])
+    if unknown := set(arguments) - {"imgsz", "batch", "device"}:
+        raise InputError(f"diagnose takes imgsz, batch and device, not '{min(unknown)}'")
+    if act and len(sources) > 1:
+        raise InputError("--act compares activations in one --model: leave it out to compare several checkpoints")
+    if scope != "conv" and not act:
+        raise InputError("--scope says how an activation is swapped in: name one with --act")
+    variants: list[str | None] = list(dict.fromkeys([STOCK, *act])) if act else [None]
+    for source in sources:  # before the first of them takes its minute
+        check_variants(source, variants, scope=scope)
+    found = diagnose_variants(sources, variants, data, images=images, scope=scope, **arguments)
+    title = f"{name_of(sources[0]) if len(sources) == 1 else f'{len(sources)} models'} on {Path(data).stem}"
+    if sites:
+        print_sites(title, found)
+    else:
+        print_summary(f"{title}: medians over the sites, means of shares", found)
+    for sentence in judge_gradients(found):
+        print(sentence)
+    if left_out := list(dict.fromkeys(name for each in found.values() for name in each.left_out)):
+        print(f"not seen: {', '.join(left_out)}")
+    for path in write_diagnosis(found, output, title):
+        print(f"file: {path}")
