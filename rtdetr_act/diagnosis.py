@@ -345,6 +345,8 @@ def training_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
     if isinstance(given, dict):  # what a trainer sets: the gains of the losses, and the number of classes
         model.args = get_cfg(overrides={key: value for key, value in given.items() if key in DEFAULT_CFG_DICT})
         model.nc = model.yaml["nc"]
+    if getattr(model, "criterion", None) is None:  # a checkpoint holds None, which 8.3.0 takes for a criterion
+        model.criterion = model.init_criterion()
     return model.loss(batch)[0].sum()
 
 

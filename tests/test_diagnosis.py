@@ -243,7 +243,8 @@ def test_the_gradient_is_that_of_a_training_step(data: Data, stock_run: Run) -> 
     root.get_submodule(found.sites[0].name).register_forward_hook(keep)
     from ultralytics.cfg import get_cfg
 
-    root.args, root.nc = get_cfg(), 2
+    root.args, root.nc, root.criterion = get_cfg(), 2, None
+    root.criterion = root.init_criterion()
     torch.manual_seed(0)
     root.loss(batches[0])[0].sum().backward()
     assert found.sites[0].gradient_in == pytest.approx(float(kept["into"].norm()), rel=1e-4)
