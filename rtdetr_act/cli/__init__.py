@@ -33,7 +33,8 @@ def _root(
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and a non-zero exit."""
-    from rtdetr_act.cli import deploying, diagnosing, looking, running, studying  # noqa: F401 (they register their commands)
+    # They register their commands.
+    from rtdetr_act.cli import deploying, diagnosing, looking, running, searching, studying  # noqa: F401
 
     try:
         app()

@@ -79,7 +79,7 @@ def study(
         return
     with locked(output):
         folders = prepare_runs(wanted, output)
-        _run(folders, wanted, cpus=cpus, retries=retries, engine=engine, address=address, halving=halving)
+        run_folders(folders, wanted, cpus=cpus, retries=retries, engine=engine, address=address, halving=halving)
         lines = _conclude(output, measure=True)
     if broken := sum(line.failed for line in lines):
         raise TrainingError(
@@ -110,16 +110,22 @@ def _read_words(words: Sequence[str]) -> dict[str, Any]:
     return {**(read_study(Path(files[0])) if files else {}), **given}
 
 
-def _run(
+def run_folders(
     folders: Sequence[Path],
     wanted: Any,
     *,
     cpus: int | None,
     retries: int,
-    engine: str,
-    address: str | None,
-    halving: bool,
+    engine: str = "local",
+    address: str | None = None,
+    halving: bool = False,
 ) -> None:
+    """Run what is not finished of a study, and show how far it is.
+
+    Raises:
+        Interrupted: The user pressed Ctrl-C.
+        InputError: The disk is full, or a run needs more than the machine has.
+    """
     from rtdetr_act.study.live import Display
 
     device = wanted.arguments.get("device")
@@ -161,18 +167,12 @@ def _conclude(folder: Path, *, baseline: str | None = None, measure: bool = Fals
 
 def _print_rows(rows: Sequence[Row], folder: Path, device: Any, cpus: int | None) -> None:
     """Print the runs of a study and what they will take, on this machine."""
-    import torch
     from rich.console import Console
     from rich.table import Table
 
     from rtdetr_act.study.live import format_seconds
-    from rtdetr_act.study.prepare import estimate_seconds
-    from rtdetr_act.study.queue import find_places
 
-    places = find_places(device, cpus)
-    first = places[0].device.split(",")[0]
-    torch.set_num_threads(places[0].threads or torch.get_num_threads())
-    seconds = estimate_seconds(rows, folder, device=f"cuda:{first}" if first.isdigit() else first)
+    seconds, places = time_rows(rows, folder, device, cpus)
     table = Table(title=f"{len(rows)} runs in {folder}")
     for title in ("run", "activation", "seed", "settings", "alone"):
         table.add_column(title, overflow="fold")
@@ -180,5 +180,18 @@ def _print_rows(rows: Sequence[Row], folder: Path, device: Any, cpus: int | None
         time = format_seconds(seconds[row.name]) if seconds[row.name] else "finished"
         table.add_row(row.name, row.variant, str(row.seed), row.setting, time)
     Console().print(table)
-    total = sum(seconds.values()) / min(len(places), max(1, sum(map(bool, seconds.values()))))
-    print(f"about {format_seconds(total)} with {len(places)} at once on this machine, measured on random images")
+    total = sum(seconds.values()) / min(places, max(1, sum(map(bool, seconds.values()))))
+    print(f"about {format_seconds(total)} with {places} at once on this machine, measured on random images")
+
+
+def time_rows(rows: Sequence[Row], folder: Path, device: Any, cpus: int | None) -> tuple[dict[str, float], int]:
+    """Return the seconds of each run by its name, as `estimate_seconds` does, and how many go at once here."""
+    import torch
+
+    from rtdetr_act.study.prepare import estimate_seconds
+    from rtdetr_act.study.queue import find_places
+
+    places = find_places(device, cpus)
+    first = places[0].device.split(",")[0]
+    torch.set_num_threads(places[0].threads or torch.get_num_threads())
+    return estimate_seconds(rows, folder, device=f"cuda:{first}" if first.isdigit() else first), len(places)

@@ -16,6 +16,9 @@ from rtdetr_act.files import write_atomically
 RUNS = "runs"
 STUDY_FILE = "study.json"
 LATENCY_FILE = "latency.json"
+# What the folder of a search holds beside the studies that are its rungs.
+SEARCH_FILE = "search.json"  # its settings; other ones are refused
+PICKS_FILE = "picks.json"  # in the folder of a rung: its plans, and where each came from
 # What a run folder holds beside Ultralytics' own files.
 ROW_FILE = "run.json"  # which row of which study it is; written before the run starts
 RESULT_FILE = "result.json"  # what came out; written last, so that a folder with one is finished

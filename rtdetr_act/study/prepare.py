@@ -18,7 +18,7 @@ from rtdetr_act.study.records import read_run
 
 # Of an image's part in a training step: forward and loss of the validation, in evaluation, against both ways.
 _VALIDATION = 0.4
-_START = 10.0  # seconds for a process, its imports, its model and the final validation
+START = 10.0  # seconds for a process, its imports, its model and the final validation
 
 
 def prepare_runs(study: Study, folder: Path) -> list[Path]:
@@ -87,7 +87,7 @@ def estimate_seconds(rows: Sequence[Row], folder: Path, *, device: str) -> dict[
     return {
         row.name: 0.0
         if is_finished(folder / RUNS / row.name)
-        else _START + statistics.mean(paces[row.variant]) * int(row.arguments.get("epochs", 100))
+        else START + statistics.mean(paces[row.variant]) * int(row.arguments.get("epochs", 100))
         for row in rows
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_act.errors import FoldError, InputError, RtdetrActError
-from rtdetr_act.study.folder import LATENCY_FILE, STUDY_FILE, read_json, write_json
+from rtdetr_act.study.folder import LATENCY_FILE, SEARCH_FILE, STUDY_FILE, read_json, write_json
 from rtdetr_act.study.leaderboard import Line, build, headline
 from rtdetr_act.study.records import Record, read_records
 
@@ -41,11 +41,15 @@ def conclude(folder: Path, *, baseline: str | None = None, measure: bool = False
         measure: Measure the latency of variants that have none yet.
 
     Raises:
-        InputError: There is no run, no such baseline, or the folder cannot be written.
+        InputError: There is no run, no such baseline, the folder is a search, or it cannot be written.
     """
     from rtdetr_act.study.leaderboard import write
     from rtdetr_act.study.page import write_page
 
+    if (folder / SEARCH_FILE).exists():
+        raise InputError(
+            f"'{folder}' is a search, whose rungs do not compare: give '{folder / 'final'}', or a rung of it"
+        )
     records = read_records(folder)
     known = {record.activation for record in records}
     if baseline is not None and baseline not in known:

@@ -1,0 +1,128 @@
+"""Commands that look for the best placement: search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rtdetr_act.cli import app
+from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL, Pairs
+from rtdetr_act.cli.studying import run_folders, time_rows
+from rtdetr_act.errors import InputError
+
+if TYPE_CHECKING:
+    from rtdetr_act.study.grid import Study
+    from rtdetr_act.study.search import Search
+
+
+@app.command()
+def search(
+    pairs: Pairs = None,
+    act: Annotated[
+        list[str] | None, typer.Option("--act", help="Activations to place, arelu,dyrelu_b,silu; 'stock'; repeatable.")
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            "--budget", min=1, help="Epochs of all trainings together; 14 whole ones and the final if not given."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each of the two plans in the final.")] = 3,
+    model: Annotated[str, typer.Option("--model", help="Model YAML or checkpoint.")] = DEFAULT_MODEL,
+    data: Annotated[str, typer.Option("--data", help="Data set YAML, or 'shapes', the embedded one.")] = DEFAULT_DATA,
+    scope: Annotated[str, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = "conv",
+    act_lr: Annotated[float, typer.Option("--act-lr", help="Factor on the learning rate of slopes.")] = 1.0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the search.")] = Path("runs/search"),
+    cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="CPU cores of each run; 1 if not given.")] = None,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries of a run that broke.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print rungs and time; start no run.")] = False,
+) -> None:
+    """Find which activation suits which stage: many short trainings, fewer longer ones, a final with fresh seeds.
+
+    The answer is a model YAML, best.yaml, with its evidence in search.md. It mixes activations only where that is shown
+    to be better than the best single one. The same command goes on where it stopped, however it stopped.
+    """
+    from rich.console import Console
+
+    from rtdetr_act.runs import split_pairs
+    from rtdetr_act.study.evidence import answer, draw_table, write_evidence
+    from rtdetr_act.study.folder import locked
+    from rtdetr_act.study.leaderboard import draw_table as draw_leaderboard
+    from rtdetr_act.study.report import conclude
+    from rtdetr_act.study.search import FINAL, make_search, run_search
+
+    if not act:
+        raise InputError("a search needs activations to place: --act arelu,dyrelu_b,silu")
+    wanted = make_search(
+        act,
+        model=model,
+        data=data,
+        budget=budget,
+        seeds=seeds,
+        scope=scope,
+        act_lr=act_lr,
+        arguments=split_pairs(pairs or []),
+    )
+    if dry_run:
+        _print_rungs(wanted, output, cpus)
+        return
+
+    def run(study: Study, folders: Sequence[Path]) -> None:
+        print(f"{folders[0].parents[1]}: {len(folders)} runs of {study.arguments['epochs']} epochs", flush=True)
+        run_folders(folders, study, cpus=cpus, retries=retries)
+
+    with locked(output):
+        trials = run_search(wanted, output, run)
+        final = conclude(output / FINAL, measure=True)
+        found = answer(wanted, trials, final.lines)
+        files = write_evidence(wanted, trials, final.lines, found, output)
+    console = Console()
+    console.print(draw_table(wanted, trials))
+    console.print(draw_leaderboard(final.lines, final.metric))
+    print(f"answer: {found.plan}\n{found.words}")
+    for path in [*files, *final.files]:
+        print(f"file: {path}")
+
+
+def _print_rungs(wanted: Search, output: Path, cpus: int | None) -> None:
+    """Print the stages, the rungs, and what they will take on this machine, by the pace of the uniform plans."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtdetr_act.study.grid import check_rows, make_rows
+    from rtdetr_act.study.live import format_seconds
+    from rtdetr_act.study.prepare import START
+    from rtdetr_act.study.search import check_folder, make_study, pick
+
+    check_folder(wanted, output)
+    first = wanted.rungs[0]
+    picks = pick(wanted, 0, [])
+    check_rows(make_rows(make_study(wanted, first, picks)))
+    uniform = make_rows(make_study(wanted, first, [each for each in picks if each.origin == "uniform"]))
+    seconds, places = time_rows(uniform, output / "none", wanted.arguments.get("device"), cpus)
+    pace = (sum(seconds.values()) / len(seconds) - START) / first.epochs
+
+    stages = Table(title=f"Stages of {wanted.model}")
+    for title in ("stage", "sites", "activations that can stand there"):
+        stages.add_column(title, overflow="fold", justify="right" if title == "sites" else "left")
+    for stage in wanted.stages:
+        stages.add_row(stage.name, str(stage.sites), ", ".join(stage.choices))
+    rungs = Table(title=f"Rungs in {output}")
+    for title in ("rung", "plans", "epochs each", "seeds", "epochs", "about"):
+        rungs.add_column(title, justify="left" if title == "rung" else "right")
+    total = 0.0
+    for rung in wanted.rungs:
+        runs = rung.plans * len(rung.seeds)
+        time = runs * (START + pace * rung.epochs) / min(places, runs)
+        total += time
+        cells = (rung.plans, rung.epochs, len(rung.seeds), rung.cost)
+        rungs.add_row(rung.name, *map(str, cells), format_seconds(time))
+    console = Console()
+    console.print(stages)
+    console.print(rungs)
+    spent = sum(rung.cost for rung in wanted.rungs)
+    print(f"{spent} epochs of training, of a budget of {wanted.budget}")
+    print(f"about {format_seconds(total)} with {places} at once on this machine, measured on random images")
