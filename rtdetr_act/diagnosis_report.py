@@ -149,7 +149,7 @@ def write_diagnosis(found: Mapping[str, Diagnosis], folder: Path, title: str) ->
     """
     import polars
 
-    from rtdetr_act.study.folder import write_atomically
+    from rtdetr_act.files import write_atomically
 
     rows = [
         (variant, site.name, site.layer, site.section, key, float(getattr(site, key)))

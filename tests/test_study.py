@@ -20,7 +20,8 @@ from rich.console import Console
 
 from rtdetr_act import patch_model
 from rtdetr_act.errors import InputError
-from rtdetr_act.study.folder import locked, read_json, write_atomically, write_json
+from rtdetr_act.files import write_atomically
+from rtdetr_act.study.folder import locked, read_json, write_json
 from rtdetr_act.study.live import Display
 from rtdetr_act.study.process import explain_end, read_progress
 from rtdetr_act.study.queue import Place, make_places

@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError, TrainingError
+from rtdetr_act.files import write_atomically
 from rtdetr_act.runs import load_variant
-from rtdetr_act.study.folder import write_atomically
 from rtdetr_act.study.leaderboard import Line
 from rtdetr_act.study.search import FINAL, Effect, Search, Trial, fit_effects, is_uniform, write_plan
 from rtdetr_act.study.statistics import HALF_POINT
