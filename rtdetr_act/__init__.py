@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rtdetr_act.activations.registry import create as create
     from rtdetr_act.activations.registry import names as names
     from rtdetr_act.activations.registry import register as register
+    from rtdetr_act.convolutions.dynamic import DynamicConv2d as DynamicConv2d
+    from rtdetr_act.convolutions.patching import ConvReport as ConvReport
+    from rtdetr_act.convolutions.patching import patch_convs as patch_convs
     from rtdetr_act.data import shapes as shapes
     from rtdetr_act.deploy.fold import FoldReport as FoldReport
     from rtdetr_act.deploy.fold import fold_activations as fold_activations
@@ -35,6 +38,9 @@ _ROOMS = {
     "create": "activations.registry",
     "names": "activations.registry",
     "register": "activations.registry",
+    "DynamicConv2d": "convolutions.dynamic",
+    "ConvReport": "convolutions.patching",
+    "patch_convs": "convolutions.patching",
     "shapes": "data",
     "FoldReport": "deploy.fold",
     "fold_activations": "deploy.fold",

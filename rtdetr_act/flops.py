@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from rtdetr_act.convolutions.dynamic import DynamicConv2d
 from rtdetr_act.sites import evaluating, example_inputs, find_sites, standing_in
 
 # Operations per element of torch's compound activations, written out: an elementary function such as exp, tanh or erf
@@ -36,8 +37,9 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
     """Return the 1e9 floating-point operations of one image of imgsz x imgsz pixels in evaluation.
 
     Convolutions and matrix products (those of attention too) as torch's own counter has them, two operations for each
-    multiplication with its sum; and every operation of the activations. BatchNorms are not counted, since they fold
-    into the convolutions.
+    multiplication with its sum; and every operation of the activations. Of a dynamic convolution the pooling, the
+    layers of its attention, the mixing of its kernels and the one convolution with the result. BatchNorms are not
+    counted, since they fold into the convolutions.
 
     Args:
         model: An Ultralytics task model, or any model of images.
@@ -55,10 +57,20 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
     shapes: list[tuple[nn.Module, torch.Size]] = []
     stand_ins = [(site, _Pass(site.activation, shapes)) for site in sites]
     counter = FlopCounterMode(display=False)
-    with standing_in(stand_ins), evaluating(model), torch.no_grad(), counter:
-        model(image)
+    pooled: list[int] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given: pooled.append(given[0].numel()))
+        for module in model.modules()
+        if isinstance(module, DynamicConv2d)
+    ]
+    try:
+        with standing_in(stand_ins), evaluating(model), torch.no_grad(), counter:
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
     known: dict[tuple[int, torch.Size], int] = {}
-    total = counter.get_total_flops()
+    total = counter.get_total_flops() + sum(pooled)
     for activation, shape in shapes:
         total += known.setdefault((id(activation), shape), count_activation(activation, shape))
     return total / 1e9

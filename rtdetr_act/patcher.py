@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from rtdetr_act.activations import registry
 from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.convolutions.patching import build, find_convs, install, resolve_convolutions, take_out
 from rtdetr_act.errors import ModelError, SelectionError
 from rtdetr_act.plan import Plan, Rule, SwapOptions, format_layers, is_model_yaml, split_model_yaml, with_plan
 from rtdetr_act.rewired import rewire, unwire
@@ -146,7 +147,10 @@ def patch_model(
         activation = Plan.parse(activation, layers=layers, include=include, exclude=exclude, **how)
     new = resolve_plan(activation)
     sites = find_sites(root, example_input)
+    convs = find_convs(root, "", getattr(root, "yaml", None)) if new.convolutions else []
+    built = build(convs, new.convolutions)
     report = replace(apply_plan(sites, new), unseen=tuple(unseen_calls(root)))
+    install(built, convs)
     if carries_yaml(root):
         _, old = split_model_yaml(root.yaml)  # type: ignore[arg-type]
         plan = _drop_beaten(sites, old.followed_by(new))
@@ -158,7 +162,7 @@ def patch_model(
 def resolve_plan(plan: Plan) -> Plan:
     """Return the plan with zoo names for aliases, its arguments checked; raises SpecError."""
     rules = (replace(rule, activation=registry.resolve(rule.activation)) for rule in plan.rules)
-    return replace(plan, rules=tuple(rules))
+    return replace(plan, rules=tuple(rules), convolutions=resolve_convolutions(plan.convolutions))
 
 
 def apply_plan(sites: Sequence[Site], plan: Plan) -> PatchReport:
@@ -184,14 +188,16 @@ def apply_plan(sites: Sequence[Site], plan: Plan) -> PatchReport:
 def unpatch_model(model: Any) -> int:
     """Put back the very objects that stood at every swapped site; weights are untouched.
 
-    Works on copies and loaded checkpoints too: each activation remembers what it replaced. The plan leaves
+    Works on copies and loaded checkpoints too: each activation remembers what it replaced. So does each dynamic
+    convolution; where it has been trained or loaded since, the Conv2d gets the mean of its kernels. The plan leaves
     `model.yaml`, so that the next training is stock again.
 
     Returns:
         The number of sites restored, 0 for a model that was not patched.
 
     Raises:
-        ModelError: The model is exported, wrapped or compiled, or its weights hold the factors of folded activations.
+        ModelError: The model is exported, wrapped or compiled, or its weights hold the factors of folded activations or
+            of a BatchNorm folded into dynamic convolutions.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     >>> before = net[1]
@@ -205,6 +211,7 @@ def unpatch_model(model: Any) -> int:
             f"{len(folded)} activations were folded into the weights ({folded[0]} first), which are no longer those of "
             "the stock model: unpatch the one that it was folded from"
         )
+    convolutions = take_out(root)
     for name, module in placed:
         path, _, attribute = name.rpartition(".")
         owner = root.get_submodule(path)
@@ -219,7 +226,7 @@ def unpatch_model(model: Any) -> int:
     if carries_yaml(root):
         _, plan = split_model_yaml(root.yaml)  # type: ignore[arg-type]
         root.yaml = with_plan(root.yaml, Plan(default_act=plan.default_act))  # type: ignore[arg-type, assignment]
-    return len(placed)
+    return len(placed) + convolutions
 
 
 def carries_yaml(root: nn.Module) -> bool:

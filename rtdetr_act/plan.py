@@ -21,9 +21,11 @@ SECTIONS = ("backbone", "neck", "head")
 SCOPES = ("conv", "all")
 INITS = ("paper", "match")
 _RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope", "init", "blend")
-_PLAN_KEYS = ("rules", "default_act", "act_lr", "distill", "base")
-TAU_EPOCHS = 10  # the paper of dynamic convolution: the temperature falls over the first ten epochs
-_SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments of an activation that matter until their last epoch
+_PLAN_KEYS = ("rules", "default_act", "act_lr", "distill", "base", "convolutions")
+# Dynamic convolution's paper lets the temperature fall from 30 over the first ten epochs.
+TAU_START, TAU_EPOCHS = 30.0, 10
+_TAU_STARTS = {"dynamic_conv": TAU_START}  # of those that have one where none is given
+_SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments that matter until the last epoch of a schedule
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,9 @@ class Rule:
         end = _tau_end(self.activation)
         if end is None or end > epoch:
             return rule
-        kept = tuple((key, value) for key, value in self.activation.kwargs if key not in _SCHEDULE_KEYS)
-        return replace(rule, activation=replace(self.activation, kwargs=kept))
+        kept = [(key, value) for key, value in self.activation.kwargs if key not in _SCHEDULE_KEYS]
+        kept += [("tau_start", None)] if self.activation.name in _TAU_STARTS else []
+        return replace(rule, activation=replace(self.activation, kwargs=tuple(kept)))
 
     def schedule_ends(self) -> Iterator[float]:
         """Yield the epochs after which a schedule of the rule is over."""
@@ -198,7 +201,7 @@ class SwapOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Plan:
-    """Rules in order, later ones winning, and the settings that travel with them.
+    """Rules in order, later ones winning, and what travels with them.
 
     Attributes:
         rules: The rules.
@@ -206,6 +209,7 @@ class Plan:
         act_lr: Factor on the learning rate of scalar and per-channel activation parameters, 1.0 by default.
         distill: Whether the network before the swap teaches the new one while rules blend.
         base: The plan of the network that rules with `init="match"` or `blend` start from; None for the stock one.
+        convolutions: Rules of the same form for convolutions, such as `dynamic_conv@backbone`.
 
     >>> plan = Plan.parse("dyrelu_b@backbone, dyrelu_c@neck, silu@22-27")
     >>> Plan.from_yaml(plan.to_yaml()) == plan
@@ -217,6 +221,7 @@ class Plan:
     act_lr: float = 1.0
     distill: bool = False
     base: Plan | None = None
+    convolutions: tuple[Rule, ...] = ()
 
     @classmethod
     def parse(
@@ -276,26 +281,33 @@ class Plan:
         if not isinstance(data, Mapping):
             raise SpecError(f"'activation: {data!r}' must be a name such as 'arelu', or a mapping with 'rules'")
         _check_keys("activation", data, _PLAN_KEYS)
-        rules = data.get("rules") or []
-        if not isinstance(rules, list):
-            raise SpecError(f"'rules' under 'activation' must be a list, not {rules!r}")
+        lists = {key: data.get(key) or [] for key in ("rules", "convolutions")}
+        for key, value in lists.items():
+            if not isinstance(value, list):
+                raise SpecError(f"'{key}' under 'activation' must be a list, not {value!r}")
+        rules, convolutions = (tuple(Rule.from_yaml(rule) for rule in value) for value in lists.values())
         default_act = data.get("default_act")
         if default_act is not None and not is_stock_activation(default_act):
             raise SpecError(f"'default_act: {default_act}' must be a stock form such as 'nn.SiLU()'")
-        read = tuple(Rule.from_yaml(rule) for rule in rules)
         return cls(
-            read,
+            rules,
             default_act,
             _check_act_lr(data.get("act_lr", 1.0)),
-            _check_distill(data.get("distill", False), read),
+            _check_distill(data.get("distill", False), rules),
             cls.from_yaml(data["base"]) if data.get("base") else None,
+            convolutions,
         )
 
     def to_yaml(self) -> dict[str, Any] | str | None:
-        """Return the value for `model.yaml["activation"]`: plain data with rules, the stock form (or None) without."""
-        if not self.rules:
+        """Return the value for `model.yaml["activation"]`: plain data with rules, the stock form (or None) without.
+
+        Rules for convolutions stand there too, so that stock Ultralytics refuses them like those for activations.
+        """
+        if not self:
             return self.default_act
         data: dict[str, Any] = {"rules": [rule.to_yaml() for rule in self.rules]}
+        if self.convolutions:
+            data["convolutions"] = [rule.to_yaml() for rule in self.convolutions]
         if self.default_act:
             data["default_act"] = self.default_act
         if self.act_lr != 1.0:
@@ -308,19 +320,16 @@ class Plan:
 
     def winner(self, name: str, layer: int | None, section: str, layout: str) -> Rule | None:
         """Return the last rule that selects the site, or None."""
-        return next((rule for rule in reversed(self.rules) if rule.selects(name, layer, section, layout)), None)
+        return last_match(self.rules, name, layer, section, layout)
 
     def followed_by(self, other: Plan) -> Plan:
         """Return this plan with the rules of `other` behind its own; a rule with the same selection is replaced."""
-
-        def selection(rule: Rule) -> Rule:
-            return replace(rule, activation=ActSpec("any"), init="paper", blend=0.0)
-
+        convolutions = _behind(self.convolutions, other.convolutions)
         if any(rule.starts_from_base for rule in other.rules):
-            return replace(other, default_act=self.default_act, base=self.settled() or None)
-        later = {selection(rule) for rule in other.rules}
-        kept = tuple(rule for rule in self.rules if selection(rule) not in later)
-        return replace(self, rules=kept + other.rules, act_lr=other.act_lr)
+            base = replace(self.settled(), convolutions=())
+            return replace(other, default_act=self.default_act, base=base or None, convolutions=convolutions)
+        rules = _behind(self.rules, other.rules)
+        return replace(self, rules=rules, convolutions=convolutions, act_lr=other.act_lr)
 
     def settled(self, epoch: float = math.inf) -> Plan:
         """Return the plan without the schedules that are over after that many epochs of training; inf ends all.
@@ -328,37 +337,55 @@ class Plan:
         >>> str(Plan.parse("arelu", blend=5).settled(4)), str(Plan.parse("arelu", blend=5).settled(5))
         ('arelu blend=5', 'arelu')
         """
-        rules = tuple(rule.settled(epoch) for rule in self.rules)
+        rules, convolutions = (tuple(r.settled(epoch) for r in part) for part in (self.rules, self.convolutions))
         distill = self.distill and any(rule.blend for rule in rules)
-        plan = replace(self, rules=rules, distill=distill)
+        plan = replace(self, rules=rules, distill=distill, convolutions=convolutions)
         if self.base is None or any(rule.starts_from_base for rule in rules):
             return plan
         return replace(self.base.followed_by(plan), base=self.base.base)
 
     def schedule_ends(self) -> tuple[float, ...]:
         """Return the epochs after which a schedule of the plan is over."""
-        return tuple(sorted({end for rule in self.rules for end in rule.schedule_ends()}))
+        return tuple(sorted({end for rule in self.rules + self.convolutions for end in rule.schedule_ends()}))
 
     def __bool__(self) -> bool:
         """A plan without rules changes nothing."""
-        return bool(self.rules)
+        return bool(self.rules or self.convolutions)
 
     def __str__(self) -> str:
-        """Return the rules in order, as in `dyrelu_b@backbone, silu@22-27`."""
-        return ", ".join(map(str, self.rules))
+        """Return the rules in order, those for convolutions last, as in `dyrelu_b@backbone, silu@22-27`."""
+        return ", ".join(map(str, (*self.rules, *self.convolutions)))
+
+
+def last_match(rules: tuple[Rule, ...], name: str, layer: int | None, section: str, layout: str) -> Rule | None:
+    """Return the last of some rules that selects a place, or None."""
+    return next((rule for rule in reversed(rules) if rule.selects(name, layer, section, layout)), None)
+
+
+def _behind(rules: tuple[Rule, ...], later: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """Return rules with later ones behind them, which replace those of the same selection."""
+
+    def selection(rule: Rule) -> Rule:
+        return replace(rule, activation=ActSpec("any"), init="paper", blend=0.0)
+
+    replaced = {selection(rule) for rule in later}
+    return tuple(rule for rule in rules if selection(rule) not in replaced) + later
 
 
 def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
     """Split a model YAML into what stock Ultralytics parses (four items a row, no `activation`) and its plan.
 
     The input is left as it is. Rows named later win over the top-level `activation:`, which covers the convolutional
-    sites of all others; a named row covers its transformer sites too.
+    sites of all others; a named row covers its transformer sites too. `convolution: dynamic_conv@backbone` is the plan
+    of the convolutions.
 
     Raises:
         SpecError: A row has not four or five items, or an activation in it is wrong.
     """
     plan = Plan.from_yaml(model_yaml.get("activation"))
-    stock = {key: value for key, value in model_yaml.items() if key != "activation"}
+    if (convolution := model_yaml.get("convolution")) is not None:
+        plan = replace(plan, convolutions=plan.convolutions + Plan.parse(convolution).rules)
+    stock = {key: value for key, value in model_yaml.items() if key not in ("activation", "convolution")}
     rules, index = [], 0
     for part in ("backbone", "head"):
         rows = []
@@ -554,7 +581,8 @@ def _check_distill(value: object, rules: Iterable[Rule]) -> bool:
 def _tau_end(activation: ActSpec) -> float | None:
     """Return the epoch after which an activation's temperature is constant, None where it always is."""
     given = dict(activation.kwargs)
-    return float(given.get("tau_epochs", TAU_EPOCHS)) if given.get("tau_start") is not None else None
+    start = given.get("tau_start", _TAU_STARTS.get(activation.name))
+    return float(given.get("tau_epochs", TAU_EPOCHS)) if start is not None else None
 
 
 def _check_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -203,7 +203,9 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def check_variants(source: str, activations: Iterable[str | None], **how: Unpack[SwapOptions]) -> str:
+def check_variants(
+    source: str, activations: Iterable[str | None], *, conv: str | None = None, **how: Unpack[SwapOptions]
+) -> str:
     """Try every plan on the model before the first of them trains for hours, and return the task of the model.
 
     Raises:
@@ -211,13 +213,18 @@ def check_variants(source: str, activations: Iterable[str | None], **how: Unpack
     """
     model = load_model(source)
     for activation in activations:
-        if activation is not None:
-            _, model = load_variant(source, activation, **how)
+        if activation is not None or conv is not None:
+            _, model = load_variant(source, activation, conv=conv, **how)
     return str(model.task)
 
 
 def train_variant(
-    source: str, activation: str | None, arguments: Mapping[str, Any], **how: Unpack[SwapOptions]
+    source: str,
+    activation: str | None,
+    arguments: Mapping[str, Any],
+    *,
+    conv: str | None = None,
+    **how: Unpack[SwapOptions],
 ) -> Outcome:
     """Build a model, swap its activations, train it, and read what came out.
 
@@ -225,6 +232,7 @@ def train_variant(
         source: Model YAML or checkpoint.
         activation: A plan, "stock" for the model without any swap, None for the model as its file has it.
         arguments: Ultralytics arguments of `train`, `data` and perhaps `pretrained` among them.
+        conv: Convolutions to put in, such as "dynamic_conv@backbone", unless the activation is "stock".
         **how: As `patch_model` takes it, for a plan given.
 
     Raises:
@@ -233,7 +241,7 @@ def train_variant(
     given = dict(arguments)
     # Blends and fits start from what the weights were trained with, so the weights must be there before the swap.
     early = given.pop("pretrained", None) if starts_warm(how) and activation not in (None, STOCK) else None
-    name, model = load_variant(source, activation, pretrained=early, **how)
+    name, model = load_variant(source, activation, pretrained=early, conv=conv, **how)
     run_training(model, **{**given, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
     return outcome_of(name, model)
 
@@ -258,6 +266,7 @@ def load_variant(
     activation: str | Mapping[str, Any] | None,
     *,
     pretrained: str | None = None,
+    conv: str | None = None,
     **how: Unpack[SwapOptions],
 ) -> tuple[str, Any]:
     """Return a model with its activations swapped, and the name of the variant.
@@ -267,11 +276,13 @@ def load_variant(
         activation: A plan, as text or as plain data, "stock" for the model without any swap, None for the model as its
             file has it.
         pretrained: Checkpoint to take weights and, below the plan given, activations from.
+        conv: Convolutions to put in, such as "dynamic_conv@backbone", unless the activation is "stock".
         **how: As `patch_model` takes it, for a plan given; plain data says itself how, but for `act_lr`.
 
     Raises:
         RtdetrActError: The model, the checkpoint or the plan is wrong.
     """
+    from rtdetr_act.convolutions.patching import patch_by_rules
     from rtdetr_act.patcher import patch_model, unpatch_model
     from rtdetr_act.ultralytics_hooks import plan_of
 
@@ -286,6 +297,9 @@ def load_variant(
         patch_model(model, replace(Plan.from_yaml(activation), act_lr=how.get("act_lr", 1.0)))
     elif activation is not None:
         patch_model(model, activation, **how)
+    if conv is not None and activation != STOCK:
+        patch_by_rules(model, conv)
+        return (f"{activation}, {conv}" if isinstance(activation, str) else _plan_in(model)), model
     return activation if isinstance(activation, str) else _plan_in(model) or STOCK, model
 
 

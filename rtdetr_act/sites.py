@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rtdetr_act.convolutions.dynamic import DynamicConv2d
 from rtdetr_act.errors import ModelError
 from rtdetr_act.plan import is_model_yaml
 from rtdetr_act.rewired import HiddenCall, rewired_class
@@ -37,7 +38,7 @@ _FUNCTIONS = {
 # The normalising flow inside Ultralytics' Pose26 loss: its SiLU and Tanh shape a density, not features.
 _OPAQUE = ("RealNVP",)
 _SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.LayerNorm)
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, DynamicConv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.SyncBatchNorm)
 
 
@@ -113,18 +114,23 @@ def find_sites(model: nn.Module, example_input: Any = None) -> list[Site]:
 
 def walk(root: nn.Module, name: str, model_yaml: Any, example_input: Any = None) -> list[Site]:
     """Do the work of `find_sites` below a module of that qualified name, whose model has that YAML (or None)."""
-    rows = None
-    if is_model_yaml(model_yaml):
-        rows = len(model_yaml["backbone"]), len(model_yaml["backbone"]) + len(model_yaml["head"])
     found = []
     for site, owner, attribute, activation, call in _walk(root, name, set()):
-        layer = int(site.split(".")[1]) if rows and site.startswith("model.") else None
+        layer, section = locate(site, model_yaml)
         channels, layout = (call.channels(owner), call.layout) if call else _ask_owner(owner, attribute)
-        section = _section(site, layer, rows)
         over = _is_overwritable(owner, attribute, activation)
         known = Site(site, owner, attribute, layer, section, channels, layout, activation, call is not None)
         found.append(replace(known, overwritable=over))
-    return _probe(root, found, rows is not None, example_input)
+    return _probe(root, found, is_model_yaml(model_yaml), example_input)
+
+
+def locate(name: str, model_yaml: Any) -> tuple[int | None, str]:
+    """Return the layer index and the section of a qualified name in a model that has that YAML (or None)."""
+    rows = None
+    if is_model_yaml(model_yaml):
+        rows = len(model_yaml["backbone"]), len(model_yaml["backbone"]) + len(model_yaml["head"])
+    layer = int(name.split(".")[1]) if rows and name.startswith("model.") else None
+    return layer, _section(name, layer, rows)
 
 
 def placed_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from rtdetr_act.convolutions.dynamic import DynamicConv2d
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import write_atomically
 from rtdetr_act.schedules import set_epoch
@@ -51,6 +52,26 @@ def separate_activation_parameters(optimizer: Optimizer, model: nn.Module, act_l
     else:
         settings = {key: value for key, value in home.items() if key != "params"}
         optimizer.add_param_group({**settings, "params": moved, "lr": home["lr"] * act_lr})
+    return len(moved)
+
+
+def keep_biases_undecayed(optimizer: Optimizer, model: nn.Module) -> int:
+    """Take the biases of dynamic convolutions, (K, Cout), out of Muon, which would take them for matrices; in place.
+
+    Ultralytics names its groups since 8.4, and has Muon since then: before, their name puts them among the biases.
+
+    Returns:
+        How many were moved.
+    """
+    chosen = {id(m.bias): m.bias for m in model.modules() if isinstance(m, DynamicConv2d) and m.bias is not None}
+    home = [group for group in optimizer.param_groups if group.get("param_group") == "bias"]
+    moved = []
+    for group in optimizer.param_groups if home else ():
+        if group.get("use_muon"):
+            moved += [p for p in group["params"] if id(p) in chosen]
+            group["params"] = [p for p in group["params"] if id(p) not in chosen]
+    if moved:
+        home[-1]["params"].extend(moved)
     return len(moved)
 
 

@@ -91,6 +91,9 @@ def _hook_tasks(tasks: Any) -> None:
     _replace(tasks, "torch_safe_load", _torch_safe_load)
     # "Transferred 419/475 items" alarms where the rest is new activation parameters.
     _replace(tasks.BaseModel, "load", _load)
+    # BaseModel.fuse folds a BatchNorm into one kernel, where a dynamic convolution has several. It and the blocks and
+    # heads that fuse themselves look the function up by name in their own modules.
+    _hook_fusing(tasks)
     # default_act() must leave the plan in model.yaml, which only the finished model has.
     for cls in tasks.BaseModel.__subclasses__():
         if cls.__module__ == tasks.__name__ and "__init__" in vars(cls):
@@ -101,6 +104,20 @@ def _hook_tasks(tasks: Any) -> None:
         _replace(tasks.RTDETRDecoder, "__init__", _init_decoder)
 
 
+def _hook_fusing(module: Any) -> None:
+    if hasattr(module, "fuse_conv_and_bn"):
+        _replace(module, "fuse_conv_and_bn", _fuse_conv_and_bn)
+
+
+def _fuse_conv_and_bn(original: Callable[..., Any], conv: Any, bn: Any) -> Any:
+    from rtdetr_act.convolutions.dynamic import DynamicConv2d
+
+    if not isinstance(conv, DynamicConv2d):
+        return original(conv, bn)
+    conv.fold_norm(bn)
+    return conv.requires_grad_(False)
+
+
 def _init_decoder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     given = inspect.signature(original).bind(*args, **kwargs)
     if given.arguments.get("act", "own") is None:
@@ -109,6 +126,7 @@ def _init_decoder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> No
 
 
 def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbose: bool = True) -> Any:
+    from rtdetr_act.convolutions.patching import build, find_convs, install
     from rtdetr_act.patcher import resolve_plan
 
     stock, plan = split_model_yaml(d)
@@ -117,10 +135,13 @@ def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbo
         layers, save = original(stock, ch, verbose)
     if plan:
         report = _apply_plans(layers, d, plan)
+        places = find_convs(layers, "model", d) if plan.convolutions else []
+        convs = install(build(places, plan.convolutions), places)
         for layer in layers:
             layer.np = sum(parameter.numel() for parameter in layer.parameters())  # what info(detailed=True) prints
         if verbose:
-            log(f"{len(report)} activations swapped: {plan} ({report.parameters:,} parameters)")
+            swapped = f"{len(report)} activations swapped" + (f", {len(convs)} dynamic convolutions" if convs else "")
+            log(f"{swapped}: {plan} ({report.parameters + convs.parameters:,} parameters)")
     return layers, save
 
 
@@ -177,11 +198,14 @@ def _allow_safe_load() -> None:
     import torch
 
     from rtdetr_act.activations.registry import own_classes
+    from rtdetr_act.convolutions.dynamic import DynamicConv2d
     from rtdetr_act.rewired import ultralytics as rewired
+    from rtdetr_act.schedules import Temperature
     from rtdetr_act.warmstart.blend import Blend
 
     if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
-        torch.serialization.add_safe_globals([*own_classes(), *rewired.CLASSES.values(), Blend])
+        own = [*own_classes(), *rewired.CLASSES.values(), Blend, Temperature, DynamicConv2d]
+        torch.serialization.add_safe_globals(own)
 
 
 def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: Any, **kwargs: Any) -> Any:
@@ -229,10 +253,16 @@ def _load(
     original: Callable[..., Any], self: Any, weights: Any, verbose: bool = True, *args: Any, **kwargs: Any
 ) -> Any:
     result = original(self, weights, verbose, *args, **kwargs)
-    if verbose and plan_of(self):
+    plan = plan_of(self)
+    model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
+    if plan.convolutions:
+        from rtdetr_act.convolutions.patching import load_plain
+
+        if (count := load_plain(self, model.float().state_dict())) and verbose:
+            log(f"{count} dynamic convolutions start from plain ones")
+    if verbose and plan:
         from rtdetr_act.sites import placed_activations
 
-        model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
         given, own = ({name: value.shape for name, value in m.state_dict().items()} for m in (model, self))
         prefixes = tuple(f"{name}." for name, _ in placed_activations(self))
         inside = {name for name in own if name.startswith(prefixes)}
@@ -419,9 +449,10 @@ def _hook_trainer(trainer: Any) -> None:
 
 
 def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-    from rtdetr_act.training import separate_activation_parameters, task_model
+    from rtdetr_act.training import keep_biases_undecayed, separate_activation_parameters, task_model
 
     optimizer = original(self, model, *args, **kwargs)
+    keep_biases_undecayed(optimizer, model)
     plan = plan_of(task_model(model))
     if plan and (count := separate_activation_parameters(optimizer, model, plan.act_lr)):
         rate = "" if plan.act_lr == 1.0 else f", their learning rate times {plan.act_lr:g}"
@@ -535,6 +566,8 @@ def log(text: str, *, warn: bool = False) -> None:
 
 _HOOKS: dict[str, Callable[[Any], None]] = {
     "ultralytics.nn.tasks": _hook_tasks,
+    "ultralytics.nn.modules.block": _hook_fusing,
+    "ultralytics.nn.modules.head": _hook_fusing,
     "ultralytics.engine.model": _hook_model,
     "ultralytics.engine.exporter": _hook_exporter,
     "ultralytics.engine.trainer": _hook_trainer,

@@ -47,6 +47,12 @@ def train(
     data: Annotated[str, typer.Option("--data", help="Data set YAML, or 'shapes', the embedded one.")] = DEFAULT_DATA,
     scope: Annotated[str, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = "conv",
     act_lr: Annotated[float, typer.Option("--act-lr", help="Factor on the learning rate of slopes.")] = 1.0,
+    conv: Annotated[
+        str | None,
+        typer.Option(
+            "--conv", help="Convolutions to put in, such as dynamic_conv or 'dynamic_conv(kernels=2)@backbone'."
+        ),
+    ] = None,
     pretrained: Annotated[str | None, typer.Option("--pretrained", help="Checkpoint to take weights from.")] = None,
     init: Annotated[
         str, typer.Option("--init", help="paper, or match to start closest to the activation that is replaced.")
@@ -80,6 +86,8 @@ def train(
     if how != usual and not [name for name in variants if name not in (None, STOCK)]:
         options = ", ".join(f"--{key.replace('_', '-')}" for key in usual)
         raise InputError(f"{options} say how an activation is swapped in: name one with --act")
+    if conv is not None and set(variants) == {STOCK}:
+        raise InputError("'stock' is the model without --conv as well: leave --act out to train --conv alone")
     if pretrained is not None:
         if not pretrained.endswith(".pt"):
             raise InputError(f"--pretrained takes a .pt checkpoint, not '{pretrained}'")
@@ -87,7 +95,7 @@ def train(
         arguments["pretrained"] = pretrained
     if data == DEFAULT_DATA:
         arguments = {**SHAPES_SETTINGS, **arguments}
-    task = check_variants(model, variants, **how)
+    task = check_variants(model, variants, conv=conv, **how)
     for variant in variants if target else ():
         warn_for(load_variant(model, variant, scope=scope)[1], target)
     arguments["data"] = resolve_data(data)
@@ -100,7 +108,7 @@ def train(
             if len(variants) > 1 and "name" in settings:  # with exist_ok=True they would overwrite one another
                 settings["name"] = f"{settings['name']}-{slug(str(variant))}"
             try:
-                outcomes.append(train_variant(model, variant, settings, **how))
+                outcomes.append(train_variant(model, variant, settings, conv=conv, **how))
             except RtdetrActError as error:
                 if len(variants) == 1 or isinstance(error, Interrupted):
                     raise

@@ -1,0 +1,1 @@
+"""Convolutions that take the place of others: the companion of the activations."""
