@@ -39,11 +39,12 @@ test-oldest:
 	$(call environment,$(OLDEST),-e ".[dev]" "ultralytics==8.3.0" "torch==2.4.1" "torchvision==0.19.1" "numpy<2" setuptools)
 	$(OLDEST)/$(BIN)/python -m pytest
 
-# Tables, JSON and charts in runs/bench; about twenty minutes on two cores.
+# Tables, JSON and charts in runs/bench; about 25 minutes on two cores.
 bench: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/bench_ops.py
 	$(VENV)/$(BIN)/python scripts/bench_models.py
 	$(VENV)/$(BIN)/python scripts/bench_fold.py
+	$(VENV)/$(BIN)/python scripts/bench_conv.py
 
 # Every activation in every export format against torch: runs/parity/parity.md; about fifteen minutes.
 parity: $(VENV)/installed

@@ -30,11 +30,13 @@ from rtdetr_act import (
     ultralytics_hooks,
     unpatch_model,
 )
+from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.convolutions.patching import placed_convs
 from rtdetr_act.errors import InputError, ModelError, SelectionError, SpecError
 from rtdetr_act.flops import count_gflops
 from rtdetr_act.ops.dynamic_conv import dynamic_conv, in_parallel
 from rtdetr_act.plan import normalise_model_yaml, split_model_yaml
+from rtdetr_act.runs import load_variant
 from rtdetr_act.training import keep_biases_undecayed
 
 
@@ -57,7 +59,8 @@ def cases(draw: Callable) -> tuple[Any, ...]:
     stride, dilation = draw(st.sampled_from([1, 2, (1, 2)])), draw(st.sampled_from([1, 2]))
     padding = draw(st.sampled_from([0, 1, (1, 2), "same" if stride == 1 else 0]))
     batch, k = draw(st.integers(1, 4)), draw(st.integers(2, 4))
-    size = draw(st.integers(9, 12)), draw(st.integers(9, 12))
+    few = kernel == (1, 1) and draw(st.booleans())
+    size = (draw(st.integers(1, 3)), 2) if few else (draw(st.integers(9, 12)), draw(st.integers(9, 12)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     drawn = [
         torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -297,6 +300,24 @@ def test_which_convolutions_of_ultralytics() -> None:
     assert not list(placed_convs(rtdetr)) and "activation" not in rtdetr.yaml
 
 
+def test_a_plan_as_plain_data_places_both(tmp_path: Path) -> None:
+    file = tiny.write_yaml(tmp_path / "m.yaml", tiny.yolo())
+    plan = {"rules": [{"activation": "arelu"}], "convolutions": [{"activation": "dynamic_conv", "layers": "1-3"}]}
+    for data in (plan, {"convolutions": plan["convolutions"]}):
+        name, model = load_variant(str(file), data)
+        assert name == str(Plan.from_yaml(data)) and "dynamic_conv@1-3" in name
+        assert {found.split(".")[1] for found, _ in placed_convs(model.model)} == {"1", "2", "3"}
+        assert tiny.count(model.model, AReLU) == ("rules" in data) * len(find_sites(model))
+    name, model = load_variant(str(file), "mish", conv="dynamic_conv@backbone")
+    assert name == "mish, dynamic_conv@backbone" and model.model.model[1].conv.kernels == 4
+    assert load_variant(str(file), "stock", conv="dynamic_conv")[0] == "stock"
+    # Nothing is changed where anything is wrong.
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    with pytest.raises(SelectionError):
+        patch_model(net, Plan.from_yaml({**plan, "convolutions": [{"activation": "dynamic_conv"}]}))
+    assert type(net[1]) is nn.ReLU
+
+
 def test_starts_as_the_stock_network_of_the_same_seed() -> None:
     torch.manual_seed(0)
     stock = tasks.DetectionModel(tiny.yolo(), verbose=False)
@@ -427,7 +448,7 @@ def test_stock_ultralytics_refuses_it() -> None:
     patch_convs(model)
     ultralytics_hooks.remove()
     try:
-        with pytest.raises(Exception, match="must be a string|eval"):
+        with pytest.raises(Exception, match=r"must be a string|eval"):
             tasks.DetectionModel(model.yaml, verbose=False)
     finally:
         ultralytics_hooks.install()

@@ -12,6 +12,9 @@ from rtdetr_act.ops.backend import is_tracing
 
 _Padding = str | int | Sequence[int]
 _Step = int | Sequence[int]
+# Positions of a map up to which 1x1 kernels are not mixed at all. Forward and backward of 160 to 960 channels, batch 8,
+# on a CPU: 0.9 ms against 8.1 of the next best form for one position, 2.6 against 4.2 for four; from 16 on it loses.
+_FEW = 4
 
 
 def dynamic_conv(
@@ -44,9 +47,12 @@ def dynamic_conv(
     """
     if _is_exporting() or not len(x):
         return in_parallel(x, attention, weight, bias, stride, padding, dilation, groups)
+    matrices = _is_matrix_product(weight, stride, padding, groups)
+    if matrices and x.shape[2] * x.shape[3] <= _FEW:
+        return _as_one_layer(x, attention, weight, bias)
     kernels = mix(attention, weight)
     biases = None if bias is None else mix(attention, bias)
-    if _is_matrix_product(weight, stride, padding, groups):
+    if matrices:
         return _as_matrix_product(x, kernels, biases)
     return _as_one_convolution(x, kernels, biases, stride, padding, dilation, groups)
 
@@ -129,6 +135,14 @@ def _as_matrix_product(x: Tensor, kernels: Tensor, biases: Tensor | None) -> Ten
     else:
         y = torch.bmm(matrices, rows) if biases is None else torch.baddbmm(biases[:, :, None], matrices, rows)
     return y.unflatten(2, x.shape[2:])
+
+
+def _as_one_layer(x: Tensor, attention: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve with all K 1x1 kernels as one linear layer, and sum its results."""
+    rows = x.flatten(2).transpose(1, 2)
+    results = F.linear(rows, weight.flatten(0, 1).flatten(1), None if bias is None else bias.flatten())
+    results = results.unflatten(2, weight.shape[:2]) * attention.to(results.dtype)[:, None, :, None]
+    return results.sum(2).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 def _is_channels_last(x: Tensor) -> bool:
