@@ -40,7 +40,7 @@ LAYERS = (
     ("MobileNetV2 at 224", 576, 576, 3, 2, 576, 14),
     ("MobileNetV2 at 224", 960, 160, 1, 1, 1, 7),
     ("MobileNetV2 at 224", 320, 1280, 1, 1, 1, 7),
-    ("MobileNetV2 at 64", 160, 960, 1, 1, 1, 2),
+    ("MobileNetV2 at 96", 160, 960, 1, 1, 1, 3),
     ("MobileNetV2 at 32", 320, 1280, 1, 1, 1, 1),
     ("rtdetr-n at 128", 16, 16, 3, 1, 1, 32),
     ("rtdetr-n at 128", 64, 64, 3, 1, 1, 16),

@@ -40,6 +40,11 @@ from rtdetr_act.runs import load_variant
 from rtdetr_act.training import keep_biases_undecayed
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 def one_by_one(x: Tensor, pi: Tensor, weight: Tensor, bias: Tensor | None, *where: Any) -> Tensor:
     """Compute the formula of the paper as it stands there, an image at a time."""
     results = []
@@ -60,7 +65,7 @@ def cases(draw: Callable) -> tuple[Any, ...]:
     padding = draw(st.sampled_from([0, 1, (1, 2), "same" if stride == 1 else 0]))
     batch, k = draw(st.integers(1, 4)), draw(st.integers(2, 4))
     few = kernel == (1, 1) and draw(st.booleans())
-    size = (draw(st.integers(1, 3)), 2) if few else (draw(st.integers(9, 12)), draw(st.integers(9, 12)))
+    size = (draw(st.integers(1, 5)), 3) if few else (draw(st.integers(9, 12)), draw(st.integers(9, 12)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     drawn = [
         torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -113,12 +118,12 @@ def test_equal_kernels_are_the_convolution(mode: str) -> None:
 
 
 def test_attention_and_temperature() -> None:
-    conv, x = DynamicConv2d(32, 8, 3), 5 * torch.randn(6, 32, 8, 8) + torch.randn(6, 32, 1, 1) * 20
+    conv, x = DynamicConv2d(32, 8, 3), torch.randn(6, 32, 8, 8) + torch.randn(6, 32, 1, 1)
     pi = conv.attention(x)
     assert pi.shape == (6, 4) and (pi > 0).all()
     torch.testing.assert_close(pi.sum(1), torch.ones(6))
     hot = (pi - 0.25).abs().max()
-    assert hot < 0.1
+    assert 0 < hot < 0.01
     seen = []
     for epoch in (0, 2.5, 5, 10, 300):
         conv.set_epoch(epoch)
