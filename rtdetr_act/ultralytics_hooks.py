@@ -204,7 +204,7 @@ def _allow_safe_load() -> None:
     from rtdetr_act.warmstart.blend import Blend
 
     if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
-        own = [*own_classes(), *rewired.CLASSES.values(), Blend, Temperature, DynamicConv2d]
+        own: list[Any] = [*own_classes(), *rewired.CLASSES.values(), Blend, Temperature, DynamicConv2d]
         torch.serialization.add_safe_globals(own)
 
 

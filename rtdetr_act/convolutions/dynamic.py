@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rtdetr_act.activations.channels import check_count, check_positive
+from rtdetr_act.activations.channels import check_count
 from rtdetr_act.ops.backend import wide
 from rtdetr_act.ops.dynamic_conv import dynamic_conv
 from rtdetr_act.ops.pool import mean_over_positions
+from rtdetr_act.plan import TAU_EPOCHS, TAU_START
+from rtdetr_act.schedules import Temperature
 
 # What a swap leaves behind on a convolution: its spec, and the Conv2d that stood there before (see sites.MARK).
 CONV_MARK = "_rtdetr_act_conv"
@@ -26,8 +28,8 @@ class DynamicConv2d(nn.Module):
     """A 2-D convolution whose kernel and bias are mixtures of K, weighted by an attention that looks at the image.
 
     `pi = softmax(z / tau)`, z by global average pooling, Linear C -> max(C // reduction, 1), ReLU and Linear -> K.
-    The temperature tau falls linearly from `tau_start` to `tau` over `tau_epochs` epochs as `set_epoch` is called, so
-    that all kernels learn early on; until the first call it is `tau_start`.
+    The temperature tau falls evenly from `tau_start` to `tau` over `tau_epochs` epochs, so that all kernels learn early
+    on (`set_epoch(model, epoch)`; Ultralytics' training does it by itself).
 
     Shapes: (B, Cin, H, W) to (B, Cout, H', W') as `torch.nn.Conv2d`; `weight` is (K, Cout, Cin / groups, kh, kw) and
     `bias` (K, Cout) or None.
@@ -57,8 +59,6 @@ class DynamicConv2d(nn.Module):
     torch.Size([2, 16, 5, 5])
     """
 
-    temperature: Tensor
-
     def __init__(
         self,
         in_channels: int,
@@ -74,15 +74,13 @@ class DynamicConv2d(nn.Module):
         kernels: int = 4,
         reduction: int = 4,
         tau: float = 1.0,
-        tau_start: float | None = 30.0,
-        tau_epochs: float = 10,
+        tau_start: float | None = TAU_START,
+        tau_epochs: float = TAU_EPOCHS,
     ) -> None:
         super().__init__()
         self.kernels = check_count("kernels", kernels, at_least=2)
         self.reduction = check_count("reduction", reduction)
-        self.tau = check_positive("tau", tau)
-        self.tau_start = None if tau_start is None else check_positive("tau_start", tau_start)
-        self.tau_epochs = check_positive("tau_epochs", tau_epochs, or_zero=True)
+        self.temperature = Temperature(tau, tau_start, tau_epochs)
         convs = [
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
             for _ in range(kernels)
@@ -97,10 +95,6 @@ class DynamicConv2d(nn.Module):
         self.expand = nn.Linear(hidden, kernels)
         self.weight = nn.Parameter(torch.stack([conv.weight.detach() for conv in convs]))
         self.bias = nn.Parameter(torch.stack([conv.bias.detach() for conv in convs])) if bias else None  # type: ignore[union-attr]
-        # A tensor, so that a compiled network need not be compiled again for each value. Not in the state dict, of
-        # which EMAs make averages, and which a run with another schedule may load.
-        self.register_buffer("temperature", torch.zeros(()), persistent=False)
-        self.set_epoch(0)
 
     @classmethod
     def from_conv(
@@ -109,8 +103,8 @@ class DynamicConv2d(nn.Module):
         kernels: int = 4,
         reduction: int = 4,
         tau: float = 1.0,
-        tau_start: float | None = 30.0,
-        tau_epochs: float = 10,
+        tau_start: float | None = TAU_START,
+        tau_epochs: float = TAU_EPOCHS,
     ) -> DynamicConv2d:
         """Return a dynamic convolution that starts as `conv`, on its device, in its type and mode.
 
@@ -151,18 +145,6 @@ class DynamicConv2d(nn.Module):
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias.expand_as(self.bias))
 
-    def set_epoch(self, epoch: float) -> None:
-        """Set the temperature to what it is that many epochs, whole or not, after the start.
-
-        >>> conv = DynamicConv2d(1, 1, 1)
-        >>> [(conv.set_epoch(epoch), conv.temperature.item())[1] for epoch in (0, 5, 10, 99)]
-        [30.0, 15.5, 1.0, 1.0]
-        """
-        tau = self.tau
-        if self.tau_start is not None and epoch < self.tau_epochs:
-            tau = self.tau_start + (self.tau - self.tau_start) * max(epoch, 0) / self.tau_epochs
-        self.temperature.fill_(tau)
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of each image of x with its own kernel."""
         pi = self.attention(x)
@@ -175,8 +157,7 @@ class DynamicConv2d(nn.Module):
         """Return pi, (B, K) of positive numbers that sum to 1, for (B, Cin, H, W)."""
         dtype = self.squeeze.weight.dtype
         z = self.expand(F.relu(self.squeeze(mean_over_positions(x, dtype))))
-        computed = wide(dtype)
-        return torch.softmax(z.to(computed) / self.temperature.to(computed), dim=1).to(dtype)
+        return torch.softmax(z.to(wide(dtype)) / self.temperature(), dim=1).to(dtype)
 
     @torch.no_grad()
     def fold_norm(self, norm: nn.BatchNorm2d) -> None:
@@ -196,8 +177,15 @@ class DynamicConv2d(nn.Module):
         """Return the shape, and what else the constructor was given."""
         size = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         rest = f", padding={self.padding}, groups={self.groups}, bias={self.bias is not None}"
-        tau = f", tau={self.tau:g}, tau_start={self.tau_start}, tau_epochs={self.tau_epochs:g}"
-        return f"{size}{rest}, kernels={self.kernels}, reduction={self.reduction}{tau}"
+        return f"{size}{rest}, kernels={self.kernels}, reduction={self.reduction}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What it replaced is as large as a kernel, and its weight is the mean of the kernels: no copy and no checkpoint
+        # needs it.
+        state = dict(vars(self))
+        if mark := state.get(CONV_MARK):
+            state[CONV_MARK] = {**mark, "original": [None]}
+        return state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DynamicConv2d:
         # `.to(memory_format=torch.channels_last)` asks it of tensors with five dimensions too, which cannot have it.
@@ -205,18 +193,28 @@ class DynamicConv2d(nn.Module):
             return fn(t) if t.ndim != 5 else fn(t.flatten(0, 1)).contiguous().unflatten(0, t.shape[:2])
 
         super()._apply(apply, recurse)
-        self.temperature = self.temperature.float()
         return self
 
 
 @torch.no_grad()
 def original_of(conv: DynamicConv2d) -> nn.Conv2d:
-    """Return the very convolution that a dynamic one replaced.
+    """Return the very convolution that a dynamic one replaced, or one like it where this is a copy or was loaded.
 
     Its weight is as it was, unless the kernels have been trained or loaded since: then it is their mean, what the
     dynamic convolution does with equal attention.
     """
-    original: nn.Conv2d = getattr(conv, CONV_MARK)["original"][0]
+    original: nn.Conv2d = getattr(conv, CONV_MARK)["original"][0] or nn.utils.skip_init(
+        nn.Conv2d,
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        conv.bias is not None,
+        conv.padding_mode,
+    )
     original.to(conv.weight.device, conv.weight.dtype).train(conv.training)
     pairs = [(original.weight, conv.weight.mean(0))]
     if original.bias is not None and conv.bias is not None:

@@ -14,6 +14,8 @@ from torch import nn
 from rtdetr_act.convolutions.dynamic import CONV_MARK, DynamicConv2d, original_of
 from rtdetr_act.errors import ModelError, SelectionError, SpecError, suggest
 from rtdetr_act.plan import (
+    TAU_EPOCHS,
+    TAU_START,
     ActSpec,
     Plan,
     Rule,
@@ -117,14 +119,14 @@ def patch_convs(
     exclude: str | Iterable[str] | None = None,
     reduction: int = 4,
     tau: float = 1.0,
-    tau_start: float | None = 30.0,
-    tau_epochs: float = 10,
+    tau_start: float | None = TAU_START,
+    tau_epochs: float = TAU_EPOCHS,
 ) -> ConvReport:
     """Replace the convolutions of a model by dynamic ones, in place (Chen et al., CVPR 2020, arXiv:1912.03458).
 
     Each starts as the convolution it replaces. An Ultralytics model carries the plan in `model.yaml`, so that training,
     resuming and checkpoints keep it. In a training loop of your own, patch before the optimizer is built, and call
-    `set_epoch` of every `DynamicConv2d` as the epochs go by. The first convolution stays as it is, as in the paper, and
+    `set_epoch(model, epoch)` as the epochs go by. The first convolution stays as it is, as in the paper, and
     so do frozen ones, the predictions of an Ultralytics head, and those whose blocks read their weights (RepConv).
 
     Args:
@@ -176,15 +178,14 @@ def patch_by_rules(model: Any, rules: str | tuple[Rule, ...]) -> ConvReport:
 
 
 def resolve_convolutions(rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """Return rules for convolutions as they are, their names and arguments checked; raises SpecError.
+    """Return rules for convolutions with their arguments named and checked; raises SpecError.
 
     >>> resolve_convolutions(Plan.parse("dynamic_conv(kernels=1)").rules)
     Traceback (most recent call last):
     rtdetr_act.errors.SpecError: 'dynamic_conv(kernels=1)' is wrong: kernels is an integer of at least 2, not 1
     """
-    for rule in rules:
-        _settings(rule.activation)
-    return tuple(rules)
+    specs = (ActSpec(NAME, (), tuple(_settings(rule.activation).items())) for rule in rules)
+    return tuple(replace(rule, activation=spec) for rule, spec in zip(rules, specs, strict=True))
 
 
 def _settings(spec: ActSpec) -> dict[str, Any]:
