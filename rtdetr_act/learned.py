@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import random
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.errors import InputError, ModelError
 from rtdetr_act.files import write_atomically
+from rtdetr_act.images import pick_images
 from rtdetr_act.plot import check_picture
 from rtdetr_act.sites import MARK, placed_activations
 from rtdetr_act.training import slopes
@@ -203,21 +203,6 @@ def _chunks(images: Sequence[Tensor], batch: int) -> Iterator[list[Tensor]]:
     for _, group in groupby(images, key=lambda image: image.shape):
         same = list(group)
         yield from (same[start : start + batch] for start in range(0, len(same), batch))
-
-
-def pick_images(dataset: Any, count: int = _IMAGES) -> list[Tensor]:
-    """Return images of an Ultralytics data set, always the same, evenly spread; random generators stay as they are.
-
-    Ultralytics draws a random number for each image, for the order of its colours, even where it changes nothing.
-    """
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            chosen = sorted({index * len(dataset) // count for index in range(count)})
-            return [dataset[index]["img"] for index in chosen]
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 # --- activations.csv ------------------------------------------------------------------------------------------------

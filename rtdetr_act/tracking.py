@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rtdetr_act.images import pick_images
 from rtdetr_act.learned import (
     HISTORY_FILE,
     PICTURE_FILE,
     Quantity,
     draw_history,
     has_coefficients,
-    pick_images,
     read_history,
     read_quantities,
     save_quantities,

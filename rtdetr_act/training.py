@@ -15,9 +15,11 @@ from torch.optim import Optimizer
 from rtdetr_act.convolutions.dynamic import DynamicConv2d
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import write_atomically
+from rtdetr_act.images import pick_images
 from rtdetr_act.schedules import set_epoch
 from rtdetr_act.sites import placed_activations
 from rtdetr_act.ultralytics_hooks import log, plan_of
+from rtdetr_act.warmstart.calibrate import calibrate, has_norms
 
 # These hold weights, not slopes: what Ultralytics does with them elsewhere is right for them here.
 _WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
@@ -134,12 +136,19 @@ def follow(trainer: Any, event: str) -> None:
         advance(trainer, trainer.epoch + 1)
 
 
+_CALIBRATING = 128  # images for BatchNorm statistics
 _BEFORE_END = 1 - 1e-6  # an epoch that is repeated after running out of memory counts on, but never into the next
 
 
 def _start(trainer: Any) -> None:
     model = task_model(trainer.model)
     plan = plan_of(model)
+    if (
+        not trainer.start_epoch
+        and any(rule.init == "match" and not rule.blend for rule in plan.rules)
+        and has_norms(model)
+    ):
+        _calibrate(trainer, model)
     if not plan.schedule_ends():
         return
     if hasattr(model, "student_model"):
@@ -154,6 +163,18 @@ def _start(trainer: Any) -> None:
     if plan.distill:
         schedule.teacher = _make_teacher(trainer, model)
     advance(trainer, trainer.start_epoch)
+
+
+def _calibrate(trainer: Any, model: nn.Module) -> None:
+    """Give the layers behind activations that were swapped at once the statistics of what these let through.
+
+    A blend needs none: it begins as the network that the statistics are of.
+    """
+    images = pick_images(trainer.train_loader.dataset, _CALIBRATING)
+    stack = torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image for image in images])
+    calibrate(model, stack.split(16))
+    if trainer.ema:
+        trainer.ema.ema.load_state_dict(model.state_dict())
 
 
 def advance(trainer: Any, epoch: float) -> None:

@@ -24,12 +24,12 @@ from rtdetr_act import patch_model, tracking
 from rtdetr_act.cli import app, looking  # noqa: F401 (it registers its commands)
 from rtdetr_act.deploy.fold import fold_checkpoint
 from rtdetr_act.errors import InputError, ModelError
+from rtdetr_act.images import pick_images
 from rtdetr_act.learned import (
     COLUMNS,
     Quantity,
     as_history,
     draw_history,
-    pick_images,
     read_history,
     read_quantities,
     save_quantities,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -36,8 +36,7 @@ def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
     (1, tensor([2.]))
     """
     root = unwrap(model)
-    norms = [module for module in root.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
+    norms = list(_norms(root))
     if not norms:
         raise InputError("the model has no BatchNorm to calibrate: calibrate it before it is fused")
     reference = next(parameter for parameter in root.parameters() if parameter.is_floating_point())
@@ -58,3 +57,14 @@ def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
     if not batches:
         raise InputError("calibrate got no images: give at least one batch")
     return len(norms)
+
+
+def has_norms(model: nn.Module) -> bool:
+    """Say whether a model has statistics to calibrate."""
+    return next(_norms(model), None) is not None
+
+
+def _norms(model: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            yield module
