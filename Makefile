@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 RAY := .venv-ray
+# Two processes: most tests keep one core busy. Each file stays in one of them, with its trained fixtures.
+PARALLEL := -n 2 --dist loadfile
 # A plain comma inside $(call …) would end the argument.
 , := ,
 ifeq ($(OS),Windows_NT)
@@ -32,12 +34,12 @@ test: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff check .
 	$(VENV)/$(BIN)/ruff format --check .
 	MYPYPATH=scripts $(VENV)/$(BIN)/mypy rtdetr_act scripts
-	$(VENV)/$(BIN)/python -m pytest
+	$(VENV)/$(BIN)/python -m pytest $(PARALLEL)
 
 # The oldest supported releases. torch 2.4 because Ultralytics 8.3.0 cannot load checkpoints with torch 2.6 and newer.
 test-oldest:
 	$(call environment,$(OLDEST),-e ".[dev]" "ultralytics==8.3.0" "torch==2.4.1" "torchvision==0.19.1" "numpy<2" setuptools)
-	$(OLDEST)/$(BIN)/python -m pytest
+	$(OLDEST)/$(BIN)/python -m pytest $(PARALLEL)
 
 # Tables, JSON and charts in runs/bench; about 25 minutes on two cores.
 bench: $(VENV)/installed
