@@ -57,7 +57,7 @@ def parse_words() -> argparse.Namespace:
     parser.add_argument("--stock-epochs", type=int, default=30)
     parser.add_argument("--stock-lr", type=float, default=2e-3)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--blend", type=float, default=1.0, help="epochs")
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/warmstart"))
@@ -93,6 +93,8 @@ def tuning_jobs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             stock = given.output / f"{Path(model).stem}-stock-s{seed}" / "run" / "weights" / "best.pt"
             for activation in given.act:
                 for method in given.method:
+                    if method == "blend+match" and not can_be_fitted(activation):
+                        continue  # the same as blend
                     how = {k: given.blend if k == "blend" else v for k, v in METHODS[method].items()}
                     name = f"{Path(model).stem}-{activation}-{method.replace('+', '-')}-s{seed}"
                     yield {
@@ -105,6 +107,16 @@ def tuning_jobs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         "data": given.data,
                         "pairs": [*given.pairs, f"epochs={given.epochs}", f"lr0={given.lr}"],
                     }
+
+
+def can_be_fitted(activation: str) -> bool:
+    """Say whether an activation has a start to fit."""
+    from torch import nn
+
+    from rtdetr_act import create
+    from rtdetr_act.warmstart.match import match
+
+    return match(create(activation, channels=8), nn.SiLU(), 8) is not None
 
 
 def run_all(jobs: Sequence[dict[str, Any]], parallel: int) -> None:
