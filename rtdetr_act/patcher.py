@@ -145,6 +145,9 @@ def patch_model(
     if not isinstance(activation, Plan):
         how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "blend": blend, "distill": distill}
         activation = Plan.parse(activation, layers=layers, include=include, exclude=exclude, **how)
+    if activation.base:
+        patch_model(root, activation.base, example_input=example_input)
+        activation = replace(activation, base=None)
     new = resolve_plan(activation)
     sites = find_sites(root, example_input)
     convs = find_convs(root, "", getattr(root, "yaml", None)) if new.convolutions else []

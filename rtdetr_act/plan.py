@@ -24,6 +24,7 @@ _RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope",
 _PLAN_KEYS = ("rules", "default_act", "act_lr", "distill", "base", "convolutions")
 # Dynamic convolution's paper lets the temperature fall from 30 over the first ten epochs.
 TAU_START, TAU_EPOCHS = 30.0, 10
+CONVOLUTIONS = ("dynamic_conv",)  # what a rule may put in the place of a convolution, not of an activation
 _TAU_STARTS = {"dynamic_conv": TAU_START}  # of those that have one where none is given
 _SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments that matter until the last epoch of a schedule
 
@@ -237,9 +238,10 @@ class Plan:
         blend: float = 0.0,
         distill: bool = False,
     ) -> Plan:
-        """Parse `activation[@section or layers][, …]`; the keywords hold for every rule of the text.
+        """Parse `activation[@section or layers] [init=match] [blend=epochs][, …][, distill]`; also `dynamic_conv[@…]`.
 
-        Sections and layer ranges join with `+`: `arelu@backbone+12+22-27`.
+        Sections and layer ranges join with `+`: `arelu@backbone+12+22-27`. The keywords hold for every rule of the text
+        that does not say otherwise.
 
         Raises:
             SpecError: The text, a section, a layer range or a keyword is wrong.
@@ -250,7 +252,10 @@ class Plan:
         if layers is not None and not narrowed:
             raise SpecError("layers= is empty: give indices such as '0-9', or leave it out")
         rules = []
-        for part in _split_rules(text):
+        parts = _split_rules(text)
+        if distils := len(parts) > 1 and parts[-1] == "distill":
+            parts.pop()
+        for part in parts:
             rule = _parse_rule(part)
             if narrowed and (rule.layers or rule.sections):
                 raise SpecError(f"'{part}' names its layers already: drop either '@…' or layers=")
@@ -261,11 +266,18 @@ class Plan:
                     include=_strings(include),
                     exclude=_strings(exclude),
                     scope=_check_scope(scope),
-                    init=_check_init(init),
-                    blend=_check_blend(blend),
+                    init=rule.init if rule.init != "paper" else _check_init(init),
+                    blend=rule.blend or _check_blend(blend),
                 )
             )
-        return cls(tuple(rules), act_lr=_check_act_lr(act_lr), distill=_check_distill(distill, rules))
+        swaps = tuple(rule for rule in rules if rule.activation.name not in CONVOLUTIONS)
+        convolutions = (rule for rule in rules if rule.activation.name in CONVOLUTIONS)
+        return cls(
+            swaps,
+            act_lr=_check_act_lr(act_lr),
+            distill=_check_distill(distill or distils, swaps),
+            convolutions=tuple(replace(rule, scope="conv", init="paper", blend=0.0) for rule in convolutions),
+        )
 
     @classmethod
     def from_yaml(cls, data: object) -> Plan:
@@ -354,7 +366,7 @@ class Plan:
 
     def __str__(self) -> str:
         """Return the rules in order, those for convolutions last, as in `dyrelu_b@backbone, silu@22-27`."""
-        return ", ".join(map(str, (*self.rules, *self.convolutions)))
+        return ", ".join([*map(str, (*self.rules, *self.convolutions)), *(["distill"] if self.distill else [])])
 
 
 def last_match(rules: tuple[Rule, ...], name: str, layer: int | None, section: str, layout: str) -> Rule | None:
@@ -384,7 +396,8 @@ def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Pla
     """
     plan = Plan.from_yaml(model_yaml.get("activation"))
     if (convolution := model_yaml.get("convolution")) is not None:
-        plan = replace(plan, convolutions=plan.convolutions + Plan.parse(convolution).rules)
+        named = Plan.parse(convolution)
+        plan = replace(plan, convolutions=plan.convolutions + named.rules + named.convolutions)
     stock = {key: value for key, value in model_yaml.items() if key not in ("activation", "convolution")}
     rules, index = [], 0
     for part in ("backbone", "head"):
@@ -480,7 +493,8 @@ def format_layers(layers: Iterable[int]) -> str:
 
 
 def _parse_rule(text: str) -> Rule:
-    match = re.fullmatch(r"(?P<act>[^@]+?|.*\))\s*(?:@\s*(?P<where>[^@()]*))?", text, re.DOTALL)
+    head, words = _split_words(text)
+    match = re.fullmatch(r"(?P<act>[^@]+?|.*\))\s*(?:@\s*(?P<where>[^@()]*))?", head, re.DOTALL)
     if match is None:
         raise SpecError(f"'{text}' is no rule: write activation, activation@section or activation@layers")
     layers: tuple[int, ...] = ()
@@ -491,7 +505,30 @@ def _parse_rule(text: str) -> Rule:
                 layers += parse_layers(part)
             else:
                 sections += _check_sections((part,))
-    return Rule(ActSpec.parse(match["act"]), layers=tuple(sorted(set(layers))), sections=sections)
+    rule = Rule(ActSpec.parse(match["act"]), layers=tuple(sorted(set(layers))), sections=sections)
+    return replace(
+        rule, init=_check_init(words.get("init", "paper")), blend=_check_blend(_number(words.get("blend", "0")))
+    )
+
+
+def _split_words(text: str) -> tuple[str, dict[str, str]]:
+    """Split the words `init=…` and `blend=…` off the end of a rule.
+
+    >>> _split_words("prelu(init=0.1)@backbone init=match blend=5")
+    ('prelu(init=0.1)@backbone', {'init': 'match', 'blend': '5'})
+    """
+    words: dict[str, str] = {}
+    while found := re.fullmatch(r"(.*\S)\s+(init|blend)=([^\s()]+)", text, re.DOTALL):
+        text = found[1]
+        words = {found[2]: found[3], **words}
+    return text, words
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # which the check names
 
 
 def _split_rules(text: str) -> list[str]:

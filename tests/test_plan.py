@@ -57,6 +57,26 @@ plans = st.builds(
 )
 
 
+def test_words_behind_a_rule_say_how_it_starts() -> None:
+    plan = Plan.parse(
+        "prelu(init=0.1)@backbone init=match blend=5, mish, dynamic_conv(kernels=2)@neck, distill", init="match"
+    )
+    first, second = plan.rules
+    assert (first.init, first.blend, second.init, second.blend) == ("match", 5, "match", 0)
+    assert first.activation == ActSpec("prelu", (), (("init", 0.1),)) and first.sections == ("backbone",)
+    assert plan.distill and plan.convolutions == (
+        Rule(ActSpec("dynamic_conv", (), (("kernels", 2),)), sections=("neck",)),
+    )
+    assert Plan.parse(str(plan)) == plan
+    for text, message in (
+        ("arelu blend=soon", "blend is a number of epochs"),
+        ("arelu init=mach", "did you mean 'match'"),
+        ("arelu, distill", "distill needs blend"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            Plan.parse(text)
+
+
 @given(specs)
 def test_a_spec_reads_back_from_its_text(spec: ActSpec) -> None:
     again = ActSpec.parse(str(spec))

@@ -155,14 +155,17 @@ def patch_convs(
     given = dict(zip(_ARGUMENTS, (kernels, reduction, tau, tau_start, tau_epochs), strict=True))
     spec = ActSpec(NAME, (), tuple((name, value) for name, value in given.items() if value != _DEFAULTS[name]))
     # Through Plan.parse, which checks the selection.
-    rules = Plan.parse(NAME, layers=layers, include=include, exclude=exclude).rules
+    rules = Plan.parse(NAME, layers=layers, include=include, exclude=exclude).convolutions
     return patch_by_rules(model, tuple(replace(rule, activation=spec) for rule in rules))
 
 
 def patch_by_rules(model: Any, rules: str | tuple[Rule, ...]) -> ConvReport:
     """Do the work of `patch_convs` for rules, or for a text such as "dynamic_conv@backbone"."""
     root = unwrap(model)
-    rules = resolve_convolutions(Plan.parse(rules).rules if isinstance(rules, str) else rules)
+    if isinstance(rules, str):
+        named = Plan.parse(rules)
+        rules = named.rules + named.convolutions
+    rules = resolve_convolutions(rules)
     model_yaml = getattr(root, "yaml", None)
     places = find_convs(root, "", model_yaml)
     report = install(build(places, rules), places)
@@ -180,7 +183,7 @@ def patch_by_rules(model: Any, rules: str | tuple[Rule, ...]) -> ConvReport:
 def resolve_convolutions(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     """Return rules for convolutions with their arguments named and checked; raises SpecError.
 
-    >>> resolve_convolutions(Plan.parse("dynamic_conv(kernels=1)").rules)
+    >>> resolve_convolutions(Plan.parse("dynamic_conv(kernels=1)").convolutions)
     Traceback (most recent call last):
     rtdetr_act.errors.SpecError: 'dynamic_conv(kernels=1)' is wrong: kernels is an integer of at least 2, not 1
     """
