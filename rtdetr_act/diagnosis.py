@@ -12,7 +12,6 @@ import copy
 import math
 import random
 import statistics
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_act.errors import InputError, ModelError, TrainingError
+from rtdetr_act.images import open_validation
 from rtdetr_act.rewired import rewire
 from rtdetr_act.sites import MARK, Site, find_sites, put, unseen_calls, unwrap
 
@@ -453,21 +453,11 @@ def load_batches(
         InputError: Ultralytics cannot use the data or an argument.
     """
     from torch.utils.data import DataLoader, Subset
-    from ultralytics.utils.checks import check_imgsz
-
-    from rtdetr_act.runs import one_sentence
 
     if min(images, imgsz, batch) < 1:
         raise InputError(f"images, imgsz and batch are 1 or larger, not {images}, {imgsz} and {batch}")
-    stride = max(int(max(getattr(model.model, "stride", [32]))), 32)
-    arguments = {"task": model.task, "mode": "val", "imgsz": check_imgsz(imgsz, stride), "batch": batch, "workers": 0}
-    # A validator makes a folder for its results; no result of this one goes there.
-    with one_sentence(), tempfile.TemporaryDirectory() as folder:
-        validator = model.task_map[model.task]["validator"](save_dir=Path(folder), args=arguments)
-        validator.data, validator.stride, validator.device = data, stride, torch.device(device)
-        validator.names = data["names"]
-        dataset = validator.get_dataloader(data.get("val") or data.get("test"), batch).dataset
-        count = min(images, len(dataset))
-        chosen = Subset(dataset, [index * len(dataset) // count for index in range(count)])
-        loader = DataLoader(chosen, batch_size=batch, collate_fn=getattr(dataset, "collate_fn", None))
-        return [validator.preprocess(each) for each in loader]
+    validator, dataset = open_validation(model, data, imgsz, batch, device)
+    count = min(images, len(dataset))
+    chosen = Subset(dataset, [index * len(dataset) // count for index in range(count)])
+    loader = DataLoader(chosen, batch_size=batch, collate_fn=getattr(dataset, "collate_fn", None))
+    return [validator.preprocess(each) for each in loader]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,3 +36,32 @@ def pick_images(dataset: Any, count: int = 16) -> list[Tensor]:
         np.random.set_state(numpy)
         if buffer or getattr(dataset, "buffer", None):
             dataset.buffer[:] = buffer
+
+
+def open_validation(
+    model: Any, data: Mapping[str, Any], imgsz: int, batch: int = 1, device: str = "cpu"
+) -> tuple[Any, Any]:
+    """Return Ultralytics' validator for a model, and the data set it would validate on: labelled, without augmentation.
+
+    Args:
+        model: RTDETR or YOLO object.
+        data: What Ultralytics knows of the data set.
+        imgsz: Side of the images, in pixels, brought to a multiple of the model's stride.
+        batch: Images of a batch.
+        device: Where the validator's `preprocess` takes batches.
+
+    Raises:
+        InputError: Ultralytics cannot use the data or an argument.
+    """
+    from ultralytics.utils.checks import check_imgsz
+
+    from rtdetr_act.runs import one_sentence
+
+    stride = max(int(max(getattr(model.model, "stride", [32]))), 32)
+    arguments = {"task": model.task, "mode": "val", "imgsz": check_imgsz(imgsz, stride), "batch": batch, "workers": 0}
+    # A validator makes a folder for its results; no result of this one goes there.
+    with one_sentence(), tempfile.TemporaryDirectory() as folder:
+        validator = model.task_map[model.task]["validator"](save_dir=Path(folder), args=arguments)
+        validator.data, validator.stride, validator.device = data, stride, torch.device(device)
+        validator.names = data["names"]
+        return validator, validator.get_dataloader(data.get("val") or data.get("test"), batch).dataset

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.errors import InputError, ModelError
 from rtdetr_act.files import write_atomically
-from rtdetr_act.images import pick_images
+from rtdetr_act.images import open_validation, pick_images
 from rtdetr_act.plot import check_picture
 from rtdetr_act.sites import MARK, placed_activations
 from rtdetr_act.training import slopes
@@ -291,7 +290,7 @@ def read_checkpoint(weights: str, data: str | None = None) -> Learned:
         ModelError: The file is no checkpoint, or none of its activations learns.
         InputError: There is no such file or data set, or the history is damaged.
     """
-    from rtdetr_act.runs import load_model
+    from rtdetr_act.runs import check_data, load_model, resolve_data
 
     if not weights.endswith(".pt"):
         raise InputError(f"'{weights}' is no checkpoint: give a .pt file")
@@ -310,7 +309,9 @@ def read_checkpoint(weights: str, data: str | None = None) -> Learned:
         start = {(site, name): value for site, name, value in first.iter_rows()}
     if has_coefficients(model):
         if data is not None:
-            quantities = read_quantities(model, pick_images(_validation_set(loaded, data)))
+            known = check_data(resolve_data(data), str(loaded.task))
+            _, dataset = open_validation(loaded, known, int(loaded.overrides.get("imgsz", 640)))
+            quantities = read_quantities(model, pick_images(dataset))
         elif history is not None:
             quantities, note = _complete(quantities, history)
         else:
@@ -334,26 +335,6 @@ def _complete(quantities: Sequence[Quantity], history: polars.DataFrame) -> tupl
         found += [*own, *(read for read in known.get(site, ()) if read.name not in names)]
     note = f"coefficients made from the image are of epoch {last} in {HISTORY_FILE}: --data DATASET.yaml measures them"
     return found, note
-
-
-class _Ready(Exception):
-    """Ends a validation before its first image."""
-
-
-def _validation_set(model: Any, data: str) -> Any:
-    """Return the validation images of a data set as Ultralytics would show them to the model."""
-    from rtdetr_act.runs import one_sentence, resolve_data
-
-    kept: list[Any] = []
-
-    def stop(validator: Any) -> None:
-        kept.append(validator.dataloader.dataset)
-        raise _Ready
-
-    model.add_callback("on_val_start", stop)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, one_sentence(), suppress(_Ready):
-        model.val(data=resolve_data(data), project=folder, workers=0, verbose=False, plots=False)
-    return kept[0]
 
 
 # --- the picture ----------------------------------------------------------------------------------------------------
