@@ -9,9 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,7 +20,7 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.engine import trainer as engine_trainer
 from ultralytics.engine.tuner import Tuner
 from ultralytics.nn import tasks
-from ultralytics.utils import LOGGER, dist
+from ultralytics.utils import dist
 
 from rtdetr_act import default_act, patch_model, ultralytics_hooks, unpatch_model
 from rtdetr_act.activations.acon import AconC
@@ -69,19 +66,6 @@ def assert_same(one: dict, other: dict) -> None:
     """Two state dicts are equal, key by key and bit by bit."""
     assert one.keys() == other.keys()
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
-
-
-@contextmanager
-def logged() -> Iterator[list[str]]:
-    """Collect what Ultralytics' logger says; whether caplog hears it depends on the release."""
-    lines: list[str] = []
-    handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    LOGGER.addHandler(handler)
-    try:
-        yield lines
-    finally:
-        LOGGER.removeHandler(handler)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -347,7 +331,7 @@ def test_remove_and_install_restore_and_hook_again() -> None:
 def test_load_tells_what_was_transferred_outside_the_activations(stock_run: Run, rows_yaml: Path) -> None:
     stock = tiny.load(stock_run.pt)
     model = RTDETR(str(rows_yaml))
-    with logged() as lines:
+    with tiny.logged() as lines:
         model.load(str(stock_run.pt))
     total = len(stock.state_dict())
     assert [line for line in lines if f"{total} of {total} items outside the activations transferred" in line]

@@ -300,6 +300,21 @@ def test_wrong_options_are_refused_in_one_sentence(options: list[str], message: 
     assert message in f"{result.output} {result.exception}"
 
 
+def test_export_in_the_middle_of_a_blend_warns(tmp_path: Path) -> None:
+    model = YOLO(str(tiny.write_yaml(tmp_path / "yolo.yaml", tiny.yolo())))
+    patch_model(model, "dyrelu_b", blend=2)
+    set_epoch(model, 1)
+    expected = output(model.model.eval(), IMAGES[:1])
+    with tiny.logged() as lines:
+        file = model.export(format="torchscript", imgsz=64)
+    assert any("still blended with what they replace (t = 0.50)" in line for line in lines)
+    assert torch.allclose(torch.jit.load(file)(IMAGES[:1]), expected, rtol=1e-4, atol=1e-3)
+    set_epoch(model, 2)
+    with tiny.logged() as lines:
+        model.export(format="torchscript", imgsz=64)
+    assert not any("blended" in line for line in lines)
+
+
 # --- distilling -----------------------------------------------------------------------------------------------------
 
 

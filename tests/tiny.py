@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,18 @@ def draw_images(folder: Path, labels: Mapping[str, Iterable[str]]) -> None:
             classes = folder / "classify" / split / "ab"[number % 2]
             classes.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(classes / f"{number}.png"), image)
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """Collect what Ultralytics' logger says; whether caplog hears it depends on the release."""
+    from ultralytics.utils import LOGGER
+
+    lines: list[str] = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    LOGGER.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        LOGGER.removeHandler(handler)

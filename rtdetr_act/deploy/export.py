@@ -14,6 +14,7 @@ from rtdetr_act.deploy.exportable import write_out
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import InputError, RtdetrActError, suggest
 from rtdetr_act.ultralytics_hooks import log, unfolded
+from rtdetr_act.warmstart.blend import Blend
 
 _ALIASES = {"tensorrt": "engine", "trt": "engine", "mlpackage": "coreml", "mlmodel": "coreml", "vitis": "xilinx"}
 # Modules that an export imports, and the packages that bring them. Ultralytics would install what is missing while it
@@ -71,6 +72,12 @@ def export_model(model: Any, form: str = "onnx", *, int8: bool = False, fold: bo
 def prepare(model: nn.Module, *, fold: bool = True) -> nn.Module:
     """Return a copy of a model as it should be exported: activations folded, and in operators that exporters know."""
     copy = deepcopy(model)
+    if blends := [module for module in copy.modules() if isinstance(module, Blend)]:
+        log(
+            f"{len(blends)} activations are still blended with what they replace (t = {float(blends[0].t):.2f}): "
+            "export a checkpoint from after the blend for those that were asked for",
+            warn=True,
+        )
     if fold:
         try:
             if report := fold_activations(copy):
