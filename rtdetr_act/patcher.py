@@ -17,6 +17,7 @@ from rtdetr_act.errors import ModelError, SelectionError
 from rtdetr_act.plan import Plan, Rule, SwapOptions, format_layers, is_model_yaml, split_model_yaml, with_plan
 from rtdetr_act.rewired import rewire, unwire
 from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, stock_works_in_place, unseen_calls, unwrap
+from rtdetr_act.tables import align
 from rtdetr_act.warmstart.blend import Blend, arriving
 from rtdetr_act.warmstart.match import match
 
@@ -81,8 +82,7 @@ class PatchReport:
             layers = format_layers({swap.site.layer for swap in swaps if swap.site.layer is not None})
             parameters = sum(swap.parameters for swap in swaps)
             rows.append((section or "-", before, after, layout, str(len(swaps)), f"{parameters:,}", layers or "-"))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = align(rows)
         total = f"{len(self)} sites swapped, {len(self.kept)} kept, {self.parameters:,} activation parameters"
         more = [f"not reached: {', '.join(self.unseen)}"] if self.unseen else []
         if misfits := [swap.misfit for swap in self.swaps if swap.misfit is not None]:

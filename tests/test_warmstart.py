@@ -300,7 +300,8 @@ def test_wrong_options_are_refused_in_one_sentence(options: list[str], message: 
     assert message in f"{result.output} {result.exception}"
 
 
-def test_export_in_the_middle_of_a_blend_warns(tmp_path: Path) -> None:
+def test_export_in_the_middle_of_a_blend_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a model of a YAML is exported to where one is
     model = YOLO(str(tiny.write_yaml(tmp_path / "yolo.yaml", tiny.yolo())))
     patch_model(model, "dyrelu_b", blend=2)
     set_epoch(model, 1)

@@ -26,6 +26,7 @@ from rtdetr_act.plan import (
     with_plan,
 )
 from rtdetr_act.sites import MARK, locate, put, unwrap
+from rtdetr_act.tables import align
 
 NAME = "dynamic_conv"
 _ARGUMENTS = ("kernels", "reduction", "tau", "tau_start", "tau_epochs")
@@ -104,8 +105,7 @@ class ConvReport:
             layers = format_layers({swap.place.layer for swap in swaps if swap.place.layer is not None})
             old, new = (f"{sum(swap.parameters[i] for swap in swaps):,}" for i in (0, 1))
             rows.append((section or "-", before, after, str(len(swaps)), new, old, layers or "-"))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = align(rows)
         before_all = sum(swap.parameters[0] for swap in self.swaps)
         total = f"{len(self)} convolutions replaced, {len(self.kept)} kept, {self.parameters:,} parameters in them "
         return "\n".join([*lines, f"{total}({before_all:,} before)"])
