@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rtdetr_act.patcher import leave_old
 
-# In units of the task's own loss, for maps that have nothing in common with the teacher's. Measured on BCCD: README.
+# In units of the task's own loss, for maps that have nothing in common with the teacher's: the same for every task.
 _WEIGHT = 1.0
 
 
