@@ -29,6 +29,10 @@ def pick_images(dataset: Any, count: int = 16) -> list[Tensor]:
     python, numpy, buffer = random.getstate(), np.random.get_state(), list(getattr(dataset, "buffer", ()))
     try:
         with torch.random.fork_rng(devices=[]):
+            # What augmentation draws is the same for every worker.
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
             chosen = sorted({index * len(dataset) // count for index in range(count)})
             return [dataset[index]["img"] for index in chosen]
     finally:

@@ -143,11 +143,7 @@ _BEFORE_END = 1 - 1e-6  # an epoch that is repeated after running out of memory 
 def _start(trainer: Any) -> None:
     model = task_model(trainer.model)
     plan = plan_of(model)
-    if (
-        not trainer.start_epoch
-        and any(rule.init == "match" and not rule.blend for rule in plan.rules)
-        and has_norms(model)
-    ):
+    if not trainer.start_epoch and any(rule.init == "match" and not rule.blend for rule in plan.rules):
         _calibrate(trainer, model)
     if not plan.schedule_ends():
         return
@@ -166,15 +162,17 @@ def _start(trainer: Any) -> None:
 
 
 def _calibrate(trainer: Any, model: nn.Module) -> None:
-    """Give the layers behind activations that were swapped at once the statistics of what these let through.
+    """Give the layers behind new activations the statistics of what these let through, in the averaged model too.
 
-    A blend needs none: it begins as the network that the statistics are of.
+    That is where they were swapped at once, and where a blend has ended: it begins as the network that the statistics
+    are of, and runs ahead of them.
     """
+    if not has_norms(model):
+        return
     images = pick_images(trainer.train_loader.dataset, _CALIBRATING)
     stack = torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image for image in images])
-    calibrate(model, stack.split(16))
-    if trainer.ema:
-        trainer.ema.ema.load_state_dict(model.state_dict())
+    for network in (model, trainer.ema.ema) if trainer.ema else (model,):
+        calibrate(network, stack.split(16))
 
 
 def advance(trainer: Any, epoch: float) -> None:
@@ -188,6 +186,7 @@ def advance(trainer: Any, epoch: float) -> None:
         set_epoch(trainer.ema.ema, epoch)
     if ended:
         _forget_parameters(trainer.optimizer, model)
+        _calibrate(trainer, model)
         # The best checkpoint is one of the network that was asked for: those before were still on the way to it.
         trainer.best_fitness = None
         trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, int(epoch)

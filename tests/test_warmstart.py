@@ -477,26 +477,26 @@ def test_calibrating_a_detector_brings_its_maps_back() -> None:
     assert (output(model, IMAGES) - expected).norm() < (swapped - expected).norm()
 
 
-def test_training_calibrates_what_was_swapped_at_once(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("blend", "event"), [(0, "on_train_start"), (1, "on_train_epoch_end")])
+def test_training_calibrates_after_a_swap_and_after_a_blend(
+    blend: float, event: str, stock_yaml: Path, data: Data, tmp_path: Path
+) -> None:
     model = RTDETR(str(stock_yaml))
-    patch_model(model, "prelu", init="match")
-    seen: dict[str, torch.Tensor] = {}
+    patch_model(model, "prelu", init="match", blend=blend)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def note(trainer: Any) -> None:
-        first = trainer.model.model[0].stem1
         dataset = trainer.train_loader.dataset
         images = torch.stack([dataset[index]["img"] for index in range(len(dataset))]).float() / 255
-        with torch.no_grad():
-            seen["expected"] = first.conv(images).mean((0, 2, 3))
-        seen["model"], seen["ema"] = (
-            first.bn.running_mean.clone(),
-            trainer.ema.ema.model[0].stem1.bn.running_mean.clone(),
-        )
+        for network in (trainer.model, trainer.ema.ema):
+            first = network.model[0].stem1
+            with torch.no_grad():
+                seen.append((first.bn.running_mean.clone(), first.conv(images).mean((0, 2, 3))))
 
-    model.add_callback("on_train_start", note)
+    model.add_callback(event, note)
     still = {"mosaic": 0, "translate": 0, "scale": 0, "fliplr": 0, "hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "erasing": 0}
     tiny.train(model, data.detect, tmp_path, **still)
-    assert torch.allclose(seen["model"], seen["expected"], atol=1e-5) and torch.equal(seen["model"], seen["ema"])
+    assert len(seen) == 2 and all(torch.allclose(found, expected, atol=1e-5) for found, expected in seen)
 
 
 def test_nothing_to_calibrate_is_said() -> None:
