@@ -11,7 +11,7 @@ import pytest
 import tiny
 import yaml
 from conftest import Data
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rtdetr_act.errors import RtdetrActError
@@ -69,6 +69,7 @@ def test_embedded_data_brings_its_settings() -> None:
 
 
 @given(st.lists(st.text(min_size=1, max_size=70), min_size=1, max_size=8, unique=True), st.integers(1, 3))
+@example(["\r", "\x0c"], 1)  # no more than white space
 def test_every_row_has_a_folder_of_its_own(values: list[str], seeds: int) -> None:
     """On file systems that do not tell upper from lower case, too."""
     rows = rows_of(activations=["stock", "arelu"], seeds=seeds, copy_paste_mode=values)

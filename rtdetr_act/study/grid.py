@@ -191,7 +191,8 @@ def make_rows(study: Study) -> list[Row]:
         sets = [Path(data).stem] if len(study.data) > 1 else []
         setting = " ".join([*models, *sets, *varied])
         for activation in study.activations:
-            variants.append((f"{label(activation)} {setting}".strip(), setting, activation, model, data, more))
+            name = f"{label(activation)} {setting}" if setting else label(activation)
+            variants.append((name, setting, activation, model, data, more))
     names = _folder_names([variant[0] for variant in variants])
     return [
         Row(
