@@ -30,20 +30,32 @@ def trace(activation: Callable[[Tensor], Tensor], x: Tensor, channels: int | Non
     >>> trace(nn.ReLU(), torch.tensor([-1.0, 2.0]), 4)
     tensor([0., 2.])
     """
+    if not (isinstance(activation, nn.Module) and any(True for _ in activation.parameters())):
+        # Of eight inputs for each value, (C, 3, 3), 77 sites of rtdetr-l take 10 s and 2 GB.
+        few = slice(None, None, max(len(x) // 2, 1))
+        alone = _call(activation, x.view(-1, *[1] * (3 if layout == "map" else 2)).clone()).flatten()
+        if torch.allclose(alone[few], _trace_embedded(activation, x[few], channels, layout), rtol=1e-6, atol=1e-7):
+            return alone
+    return _trace_embedded(activation, x, channels, layout)
+
+
+def _trace_embedded(activation: Callable[[Tensor], Tensor], x: Tensor, channels: int | None, layout: str) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         inputs, place = embed(x, channels or 1, _CONTEXTS, _SIDE)
     if layout != "map":
         inputs = inputs.flatten(2).transpose(1, 2)
         place = (place[0], place[2] * _SIDE + place[3], place[1])  # type: ignore[assignment]
-    if isinstance(activation, nn.Module):
-        first = next(activation.parameters(), None)
-        inputs = inputs.to(first.device, first.dtype) if first is not None else inputs
-        with evaluating(activation):
-            values = activation(inputs)[place]
-    else:
-        values = activation(inputs)[place]
+    values = _call(activation, inputs)[place]
     return values.float().cpu().view(_CONTEXTS, -1).median(0).values
+
+
+def _call(activation: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    if not isinstance(activation, nn.Module):
+        return activation(inputs)
+    first = next(activation.parameters(), None)
+    with evaluating(activation):
+        return activation(inputs.to(first.device, first.dtype) if first is not None else inputs)
 
 
 def embed(x: Tensor, channels: int, contexts: int, side: int) -> tuple[Tensor, tuple[Tensor, Tensor, int, int]]:
