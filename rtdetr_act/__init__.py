@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rtdetr_act.sites import find_sites as find_sites
     from rtdetr_act.ultralytics_hooks import default_act as default_act
     from rtdetr_act.warmstart.calibrate import calibrate as calibrate
+    from rtdetr_act.warmstart.refit import refit as refit
 
 _ROOMS = {
     "create": "activations.registry",
@@ -55,6 +56,7 @@ _ROOMS = {
     "find_sites": "sites",
     "default_act": "ultralytics_hooks",
     "calibrate": "warmstart.calibrate",
+    "refit": "warmstart.refit",
 }
 __all__ = ["__version__", *sorted(_ROOMS)]
 

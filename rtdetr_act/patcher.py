@@ -121,7 +121,8 @@ def patch_model(
         scope: "conv" for convolutional sites, "all" for transformer sites too.
         act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training.
         init: "paper" (default) for the activation's own start, "match" for the one closest to what it replaces, where
-            it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, dyrelu_a, dyrelu_b, dyrelu_c).
+            it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, dyrelu_a, dyrelu_b, dyrelu_c); without
+            `blend`, Ultralytics' training then begins with `refit`, whatever the activation.
         blend: Epochs of training over which a site moves from what stood there to the activation, 0 (default) for a
             swap at once. Ultralytics' training moves it; a loop of your own calls `set_epoch(model, epoch)`.
         distill: Whether the network as it was teaches the new one while activations blend, in Ultralytics' training.

@@ -93,7 +93,7 @@ class Rule:
         include: Glob patterns on qualified site names, at least one must match if any is given.
         exclude: Glob patterns on qualified site names, none may match.
         scope: "conv" for convolutional sites (feature maps), "all" for transformer sites too.
-        init: "paper" for the activation's own start, "match" for the one closest to what it replaces.
+        init: "paper" for the activation's own start, "match" for the network closest to the one before the swap.
         blend: Epochs over which training moves from what stood there to the activation, 0 for a swap at once.
     """
 

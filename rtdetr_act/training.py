@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +19,13 @@ from rtdetr_act.convolutions.dynamic import DynamicConv2d
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import write_atomically
 from rtdetr_act.images import pick_images
+from rtdetr_act.patcher import patch_model, unpatch_model
+from rtdetr_act.plan import Plan
 from rtdetr_act.schedules import Scheduled, scheduled_modules, set_epoch
 from rtdetr_act.sites import placed_activations
 from rtdetr_act.ultralytics_hooks import log, plan_of
 from rtdetr_act.warmstart.calibrate import calibrate, has_norms
+from rtdetr_act.warmstart.refit import refit
 
 # These hold weights, not slopes: what Ultralytics does with them elsewhere is right for them here.
 _WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
@@ -141,6 +146,7 @@ def follow(trainer: Any, event: str) -> None:
 
 
 _CALIBRATING = 128  # images for BatchNorm statistics
+_REFITTING = 128 * 320 * 320  # pixels for new weights, which pass at once
 _BEFORE_END = 1 - 1e-6  # an epoch that is repeated after running out of memory counts on, but never into the next
 
 
@@ -148,7 +154,7 @@ def _start(trainer: Any) -> None:
     model = task_model(trainer.model)
     plan = plan_of(model)
     if not trainer.start_epoch and any(rule.init == "match" and not rule.blend for rule in plan.rules):
-        _calibrate(trainer, model)
+        _refit(trainer, model, plan)
     if not plan.schedule_ends():
         return
     if hasattr(model, "student_model"):
@@ -165,18 +171,47 @@ def _start(trainer: Any) -> None:
     advance(trainer, trainer.start_epoch)
 
 
+def _refit(trainer: Any, model: nn.Module, plan: Plan) -> None:
+    """Give a network that was swapped at once the weights closest to what it was, in the averaged model too."""
+    from ultralytics.utils import RANK
+
+    original = copy.deepcopy(model)
+    unpatch_model(original)
+    if plan.base:
+        patch_model(original, plan.base)
+    if any([*module.parameters()] for _, module in placed_activations(original)):
+        _calibrate(trainer, model)  # what these had learned is not in the new network
+        return
+    if RANK in (-1, 0):
+        images = _images(trainer, max(_REFITTING // trainer.args.imgsz**2, 1))
+        count = refit(model, images, original)
+        log(f"{count} convolutions fitted to what they gave before the swap, on {len(images)} training images")
+    state = model.state_dict()
+    if RANK != -1:
+        for tensor in state.values():
+            torch.distributed.broadcast(tensor, 0)
+    if trainer.ema:
+        trainer.ema.ema.load_state_dict(state)
+
+
 def _calibrate(trainer: Any, model: nn.Module) -> None:
     """Give the layers behind new activations the statistics of what these let through, in the averaged model too.
 
-    That is where they were swapped at once, and where a blend has ended: it begins as the network that the statistics
-    are of, and runs ahead of them.
+    That is where a blend has ended: it begins as the network that the statistics are of, and runs ahead of them.
     """
     if not has_norms(model):
         return
-    images = pick_images(trainer.train_loader.dataset, _CALIBRATING)
-    stack = torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image for image in images])
+    images = _images(trainer, _CALIBRATING)
     for network in (model, trainer.ema.ema) if trainer.ema else (model,):
-        calibrate(network, stack.split(16))
+        calibrate(network, images.split(16))
+
+
+def _images(trainer: Any, count: int) -> torch.Tensor:
+    """Return images that a trainer trains on, as many as that or all, of one shape: (B, C, H, W) in 0..1."""
+    images = pick_images(trainer.train_loader.dataset, min(count, _CALIBRATING))
+    [(shape, _)] = Counter(image.shape for image in images).most_common(1)  # with rect=True each batch has its own
+    chosen = (image for image in images if image.shape == shape)
+    return torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image for image in chosen])
 
 
 def advance(trainer: Any, epoch: float) -> None:

@@ -2,8 +2,9 @@
 
     python scripts/check_warmstart.py --data bccd.yaml imgsz=160 batch=4 nbs=4 optimizer=AdamW mosaic=0 scale=0
 
-For each model and seed it trains the stock network, swaps its activations, validates before the first step (as it is,
-and with BatchNorm calibrated on training images), and fine-tunes. Every run is a process of its own and is skipped
+For each model and seed it trains the stock network, swaps its activations, validates before the first step, and
+fine-tunes. Epoch 0 is the network as it was swapped, with `match` as its training starts, refitted on 128 training
+images; `0, calibrated` is it with BatchNorm statistics of such images. Every run is a process of its own and is skipped
 where its result lies in the folder already. The table counts the epochs until the mean over the seeds has 95 percent
 of the stock mAP; as long as two activations are blended, an epoch does not count. Writes warmstart.csv, .md and .png.
 """
@@ -94,7 +95,7 @@ def tuning_jobs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for activation in given.act:
                 for method in given.method:
                     if method == "blend+match" and not can_be_fitted(activation):
-                        continue  # the same as blend
+                        continue  # no parameters to match: the same as blend
                     how = {k: given.blend if k == "blend" else v for k, v in METHODS[method].items()}
                     name = f"{Path(model).stem}-{activation}-{method.replace('+', '-')}-s{seed}"
                     yield {
@@ -140,6 +141,7 @@ def run_job(job: dict[str, Any]) -> None:
     """Validate and train one network, and write its mAP50-95 after each epoch."""
     import torch
 
+    from rtdetr_act import calibrate, refit
     from rtdetr_act.files import write_atomically
     from rtdetr_act.runs import load_variant, read_scores, resolve_data, run_training, split_pairs
 
@@ -148,10 +150,13 @@ def run_job(job: dict[str, Any]) -> None:
     scores: dict[str, Any] = {}
     if job["activation"]:
         how = {key: value for key, value in job["how"].items() if key == "init"}  # before any blending
-        for name in ("0", "0 calibrated"):
+        images = training_images(data, int(arguments.get("imgsz", 640)))
+        for name in ["0"] if job["method"] == "match" else ["0", "0 calibrated"]:
             _, model = load_variant(job["model"], job["activation"], **how)
-            if "calibrated" in name:
-                calibrate_on(model, data, int(arguments.get("imgsz", 640)))
+            if job["method"] == "match":
+                refit(model, images)
+            elif name == "0 calibrated":
+                calibrate(model, images.split(16))
             kept = {key: value for key, value in arguments.items() if key in ("imgsz", "batch")}
             found = model.val(
                 data=data, device="cpu", workers=0, plots=False, verbose=False, project=str(folder), **kept
@@ -167,18 +172,16 @@ def run_job(job: dict[str, Any]) -> None:
     write_atomically(folder / "result.json", json.dumps({**job, "scores": scores}, indent=1).encode())
 
 
-def calibrate_on(model: Any, data: str, imgsz: int, images: int = 128) -> None:
-    """Calibrate BatchNorm on training images, without augmentation."""
+def training_images(data: str, imgsz: int, count: int = 128) -> Any:
+    """Return training images without augmentation, (B, 3, H, W) in 0..1."""
     import torch
     from ultralytics.data import YOLODataset
 
     from rtdetr_act.runs import check_data
-    from rtdetr_act.warmstart.calibrate import calibrate
 
     known = check_data(data, "detect")
     dataset = YOLODataset(img_path=known["train"], imgsz=imgsz, data=known, augment=False, rect=False)
-    chosen = [dataset[index]["img"].float() / 255 for index in range(min(images, len(dataset)))]
-    calibrate(model, torch.stack(chosen).split(16))
+    return torch.stack([dataset[index]["img"].float() / 255 for index in range(min(count, len(dataset)))])
 
 
 def read_epochs(results: Path) -> dict[str, float]:

@@ -548,6 +548,17 @@ def test_ddp_workers_train_a_model_patched_in_memory(data: Data, stock_yaml: Pat
     assert [len(group["params"]) for group in groups[3:]] == [tiny.CONV_SITES]
 
 
+@needs_in_memory_workers
+def test_ddp_workers_start_from_the_same_refitted_weights(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
+    from cpu_ddp import CpuDdpTrainer
+
+    model = RTDETR(str(stock_yaml))
+    patch_model(model, "relu", init="match")
+    model.train(trainer=CpuDdpTrainer, **tiny.train_args(data.detect, tmp_path))
+    # Only gradients pass between the workers once training has begun, and the first one alone does the fit.
+    assert_workers_agree(tmp_path)
+
+
 @pytest.mark.skipif(not needs_in_memory_workers.args[0], reason="this Ultralytics can train them")
 def test_ddp_refuses_a_model_patched_in_memory(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
     from cpu_ddp import CpuDdpTrainer

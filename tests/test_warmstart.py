@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -21,7 +23,7 @@ from typer.testing import CliRunner
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
-from rtdetr_act import calibrate, create, find_sites, patch_model, set_epoch, unpatch_model
+from rtdetr_act import calibrate, create, find_sites, patch_model, refit, set_epoch, unpatch_model
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.channels import PReLU
 from rtdetr_act.activations.dyrelu import DyReLUC
@@ -31,6 +33,7 @@ from rtdetr_act.plan import Plan
 from rtdetr_act.warmstart.blend import Blend
 from rtdetr_act.warmstart.distill import Teacher, borders
 from rtdetr_act.warmstart.match import match
+from rtdetr_act.warmstart.refit import fit
 
 
 def task_model() -> nn.Module:
@@ -477,26 +480,30 @@ def test_calibrating_a_detector_brings_its_maps_back() -> None:
     assert (output(model, IMAGES) - expected).norm() < (swapped - expected).norm()
 
 
-@pytest.mark.parametrize(("blend", "event"), [(0, "on_train_start"), (1, "on_train_epoch_end")])
-def test_training_calibrates_after_a_swap_and_after_a_blend(
-    blend: float, event: str, stock_yaml: Path, data: Data, tmp_path: Path
-) -> None:
+def test_training_calibrates_where_a_blend_ends(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))
-    patch_model(model, "prelu", init="match", blend=blend)
+    patch_model(model, "prelu", blend=1)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def note(trainer: Any) -> None:
-        dataset = trainer.train_loader.dataset
-        images = torch.stack([dataset[index]["img"] for index in range(len(dataset))]).float() / 255
+        images = train_images(trainer)
         for network in (trainer.model, trainer.ema.ema):
             first = network.model[0].stem1
             with torch.no_grad():
                 seen.append((first.bn.running_mean.clone(), first.conv(images).mean((0, 2, 3))))
 
-    model.add_callback(event, note)
-    still = {"mosaic": 0, "translate": 0, "scale": 0, "fliplr": 0, "hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "erasing": 0}
-    tiny.train(model, data.detect, tmp_path, **still)
+    model.add_callback("on_train_epoch_end", note)
+    tiny.train(model, data.detect, tmp_path, **STILL)
     assert len(seen) == 2 and all(torch.allclose(found, expected, atol=1e-5) for found, expected in seen)
+
+
+STILL = {"mosaic": 0, "translate": 0, "scale": 0, "fliplr": 0, "hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "erasing": 0}
+
+
+def train_images(trainer: Any) -> torch.Tensor:
+    """Return all that a trainer with `STILL` trains on."""
+    dataset = trainer.train_loader.dataset
+    return torch.stack([dataset[index]["img"] for index in range(len(dataset))]).float() / 255
 
 
 def test_nothing_to_calibrate_is_said() -> None:
@@ -504,6 +511,158 @@ def test_nothing_to_calibrate_is_said() -> None:
         calibrate(nn.Conv2d(3, 3, 1), IMAGES)
     with pytest.raises(InputError, match="no images"):
         calibrate(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), [])
+
+
+# --- refitting ------------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Convolutions of every kind, some of which a fit must leave alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.act = nn.SiLU()
+        self.depthwise = nn.Conv2d(8, 8, 3, padding="same", dilation=2, groups=8, padding_mode="reflect")
+        self.act2 = nn.SiLU()
+        self.grouped = nn.Conv2d(8, 12, (1, 3), stride=(1, 2), groups=2, bias=False)
+        self.twice = nn.Conv2d(12, 12, 1)
+        self.frozen = nn.Conv2d(12, 5, 1).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act2(self.depthwise(self.act(self.norm(self.first(x)))))
+        return self.frozen(self.twice(self.twice(self.grouped(x))))
+
+
+@pytest.mark.parametrize("name", ["first", "depthwise", "grouped"])
+def test_a_refitted_convolution_is_the_least_squares_of_numpy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtdetr_act.warmstart.refit._PULL", 0.0)
+    torch.manual_seed(0)
+    conv = Net().get_submodule(name)
+    x = torch.randn(20, conv.in_channels, 11, 11)
+    y = torch.randn(20, *conv(x).shape[1:])
+    with torch.no_grad():
+        assert fit(conv, x, torch.arange(y[0, 0].numel()), y.flatten(2).mT, normalised=False)
+    padded = F.pad(x, conv._reversed_padding_repeated_twice, mode="reflect" if name == "depthwise" else "constant")
+    patches = F.unfold(padded, conv.kernel_size, conv.dilation, 0, conv.stride)  # B, C * kernel, L
+    per_group = conv.out_channels // conv.groups
+    for group, rows in enumerate(patches.chunk(conv.groups, 1)):
+        a = rows.mT.flatten(0, 1).double().numpy()
+        if conv.bias is not None:
+            a = np.concatenate([a, np.ones((len(a), 1))], 1)
+        own = slice(group * per_group, (group + 1) * per_group)
+        expected = np.linalg.lstsq(a, y[:, own].flatten(2).mT.flatten(0, 1).double().numpy(), rcond=None)[0]
+        found = conv.weight[own].detach().flatten(1).T.numpy()
+        assert np.allclose(found, expected[: len(found)], atol=1e-5)
+        if conv.bias is not None:
+            assert np.allclose(conv.bias[own].detach().numpy(), expected[-1], atol=1e-5)
+
+
+def test_refitting_leaves_what_must_stay() -> None:
+    torch.manual_seed(0)
+    net, images = Net(), torch.rand(32, 3, 24, 24)
+    before = copy.deepcopy(net)
+    calibrate(before, images)
+    patch_model(net, "relu")
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    swapped = copy.deepcopy(net)
+    calibrate(swapped, images)
+    assert refit(net, images) == 3
+    now = net.state_dict()
+    assert all(torch.equal(now[name], weights[name]) for name in weights if name.split(".")[0] in ("twice", "frozen"))
+    assert not any(torch.equal(now[f"{name}.weight"], weights[f"{name}.weight"]) for name in ("depthwise", "grouped"))
+    # The first sees what it saw.
+    assert torch.allclose(now["first.weight"], weights["first.weight"], atol=1e-4)
+    assert torch.allclose(net.norm.running_mean, before.norm.running_mean, atol=1e-4)
+    test = torch.rand(32, 3, 24, 24)
+    expected, missed = (output(model.eval(), test) for model in (before, swapped))
+    assert (output(net.eval(), test) - expected).norm() < 0.6 * (missed - expected).norm()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_refitting_undoes_what_linear_layers_can_undo() -> None:
+    """AReLU without a negative side is a scaled ReLU: the next convolution takes up the scale."""
+    torch.manual_seed(0)
+    net, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.rand(64, 3, 16, 16)
+    expected = output(net, images)
+    original = copy.deepcopy(net)
+    patch_model(net, "leaky_relu(negative_slope=0.0)")
+    with torch.no_grad():
+        net[0].weight *= 3
+        net[0].bias *= 3
+    assert refit(net, images, original) == 2
+    assert torch.allclose(output(net, images), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu", "hardswish", "arelu"])
+def test_refitting_a_detector_brings_its_maps_back(activation: str) -> None:
+    torch.manual_seed(0)
+    model = DetectionModel("yolo11n.yaml", verbose=False)
+    images = F.interpolate(torch.rand(32, 3, 16, 16), size=64, mode="bilinear")
+    calibrate(model, images)
+    expected = maps(model, images)
+    patch_model(model, activation, init="match")
+    swapped = copy.deepcopy(model)
+    calibrate(swapped, images)
+    assert refit(model, images) == 87  # the 88th, of the DFL, has no weights to learn
+    error, before = ((maps(net, images) - expected).norm() / expected.norm() for net in (model, swapped))
+    assert error < (1e-3 if activation == "silu" else 0.6 * before)
+
+
+def maps(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return what a neck of YOLO11 gives first."""
+    found: list[torch.Tensor] = []
+    with model.model[16].register_forward_hook(lambda _, __, output: found.append(output)):
+        output(model.eval(), images)
+    return found[0]
+
+
+def test_training_refits_after_a_swap(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    model = RTDETR(str(stock_yaml))
+    tiny.train(model, data.detect, tmp_path / "stock")
+    trained = tmp_path / "stock" / "run" / "weights" / "last.pt"
+    found: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
+
+    def note(trainer: Any) -> None:
+        expected = RTDETR(str(trained)).model.float().train()
+        for parameter in expected.parameters():
+            parameter.requires_grad_(True)
+        patch_model(expected, "arelu", init="match")
+        refit(expected, train_images(trainer))
+        for network in (trainer.model, trainer.ema.ema):
+            found.append((copy.deepcopy(network.state_dict()), expected.state_dict()))
+
+    model = RTDETR(str(trained))
+    patch_model(model, "arelu", init="match")
+    model.add_callback("on_train_start", note)
+    tiny.train(model, data.detect, tmp_path / "swapped", **STILL)
+    assert len(found) == 2
+    for state, expected in found:
+        assert all(torch.allclose(state[name], value, atol=1e-4) for name, value in expected.items()), [
+            name for name, value in expected.items() if not torch.allclose(state[name], value, atol=1e-4)
+        ]
+
+
+def test_training_refits_on_images_of_several_shapes(tmp_path: Path) -> None:
+    tiny.draw_images(tmp_path, {"detect": ["{cls} {x} {y} 0.375 0.375"]})
+    for number in range(3):
+        path = str(tmp_path / "detect" / "images" / f"{number}.png")
+        cv2.imwrite(path, cv2.imread(path)[:32])
+    names = {"train": "images", "val": "images", "names": ["a", "b"]}
+    data = tiny.write_yaml(tmp_path / "wide.yaml", {"path": str(tmp_path / "detect"), **names})
+    model = YOLO(str(tiny.write_yaml(tmp_path / "tiny.yaml", tiny.yolo())))
+    patch_model(model, "relu", init="match")
+    with tiny.logged() as lines:
+        tiny.train(model, data, tmp_path, rect=True, batch=1)
+    assert any("on 5 training images" in line for line in lines)
+
+
+def test_nothing_to_refit_is_said() -> None:
+    with pytest.raises(InputError, match="nothing is swapped"):
+        refit(Net(), IMAGES)
+    with pytest.raises(InputError, match="no images"):
+        refit(Net(), IMAGES[:0])
 
 
 # --- temperatures ---------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def train(
     ] = None,
     pretrained: Annotated[str | None, typer.Option("--pretrained", help="Checkpoint to take weights from.")] = None,
     init: Annotated[
-        str, typer.Option("--init", help="paper, or match to start closest to the activation that is replaced.")
+        str, typer.Option("--init", help="paper, or match to start closest to the network before the swap.")
     ] = "paper",
     blend: Annotated[
         float, typer.Option("--blend", help="Epochs over which training moves from the old activation to the new.")

@@ -1,1 +1,1 @@
-"""Let a swap start from what the network already knows: blended in, fitted, calibrated, taught by the one before."""
+"""Let a swap start from what the network already knows: fitted, refitted, calibrated, blended in, taught."""

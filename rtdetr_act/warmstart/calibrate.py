@@ -12,7 +12,6 @@ from rtdetr_act.errors import InputError
 from rtdetr_act.sites import evaluating, unwrap
 
 
-@torch.no_grad()
 def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
     """Set the statistics of every BatchNorm to those of the given images, in place; weights stay as they are.
 
@@ -36,25 +35,31 @@ def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
     (1, tensor([2.]))
     """
     root = unwrap(model)
-    norms = list(_norms(root))
-    if not norms:
+    if not has_norms(root):
         raise InputError("the model has no BatchNorm to calibrate: calibrate it before it is fused")
+    return estimate_statistics(root, [images] if isinstance(images, Tensor) else images)
+
+
+@torch.no_grad()
+def estimate_statistics(root: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Run a model on batches, each BatchNorm with the statistics of the batch, which it keeps; return how many."""
+    norms = list(_norms(root))
     reference = next(parameter for parameter in root.parameters() if parameter.is_floating_point())
     before = [(norm, norm.momentum) for norm in norms]
-    batches = 0
+    seen = 0
     try:
         with evaluating(root):
             for norm in norms:
                 norm.train()
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over all batches
-            for batch in [images] if isinstance(images, Tensor) else images:
+            for batch in batches:
                 root(batch.to(reference.device, reference.dtype))
-                batches += 1
+                seen += 1
     finally:
         for norm, momentum in before:
             norm.momentum = momentum
-    if not batches:
+    if not seen:
         raise InputError("calibrate got no images: give at least one batch")
     return len(norms)
 
