@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=int, default=180)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("runs/check_search"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/check_search"))
     parser.add_argument("arguments", nargs="*", metavar="key=value", help="Ultralytics arguments")
     given = parser.parse_args()
     common = ["--model", "rtdetr-n.yaml", "--data", "shapes", "--cpus", "1", *given.arguments]

@@ -282,7 +282,7 @@ def draw(table: Any, given: argparse.Namespace) -> None:
     models = table["model"].unique(maintain_order=True).to_list()
     figure, axes = pyplot.subplots(
         len(models), len(given.act), figsize=(3.2 * len(given.act), 2.8 * len(models)), layout="constrained",
-        squeeze=False, sharey="row", sharex=True,
+        squeeze=False, sharex=True,
     )  # fmt: skip
     for row, model in zip(axes, models, strict=True):
         of_model = table.filter(pl.col("model") == model)
@@ -294,10 +294,8 @@ def draw(table: Any, given: argparse.Namespace) -> None:
             axis.grid(alpha=0.25)
             for colour, method in zip(COLOURS, given.method, strict=False):
                 group = of_model.filter((pl.col("activation") == activation) & (pl.col("method") == method))
-                points = group.filter(pl.col("epoch").str.contains(r"^\d+$")).with_columns(
-                    pl.col("epoch").cast(pl.Int64)
-                )
-                means = points.group_by("epoch").agg(pl.col("score").mean()).sort("epoch")
+                # What stands at epoch 0 of a blend is the network it leads to.
+                means = by_epoch(group).filter((pl.col("epoch") > 0) | (group["blend"].max() == 0))
                 axis.plot(means["epoch"], means["score"], label=method, color=colour, linewidth=1.6, marker=".")
         row[0].set_ylabel("mAP50-95")
     for axis in axes[-1]:
