@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import torchvision
 from conftest import Data
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +35,7 @@ from rtdetr_act.warmstart.blend import Blend
 from rtdetr_act.warmstart.distill import Teacher, borders
 from rtdetr_act.warmstart.match import match
 from rtdetr_act.warmstart.refit import fit
+from rtdetr_act.warmstart.rescale import find_gain, rescale
 
 
 def task_model() -> nn.Module:
@@ -511,6 +513,73 @@ def test_nothing_to_calibrate_is_said() -> None:
         calibrate(nn.Conv2d(3, 3, 1), IMAGES)
     with pytest.raises(InputError, match="no images"):
         calibrate(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), [])
+
+
+# --- rescaling ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [(nn.Hardswish(), nn.ReLU()), (nn.Hardswish(), nn.SiLU()), (nn.GELU(), nn.SiLU()), (nn.Tanh(), F.relu)],
+)
+def test_gain_is_the_best_of_a_fine_search(new: nn.Module, old: Any) -> None:
+    x = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    weights = torch.exp(-(x**2) / 2)
+
+    def error(c: float, a: float) -> float:
+        return float((weights * (a * new(c * x) - old(x)) ** 2).sum())
+
+    def best_factor(c: float) -> float:
+        return float((weights * new(c * x) * old(x)).sum() / (weights * new(c * x) ** 2).sum())
+
+    found = min(error(c, best_factor(c)) for c in torch.linspace(0.5, 2, 301).tolist())
+    c, a = find_gain(new, old, 8)
+    assert (c, a) == (1, 1) or (0.5 <= c <= 2 and error(c, a) <= max(1.01 * found, 1e-9))
+    assert ((c, a) == (1, 1)) == (found > 0.9**2 * error(1, best_factor(1)))
+
+
+@given(st.floats(0.5, 2), st.floats(0.3, 3))
+def test_gain_finds_a_scaled_function(c: float, a: float) -> None:
+    found = find_gain(nn.Tanh(), lambda x: a * torch.tanh(c * x), 8)
+    near = abs(c - 1) < 0.2  # where it is not worth it
+    assert (near and found == (1, 1)) or found == pytest.approx((c, a), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["rtdetr", "yolo11n.yaml", "rtdetr-resnet50.yaml", "mobilenet"])
+def test_rescaled_network_is_the_one_with_scaled_activations(name: str) -> None:
+    torch.manual_seed(0)
+    if name == "mobilenet":
+        model: Any = torchvision.models.mobilenet_v2().eval()
+    elif name == "rtdetr":
+        model = task_model()
+    else:
+        model = (DetectionModel if "yolo" in name else RTDETRDetectionModel)(name, verbose=False).eval()
+    model, images = model.double(), torch.rand(2, 3, 96, 96).double()
+    calibrate(model, images)  # else little is left of an image behind many layers
+    original = copy.deepcopy(model)
+    patch_model(model, "hardswish", example_input=images)
+    expected, swapped = copy.deepcopy(model), copy.deepcopy(model)
+    names = rescale(model, original, images)
+    maps = [site for site in find_sites(model, images) if site.layout == "map" and not site.hidden]
+    # YOLO11's attention, and with it what is added to it, keeps its scale.
+    assert len(maps) * 0.9 < len(names) <= len(maps)
+    old = {site.name: site.activation for site in find_sites(original, images)}
+    for site in names:
+        c, a = find_gain(nn.Hardswish(), old[site], 8)
+        module = expected.get_submodule(site)
+        module.forward = lambda x, c=c, a=a: a * F.hardswish(c * x)  # type: ignore[method-assign]
+    found, wanted = (output(net, images) for net in (model, expected))
+    assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(found, output(swapped, images), atol=1e-4)
+
+
+def test_rescaling_leaves_frozen_layers() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3).requires_grad_(False))
+    original, images = copy.deepcopy(net), torch.rand(2, 3, 16, 16)
+    patch_model(net, "hardswish")
+    assert rescale(net, original, images) == [] and torch.equal(net[0].weight, original[0].weight)
+    net.requires_grad_(False)
+    assert rescale(net, original, images) == ["1"] and not torch.equal(net[0].weight, original[0].weight)
 
 
 # --- refitting ------------------------------------------------------------------------------------------------------

@@ -170,37 +170,45 @@ def record(root: nn.Module, kinds: Sequence[tuple[Site, str]], inputs: Sequence[
     return flow
 
 
-def solve(flow: Flow, factors: Mapping[str, float]) -> Solution:
-    """Find scales for a network whose activations lose these factors; what contradicts keeps its own."""
-    kept = {name: "it is not run in evaluation" for name in factors if not flow.calls[name]}
-    scales = _try(flow, factors, kept)
+# What an activation demands: the factor that it loses, or the scales before and behind it.
+Demand = float | tuple[float, float]
+
+
+def solve(flow: Flow, demands: Mapping[str, Demand]) -> Solution:
+    """Find scales for a network whose activations demand these; what contradicts stays as it is."""
+    kept = {name: "it is not run in evaluation" for name in demands if not flow.calls[name]}
+    scales = _try(flow, demands, kept)
     while scales is None:
-        scales = _try(flow, factors, kept)
+        scales = _try(flow, demands, kept)
     values = _settle(scales, flow.layers)
     found: dict[str, float] = {}
     for layer in flow.layers:
         before, after = values(layer.before), values(layer.after)
         found[layer.weight] = after / before
         found.update({name: value for name, value in ((layer.bias, after), (layer.mean, before)) if name})
-    first = {name: flow.calls[name][0] for name in factors if name not in kept}
+    first = {name: flow.calls[name][0] for name in demands if name not in kept}
     sides = {name: (values(before), values(behind)) for name, (before, behind) in first.items()}
     return Solution({name: value for name, value in found.items() if value != 1}, sides, kept)
 
 
-def _try(flow: Flow, factors: Mapping[str, float], kept: dict[str, str]) -> Scales | None:
+def _try(flow: Flow, demands: Mapping[str, Demand], kept: dict[str, str]) -> Scales | None:
     """Add the equations of the activations; None after one that contradicts, which then is among the kept."""
     scales = flow.scales.copy()
     for name in kept:
-        for before, after in flow.calls[name]:
-            scales.join(before, after)
-    for name, factor in factors.items():
-        if name in kept:
-            continue
-        for before, after in flow.calls[name]:
-            if not scales.join(before, after, math.log(factor)):
-                kept[name] = "what it reads and what it gives meet again before any weight could take its factor up"
-                return None
+        _join_call(scales, flow.calls[name], (1.0, 1.0) if isinstance(demands[name], tuple) else 1.0)
+    for name, demand in demands.items():
+        if name not in kept and not _join_call(scales, flow.calls[name], demand):
+            kept[name] = "what it reads and what it gives meet again before any weight could take its factor up"
+            return None
     return scales
+
+
+def _join_call(scales: Scales, calls: Sequence[tuple[int, int]], demand: Demand) -> bool:
+    """Add the equations of an activation's calls; False, and some of them missing, where they contradict the others."""
+    if not isinstance(demand, tuple):
+        return all(scales.join(before, after, math.log(demand)) for before, after in calls)
+    ends = [(node, math.log(scale)) for call in calls for node, scale in zip(call, demand, strict=True)]
+    return all(scales.join(node, ONE, difference) for node, difference in ends)
 
 
 def _settle(scales: Scales, layers: Sequence[Layer]) -> Callable[[int], float]:
