@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_act.deploy import scales
-from rtdetr_act.deploy.forms import HOMOGENEOUS, Form, torch_form
+from rtdetr_act.deploy.forms import Form, torch_form
 from rtdetr_act.errors import FoldError, InputError, RtdetrActError
 from rtdetr_act.patcher import patch_model
 from rtdetr_act.plan import ActSpec, Plan, Rule
-from rtdetr_act.sites import MARK, Site, evaluating, example_inputs, find_sites, unwrap
+from rtdetr_act.sites import MARK, evaluating, example_inputs, find_sites, unwrap
 from rtdetr_act.ultralytics_hooks import plan_of
 
 # Of the outputs' difference, in float64: a right fold of rtdetr-x leaves 1e-13. A model that casts to a narrower type
@@ -122,7 +122,7 @@ def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
     before = _run(trial, inputs)
     if not before:
         raise FoldError(f"{type(root).__name__} returns no tensors, so a fold cannot be checked: nothing was changed")
-    flow = scales.record(trial, [(site, _kind(site, factors)) for site in _modules(find_sites(trial, inputs))], inputs)
+    flow = scales.record(trial, factors, inputs)
     solution = scales.solve(flow, factors)
     taken = {name: form for name, form in forms.items() if name not in solution.kept}
     if not taken:
@@ -179,8 +179,8 @@ def fold_checkpoint(source: str, output: Path | None = None) -> tuple[FoldReport
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         raise InputError(f"there is nothing to fold in '{source}': its activations are {found}")
     stored, _ = torch_safe_load(source)
-    types = {name: t.dtype for name, t in _tensors_of(stored.get("ema") or stored["model"]).items()}
-    for name, t in _tensors_of(model.model).items():
+    types = {name: t.dtype for name, t in tensors_of(stored.get("ema") or stored["model"]).items()}
+    for name, t in tensors_of(model.model).items():
         if t.is_floating_point() and name not in report.changed:
             t.data = t.data.to(types.get(name, t.dtype))
     left_out = {key: None for key in ("ema", "optimizer", "updates", "scaler") if key in stored}
@@ -210,17 +210,6 @@ def _write(checkpoint: dict[str, Any], output: Path) -> None:
 def own_classes_in(model: nn.Module) -> tuple[str, ...]:
     """Return the classes of this package that a model's modules have, without which its checkpoint does not load."""
     return tuple(sorted({type(m).__name__ for m in model.modules() if type(m).__module__.startswith("rtdetr_act.")}))
-
-
-def _modules(sites: list[Site]) -> list[Site]:
-    """Return the sites whose activation is a module; functions are seen when they are called."""
-    return [site for site in sites if isinstance(site.activation, nn.Module) and site.attribute in site.owner._modules]
-
-
-def _kind(site: Site, factors: Mapping[str, float]) -> str:
-    if site.name in factors:
-        return "scaling"
-    return "passing" if isinstance(site.activation, HOMOGENEOUS) else "opaque"
 
 
 def _draw_inputs(trial: nn.Module, example_input: Any) -> tuple[Any, ...]:
@@ -261,13 +250,14 @@ def _apply(root: nn.Module, forms: Mapping[str, Form], factors: Mapping[str, flo
     patch_model(root, Plan(tuple(rules), act_lr=plan_of(root).act_lr), example_input=example_input)
     for name, form in forms.items():
         getattr(root.get_submodule(name), MARK)["folded"] = form.scale != 1
-    tensors = _tensors_of(root)
+    tensors = tensors_of(root)
     for name, factor in factors.items():
         t = tensors[name]
         t.data = (t.detach().to("cpu", torch.float64) * factor).to(t.device, t.dtype)
 
 
-def _tensors_of(root: nn.Module) -> dict[str, Tensor]:
+def tensors_of(root: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name."""
     return dict([*root.named_parameters(), *root.named_buffers()])
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rtdetr_act.sites import Site, evaluating, standing_in
+from rtdetr_act.deploy.forms import HOMOGENEOUS
+from rtdetr_act.sites import Site, evaluating, find_sites, standing_in
 
 ONE = 0  # the node of everything that must keep its scale
 
@@ -152,15 +153,19 @@ class Solution:
     kept: dict[str, str]
 
 
-def record(root: nn.Module, kinds: Sequence[tuple[Site, str]], inputs: Sequence[Any]) -> Flow:
+def record(root: nn.Module, demanding: Collection[str], inputs: tuple[Any, ...]) -> Flow:
     """Run a model once and write down its equations.
 
     Args:
         root: The model.
-        kinds: Its activations that are modules: "scaling" for one that should lose a factor, "passing" for one that
-            passes a factor on, "opaque" for any other.
+        demanding: Names of its activations whose equations `solve` will add. Of the others, those that are homogeneous
+            pass a factor on, and those that are not need scale 1.
         inputs: Positional arguments of the call.
     """
+    sites = find_sites(root, inputs)
+    # Functions are seen when they are called.
+    modules = [s for s in sites if isinstance(s.activation, nn.Module) and s.attribute in s.owner._modules]
+    kinds = [(site, _kind(site, demanding)) for site in modules]
     flow = Flow(calls={site.name: [] for site, kind in kinds if kind == "scaling"})
     recorder = _Recorder(flow, {id(t): name for name, t in [*root.named_parameters(), *root.named_buffers()]})
     stand_ins = [(site, _StandIn(site, kind, recorder)) for site, kind in kinds]
@@ -168,6 +173,12 @@ def record(root: nn.Module, kinds: Sequence[tuple[Site, str]], inputs: Sequence[
         result = root(*inputs)
     recorder.finish(result)
     return flow
+
+
+def _kind(site: Site, demanding: Collection[str]) -> str:
+    if site.name in demanding:
+        return "scaling"
+    return "passing" if isinstance(site.activation, HOMOGENEOUS) else "opaque"
 
 
 # What an activation demands: the factor that it loses, or the scales before and behind it.

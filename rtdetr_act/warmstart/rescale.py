@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rtdetr_act.curves import trace
 from rtdetr_act.deploy import scales
-from rtdetr_act.deploy.forms import HOMOGENEOUS
+from rtdetr_act.deploy.fold import tensors_of
 from rtdetr_act.sites import MARK, Site, find_sites
 
 # Between these, factors on the input are tried: hardswish of 100 x is a ReLU, and no longer what was asked for.
@@ -88,10 +88,9 @@ def rescale(root: nn.Module, original: nn.Module, images: Tensor) -> list[str]:
                 demands[site.name] = c, 1 / a
     if not demands:
         return []
-    modules = [site for site in sites if isinstance(site.activation, nn.Module) and not site.hidden]
-    flow = scales.record(root, [(site, _kind(site, demands)) for site in modules], [images])
+    flow = scales.record(root, demands, (images,))
     solution = scales.solve(flow, demands)
-    tensors = dict([*root.named_parameters(), *root.named_buffers()])
+    tensors = tensors_of(root)
     parameters = [tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)]
     frozen = {id(parameter) for parameter in parameters if not parameter.requires_grad}
     # A checkpoint's network comes with everything frozen.
@@ -105,9 +104,3 @@ def rescale(root: nn.Module, original: nn.Module, images: Tensor) -> list[str]:
 def _has_fixed_form(site: Site) -> bool:
     activation = site.activation
     return hasattr(activation, MARK) and not any(True for _ in activation.parameters()) and not site.hidden
-
-
-def _kind(site: Site, demands: dict[str, scales.Demand]) -> str:
-    if site.name in demands:
-        return "scaling"
-    return "passing" if isinstance(site.activation, HOMOGENEOUS) else "opaque"
