@@ -554,7 +554,7 @@ def test_rescaled_network_is_the_one_with_scaled_activations(name: str) -> None:
         model = task_model()
     else:
         model = (DetectionModel if "yolo" in name else RTDETRDetectionModel)(name, verbose=False).eval()
-    model, images = model.double(), torch.rand(2, 3, 96, 96).double()
+    model, images = model.double(), torch.rand(2, 3, 128, 128).double()
     calibrate(model, images)  # else little is left of an image behind many layers
     original = copy.deepcopy(model)
     patch_model(model, "hardswish", example_input=images)
