@@ -122,7 +122,7 @@ def patch_model(
         act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training.
         init: "paper" (default) for the activation's own start, "match" for the one closest to what it replaces, where
             it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, dyrelu_a, dyrelu_b, dyrelu_c); without
-            `blend`, Ultralytics' training then begins with `refit`, whatever the activation.
+            `blend`, Ultralytics' next training begins with `refit`, whatever the activation.
         blend: Epochs of training over which a site moves from what stood there to the activation, 0 (default) for a
             swap at once. Ultralytics' training moves it; a loop of your own calls `set_epoch(model, epoch)`.
         distill: Whether the network as it was teaches the new one while activations blend, in Ultralytics' training.
@@ -236,6 +236,14 @@ def unpatch_model(model: Any) -> int:
 def carries_yaml(root: nn.Module) -> bool:
     """Say whether a model is an Ultralytics task model, whose `yaml` its rebuilds are made from."""
     return is_model_yaml(getattr(root, "yaml", None))
+
+
+def mark_fitted(root: nn.Module) -> None:
+    """Write into a model's plan that the network has its start after the swap, so that no training gives it another."""
+    if carries_yaml(root):
+        _, plan = split_model_yaml(root.yaml)  # type: ignore[arg-type]
+        if plan.awaits_fit:
+            root.yaml = with_plan(root.yaml, replace(plan, fitted=True))  # type: ignore[arg-type, assignment]
 
 
 def _require_matches(sites: Sequence[Site], rules: Iterable[Rule]) -> None:

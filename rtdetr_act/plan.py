@@ -21,7 +21,7 @@ SECTIONS = ("backbone", "neck", "head")
 SCOPES = ("conv", "all")
 INITS = ("paper", "match")
 _RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope", "init", "blend")
-_PLAN_KEYS = ("rules", "default_act", "act_lr", "distill", "base", "convolutions")
+_PLAN_KEYS = ("rules", "default_act", "act_lr", "distill", "base", "convolutions", "fitted")
 # Dynamic convolution's paper lets the temperature fall from 30 over the first ten epochs.
 TAU_START, TAU_EPOCHS = 30.0, 10
 CONVOLUTIONS = ("dynamic_conv",)  # what a rule may put in the place of a convolution, not of an activation
@@ -211,6 +211,8 @@ class Plan:
         distill: Whether the network before the swap teaches the new one while rules blend.
         base: The plan of the network that rules with `init="match"` or `blend` start from; None for the stock one.
         convolutions: Rules of the same form for convolutions, such as `dynamic_conv@backbone`.
+        fitted: Whether the network has had the start that rules with `init="match"` ask for, which a training gives
+            it once.
 
     >>> plan = Plan.parse("dyrelu_b@backbone, dyrelu_c@neck, silu@22-27")
     >>> Plan.from_yaml(plan.to_yaml()) == plan
@@ -223,6 +225,7 @@ class Plan:
     distill: bool = False
     base: Plan | None = None
     convolutions: tuple[Rule, ...] = ()
+    fitted: bool = False
 
     @classmethod
     def parse(
@@ -308,6 +311,7 @@ class Plan:
             _check_distill(data.get("distill", False), rules),
             cls.from_yaml(data["base"]) if data.get("base") else None,
             convolutions,
+            _check_flag("fitted", data.get("fitted", False)),
         )
 
     def to_yaml(self) -> dict[str, Any] | str | None:
@@ -328,7 +332,14 @@ class Plan:
             data["distill"] = True
         if self.base:
             data["base"] = self.base.to_yaml()
+        if self.fitted:
+            data["fitted"] = True
         return data
+
+    @property
+    def awaits_fit(self) -> bool:
+        """Whether the next training is to give the network a start close to what it was."""
+        return not self.fitted and any(rule.init == "match" for rule in self.rules)
 
     def winner(self, name: str, layer: int | None, section: str, layout: str) -> Rule | None:
         """Return the last rule that selects the site, or None."""
@@ -608,10 +619,15 @@ def _check_blend(value: object) -> float:
 
 
 def _check_distill(value: object, rules: Iterable[Rule]) -> bool:
-    if not isinstance(value, bool):
-        raise SpecError(f"distill is true or false, not {value!r}")
-    if value and not any(rule.blend for rule in rules):
+    distill = _check_flag("distill", value)
+    if distill and not any(rule.blend for rule in rules):
         raise SpecError("distill needs blend: the network before the swap teaches while the activations blend")
+    return distill
+
+
+def _check_flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise SpecError(f"{name} is true or false, not {value!r}")
     return value
 
 

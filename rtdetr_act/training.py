@@ -19,7 +19,7 @@ from rtdetr_act.convolutions.dynamic import DynamicConv2d
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import write_atomically
 from rtdetr_act.images import pick_images
-from rtdetr_act.patcher import patch_model, unpatch_model
+from rtdetr_act.patcher import mark_fitted, patch_model, unpatch_model
 from rtdetr_act.plan import Plan
 from rtdetr_act.schedules import Scheduled, scheduled_modules, set_epoch
 from rtdetr_act.sites import placed_activations
@@ -153,8 +153,11 @@ _BEFORE_END = 1 - 1e-6  # an epoch that is repeated after running out of memory 
 def _start(trainer: Any) -> None:
     model = task_model(trainer.model)
     plan = plan_of(model)
-    if not trainer.start_epoch and any(rule.init == "match" and not rule.blend for rule in plan.rules):
-        _refit(trainer, model, plan)
+    if plan.awaits_fit:
+        if any(rule.init == "match" and not rule.blend for rule in plan.rules):
+            _refit(trainer, model, plan)
+        for network in (model, trainer.ema.ema) if trainer.ema else (model,):
+            mark_fitted(network)
     if not plan.schedule_ends():
         return
     if hasattr(model, "student_model"):
@@ -180,7 +183,9 @@ def _refit(trainer: Any, model: nn.Module, plan: Plan) -> None:
     if plan.base:
         patch_model(original, plan.base)
     if any([*module.parameters()] for _, module in placed_activations(original)):
-        _calibrate(trainer, model)  # what these had learned is not in the new network
+        # What these had learned is not in the new network, which is built from a YAML and a state dict.
+        _calibrate(trainer, model)
+        log("convolutions not fitted, since the activations before the swap learned: BatchNorm statistics only")
         return
     if RANK in (-1, 0):
         images = _images(trainer, max(_REFITTING // trainer.args.imgsz**2, 1))

@@ -260,6 +260,12 @@ def _load(
 
         if (count := load_plain(self, model.float().state_dict())) and verbose:
             log(f"{count} dynamic convolutions start from plain ones")
+    if plan.awaits_fit:
+        from rtdetr_act.patcher import mark_fitted
+
+        source = plan_of(model)
+        if source != plan and source.rules != (plan.base or Plan()).rules:
+            mark_fitted(self)  # the weights are not those of the network before the swap
     if verbose and plan:
         from rtdetr_act.sites import placed_activations
 

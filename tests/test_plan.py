@@ -54,6 +54,7 @@ plans = st.builds(
     st.lists(rules, min_size=1, max_size=4).map(tuple),
     st.sampled_from([None, "nn.ReLU()", "torch.nn.LeakyReLU(0.1)"]),
     st.floats(0.001, 100),
+    fitted=st.booleans(),
 )
 
 

@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from rtdetr_act.activations.dyrelu import DyReLUC
 from rtdetr_act.cli import app, running  # noqa: F401 (it registers its commands)
 from rtdetr_act.errors import InputError, SpecError
 from rtdetr_act.plan import Plan
+from rtdetr_act.ultralytics_hooks import plan_of
 from rtdetr_act.warmstart.blend import Blend
 from rtdetr_act.warmstart.distill import Teacher, borders
 from rtdetr_act.warmstart.match import match
@@ -205,7 +207,7 @@ def test_training_blends_and_leaves_a_plain_checkpoint(stock_yaml: Path, data: D
     assert saved[1][2] == 2
     trained = tiny.load(last)
     assert tiny.count(trained, PReLU) == tiny.CONV_SITES
-    assert trained.yaml["activation"] == {"rules": [{"activation": "prelu", "init": "match"}]}
+    assert trained.yaml["activation"] == {"rules": [{"activation": "prelu", "init": "match"}], "fitted": True}
     plain = RTDETRDetectionModel(copy.deepcopy(tiny.RTDETR), verbose=False)
     patch_model(plain, "prelu")
     assert [*trained.state_dict()] == [*plain.state_dict()]
@@ -218,6 +220,7 @@ def test_training_blends_and_leaves_a_plain_checkpoint(stock_yaml: Path, data: D
 
 _KILLED = """
 import json, sys, time
+from dataclasses import replace
 from pathlib import Path
 from ultralytics import RTDETR
 from rtdetr_act import patch_model
@@ -711,6 +714,52 @@ def test_training_refits_after_a_swap(stock_yaml: Path, data: Data, tmp_path: Pa
         assert all(torch.allclose(state[name], value, atol=1e-4) for name, value in expected.items()), [
             name for name, value in expected.items() if not torch.allclose(state[name], value, atol=1e-4)
         ]
+
+
+@pytest.mark.parametrize("way", ["trained", "trained, into a new model", "refitted", "calibrated"])
+def test_training_gives_a_swap_its_start_once(way: str, stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    model = RTDETR(str(stock_yaml))
+    tiny.train(model, data.detect, tmp_path / "stock")
+    model = RTDETR(str(tmp_path / "stock" / "run" / "weights" / "last.pt"))
+    report = patch_model(model, "relu", init="match")
+    if way == "refitted":
+        refit(model, IMAGES)
+    elif way == "calibrated":
+        calibrate(model, IMAGES)
+    else:
+        tiny.train(model, data.detect, tmp_path / "first")
+        trained = str(tmp_path / "first" / "run" / "weights" / "last.pt")
+        model = RTDETR(trained if way == "trained" else str(stock_yaml))
+    if way == "trained, into a new model":
+        patch_model(model, "relu", init="match")
+        model.load(trained)
+    assert plan_of(model.model) == replace(report.plan, fitted=True)
+    weights, found = copy.deepcopy(model.model.state_dict()), dict[str, torch.Tensor]()
+    model.add_callback("on_train_start", lambda trainer: found.update(copy.deepcopy(trainer.model.state_dict())))
+    tiny.train(model, data.detect, tmp_path / "second")
+    assert all(torch.allclose(found[name].float(), value.float()) for name, value in weights.items())
+    assert plan_of(tiny.load(tmp_path / "second" / "run" / "weights" / "last.pt")).fitted
+
+
+def test_a_second_swap_gets_a_start_of_its_own(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    model = RTDETR(str(stock_yaml))
+    patch_model(model, "relu", init="match")
+    refit(model, IMAGES)
+    patch_model(model, "hardswish@neck", init="match")
+    plan = plan_of(model.model)
+    assert plan.awaits_fit and plan.base is not None and plan.base.fitted
+    with tiny.logged() as lines:
+        tiny.train(model, data.detect, tmp_path)
+    assert any("convolutions fitted to what they gave before the swap" in line for line in lines)
+
+
+def test_training_says_where_it_calibrates_only(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    model = RTDETR(str(stock_yaml))
+    patch_model(model, "arelu")
+    patch_model(model, "relu", init="match")
+    with tiny.logged() as lines:
+        tiny.train(model, data.detect, tmp_path)
+    assert any("convolutions not fitted, since the activations before the swap learned" in line for line in lines)
 
 
 def test_training_refits_on_images_of_several_shapes(tmp_path: Path) -> None:

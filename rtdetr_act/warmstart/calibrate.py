@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_act.errors import InputError
+from rtdetr_act.patcher import mark_fitted
 from rtdetr_act.sites import evaluating, unwrap
 
 
@@ -16,7 +17,8 @@ def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
     """Set the statistics of every BatchNorm to those of the given images, in place; weights stay as they are.
 
     After a swap, the layers behind an activation see other means and variances than the ones they were trained with.
-    Each batch counts the same. A few hundred images, in batches of 16 or more, prepared as in training.
+    Each batch counts the same. A few hundred images, in batches of 16 or more, prepared as in training. Ultralytics'
+    training after it does not `refit`, which would take the new statistics for those of the old network.
 
     Args:
         model: RTDETR, YOLO, a task model or any torch.nn.Module that takes the images.
@@ -37,7 +39,9 @@ def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
     root = unwrap(model)
     if not has_norms(root):
         raise InputError("the model has no BatchNorm to calibrate: calibrate it before it is fused")
-    return estimate_statistics(root, [images] if isinstance(images, Tensor) else images)
+    count = estimate_statistics(root, [images] if isinstance(images, Tensor) else images)
+    mark_fitted(root)
+    return count
 
 
 @torch.no_grad()

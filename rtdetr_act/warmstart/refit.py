@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.patcher import unpatch_model
+from rtdetr_act.patcher import mark_fitted, unpatch_model
 from rtdetr_act.sites import unwrap
 from rtdetr_act.warmstart.calibrate import estimate_statistics
 from rtdetr_act.warmstart.rescale import rescale
@@ -34,7 +34,8 @@ def refit(model: Any, images: Tensor, original: Any = None) -> int:
     maps after channel pruning (ICCV 2017, arXiv:1707.06168). Before that, what activations without parameters read and
     give is scaled, where it brings them closer to those they replace: hardswish(2 x) / 2 is nearer to ReLU than
     hardswish(x) is, and GELU(0.6 x) / 0.6 to SiLU. BatchNorm gets the statistics of the images, as by
-    `calibrate`. Convolutions that are frozen, dynamic or run more than once stay, and so do linear layers.
+    `calibrate`. Convolutions that are frozen, dynamic or run more than once stay, and so do linear layers. Ultralytics'
+    training after it does not fit again.
 
     Args:
         model: RTDETR, YOLO, a task model or any torch.nn.Module that takes the images, swapped and not trained since.
@@ -80,6 +81,7 @@ def refit(model: Any, images: Tensor, original: Any = None) -> int:
             hooks.append((conv, lambda conv, given, name=name: meet(conv, name, given)))
     with _hooked(pre=hooks):
         estimate_statistics(root, [images])
+    mark_fitted(root)
     return done
 
 
