@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_AT_HAND = ("buffer", "ims", "im_hw0", "im_hw")  # where Ultralytics keeps them: numbers, images, sizes
+
 
 def pick_images(dataset: Any, count: int = 16) -> list[Tensor]:
     """Return images of an Ultralytics data set, always the same, evenly spread; a training that uses it sees nothing.
 
-    Ultralytics draws a random number for each image, for the order of its colours, even where it changes nothing, and
-    remembers which images it has at hand for mosaics.
+    Ultralytics draws a random number for each image, for the order of its colours, even where it changes nothing. It
+    makes mosaics of images that it has at hand, and lists them in a buffer, where it finds none if one that it has at
+    hand is the first.
 
     Args:
         dataset: What a loader of Ultralytics draws from, with or without augmentation.
@@ -26,7 +29,14 @@ def pick_images(dataset: Any, count: int = 16) -> list[Tensor]:
     Returns:
         Images (C, H, W), bytes or, for classification, floats.
     """
-    python, numpy, buffer = random.getstate(), np.random.get_state(), list(getattr(dataset, "buffer", ()))
+    python, numpy = random.getstate(), np.random.get_state()
+    lists = [
+        value
+        for part in getattr(dataset, "datasets", [dataset])  # of several, put together
+        for name in _AT_HAND
+        if isinstance(value := getattr(part, name, None), list)
+    ]
+    at_hand = [value.copy() for value in lists]
     try:
         with torch.random.fork_rng(devices=[]):
             # What augmentation draws is the same for every worker.
@@ -38,8 +48,8 @@ def pick_images(dataset: Any, count: int = 16) -> list[Tensor]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        if buffer or getattr(dataset, "buffer", None):
-            dataset.buffer[:] = buffer
+        for value, before in zip(lists, at_hand, strict=True):
+            value[:] = before
 
 
 def open_validation(

@@ -284,6 +284,26 @@ def test_picking_images_draws_no_random_number() -> None:
     assert [int(image) for image in pick_images([{"img": torch.tensor(i)} for i in range(3)])] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_picking_images_leaves_what_a_data_set_has_at_hand(parts: int) -> None:
+    class Kept(torch.utils.data.Dataset):
+        def __init__(self) -> None:
+            self.ims, self.buffer = [None, "image", None, None], [1]
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            self.ims[index] = "image"
+            self.buffer.append(index)
+            return {"img": torch.tensor(index)}
+
+    datasets = [Kept() for _ in range(parts)]
+    pick_images(torch.utils.data.ConcatDataset(datasets) if parts > 1 else datasets[0])
+    for dataset in datasets:
+        assert dataset.ims == [None, "image", None, None] and dataset.buffer == [1]
+
+
 # --- the picture ----------------------------------------------------------------------------------------------------
 
 

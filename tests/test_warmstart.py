@@ -762,6 +762,13 @@ def test_training_says_where_it_calibrates_only(stock_yaml: Path, data: Data, tm
     assert any("convolutions not fitted, since the activations before the swap learned" in line for line in lines)
 
 
+def test_training_makes_mosaics_after_refitting(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    model = RTDETR(str(stock_yaml))
+    patch_model(model, "relu", init="match")
+    # Ultralytics makes them of images that it has loaded, and fails where it does not know of any.
+    tiny.train(model, data.detect, tmp_path, mosaic=1.0, close_mosaic=0)
+
+
 def test_training_refits_on_images_of_several_shapes(tmp_path: Path) -> None:
     tiny.draw_images(tmp_path, {"detect": ["{cls} {x} {y} 0.375 0.375"]})
     for number in range(3):
