@@ -70,25 +70,37 @@ class Snapshots:
 
     def _restore(self, trainer: Any) -> None:
         self.updates = trainer.ema.updates
-        if not self.path.is_file():
-            return
-        try:
-            # Written by this study, with the state of numpy's generator in it, which weights_only refuses.
-            state = torch.load(self.path, map_location="cpu", weights_only=False)
-        except Exception:  # whatever an unpickler makes of a file that a failing disk has damaged: start again
+        state = self._read()
+        if state is None:
+            # Ultralytics before 8.4 would append to the rows of a run that was killed before its first snapshot.
+            trainer.csv.unlink(missing_ok=True)
             return
         advance(trainer, state["epoch"] + 1)  # a blend that was over by then has other names in its state
         ema = trainer.ema.ema
         ema.load_state_dict(state["ema"])
-        trainer.resume, before = True, trainer.resume
+        before = trainer.resume, trainer.args.close_mosaic
+        if trainer.epochs < trainer.args.close_mosaic:
+            # Ultralytics before 8.4 closes the mosaic on resuming so short a run, but not in an undisturbed one.
+            trainer.args.close_mosaic = 0
+        trainer.resume = True
         trainer.resume_training({**state, "ema": ema})
-        trainer.resume = before
+        trainer.resume, trainer.args.close_mosaic = before
         trainer.scheduler.last_epoch = trainer.start_epoch - 1
         task_model(trainer.model).load_state_dict(state["model"])
         trainer.scaler.load_state_dict(state["scaler"])
         trainer.stopper.__dict__.update(state["stopper"])
         write_atomically(trainer.csv, state["results"])
         self.state, self.since, self.updates = state, state["since"], state["updates"]
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.path.is_file():
+            return None
+        try:
+            # Written by this study, with the state of numpy's generator in it, which weights_only refuses.
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=False)
+        except Exception:  # whatever an unpickler makes of a file that a failing disk has damaged: start again
+            return None
+        return state
 
     def _set_clock(self, trainer: Any) -> None:
         if self.state is not None:
