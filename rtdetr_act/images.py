@@ -18,9 +18,9 @@ _AT_HAND = ("buffer", "ims", "im_hw0", "im_hw")  # where Ultralytics keeps them:
 def pick_images(dataset: Any, count: int = 16) -> list[Tensor]:
     """Return images of an Ultralytics data set, always the same, evenly spread; a training that uses it sees nothing.
 
-    Ultralytics draws a random number for each image, for the order of its colours, even where it changes nothing. It
-    makes mosaics of images that it has at hand, and lists them in a buffer, where it finds none if one that it has at
-    hand is the first.
+    Ultralytics draws a random number for each image, for the order of its colours, even where it changes nothing. And
+    it keeps images for mosaics, listed in a buffer that only those come to which it does not keep yet: one that is kept
+    without being listed would leave the first mosaic without any.
 
     Args:
         dataset: What a loader of Ultralytics draws from, with or without augmentation.
