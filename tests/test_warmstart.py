@@ -220,7 +220,6 @@ def test_training_blends_and_leaves_a_plain_checkpoint(stock_yaml: Path, data: D
 
 _KILLED = """
 import json, sys, time
-from dataclasses import replace
 from pathlib import Path
 from ultralytics import RTDETR
 from rtdetr_act import patch_model

@@ -48,7 +48,6 @@ def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
 def estimate_statistics(root: nn.Module, batches: Iterable[Tensor]) -> int:
     """Run a model on batches, each BatchNorm with the statistics of the batch, which it keeps; return how many."""
     norms = list(_norms(root))
-    reference = next(parameter for parameter in root.parameters() if parameter.is_floating_point())
     before = [(norm, norm.momentum) for norm in norms]
     seen = 0
     try:
@@ -58,7 +57,7 @@ def estimate_statistics(root: nn.Module, batches: Iterable[Tensor]) -> int:
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over all batches
             for batch in batches:
-                root(batch.to(reference.device, reference.dtype))
+                root(bring_to(root, batch))
                 seen += 1
     finally:
         for norm, momentum in before:
@@ -66,6 +65,12 @@ def estimate_statistics(root: nn.Module, batches: Iterable[Tensor]) -> int:
     if not seen:
         raise InputError("calibrate got no images: give at least one batch")
     return len(norms)
+
+
+def bring_to(root: nn.Module, batch: Tensor) -> Tensor:
+    """Return a batch on a model's device and in its type."""
+    reference = next(parameter for parameter in root.parameters() if parameter.is_floating_point())
+    return batch.to(reference.device, reference.dtype)
 
 
 def has_norms(model: nn.Module) -> bool:

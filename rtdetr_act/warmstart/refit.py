@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rtdetr_act.errors import InputError
 from rtdetr_act.patcher import mark_fitted, unpatch_model
 from rtdetr_act.sites import unwrap
-from rtdetr_act.warmstart.calibrate import estimate_statistics
+from rtdetr_act.warmstart.calibrate import bring_to, estimate_statistics
 from rtdetr_act.warmstart.rescale import rescale
 
 _ROWS = 16_384  # outputs of a convolution that its fit sees, each channel of them
@@ -65,8 +65,7 @@ def refit(model: Any, images: Tensor, original: Any = None) -> int:
             raise InputError("nothing is swapped in the model: give original=, the network as it was")
     else:
         before = copy.deepcopy(unwrap(original))
-    reference = next(parameter for parameter in root.parameters() if parameter.is_floating_point())
-    rescale(root, before, images[:2].to(reference.device, reference.dtype))
+    rescale(root, before, bring_to(root, images[:2]))
     wanted = _outputs(before, images, [name for name, _ in _convolutions(root)])
     done = 0
 
