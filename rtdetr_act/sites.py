@@ -359,6 +359,17 @@ def example_inputs(root: nn.Module, example_input: Any) -> tuple[Any, ...] | Non
     return (torch.zeros(1, conv.in_channels, 224, 224, device=parameter.device, dtype=parameter.dtype),)
 
 
+def frozen_among(parameters: Iterable[torch.Tensor]) -> set[int]:
+    """Return the ids of parameters that a training leaves alone.
+
+    Those are none where all of them are frozen, since a checkpoint's network comes so. Parameters of activations placed
+    since then are not, and should not be among the given ones.
+    """
+    found = list(parameters)
+    frozen = {id(parameter) for parameter in found if not parameter.requires_grad}
+    return frozen if len(frozen) < len({id(parameter) for parameter in found}) else set()
+
+
 @contextmanager
 def standing_in(stand_ins: Iterable[tuple[Site, nn.Module]]) -> Iterator[None]:
     """Put other modules where the activations of sites stand, and the activations back afterwards."""

@@ -652,6 +652,20 @@ def test_refitting_leaves_what_must_stay() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
+@pytest.mark.parametrize("plan", ["hardswish", "hardswish@0-1, arelu@2-9", "hardswish@0-1, frelu@2-9"])
+def test_a_checkpoint_whose_weights_are_all_frozen_is_refitted(plan: str) -> None:
+    original, found = task_model(), []
+    for trains in (True, False):
+        model = copy.deepcopy(original).requires_grad_(trains)
+        torch.manual_seed(0)
+        patch_model(model, plan)  # what is learnable in it trains
+        found.append((refit(model, IMAGES), model.state_dict()))
+    (count, expected), (again, state) = found
+    assert count == again > 0
+    # Attention without gradients rounds otherwise.
+    assert all(torch.allclose(state[name], value, atol=1e-3) for name, value in expected.items())
+
+
 def test_refitting_undoes_what_linear_layers_can_undo() -> None:
     """AReLU without a negative side is a scaled ReLU: the next convolution takes up the scale."""
     torch.manual_seed(0)

@@ -25,7 +25,7 @@ from rtdetr_act.plan import (
     split_model_yaml,
     with_plan,
 )
-from rtdetr_act.sites import MARK, locate, put, unwrap
+from rtdetr_act.sites import MARK, frozen_among, locate, put, unwrap
 from rtdetr_act.tables import align
 
 NAME = "dynamic_conv"
@@ -220,14 +220,13 @@ def find_convs(root: nn.Module, name: str, model_yaml: Any) -> list[ConvPlace]:
     """
     found = [(*where, *locate(where[0], model_yaml)) for where in _walk(root, name)]
     first = next((m for m in root.modules() if isinstance(m, (nn.Conv2d, DynamicConv2d))), None)
-    # A checkpoint's network comes with everything frozen; the DFL's weights are numbers to count with all the same.
-    training = any(conv.weight.requires_grad for *_, conv, _, _ in found)
+    frozen = frozen_among(conv.weight for *_, conv, _, _ in found)
     places = []
     for qualified, owner, attribute, conv, layer, section in found:
-        frozen = training and not conv.weight.requires_grad
         # bias_init writes the class frequencies into the biases of these.
         predicts = section == "head" and conv.bias is not None and is_model_yaml(model_yaml) and _is_bare(owner)
-        if conv is not first and not frozen and not predicts and type(owner).__name__ != "DFL":
+        # The DFL's weights are numbers to count with, even where everything is frozen.
+        if conv is not first and id(conv.weight) not in frozen and not predicts and type(owner).__name__ != "DFL":
             places.append(ConvPlace(qualified, owner, attribute, layer, section, conv))
     return places
 

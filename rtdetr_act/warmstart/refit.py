@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rtdetr_act.errors import InputError
 from rtdetr_act.patcher import mark_fitted, unpatch_model
-from rtdetr_act.sites import unwrap
+from rtdetr_act.sites import frozen_among, placed_activations, unwrap
 from rtdetr_act.warmstart.calibrate import bring_to, estimate_statistics
 from rtdetr_act.warmstart.rescale import rescale
 
@@ -86,16 +86,16 @@ def refit(model: Any, images: Tensor, original: Any = None) -> int:
 
 def _convolutions(root: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
     """Yield (qualified name, convolution) of those that may get other weights."""
+    placed = {id(part) for _, module in placed_activations(root) for part in module.modules()}
     found = [
         (f"{path}.{name}" if path else name, child)
         for path, owner in root.named_modules()
         if type(owner).__name__ != "DFL"  # its weights are numbers to count with
         for name, child in owner.named_children()
-        if type(child) is nn.Conv2d  # a subclass computes something else
+        if type(child) is nn.Conv2d and id(child) not in placed  # a subclass computes something else
     ]
-    # A checkpoint's network comes with everything frozen.
-    training = any(conv.weight.requires_grad for _, conv in found)
-    yield from (item for item in found if item[1].weight.requires_grad or not training)
+    frozen = frozen_among(conv.weight for _, conv in found)
+    yield from (item for item in found if id(item[1].weight) not in frozen)
 
 
 def _outputs(original: nn.Module, images: Tensor, names: list[str]) -> dict[str, tuple[Tensor, Tensor, bool]]:

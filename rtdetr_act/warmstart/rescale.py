@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rtdetr_act.curves import trace
 from rtdetr_act.deploy import scales
 from rtdetr_act.deploy.fold import tensors_of
-from rtdetr_act.sites import MARK, Site, find_sites
+from rtdetr_act.sites import MARK, Site, find_sites, frozen_among, placed_activations
 
 # Between these, factors on the input are tried: hardswish of 100 x is a ReLU, and no longer what was asked for.
 _LEAST, _MOST = 0.5, 2.0
@@ -91,10 +91,9 @@ def rescale(root: nn.Module, original: nn.Module, images: Tensor) -> list[str]:
     flow = scales.record(root, demands, (images,))
     solution = scales.solve(flow, demands)
     tensors = tensors_of(root)
-    parameters = [tensor for tensor in tensors.values() if isinstance(tensor, nn.Parameter)]
-    frozen = {id(parameter) for parameter in parameters if not parameter.requires_grad}
-    # A checkpoint's network comes with everything frozen.
-    if len(frozen) < len(parameters) and any(id(tensors[name]) in frozen for name in solution.factors):
+    placed = {id(parameter) for _, module in placed_activations(root) for parameter in module.parameters()}
+    frozen = frozen_among(parameter for parameter in root.parameters() if id(parameter) not in placed)
+    if any(id(tensors[name]) in frozen for name in solution.factors):
         return []
     for name, factor in solution.factors.items():
         tensors[name].mul_(factor)
