@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_LONGEST = 80  # characters of a value that a message quotes
 
 
 class RtdetrActError(Exception):
-    """Base of every error a user can cause; the CLI prints its sentence and exits with `exit_code`."""
+    """Base of every error a user can cause; the CLI prints its sentence and exits with `exit_code`.
+
+    Control characters in the message are escaped, so that no file can write to the terminal through it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_escape(message))
 
 
 class SpecError(RtdetrActError):
@@ -62,3 +71,40 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def quote(value: object) -> str:
+    r"""Return a value as a message quotes it: the first line of a text, the outermost items of a collection.
+
+    The result has about 80 characters at most and takes no longer for a value that would print as gigabytes, such as a
+    YAML of nested aliases.
+
+    >>> quote("arelu"), quote("one\ntwo"), quote([1, "two"])
+    ("'arelu'", "'one…'", "[1, 'two']")
+    """
+    if not isinstance(value, str):
+        shown = _escape(_REPR.repr(value))
+        return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+    line = (value.splitlines() or [""])[0]
+    shown = line[:_LONGEST]
+    return f"'{_escape(shown)}{'…' if shown != value else ''}'"
+
+
+class _ShortRepr(reprlib.Repr):
+    """The `repr` of plain data, shortened wherever it could be long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxstring, self.maxother = 2, 4, 40, _LONGEST
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 1000:  # Python refuses to write integers of more than 4300 digits
+            return f"<an integer of {x.bit_length()} bits>"
+        return super().repr_int(x, level)
+
+
+_REPR = _ShortRepr()
+
+
+def _escape(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
