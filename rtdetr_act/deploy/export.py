@@ -1,7 +1,14 @@
-"""Export a model through Ultralytics, folded, and refuse beforehand what cannot be exported."""
+"""Export a model through Ultralytics, folded and in whole files, and refuse beforehand what cannot be exported."""
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +19,9 @@ from torch import nn
 
 from rtdetr_act.deploy.exportable import write_out
 from rtdetr_act.deploy.fold import fold_activations
-from rtdetr_act.errors import InputError, RtdetrActError, suggest
-from rtdetr_act.ultralytics_hooks import log, unfolded
+from rtdetr_act.errors import InputError, RtdetrActError, quote, suggest
+from rtdetr_act.files import move_together, partial_path, remove_leftovers
+from rtdetr_act.ultralytics_hooks import log
 from rtdetr_act.warmstart.blend import Blend
 
 _ALIASES = {"tensorrt": "engine", "trt": "engine", "mlpackage": "coreml", "mlmodel": "coreml", "vitis": "xilinx"}
@@ -41,6 +49,9 @@ _TOOLS = {
 _INT8_TOOLS = {"onnx": {"onnxruntime": "onnxruntime"}, "openvino": {"nncf": "nncf"}}
 # Ultralytics without a list of its own.
 _INT8_BEFORE = ("openvino", "engine", "coreml", "saved_model", "tflite", "edgetpu", "tfjs")
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+
+_folds: bool | None = None  # inside `exporting`: whether it folds
 
 
 def export_model(model: Any, form: str = "onnx", *, int8: bool = False, fold: bool = True, **arguments: Any) -> Path:
@@ -57,16 +68,179 @@ def export_model(model: Any, form: str = "onnx", *, int8: bool = False, fold: bo
         The file or folder written.
 
     Raises:
-        InputError: This cannot be exported, or not here: unknown format, missing tool, or no calibration data.
+        InputError: This cannot be exported, or not here: unknown format, missing tool, no calibration data, or no room
+            on the disk. What was exported before is then as it was.
     """
     form = check_export(model, form, int8=int8)
     if int8:
         arguments["data"] = arguments.get("data") or _training_data(model)
         arguments.update(_int8_argument())
-    if fold:
+    with exporting(fold=fold):
         return Path(model.export(format=form, **arguments))
-    with unfolded():
-        return Path(model.export(format=form, **arguments))
+
+
+@contextmanager
+def exporting(*, fold: bool = True) -> Iterator[None]:
+    """Export inside the block as `export_model` does, models without a swap too: in whole files, folded or not."""
+    global _folds
+    _folds, before = fold, _folds
+    try:
+        yield
+    finally:
+        _folds = before
+
+
+def is_our_export() -> bool:
+    """Say whether this is inside of `exporting`."""
+    return _folds is not None
+
+
+def export_staged(original: Callable[..., Any], exporter: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call an exporter of Ultralytics on a prepared copy of a model, and give its files their names when it is through.
+
+    It writes beside the checkpoint, over what is there; so it gets a hidden folder there for its place. A folder that
+    it makes, such as `best_openvino_model`, replaces the one before wholly. Callbacks of the end come after all that.
+
+    Args:
+        original: `Exporter.__call__`.
+        exporter: The exporter.
+        model: The task model.
+        *args: For `original`, after the model.
+        **kwargs: For `original`.
+
+    Returns:
+        What `original` returns, with the final path.
+
+    Raises:
+        InputError: The files cannot be written; then all is as it was.
+    """
+    copy = prepare(model, fold=_folds is not False)
+    file = _checkpoint_of(copy)
+    if not file.name:  # a module from elsewhere: Ultralytics says that it has no name
+        return original(exporter, copy, *args, **kwargs)
+    target = file.with_name(f"{file.stem}-export")
+    stage = partial_path(target)
+    suffix = ".pt"
+    while suffix in str(stage / file.stem):  # Ultralytics replaces it by "_openvino_model" wherever the path has it
+        suffix += "_"
+    staged = stage / f"{file.stem}{suffix}"
+    copy.pt_path = str(staged)  # type: ignore[assignment]
+    last = exporter.callbacks.get("on_export_end", [])
+    exporter.callbacks["on_export_end"] = []
+    try:
+        with _writing(file, stage):
+            remove_leftovers(target)
+            shutil.rmtree(stage, ignore_errors=True)  # of a killed process with this one's number
+            stage.mkdir()
+        with _final_names(staged, file):
+            result = _call(original, file, stage, exporter, copy, *args, **kwargs)
+        with _writing(file, stage):
+            move_together({file.with_name(path.name): path for path in stage.iterdir()})
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        exporter.callbacks["on_export_end"] = last
+    exporter.file = file
+    exporter.run_callbacks("on_export_end")
+    if not isinstance(result, (str, Path)):
+        return result
+    return type(result)(_without_stage(str(result), stage))
+
+
+def _checkpoint_of(model: Any) -> Path:
+    """Return the path from which Ultralytics derives those of the exported files."""
+    names = (getattr(model, "pt_path", None), getattr(model, "yaml_file", None))
+    file = Path(next(filter(None, names), None) or getattr(model, "yaml", {}).get("yaml_file", ""))
+    return Path(file.name) if file.suffix in (".yaml", ".yml") else file
+
+
+def _call(original: Callable[..., Any], file: Path, stage: Path, *args: Any, **kwargs: Any) -> Any:
+    try:
+        with _scripts_in_memory():
+            result = original(*args, **kwargs)
+    # With a full disk OpenVINO raises a RuntimeError and removes its file, Python's own writers raise an OSError, and
+    # what is left of a small file fails an assert.
+    except Exception as error:
+        if (isinstance(error, OSError) and error.errno in _CANNOT_WRITE) or "iostream error" in str(error):
+            raise _not_written(file, stage, error) from error
+        if full := _try_disk(stage):
+            raise _not_written(file, stage, full) from error
+        raise
+    if full := _try_disk(stage):  # a tool that does not look at what became of its writes
+        raise _not_written(file, stage, full)
+    return result
+
+
+@contextmanager
+def _scripts_in_memory() -> Iterator[None]:
+    """Let Python write traced modules: torch's writer aborts the process when the disk is full (2.4 and 2.15 do)."""
+    traced: Any = torch.jit.ScriptModule
+    original = traced.save
+
+    def save(self: Any, f: str | os.PathLike[str], **kwargs: Any) -> None:
+        Path(f).write_bytes(self.save_to_buffer(**kwargs))
+
+    traced.save = save
+    try:
+        yield
+    finally:
+        traced.save = original
+
+
+def _try_disk(stage: Path) -> OSError | None:
+    """Return why nothing more can be written to the disk, if that is so; nor a file larger than the largest there."""
+    probe = stage / ".probe"
+    try:
+        largest = max((path.stat().st_size for path in stage.rglob("*") if path.is_file()), default=0)
+        with probe.open("wb") as file:
+            file.seek(largest)
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+        probe.unlink()
+    except OSError as error:
+        return error
+    return None
+
+
+@contextmanager
+def _writing(file: Path, stage: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _not_written(file, stage, error) from error
+
+
+def _not_written(file: Path, stage: Path, error: Exception) -> InputError:
+    found = [file.with_name(path.name) for path in stage.iterdir() if path.name != ".probe"] if stage.is_dir() else []
+    what = ", ".join(quote(str(path)) for path in found) or f"the exported files to {quote(str(file.parent))}"
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"cannot write {what}: {reason}; what was exported there before is as it was")
+
+
+@contextmanager
+def _final_names(staged: Path, file: Path) -> Iterator[None]:
+    """Let Ultralytics' logger write the names that files will have, for those that they have in the meantime."""
+    from ultralytics.utils import LOGGER
+    from ultralytics.utils.files import file_size
+
+    def rename(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if staged.parent.name in text:
+            if str(staged) in text:  # "starting from 'best.pt' with … (0.0 MB)", since it is not there
+                text = text.replace(str(staged), str(file)).replace("(0.0 MB)", f"({file_size(file):.1f} MB)")
+            record.msg, record.args = _without_stage(text, staged.parent), None
+        return True
+
+    LOGGER.addFilter(rename)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(rename)
+
+
+def _without_stage(text: str, stage: Path) -> str:
+    name = re.escape(stage.name)
+    return re.sub(rf"{name}[/\\]|[/\\]?{name}", "", text)
 
 
 def prepare(model: nn.Module, *, fold: bool = True) -> nn.Module:
@@ -102,7 +276,7 @@ def check_export(model: Any, form: str, *, int8: bool = False) -> str:
     if form == "tflite" and form not in known and "litert" in known:
         form = "litert"  # its name since 8.4.83
     if form not in known:
-        raise InputError(f"there is no export format '{form}' in Ultralytics {__version__}{suggest(form, known)}")
+        raise InputError(f"there is no export format {quote(form)} in Ultralytics {__version__}{suggest(form, known)}")
     missing = [
         package
         for module, package in {**_TOOLS.get(form, {}), **(_INT8_TOOLS.get(form, {}) if int8 else {})}.items()
