@@ -7,6 +7,7 @@ import reprlib
 from collections.abc import Iterable
 
 _LONGEST = 80  # characters of a value that a message quotes
+_LONGEST_REASON = 300  # and of what another library says
 
 
 class RtdetrActError(Exception):
@@ -88,6 +89,24 @@ def quote(value: object) -> str:
     line = (value.splitlines() or [""])[0]
     shown = line[:_LONGEST]
     return f"'{_escape(shown)}{'…' if shown != value else ''}'"
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error of other code says, as a message quotes it: one line, or the error's class.
+
+    >>> reason(KeyError()), reason(ValueError("first\\nsecond"))
+    ('KeyError', 'first second')
+    """
+    text = _escape(" ".join(str(error).removeprefix("ERROR ❌️ ").split()))
+    return (f"{text[:_LONGEST_REASON]}…" if len(text) > _LONGEST_REASON else text) or type(error).__name__
+
+
+def origin(error: BaseException) -> str:
+    """Return the name of the module whose code raised an error, "" for one that was not raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
 
 
 class _ShortRepr(reprlib.Repr):

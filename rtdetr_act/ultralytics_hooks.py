@@ -7,20 +7,18 @@ Ultralytics nor torch. Checked against Ultralytics 8.3.0 and 8.4.190.
 from __future__ import annotations
 
 import inspect
-import pickletools
-import re
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from rtdetr_act.errors import ModelError, SpecError
+from rtdetr_act import checkpoints, downloads, model_yaml
+from rtdetr_act.errors import ModelError, SpecError, quote
 from rtdetr_act.files import partial_path
 from rtdetr_act.plan import ActSpec, Plan, Rule, normalise_model_yaml, split_model_yaml
 
@@ -89,6 +87,7 @@ def _hook_tasks(tasks: Any) -> None:
     # missing package is answered with `pip install` of that name, which for a user's own activation is noise at best,
     # somebody else's package at worst.
     _replace(tasks, "torch_safe_load", _torch_safe_load)
+    _replace(tasks, "check_requirements", _check_requirements)
     # "Transferred 419/475 items" alarms where the rest is new activation parameters.
     _replace(tasks.BaseModel, "load", _load)
     # BaseModel.fuse folds a BatchNorm into one kernel, where a dynamic convolution has several. It and the blocks and
@@ -130,9 +129,20 @@ def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbo
     from rtdetr_act.patcher import resolve_plan
 
     stock, plan = split_model_yaml(d)
+    model_yaml.check_form(stock)
+    model_yaml.check_modules(stock, original.__globals__)
     plan = resolve_plan(plan)
+    if downloads.is_looking():
+        stock, fetched = model_yaml.without_weights(stock, original.__globals__)
+        for row in fetched:
+            log(f"{row} would fetch weights: nothing was downloaded, and it stands here without them", warn=True)
     with _stock_default_act(plan.default_act, verbose):
-        layers, save = original(stock, ch, verbose)
+        try:
+            layers, save = original(stock, ch, verbose)
+        except model_yaml.BUILDING_ERRORS as error:
+            if (explained := model_yaml.explain_building(error, stock, original)) is None:
+                raise
+            raise explained from error
     if plan:
         report = _apply_plans(layers, d, plan)
         places = find_convs(layers, "model", d) if plan.convolutions else []
@@ -187,11 +197,14 @@ def _yaml_model_load(original: Callable[..., Any], path: str | Path) -> dict[str
 
     ours = find_config(path)
     if ours is None:
-        return normalise_model_yaml(original(path))
-    from ultralytics.nn.tasks import guess_model_scale
+        found = original(path)
+    else:
+        from ultralytics.nn.tasks import guess_model_scale
 
-    model_yaml: dict[str, Any] = original(ours)
-    return normalise_model_yaml({**model_yaml, "scale": guess_model_scale(path), "yaml_file": str(path)})
+        found = {**original(ours), "scale": guess_model_scale(path), "yaml_file": str(path)}
+    normal = normalise_model_yaml(found)
+    model_yaml.check_form(normal)
+    return normal
 
 
 def _allow_safe_load() -> None:
@@ -208,45 +221,30 @@ def _allow_safe_load() -> None:
         torch.serialization.add_safe_globals(own)
 
 
+_loading: ContextVar[bool] = ContextVar("loading", default=False)  # whether a checkpoint is being loaded
+
+
 def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: Any, **kwargs: Any) -> Any:
-    if missing := _missing_classes(weight):
-        package = missing[0].partition(".")[0]
-        raise ModelError(
-            f"'{weight}' holds {missing[0]}, but the package '{package}' is not installed here: "
-            "install the package that defines this activation"
-        )
+    checkpoints.check_classes(weight)
     _allow_safe_load()
-    return original(weight, *args, **kwargs)
-
-
-def _missing_classes(weight: str | Path) -> list[str]:
-    """Return the `module.name` of the classes in a checkpoint that cannot be imported, without loading it."""
+    token = _loading.set(True)
     try:
-        with zipfile.ZipFile(weight) as archive:
-            inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            content = archive.read(inner)
-    except (OSError, zipfile.BadZipFile, StopIteration):
-        return []
-    # torch.save writes pickle protocol 2, whose GLOBAL is the letter c and two lines. What only looks like one, inside
-    # a string, is told apart by parsing, which takes as long as the loading itself: 0.3 s for rtdetr-x.
-    lines = re.findall(rb"c([\w.\x80-\xff]+)\n([\w.\x80-\xff]+)\n", content)
-    if all(_is_importable(b".".join(pair).decode(errors="replace")) for pair in lines):
-        return []
-    try:
-        names = {str(arg).replace(" ", ".") for op, arg, _ in pickletools.genops(content) if op.name == "GLOBAL"}
-    except ValueError:  # a damaged pickle, about which the loading says more
-        return []
-    return sorted(name for name in names if not _is_importable(name))
+        found = original(weight, *args, **kwargs)
+    except TypeError as error:
+        if (refused := checkpoints.find_refused(error)) is None:
+            raise
+        raise ModelError(
+            f"{quote(str(weight))} holds {quote(refused)}, which ULTRALYTICS_SAFE_LOAD does not allow: import the "
+            "module that registers this activation first, if you trust where the file comes from"
+        ) from error
+    finally:
+        _loading.reset(token)
+    checkpoints.refuse_renamed(weight, found[0])
+    return found
 
 
-def _is_importable(name: str) -> bool:
-    package, _, attribute = name.partition(".")
-    if package == "__main__":
-        return hasattr(sys.modules["__main__"], attribute)
-    # YOLOv5 checkpoints name `models` and `utils`; Ultralytics has its own words for those.
-    if package in sys.modules or package in ("models", "utils", "__builtin__", "copy_reg"):
-        return True
-    return find_spec(package) is not None
+def _check_requirements(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return checkpoints.refuse_install(*args) if _loading.get() else original(*args, **kwargs)
 
 
 def _load(
@@ -281,7 +279,13 @@ def _load(
 
 
 def _init_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
-    original(self, *args, **kwargs)
+    try:
+        original(self, *args, **kwargs)
+    except model_yaml.BUILDING_ERRORS as error:  # its first forward pass, which measures the strides
+        explained = model_yaml.explain_forward(error, self.yaml) if hasattr(self, "yaml") else None
+        if explained is None:
+            raise
+        raise explained from error
     if not _sentinels:
         return
     from rtdetr_act.patcher import patch_model
@@ -337,6 +341,14 @@ def default_act(activation: str, *, act_lr: float = 1.0) -> Iterator[None]:
         _sentinels.pop()
         for cls, module in before:
             cls.default_act = module
+
+
+# --- ultralytics.data.utils: data sets --------------------------------------------------------------------------------
+
+
+def _hook_data(utils: Any) -> None:
+    # Where images are missing it runs what the YAML has under `download`, code of any kind.
+    _replaced.extend(downloads.replace_everywhere(utils, "check_det_dataset", downloads.check_det_dataset))
 
 
 # --- ultralytics.engine.model: the RTDETR and YOLO objects ----------------------------------------------------------
@@ -572,6 +584,7 @@ def log(text: str, *, warn: bool = False) -> None:
 
 _HOOKS: dict[str, Callable[[Any], None]] = {
     "ultralytics.nn.tasks": _hook_tasks,
+    "ultralytics.data.utils": _hook_data,
     "ultralytics.nn.modules.block": _hook_fusing,
     "ultralytics.nn.modules.head": _hook_fusing,
     "ultralytics.engine.model": _hook_model,

@@ -1,0 +1,147 @@
+"""What may come from the network: no code that a data set's YAML names, and nothing at all where a command only looks.
+
+Used by the hooks, so nothing here loads torch or Ultralytics before it is called.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from rtdetr_act.errors import InputError, quote
+
+ALLOW_CODE = "RTDETR_ACT_ALLOW_DOWNLOAD_CODE"  # environment variable, which the processes of studies and GPUs inherit
+ALLOW_CODE_FLAG = "--allow-download-code"
+_ARCHIVE = re.compile(r"https?://\S+", re.IGNORECASE)  # one word; no Python statement begins like this
+_looking = False
+
+
+@contextmanager
+def no_downloads() -> Iterator[None]:
+    """Download nothing inside the block: what would, raises InputError.
+
+    That holds for what Ultralytics and `torch.hub` download: checkpoints, data sets, weights of torchvision's models.
+    Rows of a model YAML that would fetch weights (`TorchVision`) are built without them.
+    """
+    global _looking
+    if _looking:
+        yield
+        return
+    _looking = True
+    try:
+        with ExitStack() as stack:
+            for module, name in _downloaders():
+                stack.callback(setattr, module, name, getattr(module, name))
+                setattr(module, name, _refuse)
+            yield
+    finally:
+        _looking = False
+
+
+def is_looking() -> bool:
+    """Say whether a block of `no_downloads` is open."""
+    return _looking
+
+
+def _downloaders() -> list[tuple[Any, str]]:
+    """Return (module, name) of the functions that all downloads go through, wherever they were imported by name."""
+    import torch
+    from ultralytics.utils import downloads
+
+    own = downloads.safe_download
+    modules = [module for name, module in sys.modules.items() if name.startswith("ultralytics.")]
+    found: list[tuple[Any, str]] = [(m, "safe_download") for m in modules if vars(m).get("safe_download") is own]
+    return [*found, (torch.hub, "download_url_to_file")]
+
+
+def _refuse(url: Any = "", *_: Any, **__: Any) -> Any:
+    raise InputError(
+        f"{quote(str(url))} would have to be downloaded or unpacked first, and this command downloads nothing: "
+        "get it, or train with it once"
+    )
+
+
+def check_det_dataset(
+    original: Callable[..., Any], dataset: Any, autodownload: bool = True, *rest: Any, **more: Any
+) -> Any:
+    """Read a data set's YAML as Ultralytics does, but run no code that it names unless it is Ultralytics' own.
+
+    Where images are missing, Ultralytics runs what stands under `download`: a shell command, or Python code.
+
+    Raises:
+        InputError: The images are missing, and there is code to get them with, or nothing may be downloaded now.
+    """
+    try:
+        return original(dataset, False, *rest, **more)
+    except FileNotFoundError:
+        if not autodownload or (code := _download_entry(dataset)) is None:
+            raise
+        path, text = code
+    if _looking:
+        raise InputError(
+            f"the images of the data set {quote(str(dataset))} are not here, and this command downloads nothing: "
+            "get them, or train with it once"
+        )
+    if not (_ARCHIVE.fullmatch(text.strip()) or _is_ultralytics_own(path) or os.environ.get(ALLOW_CODE) == "1"):
+        raise InputError(
+            f"the images of the data set {quote(str(dataset))} are not here, and its 'download:' is code, which was "
+            f"not run: {quote(text.strip())}; if you trust it, call rtdetr-act {ALLOW_CODE_FLAG} …, or set "
+            f"{ALLOW_CODE}=1"
+        )
+    return original(dataset, autodownload, *rest, **more)
+
+
+def _download_entry(dataset: Any) -> tuple[Path, str] | None:
+    """Return the YAML of a data set and its `download:`, or None where it has none; read as Ultralytics reads it."""
+    import ultralytics.utils
+    from ultralytics.data.utils import find_dataset_yaml
+    from ultralytics.utils.checks import check_file
+
+    name = str(dataset)
+    if not Path(name).suffix and not Path(name).exists():  # a bare name, such as coco8, which newer releases take
+        name = f"{name}.yaml"
+    path = Path(check_file(name))
+    if path.is_dir():
+        path = find_dataset_yaml(path)
+    if path.suffix not in (".yaml", ".yml"):
+        return None
+    found = ultralytics.utils.YAML if hasattr(ultralytics.utils, "YAML") else None  # a class since 8.3.120
+    data = found.load(path) if found else ultralytics.utils.yaml_load(path)
+    entry = data.get("download")
+    return (path, str(entry)) if entry else None
+
+
+def _is_ultralytics_own(path: Path) -> bool:
+    from ultralytics.utils import ROOT
+
+    return (Path(ROOT) / "cfg" / "datasets").resolve() in path.resolve().parents
+
+
+def replace_everywhere(module: Any, name: str, wrapper: Callable[..., Any]) -> list[tuple[Any, str, Any]]:
+    """Replace a function of Ultralytics in its module and wherever that was imported from by name already.
+
+    Args:
+        module: Where the function is defined.
+        name: Its name.
+        wrapper: Called with the original as first argument.
+
+    Returns:
+        (owner, name, original) of each replacement.
+    """
+    original = getattr(module, name)
+
+    @wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    loaded = [found for key, found in list(sys.modules.items()) if key.startswith("ultralytics.")]
+    owners = [module, *(found for found in loaded if found is not module and vars(found).get(name) is original)]
+    for owner in owners:
+        setattr(owner, name, replacement)
+    return [(owner, name, original) for owner in owners]

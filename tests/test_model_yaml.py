@@ -1,0 +1,189 @@
+"""A model YAML names layers and runs no code; whatever else is wrong in it is one sentence that names the row."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import yaml
+from torch import nn
+from typer.testing import CliRunner
+from ultralytics.nn import tasks
+from ultralytics.utils import ROOT
+
+from rtdetr_act.cli import app, looking  # noqa: F401
+from rtdetr_act.errors import RtdetrActError, SpecError
+from rtdetr_act.model_yaml import check_form, check_modules
+from rtdetr_act.plan import split_model_yaml
+from rtdetr_act.runs import load_model
+
+BASES = [
+    tiny.RTDETR,
+    *(tiny.yolo(task) for task in tiny.YOLO_HEADS),
+    {**tiny.yolo(), "activation": "arelu"},
+    {**tiny.RTDETR, "activation": {"rules": [{"activation": "arelu", "layers": "0-3"}], "act_lr": 0.5}},
+    tiny.with_rows(tiny.yolo(), {0: "mish"}, scales={"n": [0.33, 0.25, 1024]}),
+]
+# What stands somewhere it should not.
+WRONG = [
+    None, True, -1, 0, 1.5, 10**400, 2**40, "x", "", "nn.ReLU", [], [[]], {}, {"a": 1}, "Convv", 99, -99, float("nan"),
+    float("inf"), "a\nb", "\x1b[31m", [1, 2, 3], "two words", "(" * 300, "torch_load", "nn.functional", b"bytes",
+    "DetectionModel", "nn.LeakyReLU(0.1)", "open('x')",
+]  # fmt: skip
+
+
+def row(module: str, *args: Any) -> dict[str, Any]:
+    """Return the tiny YOLO with a row in the middle of its backbone."""
+    model_yaml = tiny.yolo()
+    model_yaml["backbone"] = [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, module, [*args]], *tiny.YOLO_BACKBONE[1:]]
+    model_yaml["head"][0][0] = [4, 5]
+    return model_yaml
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "words"),
+    [
+        ("torch_load", ["'x.pt'"], "not a layer"),
+        ("torch_load", ["x.pt"], "not a layer"),
+        ("check_file", ["'https://example.invalid/x.pt'"], "not a layer"),
+        ("check_requirements", ["'no_such_package'"], "not a layer"),
+        ("load_checkpoint", ["'x.pt'"], "not a layer"),
+        ("yaml_model_load", ["'x.yaml'"], "not a layer"),
+        ("Path", ["'x'"], "not a layer"),
+        ("torch", [], "not a layer"),
+        ("nn.functional", [], "not a layer"),
+        ("nn.init.constant_", [], "not a module"),
+        ("nn.modules.conv.Conv2d", [], "not a module"),
+        ("torchvision.ops.nms", [], "not a layer"),
+        ("__builtins__", [], "not a layer"),
+        ("__import__('os').system", ["'true'"], "not a module"),
+        ("DetectionModel", ["'x.yaml'"], "whole model"),
+        ("Convv", [8, 3, 2], "not a module; did you mean 'Conv'?"),
+    ],
+)
+def test_a_row_names_a_layer_and_nothing_else(
+    module: str, args: list[Any], words: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Ran:
+        def __reduce__(self) -> tuple:
+            return open, ("ran", "w")
+
+    torch.save(Ran(), tmp_path / "x.pt")
+    before = sorted(tmp_path.iterdir())
+    for build in (tasks.parse_model, lambda d, ch: tasks.DetectionModel(d, ch, verbose=False)):
+        with pytest.raises(SpecError, match=rf"row 1 of 'backbone'.*{words}"):
+            build({**row(module, *args), "nc": 2}, 3)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_layer_of_a_users_own_stays_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Halve(nn.Module):
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            return x / 2
+
+    monkeypatch.setattr(tasks, "Halve", Halve, raising=False)
+    model = tasks.DetectionModel(row("Halve"), verbose=False)
+    assert isinstance(model.model[1], Halve)
+
+
+def test_a_bug_in_a_layer_of_a_users_own_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            raise KeyError("bug")
+
+    monkeypatch.setattr(tasks, "Broken", Broken, raising=False)
+    with pytest.raises(KeyError, match="bug"):
+        tasks.DetectionModel(row("Broken"), verbose=False)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cfg" / "models").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_no_yaml_of_ultralytics_is_refused(path: Path) -> None:
+    stock, _ = split_model_yaml(yaml.safe_load(path.read_text(encoding="utf-8")))
+    check_form(stock)
+    check_modules(stock, vars(tasks))
+
+
+def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
+    """Yield the path of everything inside lists and dicts."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*at, key)
+        yield from places(inner, (*at, key))
+
+
+def mutate(model_yaml: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """Return a copy with something left out, put in or replaced."""
+    new = copy.deepcopy(model_yaml)
+    *parents, last = draw.choice(list(places(new)))
+    owner = new
+    for key in parents:
+        owner = owner[key]
+    way = draw.random()
+    if way < 0.2:
+        del owner[last]
+    elif way < 0.3 and isinstance(owner, list):
+        owner.insert(last, draw.choice(WRONG))
+    else:
+        owner[last] = draw.choice(WRONG)
+    return new
+
+
+def test_a_mutated_yaml_is_a_sentence_or_a_model(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    refused = 0
+    for number in range(80):
+        model_yaml = mutate(draw.choice(BASES), draw)
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(yaml.safe_dump(model_yaml), encoding="utf-8")
+        try:
+            load_model(str(path))
+        except RtdetrActError as error:
+            refused += 1
+            assert str(error).isprintable() and len(str(error)) < 700, number
+    assert refused > 40
+
+
+@pytest.mark.parametrize("text", ["", "a", "[]", "nc: 1", "&a [*a]", "a: &a {b: *a}", "\t", "\ufeffnc: 2", "- " * 3000])
+def test_a_file_that_is_no_model_is_a_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RtdetrActError):
+        load_model(str(tmp_path / "x.yaml"))
+
+
+def test_aliases_that_explode_are_refused_at_once(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
+    base = yaml.safe_dump(tiny.yolo())
+    for key, value in (("nc", "*a29"), ("activation", "*a29"), ("scales", "*a29"), ("kpt_shape", "*a29")):
+        text = "\n".join([*levels, *(line for line in base.splitlines() if not line.startswith("nc:"))])
+        text += f"\n{key}: {value}\n" + ("nc: 2\n" if key != "nc" else "")
+        (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+        with pytest.raises(RtdetrActError):
+            load_model(str(tmp_path / "x.yaml"))
+    text = "\n".join([*levels, ""]) + base.replace("- 8\n", "- *a29\n", 1)
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RtdetrActError, match="nested or repeated"):
+        load_model(str(tmp_path / "x.yaml"))
+
+
+def test_an_rtdetr_whose_layers_do_not_fit_is_found_before_it_trains(tmp_path: Path) -> None:
+    model_yaml = copy.deepcopy(tiny.RTDETR)
+    model_yaml["head"][4][0] = [-1, 1]  # maps of two sizes, put together
+    path = tiny.write_yaml(tmp_path / "x.yaml", model_yaml)
+    with pytest.raises(SpecError, match=r"layer 12, Concat.*RuntimeError"):
+        load_model(str(path))
+
+
+def test_looking_at_a_model_fetches_no_weights(tmp_path: Path) -> None:
+    model_yaml = row("TorchVision", 24, "mobilenet_v3_small", "DEFAULT", True, 11, False)
+    model_yaml["backbone"][0] = [-1, 1, "nn.Identity", []]
+    path = tiny.write_yaml(tmp_path / "x.yaml", model_yaml)
+    result = CliRunner().invoke(app, ["sites", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0 and "activation sites" in result.output
