@@ -14,7 +14,16 @@ from rtdetr_act.activations import registry
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.convolutions.patching import build, find_convs, install, resolve_convolutions, take_out
 from rtdetr_act.errors import ModelError, SelectionError
-from rtdetr_act.plan import Plan, Rule, SwapOptions, format_layers, is_model_yaml, split_model_yaml, with_plan
+from rtdetr_act.plan import (
+    Plan,
+    Rule,
+    SwapOptions,
+    format_layers,
+    is_model_yaml,
+    require_followers,
+    split_model_yaml,
+    with_plan,
+)
 from rtdetr_act.rewired import rewire, unwire
 from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, stock_works_in_place, unseen_calls, unwrap
 from rtdetr_act.tables import align
@@ -143,15 +152,32 @@ def patch_model(
     AReLU()
     """
     root = unwrap(model)
-    if not isinstance(activation, Plan):
-        how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "blend": blend, "distill": distill}
-        activation = Plan.parse(activation, layers=layers, include=include, exclude=exclude, **how)
-    if activation.base:
-        patch_model(root, activation.base, example_input=example_input)
-        activation = replace(activation, base=None)
-    new = resolve_plan(activation)
+    if isinstance(activation, Plan):
+        return apply_to(root, activation, example_input=example_input)
+    how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "blend": blend, "distill": distill}
+    plan = Plan.parse(activation, layers=layers, include=include, exclude=exclude, **how)
+    return apply_to(root, plan, example_input=example_input, typed=True)
+
+
+def apply_to(root: nn.Module, plan: Plan, *, example_input: Any = None, typed: bool = False) -> PatchReport:
+    """Do the work of `patch_model` with a plan.
+
+    Args:
+        root: The module.
+        plan: What to place.
+        example_input: As in `patch_model`.
+        typed: Whether a user has just written the plan: a rule that later ones leave no site is a mistake then. One
+            that was read back from a model may have such rules.
+    """
+    if plan.base:
+        apply_to(root, plan.base, example_input=example_input)
+        plan = replace(plan, base=None)
+    new = resolve_plan(plan)
     sites = find_sites(root, example_input)
     convs = find_convs(root, "", getattr(root, "yaml", None)) if new.convolutions else []
+    if typed:
+        require_followers(new.rules, sites)
+        require_followers(new.convolutions, convs)
     built = build(convs, new.convolutions)
     report = replace(apply_plan(sites, new), unseen=tuple(unseen_calls(root)))
     install(built, convs)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-from rtdetr_act.errors import SpecError, suggest
+from rtdetr_act.errors import SelectionError, SpecError, quote, suggest
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 SECTIONS = ("backbone", "neck", "head")
 SCOPES = ("conv", "all")
@@ -24,6 +27,10 @@ _RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope",
 _PLAN_KEYS = ("rules", "default_act", "act_lr", "distill", "base", "convolutions", "fitted")
 # Dynamic convolution's paper lets the temperature fall from 30 over the first ten epochs.
 TAU_START, TAU_EPOCHS = 30.0, 10
+_LONGEST_PLAN, _LONGEST_RULE = 20_000, 2_000  # characters
+_MOST_LAYERS = 10_000
+_LARGEST = 1e9  # of any number in a plan
+_DEEPEST_BASE = 50  # plans that start from one another
 CONVOLUTIONS = ("dynamic_conv",)  # what a rule may put in the place of a convolution, not of an activation
 _TAU_STARTS = {"dynamic_conv": TAU_START}  # of those that have one where none is given
 _SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments that matter until the last epoch of a schedule
@@ -53,10 +60,15 @@ class ActSpec:
             SpecError: The text is no name, or an argument is not a Python literal.
         """
         if not isinstance(text, str) or not text.strip():
-            raise SpecError(f"an activation is a name such as 'arelu' or 'leaky_relu(0.1)', not {text!r}")
-        if re.fullmatch(r"[A-Za-z_][\w.-]*", text.strip()):
+            raise SpecError(f"an activation is a name such as 'arelu' or 'leaky_relu(0.1)', not {quote(text)}")
+        if len(text) <= _LONGEST_RULE and re.fullmatch(r"[A-Za-z_][\w.-]*", text.strip()):
             return cls(text.strip())  # hyphens as well, which Python would take for a subtraction: DyReLU-B
-        wrong = f"'{text.strip()}' is no activation: write a name, with literal arguments only, like 'leaky_relu(0.1)'"
+        wrong = (
+            f"{quote(text.strip())} is not an activation: write a name, with literal arguments only, like "
+            "'leaky_relu(0.1)'"
+        )
+        if len(text) > _LONGEST_RULE:
+            raise SpecError(wrong)
         try:
             node = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -72,8 +84,10 @@ class ActSpec:
         try:
             args = tuple(ast.literal_eval(arg) for arg in call.args)
             kwargs = tuple((str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in call.keywords)
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, RecursionError, MemoryError):
             raise SpecError(wrong) from None
+        for value in (*args, *(value for _, value in kwargs)):
+            _check_literal(value, text)
         return cls(name, args, kwargs)
 
     def __str__(self) -> str:
@@ -168,7 +182,7 @@ class Rule:
     def from_yaml(cls, data: Mapping[str, Any]) -> Rule:
         """Read back what `to_yaml` wrote; unknown keys and wrong values raise SpecError."""
         if not isinstance(data, Mapping) or "activation" not in data:
-            raise SpecError(f"a rule is a mapping with the key 'activation', not {data!r}")
+            raise SpecError(f"a rule is a mapping with the key 'activation', not {quote(data)}")
         _check_keys("rule", data, _RULE_KEYS)
         return cls(
             ActSpec.parse(data["activation"]),
@@ -176,7 +190,7 @@ class Rule:
             _check_sections(_strings(data.get("sections"))),
             _strings(data.get("include")),
             _strings(data.get("exclude")),
-            _check_scope(data.get("scope", "conv")),
+            check_scope(data.get("scope", "conv")),
             _check_init(data.get("init", "paper")),
             _check_blend(data.get("blend", 0)),
         )
@@ -250,7 +264,9 @@ class Plan:
             SpecError: The text, a section, a layer range or a keyword is wrong.
         """
         if not isinstance(text, str):
-            raise SpecError(f"a plan is a string such as 'dyrelu_b@backbone, dyrelu_c@neck', not {text!r}")
+            raise SpecError(f"a plan is a string such as 'dyrelu_b@backbone, dyrelu_c@neck', not {quote(text)}")
+        if len(text) > _LONGEST_PLAN:
+            raise SpecError(f"a plan has {_LONGEST_PLAN:,} characters at most, not {len(text):,}: {quote(text)}")
         narrowed = parse_layers(layers)
         if layers is not None and not narrowed:
             raise SpecError("layers= is empty: give indices such as '0-9', or leave it out")
@@ -261,14 +277,14 @@ class Plan:
         for part in parts:
             rule = _parse_rule(part)
             if narrowed and (rule.layers or rule.sections):
-                raise SpecError(f"'{part}' names its layers already: drop either '@…' or layers=")
+                raise SpecError(f"{quote(part)} names its layers already: drop either '@…' or layers=")
             rules.append(
                 replace(
                     rule,
                     layers=rule.layers or narrowed,
                     include=_strings(include),
                     exclude=_strings(exclude),
-                    scope=_check_scope(scope),
+                    scope=check_scope(scope),
                     init=rule.init if rule.init != "paper" else _check_init(init),
                     blend=rule.blend or _check_blend(blend),
                 )
@@ -289,27 +305,34 @@ class Plan:
         Raises:
             SpecError: The value is none of these, or holds code.
         """
+        return cls._from_yaml(data, 0)
+
+    @classmethod
+    def _from_yaml(cls, data: object, depth: int) -> Plan:
+        if depth > _DEEPEST_BASE:
+            raise SpecError(f"'base' under 'activation' holds a 'base' more than {_DEEPEST_BASE} deep, or holds itself")
         if data is None:
             return cls()
         if isinstance(data, str):
             return cls(default_act=data.strip()) if is_stock_activation(data) else cls.parse(data)
         if not isinstance(data, Mapping):
-            raise SpecError(f"'activation: {data!r}' must be a name such as 'arelu', or a mapping with 'rules'")
+            raise SpecError(f"'activation:' is a name such as 'arelu', or a mapping with 'rules', not {quote(data)}")
         _check_keys("activation", data, _PLAN_KEYS)
-        lists = {key: data.get(key) or [] for key in ("rules", "convolutions")}
+        lists: dict[str, Any] = {key: data.get(key) for key in ("rules", "convolutions")}
+        lists = {key: [] if value is None else value for key, value in lists.items()}
         for key, value in lists.items():
             if not isinstance(value, list):
-                raise SpecError(f"'{key}' under 'activation' must be a list, not {value!r}")
+                raise SpecError(f"'{key}' under 'activation' must be a list, not {quote(value)}")
         rules, convolutions = (tuple(Rule.from_yaml(rule) for rule in value) for value in lists.values())
         default_act = data.get("default_act")
         if default_act is not None and not is_stock_activation(default_act):
-            raise SpecError(f"'default_act: {default_act}' must be a stock form such as 'nn.SiLU()'")
+            raise SpecError(f"'default_act' is a stock form such as 'nn.SiLU()', not {quote(default_act)}")
         return cls(
             rules,
             default_act,
             _check_act_lr(data.get("act_lr", 1.0)),
             _check_distill(data.get("distill", False), rules),
-            cls.from_yaml(data["base"]) if data.get("base") else None,
+            cls._from_yaml(data["base"], depth + 1) if data.get("base") else None,
             convolutions,
             _check_flag("fitted", data.get("fitted", False)),
         )
@@ -385,6 +408,38 @@ def last_match(rules: tuple[Rule, ...], name: str, layer: int | None, section: s
     return next((rule for rule in reversed(rules) if rule.selects(name, layer, section, layout)), None)
 
 
+class Selectable(Protocol):
+    """What a rule can select: an activation site, or the place of a convolution, whose layout is "map"."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def layer(self) -> int | None: ...  # noqa: D102
+    @property
+    def section(self) -> str: ...  # noqa: D102
+
+
+def require_followers(rules: Sequence[Rule], places: Iterable[Selectable]) -> None:
+    """Refuse a rule that selects places of which later rules take every one.
+
+    Raises:
+        SelectionError: Naming the rule, and those that take its places.
+    """
+    followers: dict[int, list[Rule]] = {}  # of each rule that selects anything, the winner at each of its places
+    for place in places:
+        layout = getattr(place, "layout", "map")
+        chosen = [n for n, r in enumerate(rules) if r.selects(place.name, place.layer, place.section, layout)]
+        for number in chosen:
+            followers.setdefault(number, []).append(rules[chosen[-1]])
+    for number, winners in followers.items():
+        if not any(winner is rules[number] for winner in winners):
+            others = " and ".join(f"'{winner}'" for winner in dict.fromkeys(winners))
+            raise SelectionError(
+                f"'{rules[number]}' would stand nowhere, since {others} behind it takes all of its {len(winners)} "
+                "places: leave one of them out, or give each its own place; for two runs, repeat --act"
+            )
+
+
 def _behind(rules: tuple[Rule, ...], later: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """Return rules with later ones behind them, which replace those of the same selection."""
 
@@ -405,6 +460,8 @@ def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Pla
     Raises:
         SpecError: A row has not four or five items, or an activation in it is wrong.
     """
+    if not isinstance(model_yaml, Mapping):
+        raise SpecError(f"a model YAML is a mapping with 'backbone' and 'head', not {quote(model_yaml)}")
     plan = Plan.from_yaml(model_yaml.get("activation"))
     if (convolution := model_yaml.get("convolution")) is not None:
         named = Plan.parse(convolution)
@@ -469,22 +526,23 @@ def parse_layers(value: str | int | Iterable[int] | None) -> tuple[int, ...]:
     """
     if value is None:
         return ()
-    if isinstance(value, bool):
-        raise SpecError(f"layers are indices such as '0-9', not {value!r}")
-    if isinstance(value, int):
-        value = [value]
+    wrong = SpecError(f"layers are indices and ranges such as '0-9' or '3+22-27', not {quote(value)}")
     if isinstance(value, str):
         indices: list[int] = []
-        for part in re.split(r"[+,]", value):
-            match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        for part in re.split(r"[+,]", value[:_LONGEST_PLAN]):
+            match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part, re.ASCII)
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-            if first > last:
-                raise SpecError(f"'{value}' is no layer selection: write indices and ranges such as '0-9' or '3+22-27'")
+            if first > last or len(indices) > _MOST_LAYERS:
+                raise wrong
             indices.extend(range(first, last + 1))
-    else:
+    elif isinstance(value, int):
+        indices = [value]
+    elif isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping)):
         indices = list(value)
-        if any(isinstance(index, bool) or not isinstance(index, int) or index < 0 for index in indices):
-            raise SpecError(f"layers are indices from 0, not {indices!r}")
+    else:
+        raise wrong
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < _MOST_LAYERS for i in indices):
+        raise wrong
     return tuple(sorted(set(indices)))
 
 
@@ -504,10 +562,12 @@ def format_layers(layers: Iterable[int]) -> str:
 
 
 def _parse_rule(text: str) -> Rule:
+    if len(text) > _LONGEST_RULE:  # longer ones take the patterns below seconds
+        raise SpecError(f"a rule has {_LONGEST_RULE:,} characters at most, not {len(text):,}: {quote(text)}")
     head, words = _split_words(text)
     match = re.fullmatch(r"(?P<act>[^@]+?|.*\))\s*(?:@\s*(?P<where>[^@()]*))?", head, re.DOTALL)
     if match is None:
-        raise SpecError(f"'{text}' is no rule: write activation, activation@section or activation@layers")
+        raise SpecError(f"{quote(text)} is not a rule: write activation, activation@section or activation@layers")
     layers: tuple[int, ...] = ()
     sections: tuple[str, ...] = ()
     if match["where"] is not None:
@@ -544,12 +604,12 @@ def _number(text: str) -> float | str:
 
 def _split_rules(text: str) -> list[str]:
     """Split at the commas that stand outside brackets and quotes."""
-    parts, depth, quote, start = [], 0, "", 0
+    parts, depth, mark, start = [], 0, "", 0
     for index, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote else quote
+        if mark:
+            mark = "" if char == mark else mark
         elif char in "'\"":
-            quote = char
+            mark = char
         elif char in "([{":
             depth += 1
         elif char in ")]}":
@@ -559,7 +619,7 @@ def _split_rules(text: str) -> list[str]:
             start = index + 1
     parts = [part.strip() for part in [*parts, text[start:]]]
     if not all(parts):
-        raise SpecError(f"the plan '{text}' has an empty rule: write activation[@section or layers], …")
+        raise SpecError(f"the plan {quote(text)} has an empty rule: write activation[@section or layers], …")
     return parts
 
 
@@ -578,9 +638,9 @@ def _dotted_name(node: ast.AST) -> str | None:
 def _strings(value: str | Iterable[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
-    values = (value,) if isinstance(value, str) else tuple(value)
+    values = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
     if not all(isinstance(item, str) and item for item in values):
-        raise SpecError(f"names and patterns are non-empty strings, not {values!r}")
+        raise SpecError(f"names and patterns are non-empty strings, not {quote(values)}")
     return values
 
 
@@ -588,33 +648,56 @@ def _check_sections(sections: tuple[str, ...]) -> tuple[str, ...]:
     for section in sections:
         if section not in SECTIONS:
             raise SpecError(
-                f"'@{section}' is no section: use backbone, neck, head or layer indices such as 0-9"
+                f"{quote(f'@{section}')} is not a section: use backbone, neck, head or layer indices such as 0-9"
                 f"{suggest(section, SECTIONS)}"
             )
     return sections
 
 
-def _check_scope(scope: object) -> str:
+def check_scope(scope: object) -> str:
+    """Return a scope, "conv" or "all"; raises SpecError."""
     if scope not in SCOPES:
-        raise SpecError(f"scope is 'conv' or 'all', not {scope!r}")
+        raise SpecError(f"scope is 'conv' or 'all', not {quote(scope)}")
     return str(scope)
 
 
 def _check_act_lr(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value < math.inf):
-        raise SpecError(f"act_lr is a positive factor such as 0.1, not {value!r}")
+    if not _is_number(value) or value <= 0:
+        raise SpecError(f"act_lr is a positive factor such as 0.1, not {quote(value)}")
     return float(value)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def _check_literal(value: object, text: str, depth: int = 0) -> None:
+    """Refuse arguments that no activation takes: complex numbers, bytes, sets, and integers that no float can hold."""
+    if isinstance(value, (list, tuple)) and depth < 3:
+        for item in value:
+            _check_literal(item, text, depth + 1)
+        return
+    if isinstance(value, int) and value.bit_length() > 1000:
+        wrong = True
+    else:
+        wrong = not (value is None or isinstance(value, (int, float, str)))
+    if wrong:
+        raise SpecError(
+            f"{quote(text.strip())} has an argument that is not a number, a text, True, False or None: {quote(value)}"
+        )
 
 
 def _check_init(value: object) -> str:
     if value not in INITS:
-        raise SpecError(f"init is 'paper' or 'match', not {value!r}{suggest(str(value), INITS)}")
+        raise SpecError(
+            f"init is 'paper' or 'match', not {quote(value)}{suggest(value, INITS) if isinstance(value, str) else ''}"
+        )
     return str(value)
 
 
 def _check_blend(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < math.inf):
-        raise SpecError(f"blend is a number of epochs such as 5, not {value!r}")
+    if not _is_number(value) or value < 0:
+        raise SpecError(f"blend is a number of epochs such as 5, not {quote(value)}")
     return float(value)
 
 
@@ -627,7 +710,7 @@ def _check_distill(value: object, rules: Iterable[Rule]) -> bool:
 
 def _check_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise SpecError(f"{name} is true or false, not {value!r}")
+        raise SpecError(f"{name} is true or false, not {quote(value)}")
     return value
 
 
@@ -635,10 +718,14 @@ def _tau_end(activation: ActSpec) -> float | None:
     """Return the epoch after which an activation's temperature is constant, None where it always is."""
     given = dict(activation.kwargs)
     start = given.get("tau_start", _TAU_STARTS.get(activation.name))
-    return float(given.get("tau_epochs", TAU_EPOCHS)) if start is not None else None
+    epochs = given.get("tau_epochs", TAU_EPOCHS)
+    if not _is_number(epochs):
+        raise SpecError(f"tau_epochs is a number of epochs such as {TAU_EPOCHS}, not {quote(epochs)}")
+    return float(epochs) if start is not None else None
 
 
 def _check_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in data:
         if key not in known:
-            raise SpecError(f"'{key}' is no key of '{what}': use {', '.join(known)}{suggest(str(key), known)}")
+            hint = suggest(key, known) if isinstance(key, str) else ""
+            raise SpecError(f"{quote(key)} is not a key of '{what}': use {', '.join(known)}{hint}")

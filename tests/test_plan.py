@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
+import tiny
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from ultralytics.nn.tasks import DetectionModel
 
-from rtdetr_act.errors import SpecError
+from rtdetr_act import create, names, patch_model, register
+from rtdetr_act.errors import SelectionError, SpecError
 from rtdetr_act.plan import (
     SECTIONS,
     ActSpec,
@@ -30,10 +35,10 @@ MODEL = {
 }
 
 literals = st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(max_size=5), st.none())
-names = st.sampled_from(["arelu", "leaky_relu", "nn.SiLU", "dyrelu_b"])
+spellings = st.sampled_from(["arelu", "leaky_relu", "nn.SiLU", "dyrelu_b"])
 specs = st.builds(
     ActSpec,
-    names,
+    spellings,
     st.lists(literals, max_size=2).map(tuple),
     st.dictionaries(st.sampled_from(["a", "slope"]), literals, max_size=2).map(lambda d: tuple(d.items())),
 )
@@ -231,3 +236,127 @@ def test_plan_and_package_load_neither_torch_nor_ultralytics() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+# --- what a user gets wrong -----------------------------------------------------------------------------------------
+
+CYCLE: dict = {"rules": [{"activation": "arelu"}]}
+CYCLE["base"] = CYCLE
+LAUGHS: list = ["ha"]
+for _ in range(30):
+    LAUGHS = [LAUGHS] * 9
+WRONG = [
+    None, True, 0, -1, 1.5, 1j, 10**400, float("nan"), float("inf"), "", " ", "x", "a\nb", "\x1b[2J", "9" * 5000,
+    b"x", [], [[]], {}, {"a": 1}, (1,), {1, 2}, LAUGHS, CYCLE, [None], ["a", 1], "@", "0-", "5-2", "arelu@", "arelu(",
+    "1" * 400 + "-2",
+]  # fmt: skip
+PLACES = [
+    lambda wrong: {"rules": [{"activation": wrong}]},
+    *(
+        lambda wrong, key=key: {"rules": [{"activation": "arelu", key: wrong}]}
+        for key in ("layers", "sections", "include", "exclude", "scope", "init", "blend", "unknown")
+    ),
+    *(
+        lambda wrong, key=key: {"rules": [{"activation": "arelu"}], key: wrong}
+        for key in ("default_act", "act_lr", "distill", "base", "convolutions", "fitted", "unknown")
+    ),
+    lambda wrong: {"rules": wrong},
+    lambda wrong: {"rules": [wrong]},
+    lambda wrong: {"rules": [{"activation": "arelu", **({wrong: 1} if isinstance(wrong, (str, int, tuple)) else {})}]},
+    lambda wrong: wrong,
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: str(type(wrong).__name__))
+def test_a_wrong_value_is_a_sentence_or_a_plan_that_survives(place, wrong) -> None:
+    try:
+        plan = Plan.from_yaml(place(wrong))
+        assert Plan.from_yaml(plan.to_yaml()) == plan
+        list(plan.schedule_ends())
+    except SpecError as error:
+        assert str(error).isprintable() and len(str(error)) < 500
+
+
+@given(st.text(alphabet="arelu_b@()[]{},=+-0129.'\" \n\\:*#", max_size=40))
+def test_any_text_is_a_sentence_or_a_plan_that_survives(text: str) -> None:
+    try:
+        plan = Plan.parse(text)
+    except SpecError as error:
+        assert str(error).isprintable() and len(str(error)) < 500
+    else:
+        assert Plan.from_yaml(plan.to_yaml()) == plan
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " " * 100_000,
+        "a " * 50_000,
+        "(" * 50_000,
+        "arelu," * 50_000,
+        "a@" * 5_000,
+        "x" * 100_000,
+        "'" * 9_999,
+        "a" + " " * 1_990,
+    ],
+)
+def test_a_long_text_is_read_at_once(text: str) -> None:
+    try:  # pytest-timeout ends what is not
+        Plan.parse(text)
+    except SpecError as error:
+        assert len(str(error)) < 500
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("hardtanh(2)", "max_val"),
+        ("prelu(init=1j)", "1j"),
+        ("leaky_relu({1})", "{1}"),
+        ("relu(b'x')", "b'x'"),
+        ("elu(" + "9" * 5000 + ")", "not an activation"),
+        ("elu(0x" + "f" * 1000 + ")", "integer of"),
+        ("dyrelu_c(tau_start=30, tau_epochs='x')", "tau_epochs"),
+        ("dyrelu_c(tau_start=30, tau_epochs=-1)", "tau_epochs"),
+        ("threshold('a', 'b')", "Number"),
+        ("x" * 5000, "no activation"),
+        ("quits_for_a_test", "SystemExit"),
+        ("raises_for_a_test", "KeyError"),
+        ("gives_nothing_for_a_test", "not a torch.nn.Module"),
+    ],
+)
+def test_a_wrong_argument_or_factory_is_a_sentence(spec: str, words: str) -> None:
+    def quit_now() -> None:
+        raise SystemExit(3)
+
+    for name, factory in (
+        ("quits_for_a_test", quit_now),
+        ("raises_for_a_test", lambda: {}["x"]),
+        ("gives_nothing_for_a_test", lambda: None),
+    ):
+        if spec == name and name not in names():
+            register(name, factory)
+    with pytest.raises(SpecError, match=re.escape(words)) as caught:
+        create(spec, channels=8)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+
+
+def test_a_rule_that_no_site_follows_is_refused_where_it_was_typed() -> None:
+    def net() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+
+    for text in ("arelu, silu", "arelu, arelu", "prelu, arelu, mish"):
+        with pytest.raises(SelectionError, match=r"would stand nowhere.*repeat --act"):
+            patch_model(net(), text)
+    with pytest.raises(SelectionError, match="'dynamic_conv"):
+        patch_model(net(), "dynamic_conv(kernels=2), dynamic_conv")
+    before = net()
+    with pytest.raises(SelectionError):
+        patch_model(before, "arelu, silu")
+    assert type(before[1]) is nn.ReLU
+    # What was read back from a model may have rules that its sites have outgrown.
+    plan = Plan.parse("arelu, silu")
+    assert len(patch_model(net(), plan)) == 2
+    yaml = tiny.with_rows(tiny.yolo(), dict.fromkeys(range(6), "mish"), activation="arelu")
+    assert DetectionModel(yaml, verbose=False)

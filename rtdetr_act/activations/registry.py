@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtdetr_act.activations.entry import LAYOUTS, Adapter, Details, Entry, parameters_of, without_site
 from rtdetr_act.activations.zoo import ZOO
-from rtdetr_act.errors import SelectionError, SpecError, suggest
+from rtdetr_act.errors import RtdetrActError, SelectionError, SpecError, quote, reason, suggest
 from rtdetr_act.plan import ActSpec
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def entry(name: str) -> Entry:
     found = _lookup.get(_normalise(name)) if isinstance(name, str) else None
     if found is None:
         known = [*_entries, *(alias for item in _entries.values() for alias in item.aliases)]
-        raise SpecError(f"there is no activation '{name}' in the zoo{suggest(str(name), known)}")
+        hint = suggest(name, known) if isinstance(name, str) and len(name) < 100 else ""
+        raise SpecError(f"there is no activation {quote(name)} in the zoo{hint}")
     return _entries[found]
 
 
@@ -69,7 +70,7 @@ def resolve(spec: str | ActSpec) -> ActSpec:
     """
     spec = _read(spec)
     if not isinstance(spec, ActSpec):
-        raise SpecError(f"an activation is a name such as 'arelu' or an ActSpec, not {spec!r}")
+        raise SpecError(f"an activation is a name such as 'arelu' or an ActSpec, not {quote(spec)}")
     found = entry(spec.name)
     spec = ActSpec(found.name, tuple(spec.args), tuple(spec.kwargs))
     _try_arguments(found, spec)
@@ -103,9 +104,9 @@ def build(spec: ActSpec, channels: int | None, layout: str) -> nn.Module:
     """Do the work of `create` for a spec already resolved, whose arguments need no second trial at each site."""
     found = entry(spec.name)
     if layout not in LAYOUTS:
-        raise SpecError(f"layout is 'map' or 'tokens', not {layout!r}")
+        raise SpecError(f"layout is 'map' or 'tokens', not {quote(layout)}")
     if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
-        raise SpecError(f"channels is an integer of at least 1, not {channels!r}")
+        raise SpecError(f"channels is an integer of at least 1, not {quote(channels)}")
     if found.needs_channels and channels is None:
         raise SpecError(f"'{found.name}' needs the number of channels: create('{found.name}', channels=64)")
     if layout == "tokens" and not found.tokens:
@@ -161,7 +162,7 @@ def register(name: str, factory: Any = None, **details: Unpack[Details]) -> Any:
     if factory is None:
         return lambda decorated: register(name, decorated, **details)
     if not callable(factory):
-        raise SpecError(f"'{name}' needs a module class or a callable that returns a module, not {factory!r}")
+        raise SpecError(f"{quote(name)} needs a module class or a callable that returns a module, not {quote(factory)}")
     given = parameters_of(factory).get("channels")
     required = given is not None and given.default is inspect.Parameter.empty
     aliases = details.get("aliases", ())
@@ -174,7 +175,7 @@ def register(name: str, factory: Any = None, **details: Unpack[Details]) -> Any:
 def _add(new: Entry) -> None:
     for name in (new.name, *new.aliases):
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-            raise SpecError(f"{name!r} cannot name an activation: use an identifier such as 'my_act'")
+            raise SpecError(f"{quote(name)} cannot name an activation: use an identifier such as 'my_act'")
         taken = _lookup.get(_normalise(name))
         if taken is not None and not (taken == new.name and _entries[taken].factory == new.factory):
             raise SpecError(f"the name '{name}' is taken by the activation '{taken}': choose another")
@@ -199,11 +200,21 @@ def _build(found: Entry, spec: ActSpec, channels: int | None, layout: str) -> nn
 
     try:
         module = found.factory(channels, layout, *spec.args, **dict(spec.kwargs))
-    except (TypeError, ValueError) as error:
+    except RtdetrActError:
+        raise
+    except _WRONG_ARGUMENTS as error:
         raise _wrong_arguments(found, spec, error) from error
+    except (Exception, SystemExit) as error:  # a stranger's factory raises, and exits with, whatever it likes
+        if found.name in _BUILT_IN:
+            raise
+        raise SpecError(f"the factory of '{found.name}' failed: {type(error).__name__}: {reason(error)}") from error
     if not isinstance(module, nn.Module):
-        raise SpecError(f"the factory of '{found.name}' returned {type(module).__name__}, which is no torch.nn.Module")
+        raise SpecError(f"the factory of '{found.name}' returned {type(module).__name__}, not a torch.nn.Module")
     return module
+
+
+# What constructors raise on arguments that they cannot use: torch asserts some.
+_WRONG_ARGUMENTS = (TypeError, ValueError, AssertionError, OverflowError, RuntimeError)
 
 
 def _try_arguments(found: Entry, spec: ActSpec) -> None:
@@ -220,7 +231,7 @@ def _try_arguments(found: Entry, spec: ActSpec) -> None:
             # torch's constructors take anything: LeakyReLU("x") fails in forward only.
             try:
                 module.cpu().eval()(torch.ones(1, 8, 2, 2))
-            except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            except (*_WRONG_ARGUMENTS, IndexError) as error:
                 raise _wrong_arguments(found, spec, error) from error
 
 
@@ -229,8 +240,8 @@ def _wrong_arguments(found: Entry, spec: ActSpec, error: Exception) -> SpecError
     takes = ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in signature.parameters.values())
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     hint = suggest(unknown[1], signature.parameters) if unknown else ""
-    reason = str(error).strip().partition("\n")[0].rstrip(".")
-    return SpecError(f"'{spec}' is wrong: {reason}; it takes {f'({takes})' if takes else 'no arguments'}{hint}")
+    why = reason(error).rstrip(".") if str(error) else "its arguments do not fit together"
+    return SpecError(f"'{spec}' is wrong: {why}; it takes {f'({takes})' if takes else 'no arguments'}{hint}")
 
 
 def _override(spec: str | ActSpec, kwargs: dict[str, Any]) -> ActSpec:

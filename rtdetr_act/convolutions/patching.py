@@ -22,6 +22,7 @@ from rtdetr_act.plan import (
     format_layers,
     is_model_yaml,
     last_match,
+    require_followers,
     split_model_yaml,
     with_plan,
 )
@@ -168,6 +169,7 @@ def patch_by_rules(model: Any, rules: str | tuple[Rule, ...]) -> ConvReport:
     rules = resolve_convolutions(rules)
     model_yaml = getattr(root, "yaml", None)
     places = find_convs(root, "", model_yaml)
+    require_followers(rules, places)
     report = install(build(places, rules), places)
     if not is_model_yaml(model_yaml):
         return replace(report, plan=Plan(convolutions=rules))
