@@ -14,17 +14,22 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rtdetr_act.errors import InputError
+from rtdetr_act.errors import InputError, quote
+from rtdetr_act.files import making_folder, write_together, writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Ultralytics' losses read these of a batch; so many objects stand in each drawn image.
 _OBJECTS = 8
+_DPI = 110
 Key = TypeVar("Key")
 
 
@@ -306,8 +311,7 @@ def draw_batch(model: nn.Module, task: str, imgsz: int, batch: int, device: str)
     Raises:
         InputError: The task has another form of batch, or imgsz or batch is below 1.
     """
-    if min(imgsz, batch) < 1:
-        raise InputError(f"imgsz and batch are 1 or larger, not {imgsz} and {batch}")
+    check_counts(imgsz=imgsz, batch=batch)
     random = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, imgsz, imgsz, generator=random)
     count, classes = batch * _OBJECTS, int(model.nc)  # type: ignore[arg-type]
@@ -331,6 +335,17 @@ def draw_batch(model: nn.Module, task: str, imgsz: int, batch: int, device: str)
     return {name: value.to(device) for name, value in drawn.items()}
 
 
+def check_counts(**counts: object) -> None:
+    """Check that each is a whole number from 1: Ultralytics' `imgsz` may be a list, its `batch` a share of the memory.
+
+    Raises:
+        InputError: One is not.
+    """
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise InputError(f"{name} is one whole number from 1 here, not {quote(count)}")
+
+
 def print_costs(title: str, costs: Sequence[Cost]) -> None:
     """Print costs as a table, ratios with the quartiles of their turns."""
     from rich.console import Console
@@ -351,27 +366,25 @@ def print_costs(title: str, costs: Sequence[Cost]) -> None:
 
 
 def write_costs(costs: Mapping[str, Sequence[Cost]], folder: Path, name: str) -> list[Path]:
-    """Write costs by model as `name.json`, and draw them as `name.png`.
+    """Write costs by model as `name.json`, and draw them as `name.png`, both or none.
 
     Raises:
-        InputError: The folder cannot be made.
+        InputError: The folder cannot be written; its files are then as they were.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        data = folder / f"{name}.json"
-        data.write_text(
-            json.dumps({model: [asdict(cost) for cost in found] for model, found in costs.items()}, indent=1)
-        )
-    except OSError as error:
-        raise InputError(f"cannot write to '{folder}': {error.strerror}") from None
+    from rtdetr_act.plot import render
+
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for model, found in costs.items():
         for cost in found[1:]:  # the stock model is 1 everywhere
             times = {"training step": cost.train.median, "inference, batch 1": cost.inference.median}
             memory = {"peak memory": cost.peak, "saved for backward": cost.saved}
             panels.setdefault(model, {})[cost.activation] = {**times, **memory}
-    chart = draw_bars(panels, folder / f"{name}.png", axis="in units of the stock model")
-    return [data, chart]
+    text = json.dumps({model: [asdict(cost) for cost in found] for model, found in costs.items()}, indent=1)
+    chart = _draw_bars(panels, "in units of the stock model")
+    contents = {folder / f"{name}.json": text.encode(), folder / f"{name}.png": render(chart, dpi=_DPI)}
+    with writing(folder), making_folder(folder):
+        write_together(contents)
+    return list(contents)
 
 
 def draw_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], output: Path | str, *, axis: str) -> Path:
@@ -384,27 +397,33 @@ def draw_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], output: P
 
     Returns:
         The path written.
-    """
-    import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    Raises:
+        InputError: The file cannot be written; the old one is then as it was.
+    """
+    from rtdetr_act.plot import write_picture
+
+    return write_picture(_draw_bars(panels, axis), Path(output), dpi=_DPI)
+
+
+def _draw_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], axis: str) -> Figure:
+    from matplotlib.figure import Figure
 
     from rtdetr_act.plot import COLOURS
 
     names = list(dict.fromkeys(name for rows in panels.values() for values in rows.values() for name in values))
     heights = [len(rows) for rows in panels.values()]
     size = 9, 1.3 + 0.7 * len(panels) + 0.17 * sum(heights) * len(names)
-    figure, grid = pyplot.subplots(
-        len(panels), 1, figsize=size, squeeze=False, layout="constrained", height_ratios=heights, sharex=True
-    )
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights, sharex=True)
     thick = 0.8 / len(names)
     for axes, (title, rows) in zip(grid[:, 0], panels.items(), strict=True):
         for index, name in enumerate(names):
             there = [(row, values[name]) for row, values in enumerate(rows.values()) if name in values]
             places = [row + (index - (len(names) - 1) / 2) * thick for row, _ in there]
             label = name if axes is grid[0, 0] else None
-            bars = axes.barh(places, [value for _, value in there], thick, label=label, color=COLOURS[index])
+            colour = COLOURS[index % len(COLOURS)]
+            bars = axes.barh(places, [value for _, value in there], thick, label=label, color=colour)
             axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=7)
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_yticks(range(len(rows)), list(rows))
@@ -414,7 +433,4 @@ def draw_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], output: P
         axes.margins(x=0.08)
     grid[-1, 0].set_xlabel(axis)
     figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=len(names))
-    path = Path(output)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
+    return figure

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rtdetr_act.bench import check_counts
 from rtdetr_act.errors import InputError, ModelError, TrainingError
 from rtdetr_act.images import open_validation
 from rtdetr_act.rewired import rewire
@@ -413,6 +414,8 @@ def _usual_size(model: Any, source: str, data: str) -> int:
     from rtdetr_act.data import SIDE
 
     trained = model.overrides.get("imgsz") if source.endswith(".pt") else None
+    if isinstance(trained, (list, tuple)):  # height and width
+        trained = max(trained)
     return int(trained or (SIDE if data in ("shapes", "shapes.yaml") else 640))
 
 
@@ -454,8 +457,7 @@ def load_batches(
     """
     from torch.utils.data import DataLoader, Subset
 
-    if min(images, imgsz, batch) < 1:
-        raise InputError(f"images, imgsz and batch are 1 or larger, not {images}, {imgsz} and {batch}")
+    check_counts(images=images, imgsz=imgsz, batch=batch)
     validator, dataset = open_validation(model, data, imgsz, batch, device)
     count = min(images, len(dataset))
     chosen = Subset(dataset, [index * len(dataset) // count for index in range(count)])

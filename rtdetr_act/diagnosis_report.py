@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_act.diagnosis import Diagnosis, SiteDiagnosis
-from rtdetr_act.errors import InputError
+from rtdetr_act.files import making_folder, write_together, writing
 
 QUANTITIES = "gradient_in gradient_out gain gain_active dead scale mean saturation effective_rank rank_share".split()
 # Shares are mostly 0 with a few sites far off, so that their mean says more than their median.
@@ -142,14 +141,12 @@ def _ratio(pairs: Iterable[tuple[SiteDiagnosis, SiteDiagnosis]]) -> str:
 
 
 def write_diagnosis(found: Mapping[str, Diagnosis], folder: Path, title: str) -> list[Path]:
-    """Write `diagnosis.csv` (a row per variant, site and quantity) and `diagnosis.png`.
+    """Write `diagnosis.csv` (a row per variant, site and quantity) and `diagnosis.png`, both or none.
 
     Raises:
-        InputError: The folder cannot be written.
+        InputError: The folder cannot be written; its files are then as they were.
     """
     import polars
-
-    from rtdetr_act.files import write_atomically
 
     rows = [
         (variant, site.name, site.layer, site.section, key, float(getattr(site, key)))
@@ -163,28 +160,22 @@ def write_diagnosis(found: Mapping[str, Diagnosis], folder: Path, title: str) ->
         "diagnosis.csv": polars.DataFrame(rows, schema=types, orient="row").write_csv().encode(),
         "diagnosis.png": draw_diagnosis(found, title),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            write_atomically(folder / name, content)
-    except OSError as error:
-        raise InputError(f"cannot write to '{folder}': {error.strerror or error}") from None
+    with writing(folder), making_folder(folder):
+        write_together({folder / name: content for name, content in contents.items()})
     return [folder / name for name in contents]
 
 
 def draw_diagnosis(found: Mapping[str, Diagnosis], title: str) -> bytes:
     """Draw the quantities of all sites, a panel each, sites from left to right; return the PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")  # no window, no display needed
-    from matplotlib import pyplot
-
-    from rtdetr_act.plot import COLOURS
+    from rtdetr_act.plot import COLOURS, render
 
     sites = _by_site(found)
     first = [next(iter(rows.values())) for rows in sites.values()]
     size = min(max(7.0, 2.5 + 0.11 * len(sites)), 16), 1.2 + 1.35 * len(_PANELS)
-    figure, grid = pyplot.subplots(len(_PANELS), 1, figsize=size, sharex=True, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(_PANELS), 1, sharex=True)
     for axes, (key, label) in zip(grid, _PANELS.items(), strict=True):
         for start, end, section in _spans(first, "section"):
             axes.axvspan(start - 0.5, end + 0.5, color=_SECTIONS.get(section, "1"), linewidth=0, zorder=0)
@@ -204,12 +195,9 @@ def draw_diagnosis(found: Mapping[str, Diagnosis], title: str) -> bytes:
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     _label_sites(grid[0], grid[-1], first)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     figure.legend(*grid[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=130)
-    pyplot.close(figure)
-    return drawn.getvalue()
+    return render(figure, dpi=130)
 
 
 def _scale(axes: Any, key: str) -> None:

@@ -7,9 +7,12 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from rtdetr_act.errors import InputError, quote
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -106,6 +109,47 @@ def making_folder(folder: Path) -> Iterator[None]:
             for each in made:
                 each.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says of a write in the body, to a file or into a folder, into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {quote(str(path))}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make the folder that the body writes to at its end, as `making_folder` does.
+
+    Raises:
+        InputError: The folder cannot be made or written to, which is found before the body begins.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"cannot write to {quote(str(folder))}: it is a file, not a folder")
+            stack.enter_context(making_folder(folder))
+            tempfile.TemporaryFile(dir=folder).close()
+        yield
+
+
+def check_output(path: Path) -> None:
+    """Check that a file can be written, before the time is spent that its content takes.
+
+    Raises:
+        InputError: Its folder is not there or cannot be written to, it is a folder itself, or its name is too long.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise InputError(f"cannot write {quote(str(path))}: it is a folder")
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {quote(str(path))}: there is no folder {quote(str(path.parent))}")
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # raises for a name that is too long
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def _move(moves: Mapping[Path, Path]) -> None:

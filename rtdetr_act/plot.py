@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from rtdetr_act.activations import registry
 from rtdetr_act.curves import embed
-from rtdetr_act.errors import InputError
+from rtdetr_act.errors import InputError, quote
+from rtdetr_act.files import check_output, write_atomically, writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FORMATS = (".png", ".svg", ".pdf")
 _CHANNELS, _SIDE, _CONTEXTS = 16, 5, 64
@@ -36,17 +42,15 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
 
     Raises:
         SpecError: An activation is unknown.
-        InputError: The file's ending or folder is wrong.
+        InputError: The file's ending or folder is wrong, or it cannot be written.
     """
     path = check_picture(output)
     names = [str(registry.resolve(spec)) for spec in specs]
-    import matplotlib
-
-    matplotlib.use("Agg")  # no window, no display needed
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     x = torch.linspace(-limit, limit, 401)
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2)
     for index, name in enumerate(names):
         style = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
         for axis, values in zip(axes, sample(name, x), strict=True):
@@ -61,22 +65,37 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
         axis.axhline(0, color="0.4", linewidth=0.8)
         axis.axvline(0, color="0.4", linewidth=0.8)
     axes[0].legend(frameon=False)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror or error}") from None
-    finally:
-        pyplot.close(figure)
-    return path
+    return write_picture(figure, path, dpi=150)
 
 
 def check_picture(output: Path | str) -> Path:
-    """Return the path of a picture to write; InputError where its ending or folder is wrong."""
+    """Return the path of a picture to write; InputError where its ending is wrong or it cannot be written."""
     path = Path(output)
     if path.suffix.lower() not in _FORMATS:
-        raise InputError(f"cannot draw '{path}': the file's ending must be one of {', '.join(_FORMATS)}")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot draw '{path}': there is no folder '{path.parent}'")
+        raise InputError(f"cannot draw {quote(str(path))}: the file's ending must be one of {', '.join(_FORMATS)}")
+    check_output(path)
+    return path
+
+
+def render(figure: Figure, form: str = "png", *, dpi: int) -> bytes:
+    """Return the bytes of a picture: png, svg or pdf.
+
+    Figures are made without pyplot, so that the caller's backend and open figures stay as they are.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format=form, dpi=dpi)
+    return content.getvalue()
+
+
+def write_picture(figure: Figure, path: Path, *, dpi: int) -> Path:
+    """Write a picture, whole or not at all, in the format of the file's ending, and return its path.
+
+    Raises:
+        InputError: The file cannot be written; the old one is then as it was.
+    """
+    content = render(figure, path.suffix[1:].lower(), dpi=dpi)
+    with writing(path):
+        write_atomically(path, content)
     return path
 
 

@@ -24,11 +24,12 @@ EVENTS = ("open", "os.link", "os.rename", "os.remove", "os.rmdir")
 # Runs code and dies, or is interrupted, at the file operation of a given number; without the package, whose import
 # takes longer than all of this.
 STOPPED = """
-import importlib.util, os, sys
+import os, sys
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("files", {source!r})
-files = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(files)
+from types import ModuleType
+sys.modules["rtdetr_act"] = package = ModuleType("rtdetr_act")
+package.__path__ = [{package!r}]
+from rtdetr_act import files
 count = 0
 def watch(event, args):
     global count
@@ -58,7 +59,7 @@ MOVE = "files.move_together({folder / 'model': folder / 'staged', folder / 'mode
 
 def stop(folder: Path, number: int, code: str, *, prepare: str = "", killed: bool) -> int:
     text = STOPPED.format(
-        source=files.__file__,
+        package=str(Path(files.__file__).parent),
         events=EVENTS,
         folder=str(folder),
         number=number,

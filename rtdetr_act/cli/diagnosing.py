@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rtdetr_act.cli import app
 from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL
+from rtdetr_act.downloads import no_downloads
+
+if TYPE_CHECKING:
+    from rtdetr_act.diagnosis import Diagnosis
 
 
 @app.command()
+@no_downloads()
 def diagnose(
     pairs: Annotated[
         list[str] | None,
@@ -42,9 +47,9 @@ def diagnose(
     Nothing is trained and no file of the model changes. A checkpoint is diagnosed as it is; with --act, from its
     weights, or those of a fresh model, with the stock activations first and each of the others beside them.
     """
-    from rtdetr_act.diagnosis import diagnose_variants, name_of
-    from rtdetr_act.diagnosis_report import judge_gradients, print_sites, print_summary, write_diagnosis
+    from rtdetr_act.diagnosis import diagnose_variants
     from rtdetr_act.errors import InputError
+    from rtdetr_act.files import output_folder
     from rtdetr_act.runs import STOCK, check_variants, parse_arguments
 
     sources = model or [DEFAULT_MODEL]
@@ -58,7 +63,15 @@ def diagnose(
     variants: list[str | None] = list(dict.fromkeys([STOCK, *act])) if act else [None]
     for source in sources:  # before the first of them takes its minute
         check_variants(source, variants, scope=scope)
-    found = diagnose_variants(sources, variants, data, images=images, scope=scope, **arguments)
+    with output_folder(output):  # which is not made in vain, nor found wrong after minutes
+        found = diagnose_variants(sources, variants, data, images=images, scope=scope, **arguments)
+        _report(found, sources, data, sites, output)
+
+
+def _report(found: dict[str, Diagnosis], sources: list[str], data: str, sites: bool, output: Path) -> None:
+    from rtdetr_act.diagnosis import name_of
+    from rtdetr_act.diagnosis_report import judge_gradients, print_sites, print_summary, write_diagnosis
+
     title = f"{name_of(sources[0]) if len(sources) == 1 else f'{len(sources)} models'} on {Path(data).stem}"
     if sites:
         print_sites(title, found)

@@ -10,6 +10,7 @@ import typer
 
 from rtdetr_act.cli import app
 from rtdetr_act.cli.running import Data, Weights
+from rtdetr_act.downloads import no_downloads
 
 if TYPE_CHECKING:
     from rtdetr_act.learned import Learned
@@ -70,6 +71,7 @@ def _print_natives(name: str) -> None:
 
 
 @app.command()
+@no_downloads()
 def sites(
     model: Annotated[str, typer.Argument(help="Model YAML or checkpoint; shipped ones by bare name.")],
     act: Annotated[str | None, typer.Option("--act", help="Activation or plan to show the effect of.")] = None,
@@ -80,9 +82,11 @@ def sites(
     from rich.table import Table
 
     from rtdetr_act.patcher import patch_model
+    from rtdetr_act.plan import check_scope
     from rtdetr_act.runs import load_model
     from rtdetr_act.sites import find_sites, unseen_calls, unwrap
 
+    check_scope(scope)
     loaded = load_model(model)
     found = [(site, site.current) for site in find_sites(loaded)]
     report = patch_model(loaded, act, scope=scope) if act else None
@@ -114,6 +118,7 @@ def plot(
 
 
 @app.command()
+@no_downloads()
 def learned(
     weights: Weights,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG, SVG or PDF file to write.")] = Path(
@@ -173,6 +178,7 @@ def _change(found: Learned, site: str, name: str, values: dict[str, float]) -> s
 
 
 @app.command()
+@no_downloads()
 def bench(
     pairs: Annotated[
         list[str] | None,
@@ -215,14 +221,16 @@ def bench(
         _bench_formats(models, act or [None], scope, formats.split(","), output, int8, data, turns or 100, arguments)
         return
     from rtdetr_act.bench import bench_model, print_costs, write_costs
+    from rtdetr_act.files import output_folder
 
     if not act or len(models) > 1:
         raise InputError("bench compares one --model with its stock form: name activations with --act, or --format")
-    costs = bench_model(models[0], act, turns=turns or 15, scope=scope, **arguments)
     stem = Path(models[0]).stem
-    print_costs(stem, costs)
-    for path in write_costs({stem: costs}, output, stem):
-        print(f"file: {path}")
+    with output_folder(output):  # which is not made in vain, nor found wrong after minutes
+        costs = bench_model(models[0], act, turns=turns or 15, scope=scope, **arguments)
+        print_costs(stem, costs)
+        for path in write_costs({stem: costs}, output, stem):
+            print(f"file: {path}")
 
 
 def _bench_formats(
@@ -237,7 +245,7 @@ def _bench_formats(
     arguments: dict[str, Any],
 ) -> None:
     from rtdetr_act.deploy.latency import bench_formats, print_latencies, write_latencies
-    from rtdetr_act.runs import load_variant, resolve_data
+    from rtdetr_act.runs import check_data, load_variant, resolve_data
 
     models: dict[str, Any] = {}
     for source in sources:
@@ -245,13 +253,17 @@ def _bench_formats(
             name, loaded = load_variant(source, activation, scope=scope)
             name = name if len(sources) == 1 or not activation else f"{Path(source).stem} {name}"
             models[f"{name} {len(models) + 1}" if name in models else name] = loaded
+    if data is not None:  # before minutes of exporting
+        data = resolve_data(data)
+        for task in {str(loaded.task) for loaded in models.values()}:
+            check_data(data, task)
     found = bench_formats(
         models,
         [form.strip() for form in formats if form.strip() != "torch"],
         output,
         turns=turns,
         int8=int8,
-        data=resolve_data(data) if data else None,
+        data=data,
         **arguments,
     )
     print_latencies("Latency of one image on this CPU, median and 95th percentile", found)

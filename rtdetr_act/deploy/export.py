@@ -73,7 +73,7 @@ def export_model(model: Any, form: str = "onnx", *, int8: bool = False, fold: bo
     """
     form = check_export(model, form, int8=int8)
     if int8:
-        arguments["data"] = arguments.get("data") or _training_data(model)
+        arguments["data"] = arguments.get("data") or calibration_data(model)
         arguments.update(_int8_argument())
     with exporting(fold=fold):
         return Path(model.export(format=form, **arguments))
@@ -303,7 +303,8 @@ def _int8_argument() -> dict[str, Any]:
     return {"quantize": 8} if "quantize" in DEFAULT_CFG_DICT else {"int8": True}
 
 
-def _training_data(model: Any) -> str:
+def calibration_data(model: Any) -> str:
+    """Return the data set that a model was trained on; InputError where it was on none."""
     from rtdetr_act.runs import resolve_data
 
     data = ((model.ckpt or {}).get("train_args") or {}).get("data")

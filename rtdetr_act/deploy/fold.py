@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import tempfile
+import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from rtdetr_act.deploy import scales
 from rtdetr_act.deploy.forms import Form, torch_form
-from rtdetr_act.errors import FoldError, InputError, RtdetrActError
+from rtdetr_act.errors import FoldError, InputError, RtdetrActError, quote
+from rtdetr_act.files import output_folder, write_atomically, writing
 from rtdetr_act.patcher import patch_model
 from rtdetr_act.plan import ActSpec, Plan, Rule
 from rtdetr_act.sites import MARK, evaluating, example_inputs, find_sites, unwrap
@@ -166,45 +167,41 @@ def fold_checkpoint(source: str, output: Path | None = None) -> tuple[FoldReport
     from rtdetr_act.runs import load_model
 
     if Path(source).suffix != ".pt":
-        raise InputError(f"'{source}' is no checkpoint to fold: give a .pt file")
+        raise InputError(f"{quote(source)} is not a checkpoint to fold: give a .pt file")
     target = output or Path(source).with_name(f"{Path(source).stem}-folded.pt")
     if target.suffix != ".pt":
-        raise InputError(f"'{target}' is no name of a checkpoint: let it end in .pt")
+        raise InputError(f"{quote(str(target))} is not the name of a checkpoint: let it end in .pt")
     model = load_model(source)
     if _is_same(target, source):
-        raise InputError(f"'{target}' is the checkpoint to fold: name another file, since a fold cannot be undone")
-    report = fold_activations(model)
-    if not report:
-        kinds = Counter(site.current.partition("(")[0] for site in find_sites(model))
-        found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        raise InputError(f"there is nothing to fold in '{source}': its activations are {found}")
-    stored, _ = torch_safe_load(source)
-    types = {name: t.dtype for name, t in tensors_of(stored.get("ema") or stored["model"]).items()}
-    for name, t in tensors_of(model.model).items():
-        if t.is_floating_point() and name not in report.changed:
-            t.data = t.data.to(types.get(name, t.dtype))
-    left_out = {key: None for key in ("ema", "optimizer", "updates", "scaler") if key in stored}
-    _write({**stored, **left_out, "epoch": -1, "model": model.model}, target)
+        raise InputError(
+            f"{quote(str(target))} is the checkpoint to fold: name another file, since a fold cannot be undone"
+        )
+    with output_folder(target.parent):
+        report = fold_activations(model)
+        if not report:
+            kinds = Counter(site.current.partition("(")[0] for site in find_sites(model))
+            found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            raise InputError(f"there is nothing to fold in {quote(source)}: its activations are {found}")
+        stored, _ = torch_safe_load(source)
+        types = {name: t.dtype for name, t in tensors_of(stored.get("ema") or stored["model"]).items()}
+        for name, t in tensors_of(model.model).items():
+            if t.is_floating_point() and name not in report.changed:
+                t.data = t.data.to(types.get(name, t.dtype))
+        left_out = {key: None for key in ("ema", "optimizer", "updates", "scaler") if key in stored}
+        _write({**stored, **left_out, "epoch": -1, "model": model.model}, target)
     return report, target
 
 
 def _is_same(target: Path, source: str) -> bool:
-    try:
+    with writing(target):  # the system does not even look for a name that is too long
         return target.exists() and target.samefile(source)
-    except OSError as error:
-        raise InputError(f"cannot write '{target}': {error.strerror}") from None
 
 
 def _write(checkpoint: dict[str, Any], output: Path) -> None:
-    """Write a checkpoint under its final name when it is complete."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fold-", dir=output.parent) as folder:
-            partial = Path(folder, output.name)
-            torch.save(checkpoint, partial)
-            partial.replace(output)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
-        raise InputError(f"cannot write '{output}': {getattr(error, 'strerror', None) or error}") from None
+    content = io.BytesIO()  # torch's own writer knows no errno, and none of its errors is an OSError
+    torch.save(checkpoint, content)
+    with writing(output):
+        write_atomically(output, content.getvalue())
 
 
 def own_classes_in(model: nn.Module) -> tuple[str, ...]:

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
+import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from rtdetr_act.bench import Ratio, ratios, time_turns
-from rtdetr_act.deploy.export import check_export, export_model
+from rtdetr_act.bench import Ratio, check_counts, ratios, time_turns
+from rtdetr_act.deploy.export import calibration_data, check_export, export_model
 from rtdetr_act.deploy.fold import fold_activations
-from rtdetr_act.errors import InputError
+from rtdetr_act.files import (
+    making_folder,
+    move_together,
+    output_folder,
+    partial_path,
+    remove_leftovers,
+    write_together,
+    writing,
+)
 from rtdetr_act.flops import count_gflops
 from rtdetr_act.runs import one_sentence, read_scores, slug
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TORCH = "torch"
 _MARKS = "osD^vP*X"
+_DPI = 110
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ def bench_formats(
     Args:
         models: RTDETR or YOLO objects by the name of their activation; the first is what others are compared with.
         forms: Formats beside torch, of those that run here: "onnx", "openvino", "torchscript", "ncnn".
-        folder: Where the files go.
+        folder: Where the files go, when all of them were measured; until then those there are as they were.
         imgsz: Side of the image, in pixels.
         turns: Turns of three measurements each.
         int8: Also quantise, to those of the formats that can be, calibrated on `data`.
@@ -80,16 +94,39 @@ def bench_formats(
         One entry per format and activation, in that order.
 
     Raises:
-        InputError: A format cannot be exported or run here.
+        InputError: A format cannot be exported or run here, or the folder cannot be written to.
     """
-    # Quantised ones first: Ultralytics makes them from a file of the other's name, which it then removes.
-    wanted = [(form, True) for form in forms if int8 and form in ("onnx", "openvino")]
-    wanted += [(form, False) for form in forms]
+    check_counts(imgsz=imgsz, turns=turns)
+    wanted = [(form, False) for form in forms]
+    wanted += [(form, True) for form in forms if int8 and form in ("onnx", "openvino")]
     for model in models.values():
         for form, quantised in wanted:
             check_export(model, form, int8=quantised)
-    with _quiet():
-        return _measure(models, wanted, folder, imgsz, turns, data)
+            if quantised and data is None:
+                calibration_data(model)
+    with _staged(folder) as stage, _quiet():
+        found = _measure(models, wanted, stage, imgsz, turns, data)
+    return [replace(each, path=str(folder / Path(each.path).relative_to(stage))) for each in found]
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """Give the body a hidden folder to fill, a folder per variant in it, and move what is in these to their places."""
+    target = folder / "exported"
+    stage = partial_path(target)
+    with output_folder(folder):
+        remove_leftovers(target)
+        shutil.rmtree(stage, ignore_errors=True)  # of a killed process with this one's number
+        try:
+            stage.mkdir()
+            yield stage
+            found = {folder / path.relative_to(stage): path for path in stage.glob("*/*")}
+            with writing(folder), ExitStack() as stack:
+                for parent in {path.parent for path in found}:
+                    stack.enter_context(making_folder(parent))
+                move_together(found)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextmanager
@@ -114,9 +151,10 @@ def _measure(
     data: str | None,
 ) -> list[Latency]:
     files: dict[str, dict[str, Path]] = {TORCH: {}}
-    for name, model in models.items():
+    for number, (name, model) in enumerate(models.items(), 1):
         fold_activations(model)
-        files[TORCH][name] = _save(model, folder / slug(name) / "model.pt")
+        place = folder / slug(name)
+        files[TORCH][name] = _save(model, (folder / f"{slug(name)}-{number}" if place.exists() else place) / "model.pt")
         for form, quantised in wanted:
             more: dict[str, Any] = {"data": data, "split": "train"} if quantised else {}
             path = export_model(model, form, int8=quantised, imgsz=imgsz, **more)
@@ -149,12 +187,12 @@ def _measure(
 
 def _save(model: Any, path: Path) -> Path:
     """Write a checkpoint in Ultralytics' way, and let exports go to its side."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        model.ckpt = model.ckpt or {}  # None in 8.3 for a model made from a YAML
-        model.save(path)
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror or error}") from None
+    model.ckpt = model.ckpt or {}  # None in 8.3 for a model made from a YAML
+    content = io.BytesIO()  # torch's own writer knows no errno
+    model.save(content)
+    with writing(path):
+        path.parent.mkdir()
+        path.write_bytes(content.getvalue())
     model.model.pt_path = str(path)
     return path
 
@@ -219,35 +257,34 @@ def print_latencies(title: str, found: Sequence[Latency]) -> None:
 
 
 def write_latencies(found: Sequence[Latency], folder: Path, name: str) -> list[Path]:
-    """Write latencies as `name.json` and, where there are scores, draw them as `name.png`.
+    """Write latencies as `name.json` and, where there are scores, draw them as `name.png`, both or none.
 
     Raises:
-        InputError: The folder cannot be written to.
+        InputError: The folder cannot be written to; its files are then as they were.
     """
-    data = folder / f"{name}.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        data.write_text(json.dumps([asdict(entry) for entry in found], indent=1), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write to '{folder}': {error.strerror}") from None
-    return [data, draw_pareto(found, folder / f"{name}.png")] if all(entry.scores for entry in found) else [data]
+    from rtdetr_act.plot import render
+
+    contents = {folder / f"{name}.json": json.dumps([asdict(entry) for entry in found], indent=1).encode()}
+    if all(entry.scores for entry in found):
+        contents[folder / f"{name}.png"] = render(draw_pareto(found), dpi=_DPI)
+    with writing(folder), making_folder(folder):
+        write_together(contents)
+    return list(contents)
 
 
-def draw_pareto(found: Sequence[Latency], output: Path) -> Path:
+def draw_pareto(found: Sequence[Latency]) -> Figure:
     """Draw score against latency: colours are activations, marks are formats, lines join those that nothing beats.
 
     A point is on the line of its format if no other is both faster and better.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     from rtdetr_act.plot import COLOURS
 
     activations, forms = list(dict.fromkeys(e.activation for e in found)), list(dict.fromkeys(e.format for e in found))
     score = list(found[0].scores or {})[-1]
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     for index, form in enumerate(forms):
         points = [(e.median, (e.scores or {})[score], e.activation) for e in found if e.format == form]
         for x, y, activation in points:
@@ -262,9 +299,7 @@ def draw_pareto(found: Sequence[Latency], output: Path) -> Path:
     axes.set(xlabel="median latency of an image, ms", ylabel=score, xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=9, loc="outside right upper")
-    figure.savefig(output, dpi=110)
-    pyplot.close(figure)
-    return output
+    return figure
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
