@@ -29,6 +29,7 @@ from rtdetr_act.warmstart.refit import refit
 
 # These hold weights, not slopes: what Ultralytics does with them elsewhere is right for them here.
 _WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def separate_activation_parameters(optimizer: Optimizer, model: nn.Module, act_lr: float = 1.0) -> int:
@@ -47,40 +48,84 @@ def separate_activation_parameters(optimizer: Optimizer, model: nn.Module, act_l
     Returns:
         How many parameter tensors were moved.
     """
-    chosen = {id(parameter): parameter for parameter in slopes(model)}
-    groups = optimizer.param_groups
-    moved = [p for group in groups for p in group["params"] if id(p) in chosen]
+    chosen = {id(parameter) for parameter in slopes(model)}
+    moved = _take_out(optimizer.param_groups, chosen)
     if not moved:
         return 0
-    for group in groups:
-        group["params"] = [p for p in group["params"] if id(p) not in chosen]
-    home = _undecayed_group(groups)
-    if act_lr == 1.0:
+    home = _find_group(optimizer.param_groups, _parameters_of(model, "weight", _NORMS), decays=False)
+    if home is not None and act_lr == 1.0:
         home["params"].extend(moved)
     else:
-        settings = {key: value for key, value in home.items() if key != "params"}
-        optimizer.add_param_group({**settings, "params": moved, "lr": home["lr"] * act_lr})
+        settings = _settings_of(home or optimizer.param_groups[-1])
+        optimizer.add_param_group({**settings, "params": moved, "lr": settings["lr"] * act_lr, "weight_decay": 0.0})
     return len(moved)
 
 
-def keep_biases_undecayed(optimizer: Optimizer, model: nn.Module) -> int:
-    """Take the biases of dynamic convolutions, (K, Cout), out of Muon, which would take them for matrices; in place.
+def keep_stacks_out_of_muon(optimizer: Optimizer, model: nn.Module) -> int:
+    """Take kernels and biases of dynamic convolutions, (K, Cout, …) and (K, Cout), out of Muon, in place.
 
-    Ultralytics names its groups since 8.4, and has Muon since then: before, their name puts them among the biases.
+    Muon is for matrices and the kernels of convolutions, which it flattens to matrices. Here it would make the K
+    kernels of a layer orthogonal to one another, where it takes five axes at all: Ultralytics' did not before 8.4.130.
+    They go where the weights and biases go that Muon does not take.
 
     Returns:
-        How many were moved.
+        How many parameter tensors were moved.
     """
-    chosen = {id(m.bias): m.bias for m in model.modules() if isinstance(m, DynamicConv2d) and m.bias is not None}
-    home = [group for group in optimizer.param_groups if group.get("param_group") == "bias"]
-    moved = []
-    for group in optimizer.param_groups if home else ():
-        if group.get("use_muon"):
-            moved += [p for p in group["params"] if id(p) in chosen]
-            group["params"] = [p for p in group["params"] if id(p) not in chosen]
-    if moved:
-        home[-1]["params"].extend(moved)
-    return len(moved)
+    stacks = [module for module in model.modules() if isinstance(module, DynamicConv2d)]
+    groups = optimizer.param_groups
+    muon = [group for group in groups if group.get("use_muon")]
+    count = 0
+    for name, decays in (("weight", True), ("bias", False)):
+        chosen = {id(p) for module in stacks if (p := getattr(module, name)) is not None}
+        if not (moved := _take_out(muon, chosen)):
+            continue
+        count += len(moved)
+        if (home := _find_group(groups, _parameters_of(model, name, _WEIGHT_LAYERS), decays=decays)) is not None:
+            home["params"].extend(moved)
+        else:
+            settings = _settings_of(muon[-1])
+            decay = settings["weight_decay"] if decays else 0.0
+            optimizer.add_param_group({**settings, "params": moved, "weight_decay": decay})
+    return count
+
+
+def _take_out(groups: list[dict], chosen: set[int]) -> list[nn.Parameter]:
+    """Remove the parameters of these ids from optimizer groups, and return them."""
+    moved = [p for group in groups for p in group["params"] if id(p) in chosen]
+    for group in groups:
+        group["params"] = [p for p in group["params"] if id(p) not in chosen]
+    return moved
+
+
+def _find_group(groups: list[dict], alike: set[int], *, decays: bool) -> dict | None:
+    """Return the group whose parameters are treated as some should be: with or without decay, never by Muon.
+
+    Neither labels nor places tell: Ultralytics has no labels before 8.4.30, and the order of 8.4.0 is another. Of
+    several groups that do the same, as those of MuSGD whose first has the head's threefold rate, the one is meant that
+    holds parameters of the kind, with the lowest rate. Biases have a warm-up of their own, so that a group without
+    decay that holds others will not do.
+
+    Args:
+        groups: Of the optimizer.
+        alike: Ids of the model's parameters of the kind.
+        decays: Whether the group has weight decay.
+    """
+    right = [group for group in groups if bool(group["weight_decay"]) == decays and not group.get("use_muon")]
+    holding = [group for group in right if any(id(p) in alike for p in group["params"])]
+    others = [group for group in right if decays or not group["params"]]
+    return min(holding or others, key=lambda group: group["lr"], default=None)
+
+
+def _settings_of(group: dict) -> dict[str, Any]:
+    """Return the settings of a group for another one beside it, which Muon leaves alone."""
+    settings = {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
+    return {**settings, "use_muon": False} if "use_muon" in settings else settings
+
+
+def _parameters_of(model: nn.Module, name: str, classes: tuple[type, ...]) -> set[int]:
+    """Return the ids of the parameters of that name in modules of these classes."""
+    found = (getattr(module, name, None) for module in model.modules() if isinstance(module, classes))
+    return {id(parameter) for parameter in found if isinstance(parameter, nn.Parameter)}
 
 
 def slopes(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -92,16 +137,6 @@ def slopes(model: nn.Module) -> Iterator[nn.Parameter]:
             for parameter in module.parameters(recurse=False):
                 if parameter.numel() == max(parameter.shape, default=1):  # one axis at most: (), (C,), (1, C, 1, 1)
                     yield parameter
-
-
-def _undecayed_group(groups: list[dict]) -> dict:
-    """Return the group of the normalisation weights: no decay, no Muon, and not warmed up like a bias.
-
-    Ultralytics labels its groups since 8.4 (MuSGD has two of each, the first with the head's threefold rate); before,
-    the biases come first and the normalisation weights last.
-    """
-    labelled = [group for group in groups if group.get("param_group") == "bn"]
-    return labelled[-1] if labelled else groups[-1]
 
 
 # --- schedules: what follows the epoch of an Ultralytics training -----------------------------------------------------

@@ -14,6 +14,7 @@ from torch import nn
 from ultralytics.engine import trainer as engine_trainer
 from ultralytics.models.rtdetr.train import RTDETRTrainer
 
+from rtdetr_act import DynamicConv2d, patch_model
 from rtdetr_act.activations.acon import AconC
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.channels import PReLU
@@ -130,6 +131,49 @@ def test_auto_takes_another_optimizer_for_long_runs(trainer: RTDETRTrainer) -> N
     groups = [optimizer.param_groups[after[id(p)]] for p in held(model, SLOPES).values()]
     assert {group["weight_decay"] for group in groups} == {0.0}
     assert not any(group.get("use_muon") for group in groups)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("act_lr", [1.0, 0.1])
+def test_neither_labels_nor_places_of_groups_matter(trainer: RTDETRTrainer, name: str, act_lr: float) -> None:
+    # 8.4.0 has no labels, and its last group is Muon's: slopes went there, and the first step failed.
+    model, stock, optimizer = build(trainer, name, act_lr=act_lr)
+    wanted = {frozenset(map(id, group["params"])) for group in optimizer.param_groups}
+    for turn in range(1, len(stock.param_groups)):
+        other = copy.copy(stock)
+        groups = [{key: v for key, v in group.items() if key != "param_group"} for group in stock.param_groups]
+        other.param_groups = [{**group, "params": [*group["params"]]} for group in groups[turn:] + groups[:turn]]
+        separate_activation_parameters(other, model, act_lr)
+        assert {frozenset(map(id, group["params"])) for group in other.param_groups} == wanted
+
+
+def test_slopes_have_a_group_of_their_own_where_none_is_right() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+    patch_model(net, "arelu")
+    convs = [p for m in net.modules() if isinstance(m, nn.Conv2d) for p in m.parameters()]
+    slope = [p for m in net.modules() if isinstance(m, AReLU) for p in m.parameters()]
+    optimizer = torch.optim.SGD([{"params": [*convs, *slope], "weight_decay": DECAY}], lr=0.1)
+    assert separate_activation_parameters(optimizer, net) == len(slope) == 4
+    assert [len(group["params"]) for group in optimizer.param_groups] == [4, 4]
+    assert optimizer.param_groups[1]["weight_decay"] == 0 and optimizer.param_groups[1]["lr"] == 0.1
+
+
+@pytest.mark.skipif(not hasattr(engine_trainer, "MuSGD"), reason="MuSGD came with Ultralytics 8.4")
+def test_dynamic_convolutions_take_a_step_with_musgd(trainer: RTDETRTrainer) -> None:
+    plan = {"rules": [{"activation": "arelu"}], "convolutions": [{"activation": "dynamic_conv(kernels=2)"}]}
+    model = trainer.get_model(cfg={**copy.deepcopy(tiny.RTDETR), "activation": plan}, verbose=False)
+    optimizer = trainer.build_optimizer(model, name="MuSGD", lr=0.01, momentum=0.9, decay=DECAY, iterations=100)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert set(groups) == {id(p) for p in model.parameters()}
+    stacks = [module for module in model.modules() if isinstance(module, DynamicConv2d)]
+    assert stacks and not any(groups[id(m.weight)].get("use_muon") for m in stacks)
+    assert {groups[id(m.weight)]["weight_decay"] for m in stacks} == {DECAY}
+    assert {groups[id(m.bias)]["weight_decay"] for m in stacks if m.bias is not None} <= {0.0}
+    before = [m.weight.detach().clone() for m in stacks]
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert not any(torch.equal(m.weight, old) for m, old in zip(stacks, before, strict=True))
 
 
 def test_a_stock_model_keeps_its_optimizer(trainer: RTDETRTrainer) -> None:
