@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,10 @@ import torch
 
 from rtdetr_act.errors import InputError
 from rtdetr_act.study import cluster
-from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, ROW_FILE, SNAPSHOT_FILE, read_json, write_json
-from rtdetr_act.study.grid import Row, make_rows, make_study
+from rtdetr_act.study.engines import open_engine
+from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, ROW_FILE, RUNS, SNAPSHOT_FILE, write_json
+from rtdetr_act.study.grid import make_rows, make_study, read_row
+from rtdetr_act.study.prepare import are_finished
 from rtdetr_act.study.process import is_finished
 from rtdetr_act.study.queue import Place
 from rtdetr_act.study.queue import run_rows as run_here
@@ -56,10 +59,19 @@ def write_rows(folder: Path, **given: Any) -> list[Path]:
     return [folder / row.name for row in rows]
 
 
+DONE = b'{"state": "done", "scores": {"mAP50-95": 0.5}}'
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def run_on_ray(folders: Sequence[Path], address: str | None, **more: Any) -> None:
     """Run with the engine under test, on CPUs."""
-    given = {"device": "cpu", "cpus": None, "retries": 0, "halving": None, "watch": lambda _: None, **more}
-    cluster.run_rows(folders, address=address, **given)
+    given = {"device": "cpu", "cpus": None, "retries": 0, "halving": None, **more}
+    watch = given.pop("watch", lambda _: None)
+    with open_engine("ray", address=address, **given) as run:
+        run(folders, watch=watch)
 
 
 def read_table(folder: Path) -> list[dict[str, str]]:
@@ -164,15 +176,15 @@ def test_only_the_last_attempt_writes(tmp_path: Path) -> None:
     second, files = keeper.claim(folder.name)  # the first one's node was thought lost
     assert files["weights/last.pt"] == files[SNAPSHOT_FILE] == b"1"
     assert not keeper.keep(folder.name, first, {SNAPSHOT_FILE: b"stale"})
-    assert not keeper.end(folder.name, first, {RESULT_FILE: b'{"state": "done", "stale": true}'}, "")
+    assert not keeper.end(folder.name, first, {RESULT_FILE: DONE}, "")
     assert (folder / SNAPSHOT_FILE).read_bytes() == b"1"
     assert not is_finished(folder)
 
     assert keeper.end(folder.name, second, {}, "exit code 1: no")  # one more try
     third, _ = keeper.claim(folder.name)
-    assert not keeper.end(folder.name, third, {RESULT_FILE: b'{"state": "done"}'}, "")
+    assert not keeper.end(folder.name, third, {RESULT_FILE: DONE}, "")
     assert not keeper.end(folder.name, second, {RESULT_FILE: b"{}"}, "")
-    assert read_json(folder / RESULT_FILE) == {"state": "done"}
+    assert (folder / RESULT_FILE).read_bytes() == DONE
     assert not (folder / SNAPSHOT_FILE).exists()
     assert keeper.claim(folder.name) is None
     reasons = [attempt["reason"] for attempt in read_json(folder / ATTEMPTS_FILE)]
@@ -217,7 +229,7 @@ def test_halving_spares_the_baseline_and_compares_within_a_setting(address: str,
         tmp_path, activations=["stock", "arelu", "mish"], model="rtdetr-n.yaml", data="shapes", seeds=1,
         epochs=16, lr0=[0.01, 0.001],
     )  # fmt: skip
-    rows = {folder.name: Row.from_json(read_json(folder / ROW_FILE)) for folder in folders}
+    rows = {folder.name: read_row(folder) for folder in folders}
     ray.init(address=address, log_to_driver=False)
     try:
         from ray.tune.experiment import Trial
@@ -283,9 +295,12 @@ def test_silent_address_is_refused(installed: None, tmp_path: Path) -> None:
 
 
 def test_finished_study_starts_no_ray(tmp_path: Path) -> None:
-    [folder] = write_bare_rows(tmp_path, ["stock"])
-    write_json(folder / RESULT_FILE, {"state": "done"})
-    run_on_ray([folder], "127.0.0.1:1")
+    rows = {"activations": ["stock"], "model": "rtdetr-n.yaml", "data": "shapes", "seeds": 1}
+    study = make_study(rows, defaults={})
+    [folder] = write_rows(tmp_path / RUNS, **rows)
+    assert not are_finished(study, tmp_path)
+    (folder / RESULT_FILE).write_bytes(DONE)
+    assert are_finished(study, tmp_path)
 
 
 def test_study_without_ray_says_what_to_install(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from rtdetr_act.errors import RtdetrActError
 from rtdetr_act.runs import STOCK
-from rtdetr_act.study.folder import RUNS, read_json
-from rtdetr_act.study.grid import Row, check_rows, command_of, differing, make_rows, make_study, read_study
+from rtdetr_act.study.decode import decode
+from rtdetr_act.study.folder import RUNS
+from rtdetr_act.study.grid import Row, check_rows, command_of, differing, make_rows, make_study, read_row, read_study
 from rtdetr_act.study.prepare import prepare_runs
 
 DEFAULTS = {"model": "rtdetr-n.yaml", "data": "coco8.yaml"}
@@ -76,7 +77,7 @@ def test_every_row_has_a_folder_of_its_own(values: list[str], seeds: int) -> Non
     names = [row.name.casefold() for row in rows]
     assert len(set(names)) == len(names) == 2 * len(values) * seeds
     assert all(re.fullmatch(r"[\w.\-]{1,90}", name) for name in names)
-    assert all(Row.from_json(json.loads(json.dumps(row.to_json()))) == row for row in rows)
+    assert all(decode(Row, json.loads(json.dumps(row.to_json()))) == row for row in rows)
 
 
 def test_command_makes_the_run_again() -> None:
@@ -113,7 +114,7 @@ def test_baseline_is_stock_where_it_runs() -> None:
     ("text", "sentence"),
     [
         ("activations: [stock", "is no valid YAML"),
-        ("- stock", "is no study"),
+        ("- stock", "is not a mapping of names to values"),
         ("activations: [stock]\nepoch: 3", "unknown key 'epoch'; did you mean 'epochs'"),
         ("!!python/object/apply:os.system ['touch hacked']", "is no valid YAML"),
     ],
@@ -166,8 +167,8 @@ def test_folder_of_another_study_is_refused_and_a_larger_one_goes_on(
     grown = prepare(activations=["stock", "mish", "arelu"], seeds=3)
     assert set(first) < set(grown)
     assert len(grown) == 9
-    assert all(read_json(path / "run.json")["name"] == path.name for path in grown)
-    with pytest.raises(RtdetrActError, match=r"holds another study: its run '[a-z]+-s0' has arguments .*epochs"):
+    assert all(read_row(path).name == path.name for path in grown)
+    with pytest.raises(RtdetrActError, match=r"holds another study: its run '[a-z]+-s0' has arguments with epochs"):
         prepare(activations=["stock", "mish", "arelu"], seeds=3, epochs=5)
     with pytest.raises(RtdetrActError, match=r"its run 'mish-s0' is no row of this study; give another folder"):
         prepare(activations=["stock", "arelu"], seeds=3)
@@ -182,7 +183,7 @@ def test_study_file_and_rows_agree(tmp_path: Path) -> None:
     assert rows[0].arguments == {"epochs": 5, "lr0": 0.1}
     assert rows[0].setting == ""  # one value is no axis
     check = [row for row in rows if row.activation == "arelu@backbone"]
-    assert differing(rows, {row.name: row.to_json() for row in check}) == ""
+    assert differing(rows, {row.name: row for row in check}) == ""
 
 
 def test_check_skips_what_was_checked_before(stock_yaml: Path) -> None:

@@ -10,10 +10,17 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from rtdetr_act.study.leaderboard import build, headline, write
+from rtdetr_act.study.leaderboard import Line, build, compose, headline
 from rtdetr_act.study.records import Record
 
 STOCK, ARELU, MISH = [0.50, 0.52, 0.53], [0.53, 0.553, 0.559], [0.51, 0.50, 0.55]
+
+
+def write(lines: list[Line], folder: Path, metric: str) -> list[Path]:
+    contents = compose(lines, metric)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in contents]
 
 
 def run(variant: str, seed: int, score: float | None, **more: object) -> Record:

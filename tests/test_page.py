@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rtdetr_act.study.leaderboard import build
-from rtdetr_act.study.page import write_page
+from rtdetr_act.study.page import compose_page
 from rtdetr_act.study.records import Record
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="looking at the page takes: pip install playwright")
@@ -103,7 +103,9 @@ def write(
     **more: str,
 ) -> Path:
     lines = build(records, baseline="stock", latencies=latencies)
-    return write_page(lines, records, path, **{"title": "Activations in rtdetr-n on BCCD", "metric": metric, **more})
+    given = {"title": "Activations in rtdetr-n on BCCD", "metric": metric, **more}
+    path.write_text(compose_page(lines, records, **given), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

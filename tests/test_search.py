@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,7 +30,7 @@ from rtdetr_act.plan import Plan
 from rtdetr_act.runs import load_model
 from rtdetr_act.sites import find_sites
 from rtdetr_act.study.evidence import Answer, answer, compose_model, describe
-from rtdetr_act.study.folder import read_json, write_json
+from rtdetr_act.study.folder import write_json
 from rtdetr_act.study.grid import Study
 from rtdetr_act.study.leaderboard import build
 from rtdetr_act.study.records import read_records
@@ -51,6 +53,10 @@ from rtdetr_act.ultralytics_hooks import plan_of
 
 ACTS = ("arelu", "dyrelu_b", "silu")
 ARGUMENTS = "imgsz=64 batch=4 nbs=4 amp=False plots=False deterministic=False optimizer=AdamW lr0=0.003".split()
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def names(stages: Sequence[Stage]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import psutil
@@ -21,7 +23,7 @@ from rich.console import Console
 from rtdetr_act import patch_model
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import write_atomically
-from rtdetr_act.study.folder import locked, read_json, write_json
+from rtdetr_act.study.folder import locked, write_json
 from rtdetr_act.study.live import Display
 from rtdetr_act.study.process import explain_end, read_progress
 from rtdetr_act.study.queue import Place, make_places
@@ -32,6 +34,10 @@ EPOCHS = 3
 ARGUMENTS = [f"epochs={EPOCHS}", "imgsz=64", "batch=4", "nbs=8", "amp=False", "plots=False", "deterministic=False"]
 ARGUMENTS += ["optimizer=AdamW", "lr0=0.003", "verbose=False"]
 MAIN = "from rtdetr_act.cli import main; main()"
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def start(folder: Path, *words: str, **more: object) -> subprocess.Popen[str]:
@@ -240,7 +246,7 @@ def test_places_divide_the_machine() -> None:
     assert make_places(["mps"], [], 8, None) == [Place("mps", 1)]
     with pytest.raises(InputError, match="--cpus 9 cannot be: this machine has 8 cores"):
         make_places([], [], 8, 9)
-    with pytest.raises(InputError, match="this machine shows 1 GPUs"):
+    with pytest.raises(InputError, match="this machine shows 1 GPU$"):
         make_places(["0", "1"], ["0"], 8, None)
 
 
@@ -280,7 +286,8 @@ def test_progress_of_half_written_results_is_none(tmp_path: Path) -> None:
 def test_terminal_shows_a_table_of_what_runs(study: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, _ = study
     (tmp_path / "new").mkdir()
-    write_json(tmp_path / "new" / "run.json", {"name": "new", "arguments": {"epochs": 4}})
+    row = read_json(next((folder / "runs").iterdir()) / "run.json")
+    write_json(tmp_path / "new" / "run.json", {**row, "name": "new", "arguments": {"epochs": 4}})
     (tmp_path / "new" / "results.csv").write_text("epoch,time,metrics/mAP50-95(B)\n1,30,0.125\n")
     console = Console(force_terminal=True, width=100, record=True)
     with Display([*sorted((folder / "runs").iterdir()), tmp_path / "new"], console) as display:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from rtdetr_act.errors import InputError
 
 if TYPE_CHECKING:
     from rtdetr_act.study.grid import Study
+    from rtdetr_act.study.queue import Place
     from rtdetr_act.study.search import Search
 
 
@@ -47,34 +49,43 @@ def search(
     """
     from rich.console import Console
 
+    from rtdetr_act.downloads import no_downloads
     from rtdetr_act.runs import split_pairs
+    from rtdetr_act.study.engines import open_engine
     from rtdetr_act.study.evidence import answer, draw_table, write_evidence
-    from rtdetr_act.study.folder import locked
+    from rtdetr_act.study.folder import SEARCH_FILE, check_outputs, locked
     from rtdetr_act.study.leaderboard import draw_table as draw_leaderboard
+    from rtdetr_act.study.queue import find_places
     from rtdetr_act.study.report import conclude
-    from rtdetr_act.study.search import FINAL, make_search, run_search
+    from rtdetr_act.study.search import EVIDENCE, FINAL, make_search, run_search
 
     if not act:
         raise InputError("a search needs activations to place: --act arelu,dyrelu_b,silu")
-    wanted = make_search(
-        act,
-        model=model,
-        data=data,
-        budget=budget,
-        seeds=seeds,
-        scope=scope,
-        act_lr=act_lr,
-        arguments=split_pairs(pairs or []),
-    )
-    if dry_run:
-        _print_rungs(wanted, output, cpus)
-        return
+    arguments = split_pairs(pairs or [])
+    device = arguments.get("device")
+    places = find_places(device, cpus)
+    check_outputs(output, [*EVIDENCE, SEARCH_FILE])
+    with no_downloads() if dry_run else nullcontext():
+        wanted = make_search(
+            act,
+            model=model,
+            data=data,
+            budget=budget,
+            seeds=seeds,
+            scope=scope,
+            act_lr=act_lr,
+            arguments=arguments,
+        )
+        if dry_run:
+            _print_rungs(wanted, output, places)
+            return
 
-    def run(study: Study, folders: Sequence[Path]) -> None:
-        print(f"{folders[0].parents[1]}: {len(folders)} runs of {study.arguments['epochs']} epochs", flush=True)
-        run_folders(folders, study, cpus=cpus, retries=retries)
+    with open_engine("local", device=device, cpus=cpus, retries=retries) as engine, locked(output):
 
-    with locked(output):
+        def run(study: Study, folders: Sequence[Path]) -> None:
+            print(f"{folders[0].parents[1]}: {len(folders)} runs of {study.arguments['epochs']} epochs", flush=True)
+            run_folders(folders, engine)
+
         trials = run_search(wanted, output, run)
         final = conclude(output / FINAL, measure=True)
         found = answer(wanted, trials, final.lines)
@@ -87,7 +98,7 @@ def search(
         print(f"file: {path}")
 
 
-def _print_rungs(wanted: Search, output: Path, cpus: int | None) -> None:
+def _print_rungs(wanted: Search, output: Path, places: Sequence[Place]) -> None:
     """Print the stages, the rungs, and what they will take on this machine, by the pace of the uniform plans."""
     from rich.console import Console
     from rich.table import Table
@@ -100,9 +111,9 @@ def _print_rungs(wanted: Search, output: Path, cpus: int | None) -> None:
     check_folder(wanted, output)
     first = wanted.rungs[0]
     picks = pick(wanted, 0, [])
-    check_rows(make_rows(make_study(wanted, first, picks)))
+    check_rows(make_rows(make_study(wanted, first, picks)), looking=True)
     uniform = make_rows(make_study(wanted, first, [each for each in picks if each.origin == "uniform"]))
-    seconds, places = time_rows(uniform, output / "none", wanted.arguments.get("device"), cpus)
+    seconds = time_rows(uniform, output / "none", places)
     pace = (sum(seconds.values()) / len(seconds) - START) / first.epochs
 
     stages = Table(title=f"Stages of {wanted.model}")
@@ -116,7 +127,7 @@ def _print_rungs(wanted: Search, output: Path, cpus: int | None) -> None:
     total = 0.0
     for rung in wanted.rungs:
         runs = rung.plans * len(rung.seeds)
-        time = runs * (START + pace * rung.epochs) / min(places, runs)
+        time = runs * (START + pace * rung.epochs) / min(len(places), runs)
         total += time
         cells = (rung.plans, rung.epochs, len(rung.seeds), rung.cost)
         rungs.add_row(rung.name, *map(str, cells), format_seconds(time))
@@ -125,4 +136,4 @@ def _print_rungs(wanted: Search, output: Path, cpus: int | None) -> None:
     console.print(rungs)
     spent = sum(rung.cost for rung in wanted.rungs)
     print(f"{spent} epochs of training, of a budget of {wanted.budget}")
-    print(f"about {format_seconds(total)} with {places} at once on this machine, measured on random images")
+    print(f"about {format_seconds(total)} with {len(places)} at once on this machine, measured on random images")

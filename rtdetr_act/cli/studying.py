@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +12,13 @@ import typer
 
 from rtdetr_act.cli import app
 from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL
-from rtdetr_act.errors import InputError, Interrupted, TrainingError
+from rtdetr_act.errors import InputError, Interrupted, TrainingError, quote
 
 if TYPE_CHECKING:
-    from rtdetr_act.study.grid import Row
+    from rtdetr_act.study.engines import Engine
+    from rtdetr_act.study.grid import Row, Study
     from rtdetr_act.study.leaderboard import Line
+    from rtdetr_act.study.queue import Place
 
 
 @app.command()
@@ -60,9 +63,10 @@ def study(
 
     The same command goes on where it stopped, however it stopped; more --act and --seeds add to it.
     """
-    from rtdetr_act.study.folder import locked
+    from rtdetr_act.study.engines import check_engine, open_engine
+    from rtdetr_act.study.folder import OUTPUTS, check_outputs, locked
     from rtdetr_act.study.grid import make_study
-    from rtdetr_act.study.prepare import check_study, prepare_runs
+    from rtdetr_act.study.prepare import are_finished, prepare_runs
 
     options = {
         "activations": act, "where": where, "seeds": seeds, "baseline": baseline, "model": model, "data": data,
@@ -70,16 +74,22 @@ def study(
     }  # fmt: skip
     given = {**_read_words(words or []), **{key: value for key, value in options.items() if value is not None}}
     wanted = make_study(given, defaults={"model": DEFAULT_MODEL, "data": DEFAULT_DATA})
-    if engine not in ("local", "ray"):
-        raise InputError(f"--engine is local or ray, not '{engine}'")
-    if (address or halving) and engine != "ray":
-        raise InputError("--address and --halving need --engine ray")
+    check_engine(engine, address, halving)
+    device = wanted.arguments.get("device")
     if dry_run:
-        _print_rows(check_study(wanted, output)[0], output, wanted.arguments.get("device"), cpus)
+        _print_rows(wanted, output, device, cpus)
         return
-    with locked(output):
+    check_outputs(output, OUTPUTS)
+    opening = open_engine(
+        engine, device=device, cpus=cpus, retries=retries, address=address, halving=wanted.baseline if halving else None
+    )
+    with ExitStack() as stack:
+        # A finished study is told of again wherever it is, without the cluster that it ran on.
+        run = None if are_finished(wanted, output) else stack.enter_context(opening)
+        stack.enter_context(locked(output))
         folders = prepare_runs(wanted, output)
-        run_folders(folders, wanted, cpus=cpus, retries=retries, engine=engine, address=address, halving=halving)
+        if run:
+            run_folders(folders, run)
         lines = _conclude(output, measure=True)
     if broken := sum(line.failed for line in lines):
         raise TrainingError(
@@ -105,43 +115,24 @@ def _read_words(words: Sequence[str]) -> dict[str, Any]:
 
     files = [word for word in words if "=" not in word and word.endswith((".yaml", ".yml"))]
     if len(files) > 1:
-        raise InputError(f"a study has one file, not {len(files)}: {', '.join(files)}")
+        raise InputError(f"a study has one file, not {len(files)}: {', '.join(map(quote, files[:10]))}")
     given = split_pairs(word for word in words if word not in files)
     return {**(read_study(Path(files[0])) if files else {}), **given}
 
 
-def run_folders(
-    folders: Sequence[Path],
-    wanted: Any,
-    *,
-    cpus: int | None,
-    retries: int,
-    engine: str = "local",
-    address: str | None = None,
-    halving: bool = False,
-) -> None:
+def run_folders(folders: Sequence[Path], run: Engine) -> None:
     """Run what is not finished of a study, and show how far it is.
 
     Raises:
         Interrupted: The user pressed Ctrl-C.
-        InputError: The disk is full, or a run needs more than the machine has.
+        InputError: The disk is full.
     """
     from rtdetr_act.study.live import Display
 
-    device = wanted.arguments.get("device")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with Display(folders) as display:
-            if engine == "ray":
-                from rtdetr_act.study import cluster
-
-                stopping = wanted.baseline if halving else None
-                where = {"address": address, "device": device, "cpus": cpus, "halving": stopping}
-                cluster.run_rows(folders, **where, retries=retries, watch=display)
-            else:
-                from rtdetr_act.study import queue
-
-                queue.run_rows(folders, queue.find_places(device, cpus), retries=retries, watch=display)
+            run(folders, watch=display)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; nothing is lost: the same command goes on") from None
     except OSError as error:
@@ -165,33 +156,38 @@ def _conclude(folder: Path, *, baseline: str | None = None, measure: bool = Fals
     return found.lines
 
 
-def _print_rows(rows: Sequence[Row], folder: Path, device: Any, cpus: int | None) -> None:
-    """Print the runs of a study and what they will take, on this machine."""
+def _print_rows(wanted: Study, folder: Path, device: Any, cpus: int | None) -> None:
+    """Print the runs of a study and what they will take, on this machine; downloads and writes nothing."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from rtdetr_act.downloads import no_downloads
     from rtdetr_act.study.live import format_seconds
+    from rtdetr_act.study.prepare import check_study
+    from rtdetr_act.study.queue import find_places
 
-    seconds, places = time_rows(rows, folder, device, cpus)
-    table = Table(title=f"{len(rows)} runs in {folder}")
+    places = find_places(device, cpus)
+    with no_downloads():
+        rows, _ = check_study(wanted, folder, looking=True)
+        seconds = time_rows(rows, folder, places)
+    table = Table(title=escape(f"{len(rows)} runs in {folder}"))
     for title in ("run", "activation", "seed", "settings", "alone"):
         table.add_column(title, overflow="fold")
     for row in rows:
         time = format_seconds(seconds[row.name]) if seconds[row.name] else "finished"
-        table.add_row(row.name, row.variant, str(row.seed), row.setting, time)
+        table.add_row(*map(escape, (row.name, row.variant, str(row.seed), row.setting, time)))
     Console().print(table)
-    total = sum(seconds.values()) / min(places, max(1, sum(map(bool, seconds.values()))))
-    print(f"about {format_seconds(total)} with {places} at once on this machine, measured on random images")
+    total = sum(seconds.values()) / min(len(places), max(1, sum(map(bool, seconds.values()))))
+    print(f"about {format_seconds(total)} with {len(places)} at once on this machine, measured on random images")
 
 
-def time_rows(rows: Sequence[Row], folder: Path, device: Any, cpus: int | None) -> tuple[dict[str, float], int]:
-    """Return the seconds of each run by its name, as `estimate_seconds` does, and how many go at once here."""
+def time_rows(rows: Sequence[Row], folder: Path, places: Sequence[Place]) -> dict[str, float]:
+    """Return the seconds of each run by its name, as `estimate_seconds` does, in one of some places."""
     import torch
 
     from rtdetr_act.study.prepare import estimate_seconds
-    from rtdetr_act.study.queue import find_places
 
-    places = find_places(device, cpus)
     first = places[0].device.split(",")[0]
     torch.set_num_threads(places[0].threads or torch.get_num_threads())
-    return estimate_seconds(rows, folder, device=f"cuda:{first}" if first.isdigit() else first), len(places)
+    return estimate_seconds(rows, folder, device=f"cuda:{first}" if first.isdigit() else first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import math
 import textwrap
@@ -13,9 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rtdetr_act.study.folder import SHAPES_FILE, read_json
+from rtdetr_act.study.folder import SHAPES_FILE, Shapes, read_record
 from rtdetr_act.study.leaderboard import Line
 from rtdetr_act.study.records import Record
+from rtdetr_act.study.results import read_results
 from rtdetr_act.study.statistics import Comparison, Summary, summarise
 from rtdetr_act.study.wording import join_words, keep_finite, write_count, write_score
 
@@ -297,31 +297,8 @@ def draw_training(
 
 
 def _read_history(folder: Path, metric: str) -> dict[int, tuple[float, float]]:
-    """Return score and training loss of each epoch of a results.csv; rows cut short or damaged are left out."""
-    history: dict[int, tuple[float, float]] = {}
-    try:
-        with (folder / "results.csv").open(encoding="utf-8", errors="replace", newline="") as file:
-            header, *rows = list(csv.reader(file, skipinitialspace=True)) or [[]]
-    except (OSError, csv.Error):
-        return history
-    names = [name.strip() for name in header]
-    losses = [index for index, name in enumerate(names) if name.startswith("train/")]
-    # Segmentation and pose write boxes first, and the masks or keypoints that are scored last.
-    scores = [
-        index
-        for index, name in enumerate(names)
-        if name.startswith("metrics/") and name[8:].split("(")[0].removeprefix("accuracy_") == metric
-    ]
-    for row in rows:
-        try:
-            values = dict(zip(names, map(float, row), strict=True))
-            epoch = int(values["epoch"])
-        except (ValueError, KeyError, OverflowError):
-            continue
-        cells = list(map(float, row))
-        loss = sum(cells[index] for index in losses) if losses else math.nan
-        history[epoch] = (cells[scores[-1]] if scores else math.nan, loss)
-    return history
+    """Return score and training loss of each epoch of a results.csv."""
+    return {epoch.number: (epoch.scores.get(metric, math.nan), epoch.loss) for epoch in read_results(folder).epochs}
 
 
 def _gather(runs: Sequence[Mapping[int, float]]) -> _Curve:
@@ -441,8 +418,8 @@ def draw_shapes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]]) -> 
     figures = []
     for line in drawn:
         for record in runs[line.variant]:
-            shapes = read_json(record.folder / SHAPES_FILE) if record.state == "done" else None
-            traces = _trace_shapes(shapes) if isinstance(shapes, dict) else []
+            shapes = read_record(record.folder / SHAPES_FILE, Shapes) if record.state == "done" else None
+            traces = _trace_shapes(shapes) if shapes else []
             if traces:
                 text = f"{write_count(sum('meta' not in trace for trace in traces), 'site')}, seed {record.seed}"
                 layout = _lay_out(
@@ -454,30 +431,21 @@ def draw_shapes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]]) -> 
     return figures
 
 
-def _trace_shapes(shapes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    x = shapes.get("x") or []
-    sites = [
-        site
-        for site in shapes.get("sites") or []
-        if isinstance(site, dict) and all(len(site.get(key) or []) == len(x) > 1 for key in ("before", "after"))
-    ]
-    step = max(1, (len(x) - 1) // (_CURVE_POINTS - 1))
-    x = _thin(x, step)
+def _trace_shapes(shapes: Shapes) -> list[dict[str, Any]]:
+    step = max(1, (len(shapes.x) - 1) // (_CURVE_POINTS - 1))
+    x = _thin(shapes.x, step)
     traces: list[dict[str, Any]] = []
-    for index, site in enumerate(sites):
-        depth = round(7 * index / max(1, len(sites) - 1))
-        hover = _hover(str(site.get("name", "")), str(site.get("activation", "")))
-        traces.append(
-            {"x": x, "y": _thin(site["after"], step), "line": {"color": f"d{depth}", "width": 1}, "hovertext": hover}
-        )
-    starts = dict.fromkeys(tuple(_thin(site["before"], step)) for site in sites)
+    for index, site in enumerate(shapes.sites):
+        depth = round(7 * index / max(1, len(shapes.sites) - 1))
+        hover = _hover(site.name, site.activation)
+        line = {"color": f"d{depth}", "width": 1}
+        traces.append({"x": x, "y": _thin(site.after, step), "line": line, "hovertext": hover})
+    starts = dict.fromkeys(tuple(_thin(site.before, step)) for site in shapes.sites)
     for start in starts:
         dashed = {"color": "ink", "width": 1.5, "dash": "dash"}
         traces.append({"x": x, "y": list(start), "line": dashed, "hovertext": "before training", "meta": "before"})
     return [{"mode": "lines", **trace} for trace in traces]
 
 
-def _thin(values: Sequence[Any], step: int) -> list[float | None]:
-    return [
-        _round(value) if isinstance(value, (int, float)) and math.isfinite(value) else None for value in values[::step]
-    ]
+def _thin(values: Sequence[float | None], step: int) -> list[float | None]:
+    return [None if value is None else _round(value) for value in values[::step]]

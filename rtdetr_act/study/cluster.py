@@ -19,25 +19,25 @@ import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rtdetr_act import __version__
-from rtdetr_act.errors import InputError, TrainingError
+from rtdetr_act.errors import InputError, TrainingError, quote
 from rtdetr_act.files import write_atomically
 from rtdetr_act.study.folder import (
     ATTEMPTS_FILE,
     RESULT_FILE,
     ROW_FILE,
     SNAPSHOT_FILE,
+    Result,
     locked,
-    read_json,
     write_json,
 )
-from rtdetr_act.study.grid import Row, command_of, label
+from rtdetr_act.study.grid import Row, command_of, label, read_row
 from rtdetr_act.study.process import (
     LOG_FILE,
     Progress,
@@ -46,6 +46,7 @@ from rtdetr_act.study.process import (
     is_finished,
     note_attempt,
     read_progress,
+    read_result,
     start_run,
 )
 from rtdetr_act.study.queue import split_device
@@ -79,56 +80,65 @@ class Order:
     cwd: str
 
 
-def run_rows(
-    folders: Sequence[Path],
-    *,
-    address: str | None,
-    device: Any,
-    cpus: int | None,
-    retries: int,
-    halving: str | None,
-    watch: Callable[[Sequence[Path]], None],
-) -> None:
-    """Run what is not finished on a Ray cluster; a failure is noted in its folder, and the others go on.
+@contextmanager
+def join(address: str | None, *, device: Any, cpus: int | None, halving: bool = False) -> Iterator[Order]:
+    """Join a Ray cluster for the body, and say what each run needs there, once all that is known to be there.
 
     Args:
-        folders: Run folders with their `run.json`, all in one folder.
         address: Of the cluster, such as "10.0.0.1:6379" or "auto", of which this machine is a node; None starts Ray on
             this machine alone.
         device: The `device` of all runs as Ultralytics takes it; None for a GPU each where the cluster has any.
         cpus: Cores of each run, and threads on a CPU; None for one.
+        halving: Whether Ray Tune is needed too.
+
+    Raises:
+        InputError: Ray is missing, the cluster cannot be reached or has no node that can hold a run, or a node has
+            other versions.
+    """
+    ray = _import_ray(halving)
+    try:
+        _connect(address)
+        order = _make_order(device, cpus)
+        _check_nodes(order)
+        yield order
+    finally:
+        ray.shutdown()
+
+
+def run_rows(
+    folders: Sequence[Path], *, order: Order, retries: int, halving: str | None, watch: Callable[[Sequence[Path]], None]
+) -> None:
+    """Run what is not finished on the Ray cluster joined; a failure is noted in its folder, and the others go on.
+
+    Args:
+        folders: Run folders with their `run.json`, all in one folder.
+        order: As `join` gives it.
         retries: Further tries of a run whose process ended without a result; lost nodes do not count.
         halving: The baseline's activation: of the others, runs in the worse half of their setting are stopped after an
             eighth, a quarter and a half of their epochs, and get a result that says so. None stops none.
         watch: Called several times a second with the folders of the runs at work.
 
     Raises:
-        InputError: Ray is missing, the cluster cannot be reached or has no node that can hold a run, or a node has
-            other versions.
         TrainingError: The keeper ended; the same command goes on.
     """
+    from ray.exceptions import RayActorError
+
     waiting = [folder for folder in folders if not is_finished(folder)]
     if not waiting:
         return
-    ray = _import_ray()
     try:
-        _connect(address)
-        order = _make_order(device, cpus)
-        _check_nodes(order)
         keeper = _start_keeper(waiting, retries)
         if halving is None:
             _run_tasks(waiting, keeper, order, watch)
         else:
             _run_trials(waiting, keeper, order, halving, watch)
-    except ray.exceptions.RayActorError as error:
+    except RayActorError as error:
         raise TrainingError(
             f"the process that keeps the study's files ended: {_shorten(error)}; the same command goes on"
         ) from None
-    finally:
-        ray.shutdown()
 
 
-def _import_ray() -> Any:
+def _import_ray(halving: bool = False) -> Any:
     quiet = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by default; else it warns of that
@@ -140,6 +150,9 @@ def _import_ray() -> Any:
     os.environ.update(quiet)
     try:
         import ray
+
+        if halving:
+            from ray import tune  # noqa: F401
     except ImportError:
         raise InputError(_NEEDS_RAY) from None
     return ray
@@ -167,13 +180,15 @@ def _check_address(address: str | None) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise InputError(
-            f"--address '{address}' is no HOST:PORT, such as 10.0.0.1:6379: run the study on a machine of the cluster"
+            f"--address {quote(address)} is not HOST:PORT, such as 10.0.0.1:6379: run the study on a machine of the "
+            "cluster"
         )
     try:
         socket.create_connection((host, int(port)), timeout=_REACH).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last of a name that no host can have
         raise InputError(
-            f"no Ray cluster answers at '{address}' ({error}): start one with 'ray start --head', and give what it says"
+            f"no Ray cluster answers at {quote(address)} ({error}): start one with 'ray start --head', and give "
+            "what it says"
         ) from None
 
 
@@ -305,8 +320,8 @@ class Keeper:
         if not self.keep(name, token, files):
             return False
         del self.holders[name]
-        if is_finished(self.folders[name]):
-            if read_json(self.folders[name] / RESULT_FILE)["state"] == "done":
+        if result := read_result(self.folders[name]):
+            if result.state == "done":
                 (self.folders[name] / SNAPSHOT_FILE).unlink(missing_ok=True)
             return False
         note_attempt(self.folders[name], reason)
@@ -467,13 +482,11 @@ def _run_trials(
     folders: Sequence[Path], keeper: Any, order: Order, baseline: str, watch: Callable[[Sequence[Path]], None]
 ) -> None:
     """Run the rows as trials of Ray Tune, which stops some of them."""
-    try:
-        from ray import tune
-    except ImportError:
-        raise InputError(_NEEDS_RAY) from None
+    from ray import tune
+
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a traceback for each lost node
     by_name = {folder.name: folder for folder in folders}
-    rows = {name: Row.from_json(read_json(folder / ROW_FILE)) for name, folder in by_name.items()}
+    rows = {name: row for name, folder in by_name.items() if (row := read_row(folder))}
 
     class Watch(tune.Callback):
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -566,10 +579,6 @@ def _epochs_of(row: Row) -> int:
 
 
 def _stopped(row: Row, epoch: int, versions: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "state": "stopped",
-        "reason": f"stopped by halving after epoch {epoch} of {_epochs_of(row)}",
-        "epochs": epoch,
-        "versions": dict(versions),
-        "command": command_of(row),
-    }
+    reason = f"stopped by halving after epoch {epoch} of {_epochs_of(row)}"
+    result = Result("stopped", reason, epochs=epoch, versions=dict(versions), command=command_of(row))
+    return asdict(result)

@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError, TrainingError
-from rtdetr_act.files import write_atomically
+from rtdetr_act.files import write_together
 from rtdetr_act.runs import load_variant
 from rtdetr_act.study.leaderboard import Line
-from rtdetr_act.study.search import FINAL, Effect, Search, Trial, fit_effects, is_uniform, write_plan
+from rtdetr_act.study.search import EVIDENCE, FINAL, Effect, Search, Trial, fit_effects, is_uniform, write_plan
 from rtdetr_act.study.statistics import HALF_POINT
 from rtdetr_act.study.wording import join_words, write_count, write_p, write_score
 
@@ -80,18 +80,21 @@ def answer(search: Search, trials: Sequence[Trial], lines: Sequence[Line]) -> An
 def write_evidence(
     search: Search, trials: Sequence[Trial], lines: Sequence[Line], found: Answer, folder: Path
 ) -> list[Path]:
-    """Write best.yaml, search.md and search.csv, whole or not at all, and return their paths; raises InputError."""
-    contents = {
-        "best.yaml": compose_model(search, found),
-        "search.md": describe(search, trials, lines, found),
-        "search.csv": tabulate(search, trials).write_csv(),
-    }
+    """Write best.yaml, search.md and search.csv, all of them or none, and return their paths; raises InputError."""
+    texts = (
+        compose_model(search, found),
+        describe(search, trials, lines, found),
+        tabulate(search, trials).write_csv(),
+    )
+    contents = {folder / name: text.encode() for name, text in zip(EVIDENCE, texts, strict=True)}
     try:
-        for name, text in contents.items():
-            write_atomically(folder / name, text.encode())
+        write_together(contents)
     except OSError as error:
-        raise InputError(f"cannot write to '{folder}': {error.strerror or error}") from None
-    return [folder / name for name in contents]
+        raise InputError(
+            f"cannot write to '{folder}': {error.strerror or error}; the same command makes the files once that is put "
+            "right"
+        ) from None
+    return list(contents)
 
 
 def compose_model(search: Search, found: Answer) -> str:

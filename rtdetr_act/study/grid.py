@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
+import math
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rtdetr_act.data import SHAPES_SETTINGS
-from rtdetr_act.errors import InputError, RtdetrActError, suggest
+from rtdetr_act.errors import InputError, RtdetrActError, SpecError, quote, suggest
 from rtdetr_act.plan import Plan
-from rtdetr_act.runs import STOCK, check_arguments, check_data, load_variant, resolve_data, slug
+from rtdetr_act.runs import STOCK, check_arguments, check_data, load_variant, resolve_data
+from rtdetr_act.study.decode import MOST_INT, is_plain, is_text
+from rtdetr_act.study.folder import ROW_FILE, damaged, read_record
+from rtdetr_act.study.naming import cut, identify_path, identify_value, name_folders, name_paths, name_values, show
+from rtdetr_act.study.yaml_files import read_mapping
 
 # What a study sets for each run itself; `save=False` would leave no checkpoint to score.
 TAKEN = ("model", "data", "seed", "name", "project", "exist_ok", "task", "mode", "resume", "save", "time")
 _KEYS = ("model", "data", "activations", "where", "baseline", "seeds", "scope", "act_lr")
+EMBEDDED = "shapes"  # the data set that is drawn at first use
+MOST_RUNS = 10_000  # a folder and a process each; far more than anyone has the time for
+_MOST_SEED = 2**31 - 1  # Ultralytics adds the process's number to it, and NumPy takes 32 bits
+_SIZES = ("epochs", "batch", "imgsz")
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,10 @@ class Row:
         activation: The plan, as text or plain data, or "stock".
         model, data, scope, act_lr, seed: As in `Study`.
         arguments: Further Ultralytics arguments.
+
+    Raises:
+        ValueError: A name cannot be shown, or a size is no whole number.
+        SpecError: The activation is no plan.
     """
 
     name: str
@@ -67,17 +79,30 @@ class Row:
     data: str
     scope: str
     act_lr: float
-    seed: int
+    seed: Annotated[int, (0, _MOST_SEED)]
     arguments: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        """Check what other parts of a study rely on, of a row read from a file too."""
+        for key in ("name", "variant", "setting"):
+            if getattr(self, key) != show(getattr(self, key)):
+                raise ValueError(f"{key} is {quote(getattr(self, key))}, which cannot be shown")
+        label(self.activation)
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain data, equal to what is read back from a file."""
         return json.loads(json.dumps(asdict(self)))
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Row:
-        """Read back what `to_json` gave; raises TypeError where keys are missing or unknown."""
-        return cls(**data)
+
+def read_row(folder: Path) -> Row | None:
+    """Return which row a run folder is for, or None where it says nothing; raises InputError where that is damaged."""
+    row = read_record(folder / ROW_FILE, Row)
+    if row is not None:
+        try:
+            check_sizes(row.arguments)
+        except InputError as error:
+            raise damaged(folder / ROW_FILE, str(error)) from None
+    return row
 
 
 def read_study(path: Path) -> dict[str, Any]:
@@ -86,20 +111,12 @@ def read_study(path: Path) -> dict[str, Any]:
     Raises:
         InputError: There is no such file, it is no YAML mapping, or it has neither a key of ours nor of Ultralytics.
     """
-    import yaml
     from ultralytics.cfg import DEFAULT_CFG_DICT
 
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the study file '{path}': {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"'{path}' is no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise InputError(f"'{path}' is no study: write keys such as 'activations: [stock, arelu]', 'seeds: 3'")
+    data = read_mapping(path)
     for key in data:
         if key not in _KEYS and key not in DEFAULT_CFG_DICT:
-            raise InputError(f"'{path}' has an unknown key '{key}'{suggest(key, [*_KEYS, *DEFAULT_CFG_DICT])}")
+            raise InputError(f"'{path}' has an unknown key {quote(key)}{suggest(key, [*_KEYS, *DEFAULT_CFG_DICT])}")
     return data
 
 
@@ -112,31 +129,58 @@ def make_study(given: Mapping[str, Any], *, defaults: Mapping[str, Any]) -> Stud
         defaults: Values of `model` and `data` where they are not given.
 
     Raises:
-        RtdetrActError: A value has a wrong form.
+        RtdetrActError: A value has a wrong form, or is given twice.
     """
-    activations = _cross(_as_list(given.get("activations")), _places(given.get("where")))
+    activations = _cross(_activations(given.get("activations")), _places(given.get("where")))
     if not activations:
         raise InputError("a study needs activations: name them with --act, or under 'activations:' in the study file")
-    baseline = given.get("baseline", "")
-    if not isinstance(baseline, str) or (baseline and baseline not in map(label, activations)):
-        raise InputError(f"the baseline '{baseline}' is none of the activations: {', '.join(map(label, activations))}")
-    if not baseline:
-        baseline = STOCK if STOCK in activations else label(activations[0])
+    labels = list(map(label, activations))
+    baseline = given.get("baseline") or (STOCK if STOCK in labels else labels[0])
+    if baseline not in labels:
+        raise InputError(
+            f"the baseline {quote(baseline)} is none of the activations: {', '.join(map(cut, labels[:10]))}"
+        )
+    scope, act_lr = given.get("scope", "conv"), given.get("act_lr", 1.0)
+    check_swap(scope, act_lr)
     return Study(
         activations=tuple(activations),
-        models=tuple(map(str, _as_list(given.get("model") or defaults["model"]))),
-        data=tuple(map(str, _as_list(given.get("data") or defaults["data"]))),
+        models=_paths("model", given.get("model") or defaults["model"]),
+        data=_paths("data", given.get("data") or defaults["data"]),
         seeds=_seeds(given.get("seeds", 3)),
         baseline=baseline,
-        scope=given.get("scope", "conv"),
-        act_lr=given.get("act_lr", 1.0),
-        arguments={key: value for key, value in given.items() if key not in _KEYS},
+        scope=scope,
+        act_lr=act_lr,
+        arguments=read_settings({key: value for key, value in given.items() if key not in _KEYS}),
     )
 
 
+def check_swap(scope: Any, act_lr: Any) -> None:
+    """Check how activations are swapped in; raises InputError."""
+    if scope not in ("conv", "all"):
+        raise InputError(f"scope is conv or all, not {quote(scope)}")
+    if isinstance(act_lr, bool) or not isinstance(act_lr, (int, float)) or not 0 < act_lr < MOST_INT:
+        raise InputError(f"act_lr is a factor above 0, such as 10, not {quote(act_lr)}")
+
+
+def read_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments as plain data, tuples as lists within a list; their names and types are checked later.
+
+    Raises:
+        InputError: A value is neither text, a number, a word such as true, nor a list of those, or is given twice.
+    """
+    found = {}
+    for key, value in arguments.items():
+        if not is_plain(value, 2) or isinstance(value, dict):
+            raise InputError(f"'{key}' is text, a number, true, false or a list of these, not {quote(value)}")
+        found[key] = value
+        if isinstance(value, list) and key != "device":
+            _check_distinct(f"'{key}'", value, identify_value)
+    return found
+
+
 def label(activation: Any) -> str:
-    """Return the text of an activation given as text or plain data; raises SpecError for no plan."""
-    return activation if isinstance(activation, str) else str(Plan.from_yaml(activation))
+    """Return the text of an activation given as text or plain data, in one line; raises SpecError for no plan."""
+    return show(activation if isinstance(activation, str) else str(Plan.from_yaml(activation)))
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -145,18 +189,58 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def _check_distinct(what: str, values: Sequence[Any], identify: Callable[[Any], Hashable]) -> None:
+    known: dict[Hashable, Any] = {}
+    for value in values:
+        identity = identify(value)
+        if identity in known:
+            first = known[identity]
+            twice = "" if first == value and type(first) is type(value) else f", as {quote(first)} too"
+            raise InputError(f"{what} has {quote(value)} twice{twice}: the runs would be the same, so leave one out")
+        known[identity] = value
+
+
+def _paths(what: str, value: Any) -> tuple[str, ...]:
+    paths = _as_list(value)
+    for path in paths:
+        if not isinstance(path, str) or not path.strip() or not is_text(path) or "\0" in path:
+            raise InputError(f"'{what}' is the name of a file, or a list of those, not {quote(path)}")
+    _check_distinct(f"'{what}'", paths, identify_path)
+    return tuple(paths)
+
+
 def _seeds(value: Any) -> tuple[int, ...]:
-    seeds = list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
-    whole = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
-    if not whole or not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds are a number such as 3, or a list of different seeds such as [0, 1, 7], not {value!r}")
+    if type(value) is int and value > MOST_RUNS:
+        raise InputError(f"{quote(value)} seeds are too many: a study has {MOST_RUNS:,} runs at most")
+    seeds = list(range(value)) if type(value) is int else list(value) if isinstance(value, tuple) else value
+    whole = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed <= _MOST_SEED for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(
+            f"seeds are a number such as 3, or a list of different seeds such as [0, 1, 7], not {quote(value)}"
+        )
     return tuple(seeds)
 
 
+def _activations(value: Any) -> list[Any]:
+    """Return plans as text or plain data, each of which can be read; raises SpecError and InputError."""
+    found = []
+    for activation in _as_list(value):
+        if not isinstance(activation, (str, Mapping)) or (isinstance(activation, str) and not is_text(activation)):
+            raise InputError(f"an activation of a study is a name such as 'arelu' or a plan, not {quote(activation)}")
+        if isinstance(activation, Mapping) and not is_plain(activation):
+            raise SpecError(f"{quote(activation)} is not a plan: it has other values than text, numbers and lists")
+        plain = activation.strip() if isinstance(activation, str) else activation
+        Plan.parse(plain) if isinstance(plain, str) else Plan.from_yaml(plain)
+        found.append(plain)
+    return found
+
+
 def _places(where: Any) -> list[str]:
-    if isinstance(where, str):
-        where = where.split(",")
-    return [str(place).strip() for place in _as_list(where)]
+    places = where.split(",") if isinstance(where, str) else _as_list(where)
+    for place in places:
+        if not isinstance(place, (str, int)) or isinstance(place, bool):
+            raise InputError(f"'where' is places such as 'backbone,neck,0-9', not {quote(place)}")
+    return [str(place).strip() for place in places]
 
 
 def _cross(activations: Sequence[Any], places: Sequence[str]) -> list[Any]:
@@ -164,36 +248,44 @@ def _cross(activations: Sequence[Any], places: Sequence[str]) -> list[Any]:
     found: list[Any] = []
     for activation in activations:
         if places and activation != STOCK and not (isinstance(activation, str) and "@" not in activation):
-            raise InputError(f"'{label(activation)}' names its places itself: leave --where out, or the places")
+            raise InputError(f"{quote(label(activation))} names its places itself: leave --where out, or the places")
         alone = activation == STOCK or not places
         found += [activation] if alone else [f"{activation}@{p}" if p != "all" else activation for p in places]
+    # Plans of one text are one variant; those of plain data may differ in what the text leaves out.
     repeated = [name for name, count in Counter(map(label, found)).items() if count > 1]
     if repeated:
-        raise InputError(f"'{repeated[0]}' is given twice: an activation is one variant of a study")
+        raise InputError(f"{quote(repeated[0])} is given twice: an activation is one variant of a study")
     return found
 
 
 def make_rows(study: Study) -> list[Row]:
     """Return the runs of a study, seeds in the outermost loop, so that every variant has its first soon.
 
+    No two have one name, nor one variant and seed, and none that look alike.
+
     Raises:
-        InputError: A list is empty.
+        InputError: A list is empty, or the runs are too many.
     """
-    lists = {key: value for key, value in study.arguments.items() if isinstance(value, list) and key != "device"}
-    if empty := [key for key, value in lists.items() if not value]:
+    axes = {key: value for key, value in study.arguments.items() if isinstance(value, list) and key != "device"}
+    if empty := [key for key, value in axes.items() if not value]:
         raise InputError(f"'{empty[0]}=[]' has no value to run with: give at least one")
-    fixed = {key: value for key, value in study.arguments.items() if key not in lists}
-    combinations = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
-    variants = []
-    for model, data, more in itertools.product(study.models, study.data, combinations):
-        varied = [f"{key}={value}" for key, value in more.items() if len(lists[key]) > 1]
-        models = [Path(model).stem] if len(study.models) > 1 else []
-        sets = [Path(data).stem] if len(study.data) > 1 else []
-        setting = " ".join([*models, *sets, *varied])
-        for activation in study.activations:
-            name = f"{label(activation)} {setting}" if setting else label(activation)
-            variants.append((name, setting, activation, model, data, more))
-    names = _folder_names([variant[0] for variant in variants])
+    count = math.prod(map(len, (study.activations, study.models, study.data, study.seeds, *axes.values())))
+    if count > MOST_RUNS:
+        raise InputError(f"this study would have {count:,} runs, and {MOST_RUNS:,} are the most: give fewer values")
+    fixed = {key: value for key, value in study.arguments.items() if key not in axes}
+    labels = list(map(label, study.activations))
+    variants: list[tuple[str, str, Any, str, str, dict[str, Any]]] = []
+    for quoted in (False, True):  # where blanks within names made two variants the same
+        settings = _name_settings(study.models, study.data, axes, quoted)
+        combinations = itertools.product(study.models, study.data, *axes.values())
+        variants = [
+            (f"{name} {setting}".strip(), setting, activation, model, data, dict(zip(axes, values, strict=True)))
+            for setting, (model, data, *values) in zip(settings, combinations, strict=True)
+            for name, activation in zip(labels, study.activations, strict=True)
+        ]
+        if len({variant[0] for variant in variants}) == len(variants):
+            break
+    names = name_folders([variant[0] for variant in variants])
     return [
         Row(
             name=f"{names[variant]}-s{seed}",
@@ -205,34 +297,42 @@ def make_rows(study: Study) -> list[Row]:
             scope=study.scope,
             act_lr=study.act_lr,
             seed=seed,
-            arguments={**_settings(data), **fixed, **more},
+            arguments=_listed({**_settings(data), **fixed, **more}),
         )
         for seed in study.seeds
         for variant, setting, activation, model, data, more in variants
     ]
 
 
+def _name_settings(
+    models: Sequence[str], data: Sequence[str], axes: Mapping[str, Sequence[Any]], quoted: bool
+) -> list[str]:
+    """Return a name for each combination of models, data sets and values, in their order, without what is the same."""
+    parts = [name_paths(each) for each in (models, data) if len(each) > 1]
+    more = {key: values for key, values in axes.items() if len(values) > 1}
+    parts += [[f"{key}={name}" for name in name_values(values)] for key, values in more.items()]
+    if quoted:
+        parts = [[ascii(name) if {" ", "'", '"'} & set(name) else name for name in part] for part in parts]
+    return [" ".join(each) for each in itertools.product(*parts)]
+
+
+def _listed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with tuples, which are one value and no axis, as the lists that a file makes of them."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
+
+
 def _settings(data: str) -> dict[str, Any]:
     """Return what the embedded data set is trained with, as by `rtdetr-act train`, but validated for the curves."""
-    return {**SHAPES_SETTINGS, "val": True} if data == "shapes" else {}
+    return {**SHAPES_SETTINGS, "val": True} if data == EMBEDDED else {}
 
 
-def _folder_names(variants: Sequence[str]) -> dict[str, str]:
-    """Return a folder name per variant, with a hash where two would be the same, in upper or lower case."""
-    plain = {variant: slug(variant)[:60] for variant in variants}
-    counts = Counter(name.casefold() for name in plain.values())
-    return {
-        variant: name if counts[name.casefold()] == 1 else f"{name}-{hashlib.sha256(variant.encode()).hexdigest()[:6]}"
-        for variant, name in plain.items()
-    }
-
-
-def check_rows(rows: Sequence[Row], known: Container[str] = ()) -> None:
+def check_rows(rows: Sequence[Row], known: Container[str] = (), *, looking: bool = False) -> None:
     """Try everything that can be wrong before the first run: arguments, data sets, and each activation in its model.
 
     Args:
         rows: All rows of the study.
         known: Names of those that were checked before.
+        looking: Do not draw the embedded data set.
 
     Raises:
         RtdetrActError: Naming the row at fault.
@@ -245,14 +345,40 @@ def check_rows(rows: Sequence[Row], known: Container[str] = ()) -> None:
         checked.add(key)
         try:
             check_arguments(row.arguments, TAKEN)
-            if row.arguments.get("batch", 1) < 1:
-                raise InputError(
-                    f"batch={row.arguments['batch']} would choose one per variant: give a number of images"
-                )
+            check_sizes(row.arguments)
             _, model = load_variant(row.model, row.activation, scope=row.scope, act_lr=row.act_lr)
-            check_data(resolve_data(row.data), str(model.task))
+            find_images(row.data, str(model.task), looking=looking)
         except RtdetrActError as error:
             raise type(error)(f"row {number} of {len(rows)} ({row.name}): {error}") from error
+
+
+def find_images(data: str, task: str, *, looking: bool = False) -> dict[str, Any]:
+    """Return the parts of a data set, "train" and "val", as paths of folders or lists; raises InputError.
+
+    Args:
+        data: The data set.
+        task: The task of the model.
+        looking: Do not draw the embedded data set, whose parts are then left out.
+    """
+    if looking and data == EMBEDDED and task == "detect" and not Path(data).exists():
+        return {}
+    found = check_data(resolve_data(data), task)
+    parts = {"train": found.get("train"), "val": found.get("val") or found.get("test")}
+    for part, paths in parts.items():
+        for path in paths if isinstance(paths, (list, tuple)) else [paths]:
+            if not isinstance(path, (str, Path)) or not Path(path).exists():
+                raise InputError(f"data set {quote(data)}: its '{part}' is {quote(path)}, which does not exist")
+    return parts
+
+
+def check_sizes(arguments: Mapping[str, Any]) -> None:
+    """Check what a study counts with: whole numbers of epochs, images and pixels; raises InputError."""
+    for key in _SIZES:
+        value = arguments.get(key, 1)
+        if key == "batch" and type(value) in (int, float) and value < 1:
+            raise InputError(f"batch={quote(value)} would choose one per variant: give a number of images")
+        if type(value) is not int or value < 1:
+            raise InputError(f"{key}={quote(value)} is not a whole number of at least 1")
 
 
 def command_of(row: Row) -> str:
@@ -269,16 +395,21 @@ def command_of(row: Row) -> str:
     return shlex.join(["rtdetr-act", "train", "--act", label(row.activation), *options, *pairs])
 
 
-def differing(rows: Iterable[Row], recorded: Mapping[str, Mapping[str, Any]]) -> str:
+def differing(rows: Iterable[Row], recorded: Mapping[str, Row]) -> str:
     """Say in words how recorded runs differ from the rows of a study, or "" where the study may go on with them.
 
     More activations, seeds or values than recorded are no difference: a study may grow.
     """
     wanted = {row.name: row.to_json() for row in rows}
-    for name, old in recorded.items():
+    for name, row in recorded.items():
         if name not in wanted:
-            return f"its run '{name}' is no row of this study"
-        for key, value in wanted[name].items():
-            if old.get(key) != value:
-                return f"its run '{name}' has {key} {old.get(key)!r}, this study {value!r}"
+            return f"its run {quote(name)} is no row of this study"
+        old, new = row.to_json(), wanted[name]
+        if key := next((key for key in new if key != "arguments" and old[key] != new[key]), ""):
+            return f"its run {quote(name)} has {key} {quote(old[key])}, this study {quote(new[key])}"
+        was, now = old["arguments"], new["arguments"]
+        for key in {**was, **now}:
+            if key not in was or key not in now or was[key] != now[key]:
+                words = [f"{key}={quote(each[key])}" if key in each else f"no {key}" for each in (was, now)]
+                return f"its run {quote(name)} has arguments with {words[0]}, this study with {words[1]}"
     return ""

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
 
@@ -16,7 +15,7 @@ import polars.selectors as cs
 from rich.markup import escape
 from rich.table import Table
 
-from rtdetr_act.files import write_atomically
+from rtdetr_act.errors import InputError
 from rtdetr_act.study.records import Record
 from rtdetr_act.study.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
 
@@ -63,8 +62,14 @@ class Line:
 
 
 def headline(records: Sequence[Record]) -> str:
-    """Return the score that variants are ranked by: mAP50-95, or top1 where runs have that instead."""
+    """Return the score that variants are ranked by: mAP50-95, or top1 where runs have that instead.
+
+    Raises:
+        InputError: Some runs have one and others the other, so that one kind would be left out.
+    """
     scored = {name for record in records for name in record.scores}
+    if {"top1", "mAP50-95"} <= scored:
+        raise InputError("some of the runs classify and others detect, so that they do not compare: report them apart")
     return "top1" if "top1" in scored and "mAP50-95" not in scored else "mAP50-95"
 
 
@@ -111,35 +116,25 @@ def build(
     return sorted(lines, key=lambda line: (not line.summary.runs, -line.summary.mean if line.summary.runs else 0.0))
 
 
-def write(lines: Sequence[Line], folder: Path, metric: str) -> list[Path]:
-    """Write leaderboard.csv, leaderboard.parquet and leaderboard.md, each whole or not at all.
+def compose(lines: Sequence[Line], metric: str) -> dict[str, bytes]:
+    """Return what leaderboard.csv, leaderboard.parquet and leaderboard.md hold, by their names.
 
     The same lines give the same bytes. What is unknown is an empty cell, and null in Parquet; the CSV has six
     significant digits, the Parquet file all.
 
     Args:
         lines: As `build` returns them.
-        folder: Where the files go; it exists.
         metric: As `headline` returns it; the column of the means has its name.
-
-    Returns:
-        The paths written.
-
-    Raises:
-        OSError: The disk is full or the folder cannot be written.
     """
     frame = tabulate(lines, metric)
     parquet = BytesIO()
     frame.write_parquet(parquet)
     rounded = frame.with_columns(cs.float().round_sig_figs(6))
-    contents = {
+    return {
         "leaderboard.csv": rounded.write_csv().encode(),
         "leaderboard.parquet": parquet.getvalue(),
         "leaderboard.md": _describe(lines, metric).encode(),
     }
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
-    return [folder / name for name in contents]
 
 
 def tabulate(lines: Sequence[Line], metric: str) -> pl.DataFrame:

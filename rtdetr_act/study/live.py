@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from rtdetr_act.study.folder import ATTEMPTS_FILE, ROW_FILE, read_json
-from rtdetr_act.study.process import read_progress
+from rtdetr_act.study.grid import read_row
+from rtdetr_act.study.naming import escape
+from rtdetr_act.study.process import read_attempts, read_progress
 from rtdetr_act.study.records import Record, read_run
 
 _SECONDS = {True: 1.0, False: 60.0}  # between updates, on a terminal and elsewhere
@@ -74,12 +75,12 @@ class Display:
 
     def _note_end(self, folder: Path) -> None:
         record = read_run(folder)
-        if record and (record.state in ("done", "stopped") or record.versions):
+        if record.state in ("done", "stopped") or record.versions:
             self.ended[folder] = record
 
     def _say(self, line: str) -> None:
         if not self.live:
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self.console.print(escape(line), highlight=False, soft_wrap=True, markup=False)
 
     def _say_end(self, folder: Path) -> None:
         record = self.ended.get(folder)
@@ -88,8 +89,8 @@ class Display:
         elif record:
             self._say(f"{folder.name}: {record.state}, {record.reason}")
         else:
-            attempts = read_json(folder / ATTEMPTS_FILE) or [{"reason": "its process ended"}]
-            self._say(f"{folder.name}: failed, {attempts[-1]['reason']}")
+            attempts = read_attempts(folder)
+            self._say(f"{folder.name}: failed, {attempts[-1].reason if attempts else 'its process ended'}")
 
     def _summary(self, working: Sequence[Path]) -> str:
         left = self._seconds_left(working)
@@ -131,8 +132,8 @@ class Display:
 
 
 def _planned_epochs(folder: Path) -> int:
-    row = read_json(folder / ROW_FILE) or {}
-    return int(row.get("arguments", {}).get("epochs", 100))  # Ultralytics' own default
+    row = read_row(folder)
+    return int(row.arguments.get("epochs", 100)) if row else 100  # Ultralytics' own default
 
 
 def _scores(record: Record) -> str:

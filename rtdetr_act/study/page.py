@@ -14,7 +14,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from rtdetr_act.files import write_atomically
 from rtdetr_act.study.charts import (
     assign_looks,
     draw_classes,
@@ -72,10 +71,10 @@ class _Cell:
     kind: str = ""
 
 
-def write_page(
-    lines: Sequence[Line], records: Sequence[Record], path: Path, *, title: str, metric: str, latency_note: str = ""
-) -> Path:
-    """Write the report of a study.
+def compose_page(
+    lines: Sequence[Line], records: Sequence[Record], *, title: str, metric: str, latency_note: str = ""
+) -> str:
+    """Return the report of a study as HTML.
 
     All that comes from files is shown as text, whatever it holds.
 
@@ -83,16 +82,12 @@ def write_page(
         lines: The leaderboard, in the order to show.
         records: The runs. Curves and shapes are read from the folders of those that are drawn: the 12 best variants and
             the baselines they are compared with.
-        path: HTML file to write; it is replaced whole or not at all.
         title: Heading of the page.
         metric: The headline score, "mAP50-95" or "top1".
         latency_note: A sentence on how latency was measured.
 
-    Returns:
-        The path.
-
     Raises:
-        OSError: The file cannot be written.
+        InputError: The shapes of a run are damaged.
     """
     drawn = _choose_drawn(lines)
     looks = assign_looks(drawn)
@@ -118,7 +113,7 @@ def write_page(
     }
     charts = {key: {"data": figure.traces, "layout": figure.layout} for key, figure in numbered.items()}
     environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
-    text = environment.get_template("page.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         title=title,
         summary=_summarise_study(lines, records, metric),
         metric=metric,
@@ -137,8 +132,6 @@ def write_page(
         plotly=Markup(get_plotlyjs() if charts else ""),
         charts=_embed_json({"palettes": _PALETTES, "charts": charts}),
     )
-    write_atomically(path, text.encode())
-    return path
 
 
 def _choose_drawn(lines: Sequence[Line]) -> list[Line]:

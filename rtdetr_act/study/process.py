@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, read_json, write_json
+from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, Attempt, Result, read_record, write_json
+from rtdetr_act.study.results import read_results
 
 LOG_FILE = "log.txt"
 _MEMORY = ("out of memory", "MemoryError", "DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory")
@@ -56,9 +58,19 @@ def end_run(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
+def read_result(folder: Path) -> Result | None:
+    """Return what came out of a run, or None while nothing has; raises InputError where the file is damaged."""
+    return read_record(folder / RESULT_FILE, Result)
+
+
+def read_attempts(folder: Path) -> list[Attempt]:
+    """Return the processes of a run that ended without a result; raises InputError where the file is damaged."""
+    return read_record(folder / ATTEMPTS_FILE, list[Attempt]) or []
+
+
 def is_finished(folder: Path) -> bool:
-    """Say whether a run has its result, a final failure included."""
-    return read_json(folder / RESULT_FILE) is not None
+    """Say whether a run has its result, a final failure included; raises InputError where that is damaged."""
+    return read_result(folder) is not None
 
 
 def explain_end(folder: Path, code: int) -> str:
@@ -96,9 +108,9 @@ def _skip_to_tail(file: IO[bytes], size: int) -> None:
 
 def note_attempt(folder: Path, reason: str) -> None:
     """Record that a process of the run ended without a result, and why."""
-    attempts = read_json(folder / ATTEMPTS_FILE) or []
     ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json(folder / ATTEMPTS_FILE, [*attempts, {"ended": ended, "reason": reason}])
+    attempts = [*read_attempts(folder), Attempt(ended, reason)]
+    write_json(folder / ATTEMPTS_FILE, [asdict(attempt) for attempt in attempts])
 
 
 @dataclass(frozen=True)
@@ -111,12 +123,10 @@ class Progress:
 
 
 def read_progress(folder: Path) -> Progress:
-    """Return how far a run is, from its results.csv."""
-    try:
-        lines = (folder / "results.csv").read_text(encoding="utf-8").splitlines()
-        header, last = ([cell.strip() for cell in line.split(",")] for line in (lines[0], lines[-1]))
-        row = {name: float(value) for name, value in zip(header, last, strict=True)}
-    except (OSError, IndexError, ValueError):  # none yet, or its last line is being written
+    """Return how far a run is, from its results.csv; a line that is being written does not count."""
+    epochs = read_results(folder).epochs
+    if not epochs:
         return Progress(0, 0.0, None)
-    score = [value for name, value in row.items() if "mAP50-95" in name or "top1" in name]
-    return Progress(int(row["epoch"]), row.get("time", 0.0), score[-1] if score else None)
+    last = epochs[-1]
+    seconds = last.seconds if math.isfinite(last.seconds) else 0.0
+    return Progress(last.number, seconds, last.score)

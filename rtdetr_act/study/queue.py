@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rtdetr_act.errors import InputError
+from rtdetr_act.errors import InputError, quote
 from rtdetr_act.study.process import end_run, explain_end, is_finished, note_attempt, start_run
 
 _POLL = 0.1  # seconds
@@ -39,7 +39,7 @@ def find_places(device: Any, cpus: int | None) -> list[Place]:
         cpus: Cores of each run; None for one on a CPU.
 
     Raises:
-        InputError: A run needs more than the machine has.
+        InputError: A run needs more than the machine has, or there is no such device.
     """
     import torch
 
@@ -48,13 +48,35 @@ def find_places(device: Any, cpus: int | None) -> list[Place]:
         [name for name in visible.split(",") if name] if visible else list(map(str, range(torch.cuda.device_count())))
     )
     gpus = gpus[: torch.cuda.device_count()]
-    return make_places(split_device(device), gpus, os.cpu_count() or 1, cpus)
+    names = split_device(device)
+    places = make_places(names, gpus, os.cpu_count() or 1, cpus)
+    if names and not any(name.isdecimal() for name in names):
+        _check_device(device)
+    return places
 
 
 def split_device(device: Any) -> list[str]:
     """Return the names in Ultralytics' `device`, as it takes them: "0,1", [0, 1], "cuda:0", "cpu" or None."""
     words = device if isinstance(device, (list, tuple)) else [] if device is None else str(device).split(",")
     return [str(word).strip().removeprefix("cuda:") for word in words if str(word).strip()]
+
+
+def _check_device(device: Any) -> None:
+    """Let Ultralytics look for a device that is no number: cpu, mps, npu:0, and whatever else it knows."""
+    import torch
+    from ultralytics.utils.torch_utils import select_device
+
+    if str(device).startswith("mps") and not torch.backends.mps.is_available():
+        raise InputError("device=mps cannot be: this machine has none, and Ultralytics would take the CPU instead")
+    before = dict(os.environ)
+    try:
+        select_device(device, verbose=False)
+    except (ValueError, RuntimeError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"device={quote(device)} cannot be: {first}") from None
+    finally:  # some releases hide GPUs from this process and its children
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def make_places(device: Sequence[str], gpus: Sequence[str], cores: int, cpus: int | None) -> list[Place]:
@@ -70,21 +92,31 @@ def make_places(device: Sequence[str], gpus: Sequence[str], cores: int, cpus: in
         InputError: A run needs more than the machine has.
     """
     if cpus is not None and not 1 <= cpus <= cores:
-        raise InputError(f"--cpus {cpus} cannot be: this machine has {cores} cores")
-    on_gpu = [name for name in device if name.isdigit()]
+        raise InputError(f"--cpus {quote(cpus)} cannot be: this machine has {cores} cores")
+    on_gpu = [name for name in device if name.isdecimal()]
+    if (on_gpu and len(set(device)) < len(device)) or len(on_gpu) not in (0, len(device)):
+        raise InputError(f"device={quote(','.join(device))} cannot be: name each GPU once, and nothing else")
     if device and not on_gpu:  # cpu, mps and others are one device, and only the CPU can be divided
         threads = cpus or 1
-        return [Place(device[0], threads)] * (cores // threads if device == ["cpu"] else 1)
+        return [Place(",".join(device), threads)] * (cores // threads if device == ["cpu"] else 1)
     if len(on_gpu) > 1:
         if len(on_gpu) > len(gpus):
-            raise InputError(f"device={','.join(on_gpu)} cannot be: this machine shows {len(gpus)} GPUs")
+            raise InputError(f"device={','.join(on_gpu)} cannot be: this machine shows {_count_gpus(gpus)}")
         size = len(on_gpu)
         return [Place(",".join(gpus[i : i + size]), 0) for i in range(0, len(gpus) - size + 1, size)]
     if on_gpu:
+        if on_gpu[0] not in gpus and int(on_gpu[0]) >= len(gpus):
+            raise InputError(f"device={on_gpu[0]} cannot be: this machine shows {_count_gpus(gpus)}")
         return [Place(on_gpu[0], 0)]
     if gpus:
         return [Place(name, 0) for name in gpus]
     return [Place("cpu", cpus or 1)] * (cores // (cpus or 1))
+
+
+def _count_gpus(gpus: Sequence[str]) -> str:
+    if not gpus:
+        return "no GPU"
+    return f"{len(gpus)} GPU{'' if len(gpus) == 1 else 's'}"
 
 
 def run_rows(

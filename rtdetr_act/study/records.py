@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rtdetr_act.errors import InputError
-from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, ROW_FILE, read_json
-from rtdetr_act.study.grid import Row, command_of, label
-from rtdetr_act.study.process import read_progress
+from rtdetr_act.errors import InputError, quote
+from rtdetr_act.study.folder import ROW_FILE, is_folder
+from rtdetr_act.study.grid import command_of, label, read_row
+from rtdetr_act.study.process import read_attempts, read_result
+from rtdetr_act.study.results import read_results
 
 STATES = ("done", "failed", "stopped", "unfinished")
 
@@ -69,13 +70,13 @@ def read_records(folder: Path) -> list[Record]:
     whose activations are read from its checkpoint.
 
     Raises:
-        InputError: There is no such folder, or no run in it.
+        InputError: There is no such folder, no run in it, or a record in it is damaged.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder '{folder}'")
+    if not is_folder(folder):
+        raise InputError(f"there is no folder {quote(str(folder))}")
     studied = sorted(path.parent for path in folder.rglob(ROW_FILE))
     others = sorted({path.parent for path in folder.rglob("args.yaml")} - set(studied))
-    records = [record for path in studied if (record := read_run(path))]
+    records = [read_run(path) for path in studied]
     if others:
         from rtdetr_act.study.foreign import read_foreign
 
@@ -85,16 +86,15 @@ def read_records(folder: Path) -> list[Record]:
     return records
 
 
-def read_run(folder: Path) -> Record | None:
-    """Return the record of a run of a study, or None where its `run.json` is damaged."""
-    try:
-        row = Row.from_json(read_json(folder / ROW_FILE))
-    except TypeError:
-        return None
-    result = read_json(folder / RESULT_FILE) or {}
-    attempts = read_json(folder / ATTEMPTS_FILE) or []
-    state = result.get("state") or ("failed" if attempts else "unfinished")
-    seconds = result.get("seconds_per_epoch")
+def read_run(folder: Path) -> Record:
+    """Return the record of a run of a study; raises InputError where it has none, or a damaged one."""
+    row = read_row(folder)
+    if row is None:
+        raise InputError(f"there is no '{folder / ROW_FILE}'")
+    result, attempts = read_result(folder), read_attempts(folder)
+    state = result.state if result else "failed" if attempts else "unfinished"
+    reason = result.reason if result else attempts[-1].reason if attempts else ""
+    seconds = result.seconds_per_epoch if result else None
     return Record(
         name=row.name,
         variant=row.variant,
@@ -102,16 +102,16 @@ def read_run(folder: Path) -> Record | None:
         setting=row.setting,
         seed=row.seed,
         state=state,
-        reason=result.get("reason") or (attempts[-1]["reason"] if state == "failed" else ""),
-        scores=result.get("scores") or {},
-        classes=result.get("classes") or {},
-        epochs=result.get("epochs") or (0 if result else read_progress(folder).epochs),
-        sites=result.get("sites", 0),
-        parameters=result.get("parameters", 0),
-        gflops=result.get("gflops", 0.0),
+        reason=reason,
+        scores={str(name): score for name, score in result.scores.items()} if result else {},
+        classes=result.classes if result else {},
+        epochs=result.epochs if result else len(read_results(folder).epochs),
+        sites=result.sites if result else 0,
+        parameters=result.parameters if result else 0,
+        gflops=result.gflops if result else 0.0,
         seconds_per_epoch=math.nan if seconds is None else seconds,
         folder=folder,
         arguments={"model": row.model, "data": row.data, **row.arguments, "seed": row.seed},
-        versions=result.get("versions") or {},
+        versions=result.versions if result else {},
         command=command_of(row),
     )

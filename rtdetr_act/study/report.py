@@ -5,13 +5,26 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rtdetr_act.errors import FoldError, InputError, RtdetrActError
-from rtdetr_act.study.folder import LATENCY_FILE, SEARCH_FILE, STUDY_FILE, read_json, write_json
+from rtdetr_act.errors import FoldError, InputError, RtdetrActError, quote
+from rtdetr_act.files import write_together
+from rtdetr_act.study.folder import (
+    LATENCY_FILE,
+    OUTPUTS,
+    SEARCH_FILE,
+    STUDY_FILE,
+    Latencies,
+    StudyRecord,
+    check_outputs,
+    is_folder,
+    read_record,
+    write_json,
+)
 from rtdetr_act.study.leaderboard import Line, build, headline
+from rtdetr_act.study.naming import cut, show
 from rtdetr_act.study.records import Record, read_records
 
 _TURNS = 7  # measurements of each variant's latency, in turns
@@ -33,7 +46,7 @@ class Report:
 
 
 def conclude(folder: Path, *, baseline: str | None = None, measure: bool = False) -> Report:
-    """Write the leaderboard and the page from what the run folders hold.
+    """Write the leaderboard and the page from what the run folders hold, all files or none.
 
     Args:
         folder: Of a study, or one with runs that Ultralytics made without us.
@@ -41,42 +54,51 @@ def conclude(folder: Path, *, baseline: str | None = None, measure: bool = False
         measure: Measure the latency of variants that have none yet.
 
     Raises:
-        InputError: There is no run, no such baseline, the folder is a search, or it cannot be written.
+        InputError: There is no run, no such baseline, the folder is a search, a record in it is damaged, or it cannot
+            be written.
     """
-    from rtdetr_act.study.leaderboard import write
-    from rtdetr_act.study.page import write_page
+    from rtdetr_act.study.leaderboard import compose
+    from rtdetr_act.study.page import compose_page
 
-    if (folder / SEARCH_FILE).exists():
+    if is_folder(folder) and (folder / SEARCH_FILE).exists():
         raise InputError(
             f"'{folder}' is a search, whose rungs do not compare: give '{folder / 'final'}', or a rung of it"
         )
     records = read_records(folder)
+    check_outputs(folder, OUTPUTS)
     known = {record.activation for record in records}
     if baseline is not None and baseline not in known:
-        raise InputError(f"the baseline '{baseline}' is none of the activations: {', '.join(sorted(known))}")
-    baseline = baseline or (read_json(folder / STUDY_FILE) or {}).get("baseline") or "stock"
-    latencies, note = _latencies(folder, records, measure)
+        raise InputError(
+            f"the baseline {quote(baseline)} is none of the activations: {', '.join(map(cut, sorted(known)[:10]))}"
+        )
+    recorded = read_record(folder / STUDY_FILE, StudyRecord)
+    baseline = baseline or (recorded.baseline if recorded else "stock")
     metric = headline(records)
-    lines = build(records, baseline=baseline, latencies=latencies)
     try:
-        files = write(lines, folder, metric)
-        title = folder.resolve().name
-        files.append(write_page(lines, records, folder / "report.html", title=title, metric=metric, latency_note=note))
+        latencies = _latencies(folder, records, measure)
+        lines = build(records, baseline=baseline, latencies=latencies.milliseconds)
+        title = show(folder.resolve().name)
+        page = compose_page(lines, records, title=title, metric=metric, latency_note=latencies.note)
+        contents = dict(zip(OUTPUTS, [*compose(lines, metric).values(), page.encode()], strict=True))
+        write_together({folder / name: content for name, content in contents.items()})
     except OSError as error:
-        raise InputError(f"cannot write to '{folder}': {error.strerror or error}") from None
-    return Report(lines, metric, files)
+        raise InputError(
+            f"cannot write to '{folder}': {error.strerror or error}; the files there are as they were, and "
+            "rtdetr-act report makes them once that is put right"
+        ) from None
+    return Report(lines, metric, [folder / name for name in contents])
 
 
-def _latencies(folder: Path, records: Sequence[Record], measure: bool) -> tuple[dict[str, float], str]:
+def _latencies(folder: Path, records: Sequence[Record], measure: bool) -> Latencies:
     """Return the latency of each variant in ms, and how it was measured."""
     first = {record.variant: record for record in reversed(records) if record.state == "done"}
-    found = read_json(folder / LATENCY_FILE) or {"milliseconds": {}, "note": ""}
-    if measure and set(first) - set(found["milliseconds"]):
+    found = read_record(folder / LATENCY_FILE, Latencies) or Latencies()
+    if measure and set(first) - set(found.milliseconds):
         # All of them once more, in turns: what was measured at another time cannot be compared.
         with contextlib.suppress(RtdetrActError):  # a task that cannot be measured keeps its scores
-            found = {"milliseconds": _measure(first), "note": _describe_measurement()}
-            write_json(folder / LATENCY_FILE, found)
-    return found["milliseconds"], found["note"]
+            found = Latencies(_measure(first), _describe_measurement())
+            write_json(folder / LATENCY_FILE, asdict(found))
+    return found
 
 
 def _measure(first: Mapping[str, Record]) -> dict[str, float]:

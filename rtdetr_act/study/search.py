@@ -17,22 +17,23 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rtdetr_act.data import SHAPES_SETTINGS
-from rtdetr_act.errors import InputError, TrainingError
+from rtdetr_act.errors import InputError, TrainingError, quote
 from rtdetr_act.plan import Plan, format_layers
 from rtdetr_act.runs import STOCK, check_arguments, load_model
-from rtdetr_act.study.folder import PICKS_FILE, SEARCH_FILE, locked, read_json, write_json
-from rtdetr_act.study.grid import TAKEN, Study
+from rtdetr_act.study.folder import PICKS_FILE, SEARCH_FILE, damaged, is_folder, locked, read_record
+from rtdetr_act.study.grid import MOST_RUNS, TAKEN, Study, check_sizes, check_swap, read_settings
 from rtdetr_act.study.leaderboard import headline
 from rtdetr_act.study.prepare import prepare_runs
 from rtdetr_act.study.records import read_records
 from rtdetr_act.study.stages import Stage, find_stages
 
 FINAL = "final"
+EVIDENCE = ("best.yaml", "search.md", "search.csv")  # what a search ends with
 ETA = 3  # so many times longer is each rung, and one in so many goes on
 # Two epochs are warm-up: of shapes, one of fourteen is, and Ultralytics' own setting is three.
 _SHORTEST = 3
@@ -87,10 +88,10 @@ class Search:
 
 @dataclass(frozen=True)
 class Pick:
-    """An assignment in a rung, and where it came from: "uniform", "drawn", "kept" or "proposed"."""
+    """An assignment in a rung, and where it came from."""
 
     assignment: Assignment
-    origin: str
+    origin: Literal["uniform", "drawn", "kept", "proposed"]
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,15 @@ def make_search(
         RtdetrActError: An activation, an argument or the model is wrong, or the budget is too small.
     """
     wanted = read_activations(activations)
-    check_arguments(arguments, TAKEN)
+    check_swap(scope, act_lr)
+    if seeds > MOST_RUNS:
+        raise InputError(f"--seeds {quote(seeds)} are too many: a study has {MOST_RUNS:,} runs at most")
+    arguments = read_settings(arguments)
     if lists := [key for key, value in arguments.items() if isinstance(value, list) and key != "device"]:
         raise InputError(f"'{lists[0]}' is a list: a search has one value of each argument")
+    check_arguments(arguments, TAKEN)
+    check_sizes(arguments)
     epochs = arguments.get("epochs", _default_epochs(data))
-    if not isinstance(epochs, int) or epochs < 1:
-        raise InputError(f"epochs are a whole number of at least 1, not {epochs!r}")
     loaded = load_model(model)
     _check_stock(loaded, model, wanted)
     stages = find_stages(loaded, wanted, scope=scope)
@@ -211,7 +215,7 @@ def plan_rungs(budget: int, *, epochs: int, seeds: int, uniform: int, space: int
         space: All assignments.
 
     Raises:
-        InputError: The budget is too small for one rung and the final.
+        InputError: The budget is too small for one rung and the final, or larger than anyone has.
 
     >>> [(rung.name, rung.plans, rung.epochs) for rung in plan_rungs(2000, epochs=100, seeds=3, uniform=3, space=729)]
     [('rung0', 48, 11), ('rung1', 14, 33), ('rung2', 4, 100), ('final', 2, 100)]
@@ -220,6 +224,11 @@ def plan_rungs(budget: int, *, epochs: int, seeds: int, uniform: int, space: int
     final = 2 * seeds * epochs
     for count in range(len(lengths), 0, -1):
         if sizes := _share(budget - final, lengths[:count], uniform, space):
+            if max(*sizes, 2 * seeds) > MOST_RUNS:
+                raise InputError(
+                    f"this search would have {max(*sizes, 2 * seeds):,} runs in one rung, and {MOST_RUNS:,} are the "
+                    "most: give a smaller --budget"
+                )
             rungs = [Rung(f"rung{k}", sizes[k], lengths[k], (k,)) for k in range(count)]
             return (*rungs, Rung(FINAL, 2, epochs, tuple(range(count, count + seeds))))
     rung = (uniform + 1) * lengths[0]
@@ -395,13 +404,14 @@ def make_study(search: Search, rung: Rung, picks: Sequence[Pick]) -> Study:
 
 def check_folder(search: Search, folder: Path) -> bool:
     """Say whether a folder holds this search already; raises InputError where it holds another."""
-    recorded = read_json(folder / SEARCH_FILE)
+    recorded = read_record(folder / SEARCH_FILE, Search) if is_folder(folder) else None
     if recorded is None:
         return False
+    old = _to_json(recorded)
     for key, value in _to_json(search).items():
-        if (old := recorded.get(key)) != value:
+        if old[key] != value:
             listed = key in ("stages", "rungs")
-            difference = f"its {key} differ" if listed else f"it has {key} {old!r}, this one {value!r}"
+            difference = f"its {key} differ" if listed else f"it has {key} {quote(old[key])}, this one {quote(value)}"
             raise InputError(f"'{folder}' holds another search: {difference}; give another folder with --output")
     return True
 
@@ -423,42 +433,57 @@ def run_search(search: Search, folder: Path, run: Callable[[Study, Sequence[Path
     trials: list[Trial] = []
     for number, rung in enumerate(search.rungs):
         place = folder / rung.name
-        picks = (read_picks(place) if begun else []) or pick(search, number, trials)
+        picks = (read_picks(search, place) if begun else []) or pick(search, number, trials)
         after = folder / search.rungs[number + 1].name if rung.name != FINAL else None
-        if not (begun and after and read_picks(after)):
+        if not (begun and after and read_picks(search, after)):
             study = make_study(search, rung, picks)
+            records: dict[Path, Any] = {place / PICKS_FILE: [asdict(each) for each in picks]}
+            if not begun:  # behind the checks: a command with a mistake in it may be put right
+                records[folder / SEARCH_FILE] = _to_json(search)
             with locked(place):
-                _write(place / PICKS_FILE, [asdict(each) for each in picks])
-                folders = prepare_runs(study, place)
-                if not begun:  # behind the checks: a command with a mistake in it may be put right
-                    _write(folder / SEARCH_FILE, _to_json(search))
-                    begun = True
+                folders = prepare_runs(study, place, beside=records)
+                begun = True
                 run(study, folders)
         trials += read_trials(search, rung, place, picks)
     return trials
 
 
-def _write(path: Path, data: Any) -> None:
-    try:
-        write_json(path, data)
-    except OSError as error:
-        raise InputError(f"cannot write to '{path.parent}': {error.strerror or error}") from None
+def read_picks(search: Search, place: Path) -> list[Pick]:
+    """Return what was picked for a rung, or [] where nothing was yet.
 
-
-def read_picks(place: Path) -> list[Pick]:
-    """Return what was picked for a rung, or [] where nothing was yet."""
-    return [Pick(tuple(each["assignment"]), each["origin"]) for each in read_json(place / PICKS_FILE) or []]
+    Raises:
+        InputError: The record is damaged, or names what this search does not place.
+    """
+    picks = read_record(place / PICKS_FILE, list[Pick]) or []
+    for each in picks:
+        fits = len(each.assignment) == len(search.stages) and all(
+            name in stage.choices for name, stage in zip(each.assignment, search.stages, strict=True)
+        )
+        if not fits:
+            reason = f"{quote(list(each.assignment))} is not an activation of the search for each stage"
+            raise damaged(place / PICKS_FILE, reason)
+    return picks
 
 
 def read_trials(search: Search, rung: Rung, place: Path, picks: Sequence[Pick]) -> list[Trial]:
-    """Return what the runs of a rung gave, in the order of its plans."""
+    """Return what the runs of a rung gave, in the order of its plans.
+
+    Raises:
+        InputError: The folder of a run is gone.
+    """
     records = read_records(place)
     metric = headline(records)
     known = {(record.activation, record.seed): record for record in records}
     found = []
     for each in picks:
         for seed in rung.seeds:
-            record = known[write_plan(search.stages, each.assignment), seed]
+            plan = write_plan(search.stages, each.assignment)
+            record = known.get((plan, seed))
+            if record is None:
+                raise InputError(
+                    f"'{place}' has no run of {quote(plan)} with seed {seed} any more: put back a copy, or delete the "
+                    "folder of this rung and those of the rungs after it"
+                )
             score = record.scores.get(metric, math.nan)
             state = "failed" if record.state == "done" and math.isnan(score) else record.state
             found.append(Trial(rung.name, each, rung.epochs, seed, state, score, metric, record.reason))

@@ -13,12 +13,26 @@ import os
 import platform
 import sys
 import threading
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rtdetr_act.errors import RtdetrActError, TrainingError
-from rtdetr_act.study.folder import RESULT_FILE, ROW_FILE, SHAPES_FILE, SNAPSHOT_FILE, locked, read_json, write_json
-from rtdetr_act.study.grid import Row, command_of
+from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
+from rtdetr_act.study.folder import (
+    RESULT_FILE,
+    ROW_FILE,
+    SHAPES_FILE,
+    SNAPSHOT_FILE,
+    Result,
+    Shapes,
+    SiteShape,
+    locked,
+    write_json,
+)
+from rtdetr_act.study.grid import Row, command_of, read_row
+from rtdetr_act.study.process import is_finished
+from rtdetr_act.study.results import read_results
 from rtdetr_act.study.snapshot import Snapshots
 
 _WAIT = 30.0  # seconds for a predecessor, whose study was killed, to notice that
@@ -34,8 +48,10 @@ def main() -> None:
     threading.Thread(target=_end_with_the_study, daemon=True).start()
     try:
         with locked(given.folder, wait=_WAIT):
-            if not (given.folder / RESULT_FILE).exists():
-                row = Row.from_json(read_json(given.folder / ROW_FILE))
+            if not is_finished(given.folder):
+                row = read_row(given.folder)
+                if row is None:
+                    raise InputError(f"there is no '{given.folder / ROW_FILE}'")
                 do_run(row, given.folder, device=given.device, threads=given.threads)
     except RtdetrActError as error:
         print(f"error: {error}")
@@ -78,24 +94,33 @@ def do_run(row: Row, folder: Path, *, device: str, threads: int) -> None:
         run_training(model, **{**given, **placed})
         _check_batch(model.trainer.args.batch, row)
     except TrainingError as error:
-        write_json(folder / RESULT_FILE, {"state": "failed", "reason": str(error), **_origin(row, None)})
+        _write_result(folder, Result("failed", str(error), **_origin(row, None)))
         return
     outcome = outcome_of(name, model)
     metrics = model.metrics or model.val(verbose=False, plots=False)  # those of a multi-GPU run stay in its workers
     _write_shapes(folder, before, model)
-    result = {
-        "state": "done",
-        "scores": read_scores(metrics),
-        "classes": class_scores(metrics),
-        "epochs": len((folder / "results.csv").read_text(encoding="utf-8").splitlines()) - 1,
-        "sites": outcome.sites,
-        "parameters": outcome.parameters,
-        "gflops": outcome.gflops,
-        "seconds_per_epoch": None if math.isnan(outcome.seconds_per_epoch) else outcome.seconds_per_epoch,
+    scores = read_scores(metrics)
+    if unknown := [name for name, score in scores.items() if not math.isfinite(score)]:
+        reason = f"Ultralytics' validation gives no number for {', '.join(unknown)}"
+        _write_result(folder, Result("failed", reason, **_origin(row, model.trainer.device)))
+        return
+    result = Result(
+        state="done",
+        scores=scores,  # type: ignore[arg-type]  # its names are those of Score
+        classes=class_scores(metrics),
+        epochs=len(read_results(folder).epochs),
+        sites=outcome.sites,
+        parameters=outcome.parameters,
+        gflops=outcome.gflops,
+        seconds_per_epoch=None if math.isnan(outcome.seconds_per_epoch) else outcome.seconds_per_epoch,
         **_origin(row, model.trainer.device),
-    }
-    write_json(folder / RESULT_FILE, result)
+    )
+    _write_result(folder, result)
     (folder / SNAPSHOT_FILE).unlink(missing_ok=True)
+
+
+def _write_result(folder: Path, result: Result) -> None:
+    write_json(folder / RESULT_FILE, asdict(result))
 
 
 def _load_unfinished(last: Path) -> Any:
@@ -141,12 +166,16 @@ def _write_shapes(folder: Path, before: dict[str, Any], model: Any) -> None:
 
     after = trace_activations(model.model)["sites"]
     sites = [
-        {"name": name, "activation": site["activation"], "before": site["curve"], "after": after[name]["curve"]}
+        SiteShape(name, site["activation"], _finite(site["curve"]), _finite(after[name]["curve"]))
         for name, site in before.get("sites", {}).items()
         if name in after
     ]
     if sites:
-        write_json(folder / SHAPES_FILE, {"x": before["x"], "sites": sites}, indent=None)
+        write_json(folder / SHAPES_FILE, asdict(Shapes(before["x"], sites)), indent=None)
+
+
+def _finite(curve: Sequence[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in curve]
 
 
 def class_scores(metrics: Any) -> dict[str, float]:
@@ -155,7 +184,8 @@ def class_scores(metrics: Any) -> dict[str, float]:
     if found is None:
         return {}
     names = metrics.names
-    return {str(names[int(index)]): float(ap) for index, ap in zip(found.ap_class_index, found.ap, strict=True)}
+    scores = zip(found.ap_class_index, found.ap, strict=True)
+    return {str(names[int(index)]): float(ap) for index, ap in scores if math.isfinite(ap)}
 
 
 def _origin(row: Row, device: Any) -> dict[str, Any]:
