@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import multiprocessing
+import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +72,98 @@ def test_two_processes_at_once_end_in_one_set(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == [f"shapes-v{data.VERSION}"]
 
 
+def read(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return a small set, as it is after a copy to another place."""
+    monkeypatch.setattr(data, "SPLITS", {"train": 10, "val": 4})
+    made = data.shapes(tmp_path / "made").parent
+    return Path(shutil.copytree(made, tmp_path / "copied" / made.name))
+
+
+def test_a_set_that_was_copied_is_taken_as_it_is(copied: Path) -> None:
+    before = read(copied).keys()
+    assert data.shapes(copied.parent) == copied / "shapes.yaml"
+    described = yaml.safe_load((copied / "shapes.yaml").read_text())
+    assert Path(described["path"]) == copied
+    assert read(copied).keys() == before
+
+
+def damage_half(folder: Path) -> None:
+    for path in sorted((folder / "images" / "train").iterdir())[::2]:
+        path.unlink()
+
+
+def damage_ends(folder: Path) -> None:
+    for path in sorted((folder / "images" / "val").iterdir())[:2]:
+        path.write_bytes(path.read_bytes()[:1000])
+    (folder / "labels" / "val" / "0012.txt").write_text("")
+
+
+def damage_classes(folder: Path) -> None:
+    path = folder / "labels" / "train" / "0007.txt"
+    path.write_text("".join(f"2{row[1:]}" for row in path.read_text().splitlines(keepends=True)))
+    (folder / "labels" / "train.cache").write_bytes(b"of the wrong labels, whose size is the same")
+
+
+def damage_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"images/train/0000.png": [1, 2')
+    (folder / "images" / "train" / "0003.png").unlink()
+
+
+def damage_yaml(folder: Path) -> None:
+    (folder / "shapes.yaml").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_half, damage_ends, damage_classes, damage_manifest, damage_yaml])
+def test_a_damaged_set_is_mended(damage: Callable[[Path], None], copied: Path) -> None:
+    data.shapes(copied.parent)  # the data YAML names its place
+    before = {name: content for name, content in read(copied).items() if name != "manifest.json"}
+    damage(copied)
+    data.shapes(copied.parent)
+    after = read(copied)
+    assert after.pop("manifest.json") and after == before
+    stamp = (copied / "manifest.json").stat().st_mtime_ns
+    data.shapes(copied.parent)  # and is known to be whole then
+    assert (copied / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_a_set_without_a_manifest_gets_one(copied: Path) -> None:
+    (copied / "manifest.json").unlink()
+    image = copied / "images" / "train" / "0000.png"
+    stamp = image.stat().st_mtime_ns
+    data.shapes(copied.parent)
+    assert (copied / "manifest.json").is_file() and image.stat().st_mtime_ns == stamp
+
+
+def test_files_of_others_beside_the_set(copied: Path) -> None:
+    (copied / "labels" / "train.cache").write_bytes(b"Ultralytics'")
+    (copied / "images" / "train" / "0000.npy").write_bytes(b"Ultralytics'")
+    data.shapes(copied.parent)
+    assert (copied / "labels" / "train.cache").exists() and (copied / "images" / "train" / "0000.npy").exists()
+    (copied / "images" / "val" / "own.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"1 images that are not of the shapes data set, such as 'images/val/own.jpg'"):
+        data.shapes(copied.parent)
+
+
+def test_a_set_that_cannot_be_written_is_used_if_it_is_whole(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.shapes(copied.parent)
+
+    def refuse(path: Path, content: bytes) -> None:  # as a read-only disk does; root may write into any folder
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(data, "write_atomically", refuse)
+    data.shapes(copied.parent)
+    os.utime(copied / "images" / "val" / "0013.png", (1, 1))
+    data.shapes(copied.parent)
+    (copied / "images" / "val" / "0013.png").unlink()
+    with pytest.raises(InputError, match=r"is damaged and cannot be mended \(.*[Rr]ead-only.*\): make it writable"):
+        data.shapes(copied.parent)
+
+
 def test_a_kill_leaves_no_half_set(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from rtdetr_act.data import shapes; shapes(Path({str(tmp_path)!r}))"
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -78,6 +174,7 @@ def test_a_kill_leaves_no_half_set(tmp_path: Path) -> None:
     process.wait()
     assert not (tmp_path / f"shapes-v{data.VERSION}").exists()
     assert data.shapes(tmp_path).is_file()
+    assert [entry.name for entry in tmp_path.iterdir()] == [f"shapes-v{data.VERSION}"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
