@@ -6,7 +6,6 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
@@ -17,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.errors import InputError, ModelError
+from rtdetr_act.errors import InputError, ModelError, quote
 from rtdetr_act.files import write_atomically
 from rtdetr_act.images import open_validation, pick_images
-from rtdetr_act.plot import check_picture
-from rtdetr_act.sites import MARK, placed_activations
+from rtdetr_act.plot import check_picture, write_picture
+from rtdetr_act.sites import MARK, left_as_it_was, placed_activations
 from rtdetr_act.training import slopes
 from rtdetr_act.warmstart.blend import arriving
 
@@ -153,7 +152,7 @@ def _measure(model: nn.Module, images: Sequence[Tensor], batch: int) -> dict[str
             seen.setdefault(site, {}).setdefault(name, []).append(_over_positions(value.float()))
 
     device = next(model.parameters()).device
-    with _left_as_it_was(model):
+    with left_as_it_was(model):
         model.eval()
         handles = [
             module.register_forward_pre_hook(lambda module, inputs, site=site: note(site, module, inputs))
@@ -183,18 +182,6 @@ def _mean_and_spread(name: str, parts: Sequence[tuple[Tensor, Tensor | None]]) -
     within = [deviation for _, deviation in parts if deviation is not None]
     spread = torch.cat(within).mean() if within else means.std(0, correction=0).mean()
     return [(name, means.mean()), (name + SPREAD, spread)]
-
-
-@contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put back every module's attributes: its mode, and what a forward pass caches, such as a decoder's anchors."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
 
 
 def _chunks(images: Sequence[Tensor], batch: int) -> Iterator[list[Tensor]]:
@@ -293,7 +280,8 @@ def read_checkpoint(weights: str, data: str | None = None) -> Learned:
     from rtdetr_act.runs import check_data, load_model, resolve_data
 
     if not weights.endswith(".pt"):
-        raise InputError(f"'{weights}' is no checkpoint: give a .pt file")
+        raise InputError(f"{quote(weights)} is not a checkpoint: give a .pt file")
+    source = resolve_data(data) if data is not None else None
     loaded = load_model(weights)
     model = loaded.model
     quantities = read_quantities(model)
@@ -308,8 +296,8 @@ def read_checkpoint(weights: str, data: str | None = None) -> Learned:
         first = history.filter(history["epoch"] == 0).select("site", "quantity", "value")
         start = {(site, name): value for site, name, value in first.iter_rows()}
     if has_coefficients(model):
-        if data is not None:
-            known = check_data(resolve_data(data), str(loaded.task))
+        if source is not None:
+            known = check_data(source, str(loaded.task))
             _, dataset = open_validation(loaded, known, int(loaded.overrides.get("imgsz", 640)))
             quantities = read_quantities(model, pick_images(dataset))
         elif history is not None:
@@ -368,20 +356,13 @@ def draw_history(history: polars.DataFrame, output: Path | str, title: str = "")
     columns = max(len(panels) for _, panels in blocks.values())
     names = max(len(_short(site)) for sites, _ in blocks.values() for site in sites)
     width = 0.08 * names + 0.6 + columns * min(4.5, max(1.9, 14 / columns))
-    # A figure of its own, not one of pyplot's: what the user has open stays as it is.
     figure = Figure(figsize=(max(width, 6.0), sum(heights) + 0.3), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, height, (activation, (sites, panels)) in zip(parts, heights, blocks.items(), strict=True):
         part.suptitle(activation, fontsize=10, fontweight="bold")
         _draw_block(part, sites, panels, (height - 1.0) / 0.1)
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:].lower(), dpi=110)
-    try:
-        write_atomically(path, content.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror or error}") from None
-    return path
+    return write_picture(figure, path, dpi=110)
 
 
 def _blocks(history: polars.DataFrame) -> dict[str, tuple[list[str], dict[str, polars.DataFrame]]]:

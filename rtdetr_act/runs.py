@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import ast
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rtdetr_act.arguments import check_ranges
 from rtdetr_act.configs import config_names, find_config
-from rtdetr_act.errors import InputError, Interrupted, ModelError, RtdetrActError, TrainingError, suggest
+from rtdetr_act.errors import (
+    InputError,
+    ModelError,
+    RtdetrActError,
+    TrainingError,
+    origin,
+    quote,
+    reason,
+    suggest,
+)
+from rtdetr_act.failures import explain, find_holder, is_full, remove_empty
 from rtdetr_act.plan import Plan, SwapOptions
 
 if TYPE_CHECKING:
@@ -52,14 +64,25 @@ def load_model(source: str) -> Any:
         InputError: There is no such file, or it is no model YAML.
         ModelError: The file is no checkpoint, or holds a class that is not installed.
     """
+    check_file_name(source)
     suffix = Path(source).suffix.lower()
     if suffix in (".yaml", ".yml"):
         return _load_yaml(source)
     if suffix == ".pt":
         return _load_checkpoint(source)
     if not suffix:
-        raise InputError(f"'{source}' is no model file: give a .yaml or a .pt{suggest(source, _model_names())}")
-    raise ModelError(f"'{source}' is no model to train or swap: give a .yaml, or the .pt that it was exported from")
+        raise InputError(f"{quote(source)} is not a model file: give a .yaml or a .pt{suggest(source, _model_names())}")
+    raise ModelError(
+        f"{quote(source)} cannot be trained or swapped: give a .yaml, or the .pt that it was exported from"
+    )
+
+
+def check_file_name(source: str) -> None:
+    """Refuse what no file can be called, such as 300 characters; raises InputError."""
+    try:
+        Path(source).exists()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte, before Python 3.12
+        raise InputError(f"{quote(source)} cannot be the name of a file: {reason(error)}") from None
 
 
 def _load_yaml(source: str) -> Any:
@@ -68,39 +91,78 @@ def _load_yaml(source: str) -> Any:
     from ultralytics.nn import tasks
     from ultralytics.utils.checks import check_yaml
 
+    from rtdetr_act.model_yaml import BUILDING_ERRORS, explain_forward, is_head
     from rtdetr_act.plan import split_model_yaml
 
     try:
         model_yaml = tasks.yaml_model_load(source)
+    except RtdetrActError:
+        raise
     except (yaml.YAMLError, ValueError) as error:  # Ultralytics since 8.4 makes a ValueError of it
-        raise InputError(f"'{source}' is no valid YAML: {' '.join(str(error).split())}") from None
-    except (FileNotFoundError, AttributeError, TypeError, IndexError):
+        raise InputError(f"{quote(source)} is not a valid YAML: {reason(error)}") from None
+    except (OSError, AttributeError, TypeError, IndexError) as error:
         if find_config(source) or check_yaml(source, hard=False):
-            raise InputError(f"'{source}' is no model YAML: it needs 'backbone' and 'head'") from None
-        raise InputError(f"there is no model '{source}' here{suggest(source, _model_names())}") from None
+            why = reason(error) if isinstance(error, OSError) else "it needs 'backbone' and 'head'"
+            raise InputError(f"{quote(source)} is not a model YAML: {why}") from None
+        raise InputError(f"there is no model {quote(source)} here{suggest(source, _model_names())}") from None
     stock, _ = split_model_yaml(model_yaml)
-    kind = RTDETR if "RTDETR" in str(stock["head"][-1][2]) else YOLO
-    return kind(source)
+    head = str(stock["head"][-1][2])
+    is_rtdetr = "RTDETR" in head
+    if not is_rtdetr and tasks.guess_model_task(stock) is None:
+        raise InputError(
+            f"{quote(source)} ends with {quote(head)}, which tells no task: let a head such as Detect be last"
+        )
+    model = (RTDETR if is_rtdetr else YOLO)(source)
+    if not is_head(model.model.model[-1]):
+        raise InputError(
+            f"{quote(source)} ends with {quote(head)}, which is not a head such as Detect or RTDETRDecoder"
+        )
+    if is_rtdetr and not _is_shipped(source):
+        # Ultralytics tries the other models as it builds them, to measure their strides.
+        try:
+            _try_forward(model.model, int(stock.get("channels", 3)))
+        except BUILDING_ERRORS as error:
+            if (explained := explain_forward(error, stock)) is None:
+                raise
+            raise explained from error
+    return model
+
+
+def _is_shipped(source: str) -> bool:
+    """Say whether a model YAML is one of ours or of Ultralytics', all of which are known to run."""
+    return not Path(source).exists() and "://" not in source
+
+
+def _try_forward(network: Any, channels: int) -> None:
+    """Run an image through a network, which stays as it was."""
+    import torch
+
+    from rtdetr_act.sites import left_as_it_was
+
+    with left_as_it_was(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        network.eval()(torch.zeros(1, channels, 320, 320))
 
 
 def _load_checkpoint(source: str) -> Any:
     from ultralytics import RTDETR, YOLO
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
+    if not Path(source).is_file() and Path(source).name not in GITHUB_ASSETS_NAMES:
+        raise InputError(f"there is no file {quote(source)}")
     try:
-        from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-
-        if not Path(source).is_file() and Path(source).name not in GITHUB_ASSETS_NAMES:
-            raise InputError(f"there is no file '{source}'")
         model = YOLO(source)
         if type(model.model.model[-1]).__name__ == "RTDETRDecoder" and not isinstance(model, RTDETR):
             model = RTDETR(source)  # YOLO() switches by itself in newer releases (8.3.160 does, 8.3.99 did not)
     except RtdetrActError:
         raise
     except FileNotFoundError:
-        raise InputError(f"there is no file '{source}', and it could not be downloaded") from None
-    except Exception as error:  # whatever an unpickler makes of bytes that are no checkpoint
-        reason = str(error).strip().partition("\n")[0].removeprefix("ERROR ❌️ ")
-        raise ModelError(f"'{source}' is no Ultralytics checkpoint ({type(error).__name__}: {reason})") from error
+        raise InputError(f"there is no file {quote(source)}, and it could not be downloaded") from None
+    except Exception as error:  # whatever an unpickler makes of bytes that are not a checkpoint
+        if origin(error).startswith("rtdetr_act."):
+            raise
+        raise ModelError(
+            f"{quote(source)} is not an Ultralytics checkpoint ({type(error).__name__}: {reason(error)})"
+        ) from error
     return model
 
 
@@ -120,14 +182,36 @@ def resolve_data(source: str) -> str:
 
     from rtdetr_act.data import shapes
 
+    check_file_name(source)
     if source in ("shapes", "shapes.yaml") and not Path(source).exists():
         return str(shapes())
     known = {file.name for file in (ROOT / "cfg" / "datasets").glob("*.yaml")}
     if Path(source).exists() or source in known or "://" in source:
         return source
     if Path(source).suffix in (".yaml", ".yml") or "/" in source:
-        raise InputError(f"there is no data set '{source}'{suggest(Path(source).name, [*known, 'shapes'])}")
+        raise InputError(f"there is no data set {quote(source)}{suggest(Path(source).name, [*known, 'shapes'])}")
     return source  # a classification set such as imagenet10, which Ultralytics finds or downloads by name
+
+
+def training_data(model: Any) -> str:
+    """Return the data set that a checkpoint was trained with, as `resolve_data` does.
+
+    Raises:
+        InputError: The checkpoint does not tell, or the data set is no longer there. Ultralytics would take coco8 then.
+    """
+    from rtdetr_act.data import VERSION
+
+    data = ((model.ckpt or {}).get("train_args") or {}).get("data")
+    if not isinstance(data, str) or not data:
+        raise InputError("the checkpoint does not tell what it was trained with: name a data set with --data")
+    if (Path(data).parent.name, Path(data).name) == (f"shapes-v{VERSION}", "shapes.yaml"):
+        data = "shapes"  # of another machine, or of a cache that was cleared
+    try:
+        return resolve_data(data)
+    except InputError:
+        raise InputError(
+            f"the data set that the checkpoint was trained with, {quote(data)}, is not here: name one with --data"
+        ) from None
 
 
 def check_data(data: str, task: str) -> dict[str, Any]:
@@ -138,13 +222,18 @@ def check_data(data: str, task: str) -> dict[str, Any]:
     """
     from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 
+    from rtdetr_act.model_yaml import BUILDING_ERRORS
+
     try:
         with one_sentence():
             return check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
     except RtdetrActError as error:
-        raise InputError(f"data set '{data}': {error}") from error
-    except Exception as error:  # a YAML with other contents raises whatever its use raised
-        raise InputError(f"'{data}' is no data set that Ultralytics can read: {error}") from error
+        raise InputError(f"data set {quote(data)}: {error}") from error
+    except BUILDING_ERRORS as error:  # a YAML with other contents raises whatever its use raised
+        if origin(error).startswith("rtdetr_act."):
+            raise
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"{quote(data)} is not a data set that Ultralytics can read ({why})") from error
 
 
 def parse_arguments(pairs: Iterable[str], taken: Iterable[str] = ()) -> dict[str, Any]:
@@ -164,7 +253,7 @@ def split_pairs(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise InputError(f"'{pair}' is no argument: write key=value, such as epochs=100")
+            raise InputError(f"{quote(pair)} is not an argument: write key=value, such as epochs=100")
         arguments[key] = _parse_value(value)
     return arguments
 
@@ -183,14 +272,15 @@ def check_arguments(arguments: Mapping[str, Any], taken: Iterable[str] = ()) -> 
 
     for key, value in arguments.items():
         if key in taken:
-            raise InputError(f"'{key}' is set by this command itself: leave '{key}={value}' out")
+            raise InputError(f"'{key}' is set by this command itself: leave {quote(f'{key}={value}')} out")
         if key not in DEFAULT_CFG_DICT:
             hint = suggest(key, DEFAULT_CFG_DICT) or ", see docs.ultralytics.com/usage/cfg"
-            raise InputError(f"Ultralytics has no argument '{key}'{hint}")
+            raise InputError(f"Ultralytics has no argument {quote(key)}{hint}")
     try:
         get_cfg(overrides=dict(arguments))
-    except (TypeError, ValueError, SyntaxError, KeyError) as error:
-        raise InputError(" ".join(str(error).split())) from None
+    except (TypeError, ValueError, SyntaxError, KeyError, OverflowError) as error:
+        raise InputError(reason(error)) from None
+    check_ranges(arguments)
 
 
 def _parse_value(text: str) -> Any:
@@ -199,8 +289,16 @@ def _parse_value(text: str) -> Any:
         return words[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # as of '{[]: 1}' and of '((((…'
         return text
+
+
+def check_device(device: Any) -> None:
+    """Check a device as Ultralytics does once a run has its folder already; raises InputError."""
+    from ultralytics.utils.torch_utils import select_device
+
+    with one_sentence():
+        select_device("" if device is None else device, verbose=False)
 
 
 def check_variants(
@@ -283,18 +381,20 @@ def load_variant(
         RtdetrActError: The model, the checkpoint or the plan is wrong.
     """
     from rtdetr_act.convolutions.patching import patch_by_rules
-    from rtdetr_act.patcher import patch_model, unpatch_model
+    from rtdetr_act.patcher import apply_to, patch_model, unpatch_model
+    from rtdetr_act.sites import unwrap
     from rtdetr_act.ultralytics_hooks import plan_of
 
     model = load_model(source)
     if pretrained is not None:
-        if plan := plan_of(load_model(pretrained).model):
-            patch_model(model, plan)
+        if old := plan_of(load_model(pretrained).model):
+            patch_model(model, old)
         model.load(pretrained)
     if activation == STOCK:
         unpatch_model(model)
     elif isinstance(activation, Mapping):
-        patch_model(model, replace(Plan.from_yaml(activation), act_lr=how.get("act_lr", 1.0)))
+        plan = replace(Plan.from_yaml(activation), act_lr=how.get("act_lr", 1.0))
+        apply_to(unwrap(model), plan, typed=True)
     elif activation is not None:
         patch_model(model, activation, **how)
     if conv is not None and activation != STOCK:
@@ -309,42 +409,61 @@ def starts_warm(how: SwapOptions) -> bool:
 
 
 def run_training(model: Any, **arguments: Any) -> Any:
-    """Train, and return Ultralytics' metrics.
+    """Train, and return Ultralytics' metrics; a run that fails before its first checkpoint leaves no folder.
 
     Raises:
-        InputError: Ultralytics cannot use an argument or the data.
-        TrainingError: The loss became non-finite.
+        InputError: Ultralytics cannot use an argument or the data, or the run folder cannot be written.
+        TrainingError: The loss became non-finite, or memory ran out.
         Interrupted: The user pressed Ctrl-C.
     """
+    from rtdetr_act.ultralytics_hooks import started_here
+
     model.add_callback("on_train_epoch_end", stop_at_non_finite_loss)
+    model.add_callback("on_pretrain_routine_start", started_here)
+    place = Path(str(arguments.get("project")), str(arguments.get("name")))
+    reused = bool(arguments.get("resume")) or (bool(arguments.get("exist_ok")) and place.exists())
     try:
-        with one_sentence():
-            return model.train(**arguments)
-    except KeyboardInterrupt:
-        last = getattr(model.trainer, "last", None)
-        hint = f"go on with: rtdetr-act resume {last}" if last and last.exists() else "no epoch was finished"
-        raise Interrupted(f"interrupted; {hint}") from None
+        return model.train(**arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        trainer = find_holder(error)
+        last = Path(trainer.last) if hasattr(trainer, "last") else None
+        begun = last is not None and last.exists()
+        if trainer is not None and not reused and not begun:
+            shutil.rmtree(trainer.save_dir, ignore_errors=True)
+            remove_empty(Path(trainer.save_dir))
+        if isinstance(error, KeyboardInterrupt) or is_full(error):
+            on = f"go on with: rtdetr-act resume {last}" if begun else "no epoch was finished"
+            raise type(explained)(f"{explained}; {on}") from error
+        if explained is error:
+            raise
+        raise explained from error
 
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """Turn what Ultralytics raises on wrong arguments and data into errors of one sentence; bugs stay tracebacks.
 
+    A folder that was made for results and got none is removed.
+
     Raises:
-        InputError: For a device, optimizer, format or data set that Ultralytics cannot use.
-        TrainingError: For a loss that stayed NaN.
+        InputError: For a device, format or data set that Ultralytics cannot use, and for a full disk.
+        TrainingError: For a loss that stayed NaN, and where memory ran out.
+        Interrupted: The user pressed Ctrl-C.
     """
     try:
         yield
-    except (ValueError, NotImplementedError, FileNotFoundError, AssertionError) as error:
-        # Arguments that an export format does not take are asserted, with a coloured prefix.
-        raise InputError(" ".join(str(error).removeprefix("ERROR ❌️ ").split())) from error
-    except RuntimeError as error:
-        if "NaN" in str(error):
-            raise TrainingError(f"{error}; try a smaller lr0, or amp=False") from error
-        if str(error).startswith("Dataset"):
-            raise InputError(" ".join(str(error).split())) from error
-        raise
+    except (Exception, KeyboardInterrupt) as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        if holder := find_holder(error):
+            remove_empty(Path(holder.save_dir))
+        if explained is error:
+            raise
+        raise explained from error
 
 
 def stop_at_non_finite_loss(trainer: Any) -> None:

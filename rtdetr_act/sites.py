@@ -395,6 +395,18 @@ def evaluating(root: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put back every module's attributes: its mode, and what a forward pass caches, such as a decoder's anchors."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
 def put(owner: nn.Module, attribute: str, activation: Any) -> None:
     """Set an activation, a module or a plain function, as the attribute of its owner."""
     if isinstance(activation, nn.Module):

@@ -32,7 +32,9 @@ from rtdetr_act.learned import (
     read_quantities,
     save_quantities,
 )
-from rtdetr_act.ultralytics_hooks import log, plan_of
+from rtdetr_act.plan import Plan
+from rtdetr_act.training import task_model
+from rtdetr_act.ultralytics_hooks import is_ours, log, plan_of
 
 PREFIX = "activations/"
 _RECORD = "activation_record"  # where a trainer keeps its Record
@@ -73,11 +75,13 @@ def add_callbacks(trainer: Any) -> None:
 
 
 def thaw(trainer: Any) -> None:
-    """Let a model be trained whose graph TensorBoard has drawn, patched or not.
+    """Let a model be trained whose graph TensorBoard has drawn, a stock one where a command of ours trains it.
 
     It is traced in inference mode, and the decoder of RT-DETR keeps the anchors of that pass (8.4 does) for the first
     training step, which autograd then refuses: "Inference tensors cannot be saved for backward".
     """
+    if not is_ours(trainer):
+        return
     for module in trainer.model.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor) and value.is_inference():
@@ -88,7 +92,7 @@ def start_record(trainer: Any) -> None:
     """Begin the record: choose the images, and write epoch 0 of a training that does not go on from an earlier one."""
     from ultralytics.utils import RANK
 
-    if RANK not in (-1, 0):
+    if RANK not in (-1, 0) or not _plan(trainer):
         return
     folder = Path(trainer.save_dir)
     record = Record(folder / HISTORY_FILE)
@@ -114,6 +118,11 @@ def read(trainer: Any) -> None:
     if record := _record(trainer):
         record.read = _read(trainer, record)
         _write(record, trainer.epoch + 1, record.read)
+
+
+def _plan(trainer: Any) -> Plan:
+    """Return the plan of a trainer's model; where it is empty, nothing here touches the training."""
+    return plan_of(task_model(trainer.model))
 
 
 def _record(trainer: Any) -> Record | None:
@@ -173,7 +182,7 @@ def hide(trainer: Any) -> None:
 
 def log_plan(trainer: Any) -> None:
     """Send the plan of a patched model to every active tracker; one that fails is named in a warning."""
-    plan = plan_of(trainer.ema.ema)
+    plan = _plan(trainer)
     if not plan:
         return
     settings = {PREFIX + "plan": str(plan), PREFIX + "act_lr": plan.act_lr}

@@ -19,7 +19,7 @@ import wrapt
 
 from rtdetr_act import checkpoints, downloads, model_yaml
 from rtdetr_act.errors import ModelError, SpecError, quote
-from rtdetr_act.files import partial_path
+from rtdetr_act.files import partial_path, remove_leftovers
 from rtdetr_act.plan import ActSpec, Plan, Rule, normalise_model_yaml, split_model_yaml
 
 if TYPE_CHECKING:
@@ -421,28 +421,17 @@ def import_plugin(trainer: Any) -> None:
 
 
 def _hook_exporter(exporter: Any) -> None:
-    # A deployed network should not pay for what training needed: whoever exports, exports the folded one.
+    # A deployed network should not pay for what training needed: whoever exports a patched model, exports the folded
+    # one. And Ultralytics writes over the exported file in place: a full disk leaves half of it over a good one.
     _replace(exporter.Exporter, "__call__", _export)
 
 
 def _export(original: Callable[..., Any], self: Any, model: Any = None, *args: Any, **kwargs: Any) -> Any:
-    from rtdetr_act.deploy.export import prepare
+    from rtdetr_act.deploy.export import export_staged, is_our_export
 
-    return original(self, prepare(model, fold=_folding), *args, **kwargs)
-
-
-_folding = True
-
-
-@contextmanager
-def unfolded() -> Iterator[None]:
-    """Export the activations inside the block as they are, to see what folding gains."""
-    global _folding
-    _folding, before = False, _folding
-    try:
-        yield
-    finally:
-        _folding = before
+    if plan_of(model) or is_our_export():
+        return export_staged(original, self, model, *args, **kwargs)
+    return original(self, model, *args, **kwargs)
 
 
 # --- ultralytics.engine.trainer -------------------------------------------------------------------------------------
@@ -467,12 +456,14 @@ def _hook_trainer(trainer: Any) -> None:
 
 
 def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-    from rtdetr_act.training import keep_biases_undecayed, separate_activation_parameters, task_model
-
     optimizer = original(self, model, *args, **kwargs)
-    keep_biases_undecayed(optimizer, model)
-    plan = plan_of(task_model(model))
-    if plan and (count := separate_activation_parameters(optimizer, model, plan.act_lr)):
+    plan = plan_of(_inside(model))
+    if not plan:
+        return optimizer
+    from rtdetr_act.training import keep_stacks_out_of_muon, separate_activation_parameters
+
+    keep_stacks_out_of_muon(optimizer, model)
+    if count := separate_activation_parameters(optimizer, model, plan.act_lr):
         rate = "" if plan.act_lr == 1.0 else f", their learning rate times {plan.act_lr:g}"
         log(f"{count} scalar and per-channel activation parameters without weight decay{rate}")
     return optimizer
@@ -485,8 +476,27 @@ def _run_callbacks(original: Callable[..., Any], self: Any, event: str) -> Any:
     return original(self, event)
 
 
+def started_here(trainer: Any) -> None:
+    """Do nothing: a trainer that has this callback was started by a command of ours, be its model patched or not."""
+
+
+def is_ours(trainer: Any) -> bool:
+    """Say whether a training is of a patched model or of a command of ours; all others stay as they are."""
+    return started_here in trainer.callbacks.get("on_pretrain_routine_start", ()) or bool(
+        plan_of(_inside(trainer.model))
+    )
+
+
+_whole: set[Path] = set()  # checkpoints that are written whole, by their paths
+
+
 def _save_model(original: Callable[..., Any], self: Any) -> Any:
+    if not is_ours(self):
+        return original(self)
     last, best = self.last, self.best
+    _whole.update((Path(last), Path(best)))
+    for path in (last, best):
+        remove_leftovers(path)
     self.last, self.best = partial_path(last), partial_path(best)
     try:
         result = original(self)
@@ -500,8 +510,14 @@ def _save_model(original: Callable[..., Any], self: Any) -> Any:
         self.last, self.best = last, best
 
 
+def _inside(model: Any) -> Any:
+    from rtdetr_act.training import task_model
+
+    return task_model(model)
+
+
 def _strip_optimizer(original: Callable[..., Any], f: str | Path, s: str = "", *args: Any, **kwargs: Any) -> Any:
-    if s:
+    if s or Path(f) not in _whole:
         return original(f, s, *args, **kwargs)
     partial = partial_path(Path(f))
     try:

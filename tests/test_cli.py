@@ -11,15 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from rtdetr_act import patch_model
 from rtdetr_act.activations.registry import entry, names, register
 from rtdetr_act.cli import app, deploying, diagnosing, looking, running  # noqa: F401 (they register their commands)
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
-from rtdetr_act.runs import parse_arguments, slug
-from rtdetr_act.ultralytics_hooks import _missing_classes
+from rtdetr_act.runs import parse_arguments, run_training, slug
 
 TINY = ["epochs=1", "imgsz=64", "batch=4", "amp=False", "plots=False", "workers=0", "optimizer=AdamW"]
 
@@ -140,17 +141,50 @@ def test_plot_samples_are_the_functions_themselves() -> None:
         (["train", "--act", "frelu", "--scope", "all"], 2, "tokens"),
         (["train", "--act", "arelu@77"], 2, "77"),
         (["train", "--act", "arelu", "--pretrained", "none.pt"], 2, "no file 'none.pt'"),
-        (["train", "--model", "broken.yaml"], 2, "no valid YAML"),
+        (["train", "--model", "broken.yaml"], 2, "not a valid YAML"),
         (["train", "--model", "data.yaml"], 2, "backbone"),
         (["train", "--model", "six.yaml"], 2, "6 items"),
         (["train", "--model", "code.yaml"], 2, "no activation 'open'"),
         (["val", "nothing.pt"], 2, "no file 'nothing.pt'"),
-        (["val", "text.pt"], 2, "no Ultralytics checkpoint"),
-        (["predict", "text.pt"], 2, "no Ultralytics checkpoint"),
-        (["resume", "model.onnx"], 2, "no checkpoint"),
+        (["val", "text.pt"], 2, "not an Ultralytics checkpoint"),
+        (["predict", "text.pt"], 2, "not an Ultralytics checkpoint"),
+        (["resume", "model.onnx"], 2, "not a checkpoint"),
         (["plot", "arelu", "-o", "x.gif"], 2, ".svg"),
         (["plot", "arelu", "-o", "nowhere/x.png"], 2, "no folder"),
         (["sites", "model.onnx"], 2, "exported"),
+        (["train", "--act", "arelu, silu"], 2, "repeat --act"),
+        (["train", "--act", "arelu", "imgsz=-1"], 2, "imgsz is a side in pixels"),
+        (["train", "--act", "arelu", "imgsz=[]"], 2, "imgsz is a side in pixels"),
+        (["train", "--act", "arelu", "batch=0"], 2, "batch is a number of images"),
+        (["train", "--act", "arelu", "batch=-2"], 2, "batch is a number of images"),
+        (["train", "--act", "arelu", "workers=-1"], 2, "workers is a whole number"),
+        (["train", "--act", "arelu", "epochs=0"], 2, "epochs"),
+        (["train", "--act", "arelu", "epochs={[]:1}"], 2, "epochs"),
+        (["train", "--act", "arelu", "epochs=" + "9" * 5000], 2, "epochs"),
+        (["train", "--act", "arelu", "lr0=nan"], 2, "lr0"),
+        (["train", "--act", "arelu", "lr0=-1"], 2, "lr0"),
+        (["train", "--act", "arelu", "seed=-1"], 2, "seed"),
+        (["train", "--act", "arelu", "optimizer=Adum"], 2, "no optimizer 'Adum'"),
+        (["train", "--act", "arelu", "device=77"], 2, "device"),
+        (["train", "--act", "arelu", "name=" + "x" * 300], 2, "200 characters"),
+        (["train", "--act", "arelu", "--model", "x" * 300 + ".yaml"], 2, "name of a file"),
+        (["train", "--act", "arelu", "--data", "x" * 300 + ".yaml"], 2, "name of a file"),
+        (["train", "--act", "x" * 3000], 2, "2,000 characters"),
+        (["train", "--act", "a\x1b[31mb"], 2, r"a\x1b[31mb"),
+        (["train", "--data", "data.yaml"], 2, "data.yaml"),
+        (["val", "x" * 300 + ".pt"], 2, "name of a file"),
+        (["val", "model.pt"], 2, "name one with --data"),
+        (["val", "model.pt", "imgsz=0"], 2, "imgsz"),
+        (["export", "model.pt", "format=onnx", "--int8"], 2, "name one with --data"),
+        (["export", "model.pt", "opset=999"], 2, "opset"),
+        (["export", "model.pt", "format=oonx"], 2, "oonx"),
+        (["predict", "model.pt", "source=99"], 2, "99"),
+        (["predict", "model.pt", "source=nowhere.jpg"], 2, "no source"),
+        (["predict", "model.pt", "source=data.yaml"], 2, "data.yaml"),
+        (["resume", "model.pt"], 2, "finished training"),
+        (["sites", "rtdetr-n.yaml", "--scope", "foo"], 2, "'conv' or 'all'"),
+        (["learned", "model.pt", "--data", "nope.yaml"], 2, "no data set 'nope.yaml'"),
+        (["fold", "model.pt", "-o", "x.onnx"], 2, ".pt"),
     ],
 )
 def test_a_mistake_is_one_sentence_a_code_and_nothing_left_behind(
@@ -165,17 +199,57 @@ def test_a_mistake_is_one_sentence_a_code_and_nothing_left_behind(
         "nc: 1\nactivation: open('ran', 'w')\n"
         "backbone:\n  - [-1, 1, Conv, [8, 3, 2]]\nhead:\n  - [[0], 1, Detect, [nc]]\n"
     )
-    before = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
+    if "model.pt" in arguments:
+        save_checkpoint(tmp_path / "model.pt")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(RtdetrActError, match=re.escape(words)) as caught:
         CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False)
-    assert "\n" not in str(caught.value) and caught.value.exit_code == code
-    assert sorted(tmp_path.iterdir()) == before
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600 and caught.value.exit_code == code
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def save_checkpoint(path: Path) -> None:
+    """Write a finished checkpoint whose data set is gone."""
+    from ultralytics import YOLO
+
+    model = YOLO(str(tiny.write_yaml(path.with_name("tiny.yaml"), tiny.yolo())))
+    patch_model(model, "arelu")
+    arguments = {"task": "detect", "data": str(path.parent / "gone" / "data.yaml"), "imgsz": 64}
+    torch.save({"model": model.model, "ema": None, "train_args": arguments, "epoch": -1, "optimizer": None}, path)
+
+
+def test_a_bug_in_a_training_stays_a_traceback(data, stock_yaml, tmp_path: Path, monkeypatch) -> None:
+    def broken(trainer: object) -> None:
+        assert not trainer  # as an optimizer does: without a word
+
+    from ultralytics import RTDETR
+
+    model = RTDETR(str(stock_yaml))
+    model.add_callback("on_train_batch_start", broken)
+    with pytest.raises(AssertionError):
+        run_training(model, **tiny.train_args(data.detect, tmp_path))
+
+
+def test_a_training_that_finds_a_full_disk_says_how_to_go_on(data, stock_yaml, tmp_path: Path) -> None:
+    import errno
+
+    from ultralytics import RTDETR
+
+    def fill(trainer: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    for event, words in (("on_train_start", "no epoch was finished"), ("on_model_save", "rtdetr-act resume .*last.pt")):
+        model = RTDETR(str(stock_yaml))
+        model.add_callback(event, fill)
+        with pytest.raises(InputError, match=f"No space left.*{words}"):
+            run_training(model, **{**tiny.train_args(data.detect, tmp_path / event), "exist_ok": False})
+        assert (tmp_path / event).exists() == (event == "on_model_save"), "a run without a checkpoint leaves nothing"
 
 
 @pytest.mark.parametrize(
     ("word", "words"),
-    [("optimizer=Adum", "Optimizer 'Adum' not found"), ("device=77", "Invalid CUDA"), ("", "Dataset")],
+    [("device=77", "Invalid CUDA"), ("", "empty.yaml")],
 )
 def test_what_ultralytics_refuses_is_one_sentence_too(
     word: str, words: str, data, stock_yaml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -262,10 +336,3 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(data, stock_yaml, tmp_path: Pat
     assert last and Path(last[1]).is_file(), message
     assert [folder.name for folder in (tmp_path / "runs" / "detect").iterdir()] == ["stock-stock"], "no next variant"
     assert "mAP50" in run("resume", last[1])
-
-
-def test_a_string_that_looks_like_a_missing_class_is_none(tmp_path: Path) -> None:
-    torch.save({"note": "cno_such_package\nThing\n"}, tmp_path / "note.pt")
-    assert _missing_classes(tmp_path / "note.pt") == []
-    torch.save({"note": "cno_such_package\nThing\n", "act": Overflow()}, tmp_path / "act.pt")
-    assert _missing_classes(tmp_path / "act.pt") == []

@@ -29,12 +29,13 @@ from ultralytics import settings
 settings.update({"tensorboard": True, "raytune": False})  # ray takes seconds to import
 from ultralytics import RTDETR
 from rtdetr_act import patch_model
+from rtdetr_act.runs import run_training
 
 arguments = json.loads(Path(sys.argv[1]).read_text())
 model = RTDETR(sys.argv[2])
 patch_model(model, sys.argv[3])
 model.train(**{**arguments, "name": "patched", "epochs": int(sys.argv[4])})
-RTDETR(sys.argv[2]).train(**{**arguments, "name": "stock"})
+run_training(RTDETR(sys.argv[2]), **{**arguments, "name": "stock"})
 """
 
 

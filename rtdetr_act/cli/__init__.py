@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from rtdetr_act import __version__
-from rtdetr_act.errors import RtdetrActError
+from rtdetr_act.downloads import ALLOW_CODE, ALLOW_CODE_FLAG
+from rtdetr_act.errors import Interrupted, RtdetrActError
+
+
+class _Commands(TyperGroup):
+    """Runs a command; Ctrl-C and a disk that cannot be written are errors of one sentence in each of them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; the files that were there are as they were") from None
+        except OSError as error:
+            from rtdetr_act.failures import explain
+
+            if (explained := explain(error)) is None:
+                raise
+            raise explained from error
+
 
 app = typer.Typer(
+    cls=_Commands,
     name="rtdetr-act",
     help="Swap the activation functions of Ultralytics RT-DETR and YOLO, and see whether the swap pays.",
     no_args_is_help=True,
@@ -27,8 +49,12 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+    allow_download_code: bool = typer.Option(
+        False, ALLOW_CODE_FLAG, help="Run the code that a data set's YAML has under 'download:', if images are missing."
+    ),
 ) -> None:
-    pass
+    if allow_download_code:
+        os.environ[ALLOW_CODE] = "1"
 
 
 def main() -> None:

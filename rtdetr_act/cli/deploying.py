@@ -9,9 +9,11 @@ import typer
 
 from rtdetr_act.cli import app
 from rtdetr_act.cli.running import Data, Pairs, TargetOption, Weights, prepare, warn_for
+from rtdetr_act.downloads import no_downloads
 
 
 @app.command()
+@no_downloads()
 def fold(
     weights: Weights,
     output: Annotated[

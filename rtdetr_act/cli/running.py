@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rtdetr_act.cli import app
-from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError
+from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError, quote
 from rtdetr_act.plan import SwapOptions
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def train(
     from rtdetr_act.runs import (
         STOCK,
         Outcome,
+        check_data,
+        check_device,
         check_variants,
         load_model,
         load_variant,
@@ -90,7 +92,7 @@ def train(
         raise InputError("'stock' is the model without --conv as well: leave --act out to train --conv alone")
     if pretrained is not None:
         if not pretrained.endswith(".pt"):
-            raise InputError(f"--pretrained takes a .pt checkpoint, not '{pretrained}'")
+            raise InputError(f"--pretrained takes a .pt checkpoint, not {quote(pretrained)}")
         load_model(pretrained)
         arguments["pretrained"] = pretrained
     if data == DEFAULT_DATA:
@@ -99,6 +101,8 @@ def train(
     for variant in variants if target else ():
         warn_for(load_variant(model, variant, scope=scope)[1], target)
     arguments["data"] = resolve_data(data)
+    check_data(arguments["data"], task)
+    check_device(arguments.get("device"))
     arguments.setdefault("project", str(Path("runs", task).absolute()))
 
     outcomes: list[Outcome] = []
@@ -122,9 +126,11 @@ def train(
 @app.command()
 def val(weights: Weights, pairs: Pairs = None, data: Data = None, fold: Fold = False) -> None:
     """Validate a checkpoint, on the data it was trained with unless --data names another."""
-    from rtdetr_act.runs import one_sentence
+    from rtdetr_act.runs import one_sentence, training_data
 
     model, arguments = prepare(weights, pairs, data, fold=fold)
+    if data is None:
+        arguments["data"] = training_data(model)
     with one_sentence():
         _print_scores(model.val(**arguments))
 
@@ -140,7 +146,7 @@ def predict(weights: Weights, pairs: Pairs = None, fold: Fold = False) -> None:
         raise InputError("predict needs something to look at: add source=image.jpg (or a folder, a video, a URL)")
     is_path = isinstance(source, str) and "://" not in source and not any(mark in source for mark in "*?[")
     if is_path and not Path(source).exists():
-        raise InputError(f"there is no source '{source}'")
+        raise InputError(f"there is no source {quote(source)}")
     arguments.setdefault("save", True)
     with one_sentence():
         for _ in model.predict(source=source, stream=True, **arguments):
@@ -155,7 +161,7 @@ def resume(weights: Weights, pairs: Pairs = None) -> None:
 
     model, arguments = prepare(weights, pairs, None)
     if (model.ckpt or {}).get("epoch", -1) < 0 or model.ckpt.get("optimizer") is None:
-        raise InputError(f"'{weights}' is of a finished training: resume takes the last.pt of an interrupted one")
+        raise InputError(f"{quote(weights)} is of a finished training: resume takes the last.pt of an interrupted one")
     _print_scores(run_training(model, resume=True, **arguments))
     print(f"files: {model.trainer.save_dir}")
 
@@ -168,7 +174,7 @@ def prepare(
 
     arguments = parse_arguments(pairs or [], taken=("model", "task", "mode", "resume", "data"))
     if not weights.endswith(".pt"):
-        raise InputError(f"'{weights}' is no checkpoint: give a .pt file")
+        raise InputError(f"{quote(weights)} is not a checkpoint: give a .pt file")
     model = load_model(weights)
     if data is not None:
         arguments["data"] = resolve_data(data)

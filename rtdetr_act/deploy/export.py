@@ -71,9 +71,11 @@ def export_model(model: Any, form: str = "onnx", *, int8: bool = False, fold: bo
         InputError: This cannot be exported, or not here: unknown format, missing tool, no calibration data, or no room
             on the disk. What was exported before is then as it was.
     """
+    from rtdetr_act.runs import training_data
+
     form = check_export(model, form, int8=int8)
     if int8:
-        arguments["data"] = arguments.get("data") or calibration_data(model)
+        arguments["data"] = arguments.get("data") or training_data(model)
         arguments.update(_int8_argument())
     with exporting(fold=fold):
         return Path(model.export(format=form, **arguments))
@@ -301,13 +303,3 @@ def _int8_argument() -> dict[str, Any]:
     from ultralytics.cfg import DEFAULT_CFG_DICT
 
     return {"quantize": 8} if "quantize" in DEFAULT_CFG_DICT else {"int8": True}
-
-
-def calibration_data(model: Any) -> str:
-    """Return the data set that a model was trained on; InputError where it was on none."""
-    from rtdetr_act.runs import resolve_data
-
-    data = ((model.ckpt or {}).get("train_args") or {}).get("data")
-    if not data:
-        raise InputError("INT8 needs images to calibrate on: name a data set with --data")
-    return resolve_data(str(data))

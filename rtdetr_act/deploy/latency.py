@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rtdetr_act.bench import Ratio, check_counts, ratios, time_turns
-from rtdetr_act.deploy.export import calibration_data, check_export, export_model
+from rtdetr_act.deploy.export import check_export, export_model
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.files import (
     making_folder,
@@ -30,7 +30,7 @@ from rtdetr_act.files import (
     writing,
 )
 from rtdetr_act.flops import count_gflops
-from rtdetr_act.runs import one_sentence, read_scores, slug
+from rtdetr_act.runs import one_sentence, read_scores, slug, training_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +103,7 @@ def bench_formats(
         for form, quantised in wanted:
             check_export(model, form, int8=quantised)
             if quantised and data is None:
-                calibration_data(model)
+                training_data(model)
     with _staged(folder) as stage, _quiet():
         found = _measure(models, wanted, stage, imgsz, turns, data)
     return [replace(each, path=str(folder / Path(each.path).relative_to(stage))) for each in found]
