@@ -58,7 +58,7 @@ The first column is torch in float64 instead of a file: what rounding alone chan
 off by more than 1e-4, the activation is to blame, not the export: `tanhshrink` subtracts nearly equal numbers,
 `hardshrink` and `threshold` jump, and a chain of products as in `glu` adds errors up. With `softmax` and `softmin` the
 scores in yolo11n differ by 6e-9 from one to the next, so that NMS takes others of the same kind: errors of 5e-7, but
-few matches, in float64 as well. `aglu` raises to the power of 1/λ, up to 10,000 here, which shows how OpenVINO and NCNN
+few matches, in float64 as well. `apa` raises to the power of 1/λ, up to 10,000 here, which shows how OpenVINO and NCNN
 approximate: with λ of 0.3 and more, both are off by 1e-6. NCNN keeps the weights of the fully connected layers in
 `meta_aconc` in float16; told not to (`opt.use_fp16_storage`), it is off by 6e-5. A detection or two may be missed where
 NMS keeps a box in one and drops it in the other, its overlap being just at the limit."""

@@ -137,9 +137,13 @@ def meta_aconc(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
     return (p1 - p2) * x * sigmoid(beta * (p1 - p2) * x) + p2 * x
 
 
+def apa(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
+    lam, kappa = max(float(p["lambd"][0]), 0.0001), float(p["kappa"][0])
+    return (lam * np.exp(-kappa * x) + 1) ** (-1 / lam)
+
+
 def aglu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
-    lam = max(float(p["lambd"][0]), 0.0001)
-    return sigmoid(p["kappa"] * x - math.log(lam)) ** (1 / lam)
+    return x * apa(x, p, axis)
 
 
 def glu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
@@ -262,6 +266,7 @@ REFERENCE = {
     "aconc": aconc,
     "meta_aconc": meta_aconc,
     "aglu": aglu,
+    "apa": apa,
     "relu": relu,
     "rrelu": rrelu,
     "hardtanh": hardtanh,

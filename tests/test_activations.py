@@ -24,8 +24,9 @@ from reference import REFERENCE
 
 from rtdetr_act.activations import registry
 from rtdetr_act.activations.acon import AconC, MetaAconC
+from rtdetr_act.activations.aglu import AGLU, LAMBDA_MIN
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.activations.channels import PReLU
+from rtdetr_act.activations.channels import PReLU, prelu
 from rtdetr_act.activations.dyrelu import DyReLUA, DyReLUB, DyReLUC
 from rtdetr_act.activations.frelu import FReLU
 from rtdetr_act.activations.glu import GatedLinearUnit
@@ -45,6 +46,7 @@ OURS = {
     "aconc": AconC,
     "meta_aconc": MetaAconC,
     "frelu": FReLU,
+    "aglu": AGLU,
     "glu": GatedLinearUnit,
 }
 ARGUMENTS = {"threshold": {"threshold": 0.1, "value": -0.3}}
@@ -62,6 +64,7 @@ VARIANTS = [
     ("prelu", {"per_channel": True, "init": 0.1}),
     ("prelu", {"num_parameters": 6}),
     ("aconc", {"init": "silu"}),
+    ("aglu", {"lambd": 3.0, "kappa": -0.5}),
     ("meta_aconc", {"reduction": 2, "init": "silu"}),
     ("leaky_relu", {"negative_slope": 0.1}),
     ("gelu", {"approximate": "tanh"}),
@@ -102,7 +105,7 @@ def build(name: str, layout: str = "map", channels: int = 6, **kwargs: object) -
         for key, buffer in module.named_buffers():
             if buffer.is_floating_point():
                 buffer.copy_(torch.rand_like(buffer) + (0.5 if "var" in key else 0.0))
-        if name == "aglu":
+        if name in ("aglu", "apa"):
             module.lambd.copy_(torch.rand(1) + 0.2)
     return module
 
@@ -305,7 +308,7 @@ def test_no_activation_hides_inside(name: str) -> None:
     inner = [child for key, child in create(name, 6, **ARGUMENTS.get(name, {})).named_modules() if key]
     # The walk over a network must find the activation, not a part of it.
     assert [type(child) for child in inner if type(child).__module__ == "torch.nn.modules.activation"] == (
-        [nn.Softplus] if name == "aglu" else []
+        [nn.Softplus] if name == "apa" else []
     )
 
 
@@ -450,6 +453,50 @@ def test_aconc_silu_start_is_silu_and_paper_start_is_random() -> None:
     assert (paper.p1 < 0).any() and (paper.p1 > 0).any() and (paper.beta == 1).all()
 
 
+def test_aglu_starts_as_silu_and_is_the_input_times_ultralytics_gate() -> None:
+    x = torch.randn(2, 8, 50, 50, dtype=torch.float64)
+    module, gate = AGLU().double(), create("apa").double()
+    assert [(key, tuple(p.shape), p.item()) for key, p in module.named_parameters()] == [
+        ("lambd", (1,), 1.0),
+        ("kappa", (1,), 1.0),
+    ]
+    torch.testing.assert_close(module(x), F.silu(x), rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        module.load_state_dict({"lambd": gate.lambd, "kappa": gate.kappa})
+        torch.testing.assert_close(module(x), x * gate(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("lambd", [1e-5, 1.1e-4, 0.003, 0.7, 30.0])
+@pytest.mark.parametrize("kappa", [-2.0, 0.9, 10.0])
+def test_aglu_and_its_gradients_hold_for_all_it_may_learn(lambd: float, kappa: float) -> None:
+    x = torch.linspace(-30, 30, 101, dtype=torch.float64, requires_grad=True)
+    exact, module = AGLU(lambd, kappa).double(), AGLU(lambd, kappa)
+    found, wanted = module(x.float()), exact(x)
+    formula = REFERENCE["aglu"](x.detach().numpy(), state_of(exact), 0)
+    torch.testing.assert_close(wanted.detach(), torch.from_numpy(formula), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+    loss = [y.cos().sum() for y in (found, wanted)]
+    for mine, right in zip(
+        torch.autograd.grad(loss[0], [*module.parameters()]),
+        torch.autograd.grad(loss[1], [*exact.parameters()]),
+        strict=True,
+    ):
+        assert torch.isfinite(mine).all()
+        torch.testing.assert_close(mine.double(), right, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("x", [torch.randn(3, 4), torch.randn(2, 8, 64, 64)], ids=["small", "in blocks"])
+def test_aglu_learns_lambda_down_to_its_bound(x: torch.Tensor) -> None:
+    for lambd, learns in ((1.01 * LAMBDA_MIN, True), (0.99 * LAMBDA_MIN, False), (-1.0, False)):
+        module = AGLU(kappa=0.8)
+        with torch.no_grad():
+            module.lambd.fill_(lambd)
+        y = module(x)
+        y.square().sum().backward()
+        assert torch.isfinite(y).all() and module.kappa.grad.item() != 0
+        assert (module.lambd.grad.item() != 0) == learns
+
+
 def test_meta_aconc_has_no_batchnorm_and_treats_images_apart() -> None:
     module, x = build("meta_aconc").train(), torch.randn(3, 6, 4, 4)
     assert not any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules())
@@ -544,11 +591,15 @@ def test_every_site_gets_its_own_instance() -> None:
         ("meta_aconc(reduction=0)", "reduction"),
         ("aconc(init='zero')", "'paper' or 'silu'"),
         ("arelu(alpha='x')", "alpha is a finite number"),
+        ("arelu(alpha=1e39)", "alpha is a finite number"),
+        ("aglu(lambd=0)", "lambd is a positive number"),
+        ("aglu(kappa=True)", "kappa is a finite number"),
+        ("prelu(init=1e999)", "init is a finite number"),
         ("arelu(beta=1e999)", "beta is a finite number"),
         ("prelu(num_parameters=0)", "num_parameters"),
         ("softmax(dim=9)", "softmax"),
-        ("relu(", "no activation"),
-        ("__import__('os').getcwd()", "no activation"),
+        ("relu(", "not an activation"),
+        ("__import__('os').getcwd()", "not an activation"),
     ],
 )
 def test_wrong_specs_are_named(spec: str, message: str) -> None:
@@ -584,6 +635,11 @@ def test_constructors_refuse_nonsense_with_value_error() -> None:
         lambda: FReLU(0),
         lambda: GatedLinearUnit(4, layout="x"),
         lambda: AReLU(alpha=float("nan")),
+        lambda: AReLU(beta=10**5000),
+        lambda: AGLU(lambd=-1.0),
+        lambda: AGLU(kappa=float("inf")),
+        lambda: DyReLUB(4, lambda_a=10**400),
+        lambda: prelu(init=1j),
     ):
         with pytest.raises(ValueError):
             build_wrong()
@@ -619,14 +675,15 @@ def test_names_need_neither_torch_nor_ultralytics() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_aglu_is_ultralytics_own_and_its_absence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apa_is_ultralytics_own_and_its_absence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from ultralytics.nn.modules import activation
 
-    module = create("aglu")
+    module = create("apa")
     assert type(module) is activation.AGLU
     monkeypatch.delattr(activation, "AGLU")  # as in Ultralytics 8.2
     with pytest.raises(SpecError, match="installed ultralytics lacks"):
-        create("aglu")
+        create("apa")
+    assert type(create("aglu")) is AGLU
 
 
 # ---------------------------------------------------------------- users' own
@@ -705,7 +762,7 @@ def test_register_refuses_what_cannot_be() -> None:
     with pytest.raises(SpecError, match="callable"):
         register("number", 3)
     register("no_module", lambda: 3)
-    with pytest.raises(SpecError, match="is no torch"):
+    with pytest.raises(SpecError, match="not a torch"):
         create("no_module")
 
 

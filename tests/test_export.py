@@ -22,20 +22,19 @@ from ultralytics.utils import LOGGER
 
 from rtdetr_act import create, names, patch_model
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.deploy.export import check_export, export_model
+from rtdetr_act.deploy.export import check_export, export_model, exporting
 from rtdetr_act.deploy.exportable import ConvDyReLU
 from rtdetr_act.deploy.latency import pareto_front
 from rtdetr_act.errors import InputError, RtdetrActError
 from rtdetr_act.flops import count_activation, count_gflops
 from rtdetr_act.sites import find_sites
-from rtdetr_act.ultralytics_hooks import unfolded
 
 onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
 
 FORMATS = ("onnx", "openvino", "torchscript", "ncnn")
 # Those that one of the formats is given in other operators.
-WRITTEN_OUT = ("dyrelu_a", "dyrelu_b", "dyrelu_c", "glu", "aglu", "hardshrink", "softshrink", "threshold(0.1, 0.05)")
-WRITTEN_OUT += ("softsign", "tanhshrink", "softmin", "logsigmoid", "elu(inplace=True)")
+WRITTEN_OUT = ("dyrelu_a", "dyrelu_b", "dyrelu_c", "glu", "aglu", "apa", "hardshrink", "softshrink")
+WRITTEN_OUT += ("threshold(0.1, 0.05)", "softsign", "tanhshrink", "softmin", "logsigmoid", "elu(inplace=True)")
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +117,7 @@ def test_export_leaves_the_model_and_can_be_told_not_to_fold(tmp_path: Path) -> 
     model = settled(tmp_path, "arelu")
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
     assert operators(Path(model.export(format="onnx", imgsz=64)))["LeakyRelu"] == len(find_sites(model))
-    with unfolded():
+    with exporting(fold=False):
         assert "LeakyRelu" not in operators(Path(model.export(format="onnx", imgsz=64)))
     assert "LeakyRelu" not in operators(export_model(model, imgsz=64, fold=False))
     after = model.model.state_dict()

@@ -325,6 +325,7 @@ FORMS = {
     "prelu(per_channel=True)": nn.LeakyReLU(0.25),
     "rrelu(0.1, 0.5)": nn.LeakyReLU(0.3),
     "aconc(init='silu')": nn.SiLU(),
+    "aglu": nn.SiLU(),
     "hardtanh(0, 6)": nn.ReLU6(),
     "celu(1.0)": nn.ELU(),
     "threshold(0, 0)": nn.ReLU(),
@@ -343,7 +344,8 @@ def test_what_equals_an_activation_of_torch_becomes_it(spec: str) -> None:
 
 
 NONE = "silu relu relu6 leaky_relu(0.1) hardtanh celu(0.5) threshold(0.1,0) threshold(0,0.1) frelu dyrelu_b aconc"
-TRAINED = ["prelu(per_channel=True)", "aconc(init='silu')"]
+NONE += " apa aglu(0.5)"
+TRAINED = ["prelu(per_channel=True)", "aconc(init='silu')", "aglu"]
 
 
 @pytest.mark.parametrize("spec", [*NONE.split(), *TRAINED])
@@ -498,13 +500,13 @@ def test_training_goes_on_from_a_folded_checkpoint(folded: Path, data: Data, tmp
         ("stock.pt", "out.pt", "nothing to fold"),
         ("folded.pt", "out.pt", "nothing to fold"),
         ("missing.pt", "out.pt", "no file"),
-        ("numbers.pt", "out.pt", "no Ultralytics checkpoint"),
+        ("numbers.pt", "out.pt", "not an Ultralytics checkpoint"),
         ("arelu.pt", "arelu.pt", "name another file"),
         ("arelu.pt", "link.pt", "name another file"),
         ("arelu.pt", "out.onnx", "let it end in .pt"),
         ("missing.pt", "text.pt", "no file"),
-        ("x.yaml", "out.pt", "x.yaml' is no checkpoint"),
-        (".", "out.pt", "is no checkpoint"),
+        ("x.yaml", "out.pt", "x.yaml' is not a checkpoint"),
+        (".", "out.pt", "is not a checkpoint"),
         ("arelu.pt", "text.pt/below/out.pt", "cannot write"),
     ],
 )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act import create, patch_model
+from rtdetr_act.activations.aglu import aglu
 from rtdetr_act.ops import blocks
 from rtdetr_act.ops.acon import acon
 from rtdetr_act.ops.arelu import arelu
@@ -75,6 +76,10 @@ def arelu_formula(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     return torch.where(x < 0, alpha.clamp(0.01, 0.99) * x, (1 + torch.sigmoid(beta)) * x)
 
 
+def aglu_formula(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
+    return x * (1 + lambd * torch.exp(-kappa * x)) ** (-1 / lambd)
+
+
 def prelu_formula(x: Tensor, weight: Tensor) -> Tensor:
     return torch.where(x > 0, x, (weight if len(weight) == 1 else over_map(weight)) * x)
 
@@ -89,6 +94,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
         arelu_formula,
         lambda x: [scalar(0.2, 0.8), scalar(-2, 2)],
     ),
+    "aglu": (aglu, aglu_formula, lambda x: [scalar(0.2, 2), scalar(-1, 2)]),
     "prelu": (prelu, prelu_formula, lambda x: [scalar(-0.5, 0.8)]),
     "prelu-equal": (prelu, prelu_formula, lambda x: [scalar(0.95, 1.05)]),
     "prelu-channels": (prelu, prelu_formula, lambda x: channelwise(x, 1)),
@@ -305,7 +311,8 @@ def test_arelu_saves_only_its_result_which_the_next_layer_saves_anyway() -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("dyrelu-2", 1), ("acon", 1), ("prelu", 1), ("maximum", 2), ("mean", 1), ("logits", 1)]
+    ("name", "count"),
+    [("dyrelu-2", 1), ("acon", 1), ("aglu", 1), ("prelu", 1), ("maximum", 2), ("mean", 1), ("logits", 1)],
 )
 def test_no_op_saves_more_than_what_it_reads(name: str, count: int) -> None:
     op, _, more = OPS[name]
@@ -462,7 +469,9 @@ def test_registered_operators_keep_their_promises() -> None:
 # ---------------------------------------------------------------- modules
 
 
-@pytest.mark.parametrize("name", ["arelu", "dyrelu_a", "dyrelu_b", "dyrelu_c", "aconc", "meta_aconc", "prelu", "frelu"])
+@pytest.mark.parametrize(
+    "name", ["arelu", "dyrelu_a", "dyrelu_b", "dyrelu_c", "aconc", "meta_aconc", "aglu", "prelu", "frelu"]
+)
 def test_modules_learn_alike_compiled_and_eager(name: str) -> None:
     module, x = create(name, 6), maps((2, 6, 8, 8))
     with torch.no_grad():

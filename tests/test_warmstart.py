@@ -25,12 +25,13 @@ from typer.testing import CliRunner
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
-from rtdetr_act import calibrate, create, find_sites, patch_model, refit, set_epoch, unpatch_model
+from rtdetr_act import calibrate, create, find_sites, names, patch_model, refit, set_epoch, unpatch_model
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.channels import PReLU
 from rtdetr_act.activations.dyrelu import DyReLUC
+from rtdetr_act.activations.registry import entry
 from rtdetr_act.cli import app, running  # noqa: F401 (it registers its commands)
-from rtdetr_act.errors import InputError, SpecError
+from rtdetr_act.errors import InputError, ModelError, SpecError
 from rtdetr_act.plan import Plan
 from rtdetr_act.ultralytics_hooks import plan_of
 from rtdetr_act.warmstart.blend import Blend
@@ -375,7 +376,7 @@ def squared_error(activation: nn.Module, old: nn.Module) -> float:
 
 
 @pytest.mark.parametrize("old", OLD)
-@pytest.mark.parametrize("name", ["arelu", "prelu", "aconc", "aglu", "dyrelu_a", "dyrelu_b"])
+@pytest.mark.parametrize("name", ["arelu", "prelu", "aconc", "aglu", "apa", "dyrelu_a", "dyrelu_b"])
 def test_no_other_parameters_are_closer(name: str, old: str) -> None:
     activation = create(name, channels=4)
     misfit = match(activation, OLD[old], 4)
@@ -396,13 +397,13 @@ def test_no_other_parameters_are_closer(name: str, old: str) -> None:
 
 
 def at_the_end(name: str, activation: nn.Module) -> bool:
-    """Say whether a fit stopped at a bound: AReLU's slopes and clamp, a steep ACON, a squashed coefficient, AGLU."""
+    """Say whether a fit stopped at a bound: AReLU's slopes and clamp, a steep ACON, a squashed coefficient, a gate."""
     if name == "arelu":
         return activation.alpha.item() <= 0.0101 or activation.beta.item() < -2.9
     if name == "aconc":
         return activation.beta.max().item() > 9.9
-    if name == "aglu":
-        return activation.lambd.item() < 0.0011
+    if name in ("aglu", "apa"):
+        return activation.lambd.item() < 0.0011 or activation.kappa.item() > 9.99
     return False
 
 
@@ -411,12 +412,70 @@ def test_exact_starts_are_exact() -> None:
     x = torch.randn(3, 4, 6, 6)
     assert match(acon, nn.SiLU(), 4) == pytest.approx(0, abs=1e-6)
     assert torch.allclose(acon(x), F.silu(x), atol=1e-6)
+    gated = create("aglu(lambd=0.3)")
+    assert match(gated, nn.SiLU(), 4) == pytest.approx(0, abs=1e-6)
+    assert (gated.lambd.item(), gated.kappa.item()) == (1, 1)
     assert match(dynamic, nn.ReLU(), 4) == 0
     assert torch.equal(dynamic(x), torch.relu(x))
     leaky = nn.LeakyReLU()
     assert match(leaky, nn.LeakyReLU(0.2), None) == pytest.approx(0, abs=1e-6)
     assert leaky.negative_slope == pytest.approx(0.2, abs=1e-6)
     assert match(nn.Hardswish(), nn.SiLU(), 4) is None
+
+
+def on_tokens(name: str) -> str:
+    return {"threshold": "threshold(0.1, 0.2)", "prelu": "prelu(per_channel=True)"}.get(name, name)
+
+
+class Offset(nn.Module):
+    """A stranger's activation with a number for each channel, which is not a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.linspace(-0.1, 0.1, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.offset)
+
+
+@pytest.mark.parametrize("inputs", [(4, 3), (2, 5, 3)], ids=["(B, C)", "(B, N, C)"])
+@pytest.mark.parametrize("name", [name for name in names() if entry(name).tokens])
+def test_every_activation_behind_a_linear_is_fitted_and_fitted_to(name: str, inputs: tuple[int, ...]) -> None:
+    x, spec = torch.randn(inputs), on_tokens(name)
+    stock = [nn.ReLU(), nn.GELU(), Offset(), *([nn.PReLU(8)] if x.ndim == 2 else [])]
+    for old in [*stock, create(spec, 8, "tokens")]:
+        activation = create(spec, 8, "tokens")
+        misfit = match(activation, old, 8, "tokens")
+        assert misfit is None or 0 <= misfit < 2
+        assert activation(x.new_zeros(*inputs[:-1], 8)).shape == (*inputs[:-1], 8)
+    fitted = create("aconc", 8, "tokens")
+    assert match(fitted, create(spec, 8, "tokens"), 8, "tokens") is not None
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU())
+    patch_model(net, spec, init="match", scope="all")
+    patch_model(net, "aconc", init="match", scope="all")
+    assert net(x).shape == (*inputs[:-1], 8)
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(4, 3)], ids=["unknown channels", "known channels"])
+def test_torchs_prelu_of_many_slopes_behind_a_linear_is_fitted_to(example: torch.Tensor | None) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.act = nn.Linear(3, 8), nn.PReLU(8, init=0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(self.first(x))
+
+    net = Net()
+    report = patch_model(net, "prelu", init="match", scope="all", example_input=example)
+    assert report.swaps[0].misfit == pytest.approx(0, abs=1e-6) and net.act.weight.item() == pytest.approx(0.5)
+
+
+def test_what_has_no_curve_is_named() -> None:
+    with pytest.raises(ModelError, match=r"the PReLU here takes neither \(B, C\) nor \(B, N, C\) inputs with C = 8"):
+        match(create("arelu"), nn.PReLU(17), 8, "tokens")
+    with pytest.raises(ModelError, match=r"the PReLU here takes neither \(B, C, H, W\) nor"):
+        match(create("arelu"), nn.PReLU(17), 8)
 
 
 def test_matched_generator_learns_to_depart() -> None:

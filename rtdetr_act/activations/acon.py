@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_act.activations.channels import channel_dim, check_count
+from rtdetr_act.errors import quote
 from rtdetr_act.ops.acon import acon
 from rtdetr_act.ops.pool import mean_over_positions
 
@@ -109,7 +110,7 @@ class MetaAconC(nn.Module):
 
 def _start_slopes(channels: int, init: str) -> tuple[nn.Parameter, nn.Parameter]:
     if init not in INITS:
-        raise ValueError(f"init is 'paper' or 'silu', not {init!r}")
+        raise ValueError(f"init is 'paper' or 'silu', not {quote(init)}")
     if init == "silu":
         return nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
     return nn.Parameter(torch.randn(channels)), nn.Parameter(torch.randn(channels))

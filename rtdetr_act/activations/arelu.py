@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
+from rtdetr_act.activations.channels import check_finite
 from rtdetr_act.ops import arelu as ops
 
 
@@ -25,7 +24,7 @@ class AReLU(nn.Module):
             whose backward does not read its output, such as BatchNorm; `patch_model` sets it there by itself.
 
     Raises:
-        ValueError: `alpha` or `beta` is no finite number.
+        ValueError: `alpha` or `beta` is not a finite number.
 
     Paper: Chen et al., arXiv:2006.13858.
 
@@ -35,11 +34,8 @@ class AReLU(nn.Module):
 
     def __init__(self, alpha: float = 0.90, beta: float = 2.0, inplace: bool = False) -> None:
         super().__init__()
-        for name, value in (("alpha", alpha), ("beta", beta)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"{name} is a finite number, not {value!r}")
-        self.alpha = nn.Parameter(torch.tensor([float(alpha)]))
-        self.beta = nn.Parameter(torch.tensor([float(beta)]))
+        self.alpha = nn.Parameter(torch.tensor([check_finite("alpha", alpha)]))
+        self.beta = nn.Parameter(torch.tensor([check_finite("beta", beta)]))
         self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:

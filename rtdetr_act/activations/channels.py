@@ -5,12 +5,14 @@ Feature maps ("map") are (B, C, H, W) with the channels at dimension 1; tokens a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rtdetr_act.activations.entry import LAYOUTS
-from rtdetr_act.errors import SelectionError, SpecError
+from rtdetr_act.errors import SelectionError, SpecError, quote
 from rtdetr_act.ops import prelu as ops
 
 
@@ -64,6 +66,7 @@ def prelu(
     He et al., arXiv:1502.01852.
 
     Raises:
+        ValueError: `num_parameters` is below 1 or `init` is not a finite number.
         SpecError: `per_channel` without a number of channels.
         SelectionError: The site has another number of channels than `num_parameters`.
 
@@ -79,7 +82,7 @@ def prelu(
         count = channels
     if count != 1 and channels is not None and count != channels:
         raise SelectionError(f"'prelu(num_parameters={count})' cannot stand where there are {channels} channels")
-    return PReLU(count, init, device, dtype, layout=layout)
+    return PReLU(count, check_finite("init", init), device, dtype, layout=layout)
 
 
 def softmax(dim: int | None = None, *, layout: str = "map") -> nn.Softmax:
@@ -116,7 +119,7 @@ def channel_dim(layout: str) -> int:
     (1, -1)
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout is 'map' or 'tokens', not {layout!r}")
+        raise ValueError(f"layout is 'map' or 'tokens', not {quote(layout)}")
     return 1 if layout == "map" else -1
 
 
@@ -128,8 +131,20 @@ def check_count(name: str, value: int, at_least: int = 1) -> int:
     ValueError: channels is an integer of at least 1, not 0
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} is an integer of at least {at_least}, not {value!r}")
+        raise ValueError(f"{name} is an integer of at least {at_least}, not {quote(value)}")
     return value
+
+
+def check_finite(name: str, value: float) -> float:
+    """Return `value` as a float that is finite in float32, else raise ValueError naming it.
+
+    >>> check_finite("beta", 2)
+    2.0
+    """
+    number = _as_float(value)
+    if number is None or not math.isfinite(number):
+        raise ValueError(f"{name} is a finite number in float32, not {quote(value)}")
+    return number
 
 
 def check_positive(name: str, value: float, *, or_zero: bool = False) -> float:
@@ -138,7 +153,16 @@ def check_positive(name: str, value: float, *, or_zero: bool = False) -> float:
     >>> check_positive("tau", 10)
     10.0
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (0 < value < float("inf") or (or_zero and value == 0)):
-        raise ValueError(f"{name} is a {'non-negative' if or_zero else 'positive'} number, not {value!r}")
+    number = _as_float(value)
+    if number is None or not (0 < number < math.inf or (or_zero and number == 0)):
+        raise ValueError(f"{name} is a {'non-negative' if or_zero else 'positive'} number, not {quote(value)}")
+    return number
+
+
+def _as_float(value: object) -> float | None:
+    """Return a number as a float, one beyond float32 as an infinity, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if abs(value) > torch.finfo(torch.float32).max:  # before float(), which refuses integers of more than 1024 bits
+        return math.copysign(math.inf, 1 if value > 0 else -1)
     return float(value)

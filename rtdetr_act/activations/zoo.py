@@ -27,6 +27,7 @@ def _torchs(name: str, source: str, formula: str, note: str = "", **more: Any) -
 
 _DYRELU = "Chen et al., ECCV 2020, arXiv:2003.10027"
 _ACON = "Ma et al., CVPR 2021, arXiv:2009.04759"
+_APA = "Alexandridis et al., ECCV 2024, arXiv:2407.08567"
 _HW = "it needs height and width"
 _SITE = {"needs_channels": True}
 _MAPS_POOLED = {**_SITE, "tokens": False, "maps_only_because": _POOLS}
@@ -105,13 +106,22 @@ ZOO = (
         aliases=("meta_acon_c", "meta_acon"),
         **_MAPS_POOLED,
     ),
-    Entry(
+    _ours(
         "aglu",
+        "aglu:AGLU",
+        "x·σ(κ·x − ln λ)^(1/λ), λ ≥ 0.0001",
+        "2",
+        _APA,
+        aliases=("adaptive_glu",),
+    ),
+    Entry(
+        "apa",
         Adapter("ultralytics.nn.modules.activation:AGLU"),
         "σ(κ·x − ln λ)^(1/λ), λ ≥ 0.0001",
         "2",
-        paper="ultralytics.nn.modules.activation.AGLU (Alexandridis et al., arXiv:2407.08567)",
-        note="is the gate alone in Ultralytics (8.4), between 0 and 1, and so saturates on both sides",
+        paper=f"{_APA}; ultralytics.nn.modules.activation.AGLU",
+        aliases=("adaptive_parametric_activation",),
+        note="is aglu's gate alone, between 0 and 1, and so saturates on both sides; λ and κ start anywhere in 0…1",
     ),
     _ours(
         "glu",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rtdetr_act.activations.aglu import AGLU, LAMBDA_MIN
 from rtdetr_act.activations.dyrelu import DyReLUA, DyReLUB, DyReLUC
 from rtdetr_act.activations.glu import GatedLinearUnit
 from rtdetr_act.sites import find_sites, put
@@ -111,10 +112,15 @@ def _threshold(module: Any, x: Tensor) -> Tensor:
 
 
 def _aglu(module: Any) -> nn.Module:
-    rate = torch.clamp(module.lambd.detach(), min=0.0001)
+    """Write AGLU, or its gate alone, which is Ultralytics' class of the same name."""
+    rate = torch.clamp(module.lambd.detach().double(), min=LAMBDA_MIN)
     kappa, shift, power = (float(value) for value in (module.kappa.detach(), torch.log(rate), 1 / rate))
-    # exp of logarithms, as Ultralytics has it, since the power may be 10,000: but with a softplus that all know.
-    return Expression(lambda x: torch.exp(F.softplus(shift - kappa * x) * -power))
+
+    def gate(x: Tensor) -> Tensor:
+        # exp of logarithms, since the power may be 10,000.
+        return torch.exp(F.softplus(shift - kappa * x) * -power)
+
+    return Expression(lambda x: x * gate(x)) if isinstance(module, AGLU) else Expression(gate)
 
 
 def _hardshrink(module: Any, x: Tensor) -> Tensor:
@@ -126,7 +132,7 @@ def _hardshrink(module: Any, x: Tensor) -> Tensor:
 _WRITERS: dict[str, Callable[[Any], nn.Module]] = {
     **dict.fromkeys(("DyReLUA", "DyReLUB", "DyReLUC"), ConvDyReLU),  # a comparison, which NCNN lacks
     "GatedLinearUnit": Gate,  # NaN in NCNN
-    "AGLU": _aglu,  # a softplus with a negative beta: NaN in OpenVINO, unknown to NCNN
+    "AGLU": _aglu,  # Ultralytics' has a softplus with a negative beta: NaN in OpenVINO, unknown to NCNN
     "Hardshrink": _as_function(_hardshrink),  # unknown to OpenVINO
     "Softshrink": _as_function(lambda m, x: x - x.clamp(-m.lambd, m.lambd)),  # unknown to OpenVINO
     "Threshold": _as_function(_threshold),  # in ONNX with a threshold of 0 only, unknown to OpenVINO and NCNN

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_act.activations.acon import AconC
+from rtdetr_act.activations.aglu import AGLU
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.ops.arelu import slopes
 from rtdetr_act.plan import ActSpec
@@ -33,8 +34,8 @@ def torch_form(module: object) -> Form | None:
     """Return the activation of torch that a module equals in evaluation, None where there is none but itself.
 
     AReLU is `s * leaky_relu(x, a / s)` with slopes s > 0 and a; a PReLU of one slope is LeakyReLU, an RReLU its mean
-    slope, ACON-C with p1 = 1, p2 = 0 and beta = 1 is SiLU. A DY-ReLU never trained is ReLU, too, but not here: who
-    measures one means a trained one.
+    slope, ACON-C with p1 = 1, p2 = 0 and beta = 1 is SiLU, and so is AGLU with lambda = kappa = 1. A DY-ReLU never
+    trained is ReLU, too, but not here: who measures one means a trained one.
 
     >>> torch_form(AReLU(beta=0.0)).scale
     1.5
@@ -69,6 +70,8 @@ def _leaky(slope: float) -> ActSpec:
 
 def _name_of(module: object) -> str | None:
     if isinstance(module, AconC) and _is(module.p1, 1) and _is(module.p2, 0) and _is(module.beta, 1):
+        return "silu"
+    if isinstance(module, AGLU) and _is(module.lambd, 1) and _is(module.kappa, 1):
         return "silu"
     if isinstance(module, nn.Threshold) and module.threshold == module.value == 0:
         return "relu"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rtdetr_act.activations.acon import AconC
+from rtdetr_act.activations.aglu import AGLU
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.dyrelu import DyReLUA, DyReLUB, DyReLUC
 from rtdetr_act.curves import trace
@@ -23,6 +24,7 @@ _ROOT_WEIGHTS = torch.exp(-(_X**2) / 4)
 _RANGE = 0.95
 _LEAST_BETA = math.log(0.05 / 0.95)  # AReLU's positive slope is 1.05 there, with a fifth of the largest gradient
 _LARGEST_ACON_BETA = 10.0  # ACON with p1 = 1, p2 = 0 is then ReLU to 0.028 everywhere
+_LEAST_LAMBDA, _LARGEST_KAPPA = 1e-3, 10.0  # well inside AGLU's clamp; it is then ReLU to 0.04 everywhere
 
 Curve = tuple[float, ...]  # f on the grid
 
@@ -31,9 +33,9 @@ def match(activation: nn.Module, old: Callable[..., Any], channels: int | None, 
     """Set the parameters of an activation to those closest to another one, in place.
 
     Closest is by least squares under a normal input, mean 0 and variance 1, as BatchNorm makes it. AReLU, PReLU,
-    LeakyReLU (its constant slope), ACON-C, AGLU and Dynamic ReLU have such a start; every other activation stays as it
-    is. Dynamic ReLU gets constant coefficients, from which its generator learns to depart; that of variant C counts a
-    spatial attention of 1/3, where it starts.
+    LeakyReLU (its constant slope), ACON-C, AGLU, its gate alone (`apa`) and Dynamic ReLU have such a start; every other
+    activation stays as it is. Dynamic ReLU gets constant coefficients, from which its generator learns to depart; that
+    of variant C counts a spatial attention of 1/3, where it starts.
 
     Args:
         activation: What is to stand at the site, new.
@@ -48,7 +50,7 @@ def match(activation: nn.Module, old: Callable[..., Any], channels: int | None, 
     >>> match(AReLU(), nn.ReLU(), 8) > 0.05, match(DyReLUB(8), nn.ReLU(), 8), match(nn.Mish(), nn.ReLU(), 8)
     (True, 0.0, None)
     """
-    fit = next((fit for cls, fit in _FITS if isinstance(activation, cls)), _fit_aglu if _is_aglu(activation) else None)
+    fit = next((fit for cls, fit in _FITS if isinstance(activation, cls)), _fit_apa if _is_apa(activation) else None)
     if fit is None:
         return None
     wanted = tuple(trace(old, _X.float(), channels, layout).double().tolist())
@@ -93,9 +95,17 @@ def _fit_aconc(activation: AconC, wanted: Curve) -> Any:
     return curve
 
 
+def _fit_aglu(activation: AGLU, wanted: Curve) -> Any:
+    return _fit_gate(activation, "aglu", wanted, (1.0, 1.0))  # SiLU
+
+
+def _fit_apa(activation: Any, wanted: Curve) -> Any:
+    return _fit_gate(activation, "apa", wanted, (0.5, 0.5))
+
+
 @torch.no_grad()
-def _fit_aglu(activation: Any, wanted: Curve) -> Any:
-    (lambd, kappa), curve = _solve("aglu", wanted, (0.5, 0.5), (1e-3, -10), (10, 10))
+def _fit_gate(activation: Any, kind: str, wanted: Curve, start: Sequence[float]) -> Any:
+    (lambd, kappa), curve = _solve(kind, wanted, start, (_LEAST_LAMBDA, -_LARGEST_KAPPA), (10, _LARGEST_KAPPA))
     activation.lambd.fill_(lambd)
     activation.kappa.fill_(kappa)
     return curve
@@ -119,8 +129,9 @@ def _fit_dyrelu(activation: Any, wanted: Curve) -> Any:
     return [value * pi for value in curve]
 
 
-def _is_aglu(activation: nn.Module) -> bool:
-    return type(activation).__name__ == "AGLU"  # Ultralytics' own, which is not imported for the question
+def _is_apa(activation: nn.Module) -> bool:
+    # Ultralytics' class, which is not imported for the question. Ours of that name has been found by then.
+    return type(activation).__name__ == "AGLU"
 
 
 _FITS: tuple[tuple[type, Callable[..., Any]], ...] = (
@@ -128,6 +139,7 @@ _FITS: tuple[tuple[type, Callable[..., Any]], ...] = (
     (nn.PReLU, _fit_prelu),
     (nn.LeakyReLU, _fit_leaky_relu),
     (AconC, _fit_aconc),
+    (AGLU, _fit_aglu),
     (DyReLUA, _fit_dyrelu),
     (DyReLUB, _fit_dyrelu),
     (DyReLUC, _fit_dyrelu),
@@ -158,8 +170,13 @@ def _solve(
     return tuple(map(float, found)), tuple(curve(*torch.as_tensor(found, dtype=torch.float64)).tolist())
 
 
+def _gate(lambd: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(kappa * _X - torch.log(lambd)) ** (1 / lambd)
+
+
 _CURVES: dict[str, Callable[..., torch.Tensor]] = {
     "acon": lambda p1, p2, beta: (p1 - p2) * _X * torch.sigmoid(beta * (p1 - p2) * _X) + p2 * _X,
-    "aglu": lambda lambd, kappa: torch.sigmoid(kappa * _X - torch.log(lambd)) ** (1 / lambd),
+    "aglu": lambda lambd, kappa: _X * _gate(lambd, kappa),
+    "apa": lambda lambd, kappa: _gate(lambd, kappa),
     "two lines": lambda a1, a2, b1, b2: torch.maximum(a1 * _X + b1, a2 * _X + b2),
 }
