@@ -105,8 +105,8 @@ def making_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # not empty: another process writes there
-            for each in made:
+        for each in made:
+            with contextlib.suppress(OSError):  # it was not made after all, or another process writes there
                 each.rmdir()
         raise
 
