@@ -282,7 +282,7 @@ def test_other_versions_are_refused(address: str) -> None:
 
 @pytest.mark.parametrize("wrong", ["ray://head:10001", "head", "127.0.0.1:port", "127.0.0.1:"])
 def test_malformed_address_is_refused(installed: None, wrong: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no HOST:PORT"):
+    with pytest.raises(InputError, match="is not HOST:PORT"):
         run_on_ray(write_bare_rows(tmp_path, ["stock"]), wrong)
 
 

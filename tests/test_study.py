@@ -246,7 +246,7 @@ def test_places_divide_the_machine() -> None:
     assert make_places(["mps"], [], 8, None) == [Place("mps", 1)]
     with pytest.raises(InputError, match="--cpus 9 cannot be: this machine has 8 cores"):
         make_places([], [], 8, 9)
-    with pytest.raises(InputError, match="this machine shows 1 GPU$"):
+    with pytest.raises(InputError, match=r"this machine shows 1 GPU$"):
         make_places(["0", "1"], ["0"], 8, None)
 
 

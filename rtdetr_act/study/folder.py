@@ -217,6 +217,8 @@ def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
             raise InputError(f"cannot write to {quote(str(folder))}: {error.strerror or error}") from None
         try:
             yield
+        except GeneratorExit:  # of a process that ends while it holds the folder, which is no failure
+            raise
         except BaseException:
             if is_new:
                 with suppress(OSError):  # Windows does so on release, and not before
