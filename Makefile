@@ -14,7 +14,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test test-oldest bench parity chaos ray format clean
+.PHONY: demo test test-oldest bench parity chaos interruptions stock ray format clean
 
 # uv links packages from its cache, so that a second environment costs no second 6 GB of torch.
 define environment
@@ -55,6 +55,14 @@ parity: $(VENV)/installed
 # Twenty kills of one study at random moments, and one undisturbed; about fifteen minutes.
 chaos: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/chaos_study.py
+
+# A full disk, Ctrl-C and kill -9 for every command, over good files; about fifteen minutes.
+interruptions: $(VENV)/installed
+	$(VENV)/$(BIN)/python scripts/check_interruptions.py
+
+# Stock trainings with and without the plugin imported; about three minutes.
+stock: $(VENV)/installed
+	$(VENV)/$(BIN)/python scripts/check_stock.py
 
 # Ray has an environment of its own, since Ultralytics imports it into every training where it is installed. The tests,
 # then a study on two local nodes of which one is killed; about fifteen minutes.

@@ -412,7 +412,7 @@ def test_nothing_learned_is_one_sentence(stock_run: Run, patched_run: Run, tmp_p
 def test_user_mistakes_are_one_sentence(patched_run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ending"):
         show(patched_run.pt, "-o", tmp_path / "x.txt")
-    with pytest.raises(InputError, match="no checkpoint"):
+    with pytest.raises(InputError, match="not a checkpoint"):
         show("rtdetr-n.yaml")
     weights = tmp_path / "run" / "weights" / "last.pt"
     weights.parent.mkdir(parents=True)

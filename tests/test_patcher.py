@@ -180,7 +180,7 @@ def test_every_entry_stands_in_a_yolo_or_says_why_not(name: str) -> None:
     try:
         report = patch_model(model, spec)
     except SpecError as error:
-        assert "lacks" in str(error)  # aglu, with an Ultralytics that has none
+        assert "lacks" in str(error)  # apa, with an Ultralytics that has none
         return
     assert len(report) == SITES["yolov8n"][0]
     assert all(torch.isfinite(y).all() for y in model.eval()(torch.rand(1, 3, 64, 64))[:1])

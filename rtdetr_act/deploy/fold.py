@@ -88,8 +88,8 @@ def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
 
     AReLU becomes LeakyReLU, its positive slope a factor of the weights before it; where these cannot take it (no layer
     stands there, or others read it), of the weights behind it; through skip connections, concatenations, pooling and
-    functional calls alike. PReLU with one slope and RReLU become LeakyReLU, ACON-C that is SiLU becomes SiLU. What no
-    weight can take up stays, and the report says why.
+    functional calls alike. PReLU with one slope and RReLU become LeakyReLU, ACON-C and AGLU that are SiLU become
+    SiLU. What no weight can take up stays, and the report says why.
 
     The fold is found and checked on a copy in float64, on random input; the model is touched only if its outputs stay
     the same. An Ultralytics model carries the new activations in `model.yaml`. It cannot be undone.
