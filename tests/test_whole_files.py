@@ -221,6 +221,22 @@ def test_an_export_on_a_full_disk_leaves_the_old_files(form: str, arelu: bytes, 
         assert sorted(read_all(tmp_path)) == ["best.pt", FORMATS[form]] and OLD not in read_all(tmp_path).values()
 
 
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("batch=-1",), "batch is a whole number of images from 1"),
+        (("batch=0.5",), "batch is a whole number of images from 1"),
+        (("opset=30",), "this torch cannot write this opset of ONNX"),
+    ],
+)
+def test_what_no_file_can_be_exported_with(words: tuple[str, ...], error: str, arelu: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("onnxslim", reason="the extra 'export' is not installed")
+    (tmp_path / "best.pt").write_bytes(arelu)
+    with pytest.raises(InputError, match=error):
+        run("export", str(tmp_path / "best.pt"), "imgsz=64", *words)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["best.pt"]
+
+
 def test_an_interrupted_export_leaves_the_old_file(arelu: bytes, tmp_path: Path) -> None:
     model = load(arelu, tmp_path)
     old_file(tmp_path, "best.torchscript")

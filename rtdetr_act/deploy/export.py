@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -19,7 +18,8 @@ from torch import nn
 
 from rtdetr_act.deploy.exportable import write_out
 from rtdetr_act.deploy.fold import fold_activations
-from rtdetr_act.errors import InputError, RtdetrActError, quote, suggest
+from rtdetr_act.errors import InputError, RtdetrActError, quote, reason, suggest
+from rtdetr_act.failures import is_full
 from rtdetr_act.files import move_together, partial_path, remove_leftovers
 from rtdetr_act.ultralytics_hooks import log
 from rtdetr_act.warmstart.blend import Blend
@@ -49,7 +49,6 @@ _TOOLS = {
 _INT8_TOOLS = {"onnx": {"onnxruntime": "onnxruntime"}, "openvino": {"nncf": "nncf"}}
 # Ultralytics without a list of its own.
 _INT8_BEFORE = ("openvino", "engine", "coreml", "saved_model", "tflite", "edgetpu", "tfjs")
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 _folds: bool | None = None  # inside `exporting`: whether it folds
 
@@ -74,6 +73,9 @@ def export_model(model: Any, form: str = "onnx", *, int8: bool = False, fold: bo
     from rtdetr_act.runs import training_data
 
     form = check_export(model, form, int8=int8)
+    batch = arguments.get("batch", 1)
+    if not isinstance(batch, int) or batch < 1:  # a training's may be a share of the memory
+        raise InputError(f"batch is a whole number of images from 1 in an exported file, not {quote(batch)}")
     if int8:
         arguments["data"] = arguments.get("data") or training_data(model)
         arguments.update(_int8_argument())
@@ -162,10 +164,12 @@ def _call(original: Callable[..., Any], file: Path, stage: Path, *args: Any, **k
     # With a full disk OpenVINO raises a RuntimeError and removes its file, Python's own writers raise an OSError, and
     # what is left of a small file fails an assert.
     except Exception as error:
-        if (isinstance(error, OSError) and error.errno in _CANNOT_WRITE) or "iostream error" in str(error):
+        if is_full(error):
             raise _not_written(file, stage, error) from error
         if full := _try_disk(stage):
             raise _not_written(file, stage, full) from error
+        if "onnx_opset_version" in str(error):  # "Unsupported onnx_opset_version: 30"
+            raise InputError(f"this torch cannot write this opset of ONNX: {reason(error)}") from error
         raise
     if full := _try_disk(stage):  # a tool that does not look at what became of its writes
         raise _not_written(file, stage, full)
@@ -215,8 +219,8 @@ def _writing(file: Path, stage: Path) -> Iterator[None]:
 def _not_written(file: Path, stage: Path, error: Exception) -> InputError:
     found = [file.with_name(path.name) for path in stage.iterdir() if path.name != ".probe"] if stage.is_dir() else []
     what = ", ".join(quote(str(path)) for path in found) or f"the exported files to {quote(str(file.parent))}"
-    reason = getattr(error, "strerror", None) or error
-    return InputError(f"cannot write {what}: {reason}; what was exported there before is as it was")
+    why = getattr(error, "strerror", None) or reason(error)
+    return InputError(f"cannot write {what}: {why}; what was exported there before is as it was")
 
 
 @contextmanager
