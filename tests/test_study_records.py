@@ -241,9 +241,9 @@ def test_damaged_foreign_runs_are_counted_and_say_why(foreign: Path) -> None:
         (results, files[results] + b"2,0.1", "1 line of"),
         (results, b"\x00\xff\n" * 3, "has no line of numbers"),
         (results, None, "has no line of numbers"),
-        (weights, b"", "best.pt"),
-        (weights, files[weights][:1000], "best.pt"),
-        (weights, b"\x80\x04.", "best.pt"),
+        (weights, b"", "checkpoint"),
+        (weights, files[weights][:1000], "checkpoint"),
+        (weights, b"\x80\x04.", "checkpoint"),
     ]
     for path, content, expected in cases:
         path.unlink() if content is None else path.write_bytes(content)
