@@ -238,7 +238,11 @@ def dry_run(command: str, *words: str, folder: Path, stock_yaml: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("command", "words"), [("study", ["--act", "stock", "--seeds", "1"]), ("search", ["--act", "arelu,silu"])]
+    ("command", "words"),
+    [
+        ("study", ["--act", "stock", "--seeds", "1"]),
+        ("search", ["--act", "arelu,silu", "--budget", "15", "--seeds", "1", "epochs=3"]),
+    ],
 )
 def test_dry_runs_write_and_download_nothing(
     command: str, words: list[str], stock_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
