@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -29,12 +29,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rtdetr_act.study import cluster, queue
-from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, SNAPSHOT_FILE, read_json
+from rtdetr_act.study.engines import open_engine
+from rtdetr_act.study.folder import SNAPSHOT_FILE
 from rtdetr_act.study.grid import make_study
 from rtdetr_act.study.leaderboard import build, headline, tabulate
 from rtdetr_act.study.prepare import prepare_runs
-from rtdetr_act.study.process import read_progress
+from rtdetr_act.study.process import read_attempts, read_progress, read_result
 from rtdetr_act.study.records import read_records
 
 EPOCHS = 5
@@ -74,9 +74,11 @@ def main(folder: Path) -> int:
                 loss.epochs = kill_busy(second, at_work)
                 loss.time = time.monotonic() - start
 
-        cluster.run_rows(there, address=address, device="cpu", cpus=None, retries=0, halving=None, watch=watch)
+        with open_engine("ray", address=address, device="cpu", cpus=None, retries=0) as run:
+            run(there, watch=watch)
     print(f"Ray: {time.monotonic() - start:.0f} s, the second node killed after {loss.time:.0f} s")
-    queue.run_rows(plain, queue.find_places("cpu", 1)[:2], retries=0, watch=lambda _: None)
+    with open_engine("local", device="cpu", cpus=1, retries=0) as run:
+        run(plain, watch=lambda _: None)
 
     faults = [fault for one, other in zip(there, plain, strict=True) for fault in compare(one, other)]
     faults += [] if loss.epochs else ["no node was killed"]
@@ -93,13 +95,15 @@ def main(folder: Path) -> int:
         "run", "state", "mAP50-95", "lost attempts", "done when killed", "kept", "done again", "epochs in the log"
     )
     for path in there:
-        result = read_json(path / RESULT_FILE) or {}
+        result = read_result(path)
         done, kept = loss.epochs.get(path.name, (0, 0))
         cells = [done, kept, done - kept] if path.name in loss.epochs else ["", "", ""]
-        lost = len(read_json(path / ATTEMPTS_FILE) or [])
-        score = result.get("scores", {}).get("mAP50-95", float("nan"))
+        lost = len(read_attempts(path))
+        score = result.scores.get("mAP50-95", float("nan")) if result else float("nan")
         epochs = " ".join(map(str, epochs_in_log(folder, path.name)))
-        table.add_row(path.name, result.get("state", "none"), f"{score:.6f}", str(lost), *map(str, cells), epochs)
+        table.add_row(
+            path.name, result.state if result else "none", f"{score:.6f}", str(lost), *map(str, cells), epochs
+        )
     Console(width=150).print(table)
     print(tables[0])
     print("\n".join(faults) or f"as with the plain engine: {len(there)} runs, tables, weights, leaderboard")
@@ -209,17 +213,17 @@ def epochs_in_log(folder: Path, name: str) -> list[int]:
 
 def compare(one: Path, other: Path) -> list[str]:
     """Say how two folders of the same run differ, but for times."""
-    results = [read_json(folder / RESULT_FILE) for folder in (one, other)]
-    if not all(results):
+    left, right = map(read_result, (one, other))
+    if left is None or right is None:
         return [f"'{one.name}' has no result"]
     faults = []
-    if {**results[0], "seconds_per_epoch": 0} != {**results[1], "seconds_per_epoch": 0}:
+    if replace(left, seconds_per_epoch=None) != replace(right, seconds_per_epoch=None):
         faults.append(f"'{one.name}' has another result")
     if read_table(one) != read_table(other):
         faults.append(f"'{one.name}' has another results.csv")
     for name in ("best.pt", "last.pt"):
-        left, right = (read_weights(folder / "weights" / name) for folder in (one, other))
-        if left.keys() != right.keys() or not all(torch.equal(left[key], right[key]) for key in left):
+        own, others = (read_weights(folder / "weights" / name) for folder in (one, other))
+        if own.keys() != others.keys() or not all(torch.equal(own[key], others[key]) for key in own):
             faults.append(f"'{one.name}' has another {name}")
     return faults
 
