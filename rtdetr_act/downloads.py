@@ -38,7 +38,7 @@ def no_downloads() -> Iterator[None]:
         with ExitStack() as stack:
             for module, name in _downloaders():
                 stack.callback(setattr, module, name, getattr(module, name))
-                setattr(module, name, _refuse)
+                setattr(module, name, _do_nothing if name == "check_font" else _refuse)
             yield
     finally:
         _looking = False
@@ -57,7 +57,13 @@ def _downloaders() -> list[tuple[Any, str]]:
     own = downloads.safe_download
     modules = [module for name, module in sys.modules.items() if name.startswith("ultralytics.")]
     found: list[tuple[Any, str]] = [(m, "safe_download") for m in modules if vars(m).get("safe_download") is own]
+    # Wherever a data set is read, a font is looked for that Ultralytics writes the names of its classes with.
+    found += [(m, "check_font") for m in modules if callable(vars(m).get("check_font"))]
     return [*found, (torch.hub, "download_url_to_file")]
+
+
+def _do_nothing(*_: Any, **__: Any) -> None:
+    pass
 
 
 def _refuse(url: Any = "", *_: Any, **__: Any) -> Any:

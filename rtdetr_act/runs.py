@@ -511,8 +511,11 @@ def read_epoch_time(results: Path) -> float:
     """
     if not results.is_file():
         return math.nan
-    header, *rows = (line.replace(" ", "").split(",") for line in results.read_text(encoding="utf-8").splitlines())
-    return float(rows[-1][header.index("time")]) / len(rows) if rows and "time" in header else math.nan
+    try:
+        header, *rows = (line.replace(" ", "").split(",") for line in results.read_text(encoding="utf-8").splitlines())
+        return float(rows[-1][header.index("time")]) / len(rows)
+    except (ValueError, IndexError):  # no line, no times, or a last line that was cut
+        return math.nan
 
 
 def slug(text: str) -> str:
