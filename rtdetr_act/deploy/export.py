@@ -147,7 +147,7 @@ def export_staged(original: Callable[..., Any], exporter: Any, model: nn.Module,
     exporter.run_callbacks("on_export_end")
     if not isinstance(result, (str, Path)):
         return result
-    return type(result)(_without_stage(str(result), stage))
+    return type(result)(without_stage(str(result), stage))
 
 
 def _checkpoint_of(model: Any) -> Path:
@@ -234,7 +234,7 @@ def _final_names(staged: Path, file: Path) -> Iterator[None]:
         if staged.parent.name in text:
             if str(staged) in text:  # "starting from 'best.pt' with … (0.0 MB)", since it is not there
                 text = text.replace(str(staged), str(file)).replace("(0.0 MB)", f"({file_size(file):.1f} MB)")
-            record.msg, record.args = _without_stage(text, staged.parent), None
+            record.msg, record.args = without_stage(text, staged.parent), None
         return True
 
     LOGGER.addFilter(rename)
@@ -244,7 +244,8 @@ def _final_names(staged: Path, file: Path) -> Iterator[None]:
         LOGGER.removeFilter(rename)
 
 
-def _without_stage(text: str, stage: Path) -> str:
+def without_stage(text: str, stage: Path) -> str:
+    """Return a text with the paths that what lies in a hidden folder will have beside it."""
     name = re.escape(stage.name)
     return re.sub(rf"{name}[/\\]|[/\\]?{name}", "", text)
 

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from rtdetr_act.bench import Ratio, check_counts, ratios, time_turns
-from rtdetr_act.deploy.export import check_export, export_model
+from rtdetr_act.deploy.export import check_export, export_model, without_stage
 from rtdetr_act.deploy.fold import fold_activations
+from rtdetr_act.errors import InputError
 from rtdetr_act.files import (
     making_folder,
     move_together,
@@ -125,6 +126,8 @@ def _staged(folder: Path) -> Iterator[Path]:
                 for parent in {path.parent for path in found}:
                     stack.enter_context(making_folder(parent))
                 move_together(found)
+        except InputError as error:  # of what cannot be written there
+            raise InputError(without_stage(str(error), stage)) from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 
