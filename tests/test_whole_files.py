@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from ultralytics.utils import LOGGER
 
 from rtdetr_act import patch_model
 from rtdetr_act.bench import Cost, Ratio, write_costs
-from rtdetr_act.deploy.export import export_model
+from rtdetr_act.deploy.export import export_model, export_staged
 from rtdetr_act.deploy.fold import fold_checkpoint
 from rtdetr_act.deploy.latency import Latency, bench_formats, write_latencies
 from rtdetr_act.diagnosis import Diagnosis, SiteDiagnosis
@@ -283,6 +284,20 @@ def test_messages_and_callbacks_name_the_final_file(
     assert "saved as 'best.torchscript'" in caplog.text and "partial" not in caplog.text
     size = f"{len(arelu) / 2**20:.1f} MB"
     assert re.search(rf"starting from 'best.pt' with .* \({size}\)", caplog.text)
+
+
+def test_files_that_name_one_another_name_the_final_ones(arelu: bytes, tmp_path: Path) -> None:
+    def write(exporter: Any, model: Any) -> str:  # as PNNX does
+        folder = Path(str(model.pt_path).replace(".pt", "_ncnn_model"))
+        folder.mkdir()
+        (folder / "model.ncnn.bin").write_bytes(OLD)
+        (folder / "model_ncnn.py").write_text(f'net.load_model("{(folder / "model.ncnn.bin").as_posix()}")\n')
+        return f"{folder}/"
+
+    exporter = SimpleNamespace(callbacks={}, run_callbacks=lambda event: None)
+    folder = tmp_path / "best_ncnn_model"
+    assert export_staged(write, exporter, load(arelu, tmp_path).model) == f"{folder}/"
+    assert (folder / "model_ncnn.py").read_text() == f'net.load_model("{folder.as_posix()}/model.ncnn.bin")\n'
 
 
 def test_a_stock_model_exports_as_ultralytics_does(stock: bytes, tmp_path: Path) -> None:

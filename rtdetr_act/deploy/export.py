@@ -50,6 +50,8 @@ _INT8_TOOLS = {"onnx": {"onnxruntime": "onnxruntime"}, "openvino": {"nncf": "nnc
 # Ultralytics without a list of its own.
 _INT8_BEFORE = ("openvino", "engine", "coreml", "saved_model", "tflite", "edgetpu", "tfjs")
 
+_TEXTS = (".json", ".param", ".py", ".txt", ".xml", ".yaml")
+
 _folds: bool | None = None  # inside `exporting`: whether it folds
 
 
@@ -139,6 +141,7 @@ def export_staged(original: Callable[..., Any], exporter: Any, model: nn.Module,
         with _final_names(staged, file):
             result = _call(original, file, stage, exporter, copy, *args, **kwargs)
         with _writing(file, stage):
+            _name_finally(stage)
             move_together({file.with_name(path.name): path for path in stage.iterdir()})
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -242,6 +245,15 @@ def _final_names(staged: Path, file: Path) -> Iterator[None]:
         yield
     finally:
         LOGGER.removeFilter(rename)
+
+
+def _name_finally(stage: Path) -> None:
+    """Put the final paths into what names its own files, as NCNN's `model_ncnn.py` does."""
+    for path in stage.rglob("*"):
+        if path.suffix in _TEXTS and path.is_file():
+            text = path.read_bytes().decode(errors="surrogateescape")
+            if stage.name in text:
+                path.write_bytes(without_stage(text, stage).encode(errors="surrogateescape"))
 
 
 def without_stage(text: str, stage: Path) -> str:
