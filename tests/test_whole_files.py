@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import zipfile
@@ -39,13 +40,16 @@ OLD = b"an old file"
 def full_disk() -> Iterator[None]:
     """Let every file end at 20 kB, as on a disk that is full then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python would not notice that it ends
+    # Python does not notice that the bytecode it writes ends there, nor does one that it starts.
+    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         sys.dont_write_bytecode = bytecode
+        del os.environ["PYTHONDONTWRITEBYTECODE"]  # which tests/conftest.py has taken away
 
 
 @pytest.fixture(autouse=True)
@@ -298,6 +302,18 @@ def test_files_that_name_one_another_name_the_final_ones(arelu: bytes, tmp_path:
     folder = tmp_path / "best_ncnn_model"
     assert export_staged(write, exporter, load(arelu, tmp_path).model) == f"{folder}/"
     assert (folder / "model_ncnn.py").read_text() == f'net.load_model("{folder.as_posix()}/model.ncnn.bin")\n'
+
+
+def test_an_interruption_in_the_words_of_openvino_is_one(arelu: bytes, tmp_path: Path) -> None:
+    def convert(exporter: Any, model: Any) -> str:
+        raise RuntimeError(
+            "Check 'false' failed\n-- prim::ListConstruct with a message:\nKeyboardInterrupt: <EMPTY MESSAGE>"
+        )
+
+    exporter = SimpleNamespace(callbacks={}, run_callbacks=lambda event: None)
+    with pytest.raises(KeyboardInterrupt):
+        export_staged(convert, exporter, load(arelu, tmp_path).model)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["best.pt"]
 
 
 def test_a_stock_model_exports_as_ultralytics_does(stock: bytes, tmp_path: Path) -> None:

@@ -167,6 +167,8 @@ def _call(original: Callable[..., Any], file: Path, stage: Path, *args: Any, **k
     # With a full disk OpenVINO raises a RuntimeError and removes its file, Python's own writers raise an OSError, and
     # what is left of a small file fails an assert.
     except Exception as error:
+        if "KeyboardInterrupt" in str(error):  # OpenVINO makes an error of its own of Ctrl-C
+            raise KeyboardInterrupt from error
         if is_full(error):
             raise _not_written(file, stage, error) from error
         if full := _try_disk(stage):
