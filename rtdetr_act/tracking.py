@@ -92,7 +92,7 @@ def start_record(trainer: Any) -> None:
     """Begin the record: choose the images, and write epoch 0 of a training that does not go on from an earlier one."""
     from ultralytics.utils import RANK
 
-    if RANK not in (-1, 0) or not _plan(trainer):
+    if RANK not in (-1, 0) or not is_ours(trainer):
         return
     folder = Path(trainer.save_dir)
     record = Record(folder / HISTORY_FILE)

@@ -38,7 +38,7 @@ from rtdetr_act.ops.dynamic_conv import dynamic_conv, in_parallel
 from rtdetr_act.plan import normalise_model_yaml, split_model_yaml
 from rtdetr_act.runs import load_variant
 from rtdetr_act.schedules import set_epoch
-from rtdetr_act.training import keep_biases_undecayed
+from rtdetr_act.training import keep_stacks_out_of_muon
 
 
 @pytest.fixture(autouse=True)
@@ -406,7 +406,7 @@ def test_biases_are_not_decayed(data: Data, tmp_path: Path) -> None:
             group = home[id(module.bias)]
             assert group["weight_decay"] == 0 and not group.get("use_muon")
             assert home[id(module.weight)]["weight_decay"] == 5e-4
-        assert keep_biases_undecayed(optimizer, model) == 0
+        assert keep_stacks_out_of_muon(optimizer, model) == 0
 
 
 def check_trained(file: Path, data: Data, kind: type) -> None:

@@ -34,6 +34,7 @@ from rtdetr_act.learned import (
     read_quantities,
     save_quantities,
 )
+from rtdetr_act.runs import run_training
 
 EPOCHS = 2
 COEFFICIENTS = ("a1", "a2", "b1", "b2")
@@ -205,7 +206,7 @@ def test_folder_that_is_used_again_holds_the_new_training(
     (tmp_path / "run").mkdir()
     for name in ("activations.csv", "activations.png"):
         shutil.copy(slopes_run / name, tmp_path / "run" / name)
-    RTDETR(str(stock_yaml)).train(**tiny.train_args(data.detect, tmp_path))  # nothing learnable in it
+    run_training(RTDETR(str(stock_yaml)), **tiny.train_args(data.detect, tmp_path))  # nothing learnable in it
     assert not list((tmp_path / "run").glob("activations.*"))
 
 

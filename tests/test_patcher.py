@@ -278,7 +278,7 @@ def test_a_foreign_model_without_layers_or_known_channels_says_so() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"activation": "__import__('pathlib').Path('ran').touch()"}, "no activation"),
+        ({"activation": "__import__('pathlib').Path('ran').touch()"}, "is not an activation"),
         ({"activation": "open('ran', 'w')"}, "no activation 'open'"),
         ({"activation": "nn.Conv3(open('ran', 'w'))"}, "literal"),
         ({"activation": "nn.Nothing()"}, "Nothing"),
