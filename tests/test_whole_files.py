@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -314,6 +315,21 @@ def test_an_interruption_in_the_words_of_openvino_is_one(arelu: bytes, tmp_path:
     with pytest.raises(KeyboardInterrupt):
         export_staged(convert, exporter, load(arelu, tmp_path).model)
     assert [entry.name for entry in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_an_interruption_waits_until_openvino_is_left(arelu: bytes, tmp_path: Path) -> None:
+    inside: dict[str, Any] = {"__name__": "openvino.frontend"}
+    exec("def call_back(function): function(2); return True", inside)  # from C++, where an exception ends the process
+    came_back = []
+
+    def convert(exporter: Any, model: Any) -> None:
+        came_back.append(inside["call_back"](signal.raise_signal))
+        time.sleep(10)  # less, since it comes then
+
+    exporter = SimpleNamespace(callbacks={}, run_callbacks=lambda event: None)
+    with pytest.raises(KeyboardInterrupt):
+        export_staged(convert, exporter, load(arelu, tmp_path).model)
+    assert came_back == [True] and [entry.name for entry in tmp_path.iterdir()] == ["best.pt"]
 
 
 def test_a_stock_model_exports_as_ultralytics_does(stock: bytes, tmp_path: Path) -> None:
