@@ -235,6 +235,8 @@ def try_once(trial: Trial, command: str, work: Path, good: Path, shared: Path, s
         trial.faults.append(f"exit code {trial.code}")
     if trial.way == "Ctrl-C" and not lines and snapshot(work) == snapshot(good):
         trial.said = "(nothing: it had not begun)"
+    if trial.way == "Ctrl-C" and lines and lines[-1].startswith("file: "):
+        trial.said = "(it had ended)"
     if not ended and trial.way != "kill -9" and not trial.said:
         trial.faults.append(f"no sentence, but: {lines[-1] if lines else 'nothing'}")
     left = hidden(work)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import zipfile
@@ -305,16 +306,22 @@ def test_files_that_name_one_another_name_the_final_ones(arelu: bytes, tmp_path:
     assert (folder / "model_ncnn.py").read_text() == f'net.load_model("{folder.as_posix()}/model.ncnn.bin")\n'
 
 
-def test_an_interruption_in_the_words_of_openvino_is_one(arelu: bytes, tmp_path: Path) -> None:
-    def convert(exporter: Any, model: Any) -> str:
-        raise RuntimeError(
-            "Check 'false' failed\n-- prim::ListConstruct with a message:\nKeyboardInterrupt: <EMPTY MESSAGE>"
-        )
+@pytest.mark.parametrize("raised", [True, False])
+def test_an_interruption_that_an_exporter_catches_is_one(raised: bool, arelu: bytes, tmp_path: Path) -> None:
+    def convert(exporter: Any, model: Any) -> str:  # as OpenVINO does, in C++
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if raised:
+                raise RuntimeError("Model wasn't fully converted") from None
+        Path(model.pt_path).with_suffix(".xml").write_bytes(OLD)
+        return str(model.pt_path)
 
+    before = signal.getsignal(signal.SIGINT)
     exporter = SimpleNamespace(callbacks={}, run_callbacks=lambda event: None)
     with pytest.raises(KeyboardInterrupt):
         export_staged(convert, exporter, load(arelu, tmp_path).model)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["best.pt"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["best.pt"] and signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_interruption_waits_until_openvino_is_left(arelu: bytes, tmp_path: Path) -> None:

@@ -6,11 +6,15 @@ import logging
 import os
 import re
 import shutil
+import signal
+import threading
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -162,13 +166,11 @@ def _checkpoint_of(model: Any) -> Path:
 
 def _call(original: Callable[..., Any], file: Path, stage: Path, *args: Any, **kwargs: Any) -> Any:
     try:
-        with _scripts_in_memory():
+        with _interruptible(), _scripts_in_memory():
             result = original(*args, **kwargs)
     # With a full disk OpenVINO raises a RuntimeError and removes its file, Python's own writers raise an OSError, and
     # what is left of a small file fails an assert.
     except Exception as error:
-        if "KeyboardInterrupt" in str(error):  # OpenVINO makes an error of its own of Ctrl-C
-            raise KeyboardInterrupt from error
         if is_full(error):
             raise _not_written(file, stage, error) from error
         if full := _try_disk(stage):
@@ -179,6 +181,53 @@ def _call(original: Callable[..., Any], file: Path, stage: Path, *args: Any, **k
     if full := _try_disk(stage):  # a tool that does not look at what became of its writes
         raise _not_written(file, stage, full)
     return result
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be one in OpenVINO too.
+
+    Its frontend calls Python from C++, where an exception becomes a failed conversion, or the end of the process. So
+    Ctrl-C waits until it has come back from there, and whatever an exporter makes of one, it is a KeyboardInterrupt.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    pressed: list[threading.Timer | None] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if _is_inside("openvino", frame):
+            timer = threading.Timer(0.1, interrupt_main)  # and looks again
+            timer.daemon = True
+            timer.start()
+            pressed.append(timer)
+        else:
+            pressed.append(None)
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for timer in pressed:
+            if timer is not None:
+                timer.cancel()
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _is_inside(package: str, frame: FrameType | None) -> bool:
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
