@@ -63,7 +63,7 @@ def check_ranges(arguments: Mapping[str, Any]) -> None:
         elif key in _NOT_NEGATIVE and isinstance(value, (int, float)) and value < 0:
             raise InputError(f"{key} is a number from 0, not {quote(value)}")
         elif key == "optimizer" and str(value).lower() not in map(str.lower, _OPTIMIZERS):
-            raise InputError(f"there is no optimizer {quote(value)}{suggest(str(value), _OPTIMIZERS)}")
+            raise InputError(f"there is no optimizer {quote(value)}{suggest(value, _OPTIMIZERS)}")
         elif key == "name" and len(str(value).encode(errors="replace")) > _LONGEST_NAME:
             raise InputError(f"name is at most {_LONGEST_NAME} characters long, not {len(str(value))}")
 

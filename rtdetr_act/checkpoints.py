@@ -19,6 +19,7 @@ from rtdetr_act.errors import ModelError, quote
 _MOST_COMPRESSION = 100
 # Ultralytics maps module names of its older releases itself, and has its own words for YOLOv5's.
 _LEFT_TO_ULTRALYTICS = ("ultralytics", "models", "utils", "numpy")
+_RENAMED = ("__builtin__", "copy_reg", "exceptions", "torch.tensor")  # as pickle and torch know them
 _LEGACY_HEAD = 3  # pickles before the object in files of torch before 1.6: magic number, protocol, system
 
 
@@ -112,7 +113,7 @@ class _Inert(metaclass=_InertType):
 def _is_importable(module: str, name: str) -> bool:
     """Say whether a class is where a pickle looks for it, as far as that can be told without importing anything."""
     package = module.partition(".")[0]
-    if package in _LEFT_TO_ULTRALYTICS or module in ("__builtin__", "copy_reg"):
+    if package in _LEFT_TO_ULTRALYTICS or module in _RENAMED:
         return True
     if module in sys.modules:
         # torch makes classes of storages itself.

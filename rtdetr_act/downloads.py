@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -127,27 +126,3 @@ def _is_ultralytics_own(path: Path) -> bool:
     from ultralytics.utils import ROOT
 
     return (Path(ROOT) / "cfg" / "datasets").resolve() in path.resolve().parents
-
-
-def replace_everywhere(module: Any, name: str, wrapper: Callable[..., Any]) -> list[tuple[Any, str, Any]]:
-    """Replace a function of Ultralytics in its module and wherever that was imported from by name already.
-
-    Args:
-        module: Where the function is defined.
-        name: Its name.
-        wrapper: Called with the original as first argument.
-
-    Returns:
-        (owner, name, original) of each replacement.
-    """
-    original = getattr(module, name)
-
-    @wraps(original)
-    def replacement(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs)
-
-    loaded = [found for key, found in list(sys.modules.items()) if key.startswith("ultralytics.")]
-    owners = [module, *(found for found in loaded if found is not module and vars(found).get(name) is original)]
-    for owner in owners:
-        setattr(owner, name, replacement)
-    return [(owner, name, original) for owner in owners]

@@ -19,7 +19,7 @@ class RtdetrActError(Exception):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(_escape(message))
+        super().__init__(escape(message))
 
 
 class SpecError(RtdetrActError):
@@ -64,14 +64,19 @@ class Interrupted(RtdetrActError):
     exit_code = 130
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the known word closest to `word`, or an empty string.
+def suggest(word: object, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the known word closest to `word` in any case, or an empty string.
 
-    >>> suggest("arlu", ["arelu", "mish"])
-    "; did you mean 'arelu'?"
+    What is not a word, or longer than any, has none.
+
+    >>> suggest("arlu", ["arelu", "mish"]), suggest("adum", ["SGD", "Adam"])
+    ("; did you mean 'arelu'?", "; did you mean 'Adam'?")
     """
-    near = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    if not isinstance(word, str) or len(word) > _LONGEST:
+        return ""
+    spelled = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
+    return f"; did you mean '{spelled[near[0]]}'?" if near else ""
 
 
 def quote(value: object) -> str:
@@ -84,11 +89,11 @@ def quote(value: object) -> str:
     ("'arelu'", "'one…'", "[1, 'two']")
     """
     if not isinstance(value, str):
-        shown = _escape(_REPR.repr(value))
+        shown = escape(_REPR.repr(value))
         return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
     line = (value.splitlines() or [""])[0]
     shown = line[:_LONGEST]
-    return f"'{_escape(shown)}{'…' if shown != value else ''}'"
+    return f"'{escape(shown)}{'…' if shown != value else ''}'"
 
 
 def reason(error: BaseException) -> str:
@@ -97,7 +102,7 @@ def reason(error: BaseException) -> str:
     >>> reason(KeyError()), reason(ValueError("first\\nsecond"))
     ('KeyError', 'first second')
     """
-    text = _escape(" ".join(str(error).removeprefix("ERROR ❌️ ").split()))
+    text = escape(" ".join(str(error).removeprefix("ERROR ❌️ ").split()))
     return (f"{text[:_LONGEST_REASON]}…" if len(text) > _LONGEST_REASON else text) or type(error).__name__
 
 
@@ -125,5 +130,6 @@ class _ShortRepr(reprlib.Repr):
 _REPR = _ShortRepr()
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Return a text with what does not print escaped, such as what a terminal would obey."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -73,7 +73,7 @@ def _check_row(row: Any, index: int, where: str) -> None:
     whole = bool(sources) and all(isinstance(one, int) and not isinstance(one, bool) for one in sources)
     _require(whole, f"{where} takes its input from layer numbers such as -1 or [4, 6], not from {quote(source)}")
     for one in sources:
-        there = -max(index, 1) <= one < max(index, 1) if index else one == -1
+        there = -index <= one < index if index else one == -1
         _require(there, f"{where} takes its input from layer {quote(one)}, but there are {index} layers before it")
     right = isinstance(repeats, int) and not isinstance(repeats, bool) and 1 <= repeats <= _MOST_REPEATS
     _require(right, f"{where} repeats its module 1 to {_MOST_REPEATS} times, not {quote(repeats)}")
@@ -132,7 +132,7 @@ def check_modules(model_yaml: Mapping[str, Any], namespace: Mapping[str, Any]) -
             where = f"row {number} of '{part}' in the model YAML"
             if found is None:
                 layers = [key for key, value in namespace.items() if isinstance(value, type)]
-                raise SpecError(f"{where} names {quote(name)}, which is not a module{_suggest_layer(name, layers)}")
+                raise SpecError(f"{where} names {quote(name)}, which is not a module{suggest(name, layers)}")
             if not (isinstance(found, type) and issubclass(found, nn.Module)):
                 raise SpecError(f"{where} names {quote(name)}, which is not a layer (a subclass of torch.nn.Module)")
             if issubclass(found, namespace["BaseModel"]):
@@ -150,12 +150,6 @@ def find_module(name: str, namespace: Mapping[str, Any]) -> Any:
 
         return getattr(torchvision.ops, match[1], None)
     return namespace.get(name) if name.isidentifier() else None
-
-
-def _suggest_layer(name: str, layers: list[str]) -> str:
-    by_lower = {layer.lower(): layer for layer in layers}
-    hint = suggest(name, by_lower)
-    return next((hint.replace(f"'{low}'", f"'{layer}'") for low, layer in by_lower.items() if f"'{low}'" in hint), "")
 
 
 def explain_building(error: BaseException, model_yaml: Mapping[str, Any], builder: Any) -> SpecError | None:

@@ -689,9 +689,7 @@ def _check_literal(value: object, text: str, depth: int = 0) -> None:
 
 def _check_init(value: object) -> str:
     if value not in INITS:
-        raise SpecError(
-            f"init is 'paper' or 'match', not {quote(value)}{suggest(value, INITS) if isinstance(value, str) else ''}"
-        )
+        raise SpecError(f"init is 'paper' or 'match', not {quote(value)}{suggest(value, INITS)}")
     return str(value)
 
 
@@ -727,5 +725,4 @@ def _tau_end(activation: ActSpec) -> float | None:
 def _check_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in data:
         if key not in known:
-            hint = suggest(key, known) if isinstance(key, str) else ""
-            raise SpecError(f"{quote(key)} is not a key of '{what}': use {', '.join(known)}{hint}")
+            raise SpecError(f"{quote(key)} is not a key of '{what}': use {', '.join(known)}{suggest(key, known)}")

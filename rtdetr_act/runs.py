@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -421,7 +422,8 @@ def run_training(model: Any, **arguments: Any) -> Any:
     model.add_callback("on_train_epoch_end", stop_at_non_finite_loss)
     model.add_callback("on_pretrain_routine_start", started_here)
     place = Path(str(arguments.get("project")), str(arguments.get("name")))
-    reused = bool(arguments.get("resume")) or (bool(arguments.get("exist_ok")) and place.exists())
+    resumed, started = bool(arguments.get("resume")), time.time()
+    reused = resumed or (bool(arguments.get("exist_ok")) and place.exists())
     try:
         return model.train(**arguments)
     except (Exception, KeyboardInterrupt) as error:
@@ -430,7 +432,8 @@ def run_training(model: Any, **arguments: Any) -> Any:
             raise
         trainer = find_holder(error)
         last = Path(trainer.last) if hasattr(trainer, "last") else None
-        begun = last is not None and last.exists()
+        # The last.pt of a folder that is used again may be of the run before. File systems keep time to two seconds.
+        begun = last is not None and last.exists() and (resumed or last.stat().st_mtime > started - 2)
         if trainer is not None and not reused and not begun:
             shutil.rmtree(trainer.save_dir, ignore_errors=True)
             remove_empty(Path(trainer.save_dir))

@@ -32,8 +32,6 @@ from rtdetr_act.learned import (
     read_quantities,
     save_quantities,
 )
-from rtdetr_act.plan import Plan
-from rtdetr_act.training import task_model
 from rtdetr_act.ultralytics_hooks import is_ours, log, plan_of
 
 PREFIX = "activations/"
@@ -120,11 +118,6 @@ def read(trainer: Any) -> None:
         _write(record, trainer.epoch + 1, record.read)
 
 
-def _plan(trainer: Any) -> Plan:
-    """Return the plan of a trainer's model; where it is empty, nothing here touches the training."""
-    return plan_of(task_model(trainer.model))
-
-
 def _record(trainer: Any) -> Record | None:
     found: Record | None = vars(trainer).get(_RECORD)
     return found
@@ -182,7 +175,7 @@ def hide(trainer: Any) -> None:
 
 def log_plan(trainer: Any) -> None:
     """Send the plan of a patched model to every active tracker; one that fails is named in a warning."""
-    plan = _plan(trainer)
+    plan = plan_of(trainer.ema.ema)
     if not plan:
         return
     settings = {PREFIX + "plan": str(plan), PREFIX + "act_lr": plan.act_lr}

@@ -61,16 +61,19 @@ def remove() -> None:
         setattr(owner, name, original)
 
 
-def _replace(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-    """Replace `owner.name` by a function that receives the original as its first argument."""
+def _replace(owner: Any, name: str, wrapper: Callable[..., Any], *, by_name: bool = False) -> None:
+    """Replace `owner.name`, and with `by_name` its imports by name, by a function that gets the original first."""
     original = getattr(owner, name)
 
     @wraps(original)
     def replacement(*args: Any, **kwargs: Any) -> Any:
         return wrapper(original, *args, **kwargs)
 
-    _replaced.append((owner, name, original))
-    setattr(owner, name, replacement)
+    # What was loaded before may have imported a function from its module by name.
+    modules = [found for key, found in list(sys.modules.items()) if key.startswith("ultralytics.")] if by_name else []
+    for place in (owner, *(found for found in modules if found is not owner and vars(found).get(name) is original)):
+        _replaced.append((place, name, original))
+        setattr(place, name, replacement)
 
 
 # --- ultralytics.nn.tasks: building and loading ---------------------------------------------------------------------
@@ -348,7 +351,7 @@ def default_act(activation: str, *, act_lr: float = 1.0) -> Iterator[None]:
 
 def _hook_data(utils: Any) -> None:
     # Where images are missing it runs what the YAML has under `download`, code of any kind.
-    _replaced.extend(downloads.replace_everywhere(utils, "check_det_dataset", downloads.check_det_dataset))
+    _replace(utils, "check_det_dataset", downloads.check_det_dataset, by_name=True)
 
 
 # --- ultralytics.engine.model: the RTDETR and YOLO objects ----------------------------------------------------------

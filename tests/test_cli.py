@@ -164,7 +164,7 @@ def test_plot_samples_are_the_functions_themselves() -> None:
         (["train", "--act", "arelu", "lr0=nan"], 2, "lr0"),
         (["train", "--act", "arelu", "lr0=-1"], 2, "lr0"),
         (["train", "--act", "arelu", "seed=-1"], 2, "seed"),
-        (["train", "--act", "arelu", "optimizer=Adum"], 2, "no optimizer 'Adum'"),
+        (["train", "--act", "arelu", "optimizer=Adum"], 2, "no optimizer 'Adum'; did you mean 'Adam'?"),
         (["train", "--act", "arelu", "device=77"], 2, "device"),
         (["train", "--act", "arelu", "name=" + "x" * 300], 2, "200 characters"),
         (["train", "--act", "arelu", "--model", "x" * 300 + ".yaml"], 2, "name of a file"),
@@ -245,6 +245,14 @@ def test_a_training_that_finds_a_full_disk_says_how_to_go_on(data, stock_yaml, t
         with pytest.raises(InputError, match=f"No space left.*{words}"):
             run_training(model, **{**tiny.train_args(data.detect, tmp_path / event), "exist_ok": False})
         assert (tmp_path / event).exists() == (event == "on_model_save"), "a run without a checkpoint leaves nothing"
+    # A folder that is used again holds the checkpoint of the run before, with which nothing goes on.
+    last = next(tmp_path.rglob("last.pt"))
+    os.utime(last, (1, 1))
+    model = RTDETR(str(stock_yaml))
+    model.add_callback("on_train_start", fill)
+    with pytest.raises(InputError, match="no epoch was finished"):
+        run_training(model, **tiny.train_args(data.detect, tmp_path / "on_model_save"))
+    assert last.exists()
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,7 @@ def entry(name: str) -> Entry:
     found = _lookup.get(_normalise(name)) if isinstance(name, str) else None
     if found is None:
         known = [*_entries, *(alias for item in _entries.values() for alias in item.aliases)]
-        hint = suggest(name, known) if isinstance(name, str) and len(name) < 100 else ""
-        raise SpecError(f"there is no activation {quote(name)} in the zoo{hint}")
+        raise SpecError(f"there is no activation {quote(name)} in the zoo{suggest(name, known)}")
     return _entries[found]
 
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from rtdetr_act.errors import escape
 from rtdetr_act.study.grid import read_row
-from rtdetr_act.study.naming import escape
 from rtdetr_act.study.process import read_attempts, read_progress
 from rtdetr_act.study.records import Record, read_run
 

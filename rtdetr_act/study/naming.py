@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rtdetr_act.errors import escape
 from rtdetr_act.runs import slug
 
 _LONGEST = 60  # characters of a folder's name before its hash and its seed
@@ -22,11 +23,6 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\.|$)", re.IGNOR
 def show(text: str) -> str:
     """Return a text in one line, with single blanks and what is not visible escaped."""
     return escape(" ".join(text.split()))
-
-
-def escape(text: str) -> str:
-    """Return a text with what a terminal would obey escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def name_paths(paths: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from rtdetr_act.errors import InputError
+from rtdetr_act.errors import InputError, reason
 
 _MOST_BYTES = 1_000_000
 _MOST_NODES = 100_000  # with aliases written out
@@ -34,8 +34,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         data = _load(text)
     # What PyYAML lets through: int("x"), dates of no month, scalars that their tag does not fit, a thousand brackets.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as e:
-        reason = " ".join(str(e).split())[:300] if isinstance(e, (yaml.YAMLError, ValueError)) else ""
-        raise InputError(f"'{path}' is no valid YAML{': ' if reason else ''}{reason}") from None
+        why = f": {reason(e)}" if isinstance(e, (yaml.YAMLError, ValueError)) else ""
+        raise InputError(f"'{path}' is no valid YAML{why}") from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise InputError(f"'{path}' is not a mapping of names to values, such as 'epochs: 100'")
     return data
