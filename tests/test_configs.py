@@ -10,7 +10,7 @@ import torch
 import yaml
 from ultralytics import RTDETR, YOLO
 
-from rtdetr_act import find_sites, patch_model
+from rtdetr_act import find_sites, patch_model, unpatch_model
 from rtdetr_act.configs import config_names, configs_folder, find_config
 
 VARIANTS = ("arelu", "dyrelu_b", "mixed", "mish", "hardswish")
@@ -21,16 +21,22 @@ def load(name: str) -> RTDETR | YOLO:
     return RTDETR(name) if name.startswith("rtdetr") else YOLO(name.replace("yolo11", "yolo11n"))
 
 
+@pytest.fixture(scope="module")
+def stock(request: pytest.FixtureRequest) -> RTDETR | YOLO:
+    """Build the stock model of a family."""
+    return load(f"{request.param}.yaml")
+
+
 def test_every_family_ships_in_every_variant() -> None:
     expected = {f"{family}-{variant}.yaml" for family in FAMILIES for variant in VARIANTS} | {"rtdetr-n.yaml"}
     assert set(config_names()) == expected
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_config_is_the_patched_stock_model(family: str, variant: str) -> None:
+@pytest.mark.parametrize(("family", "stock"), [(family, family) for family in FAMILIES], indirect=["stock"])
+def test_a_config_is_the_patched_stock_model(family: str, stock: RTDETR | YOLO, variant: str) -> None:
     model = load(f"{family}-{variant}.yaml")
-    stock = load(f"{family}.yaml")
+    unpatch_model(stock)
     mixed = "dyrelu_b@backbone, dyrelu_c@neck" + (", silu@head" if family == "yolo11" else "")
     report = patch_model(stock, mixed if variant == "mixed" else variant)
     assert len(report) == FAMILIES[family]
