@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -21,6 +22,11 @@ settings.load_profile("tests")
 _HOME = Path(tempfile.mkdtemp(prefix="rtdetr_act_tests_"))
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ.update(YOLO_OFFLINE="True", YOLO_CONFIG_DIR=str(_HOME / "config"), XDG_CACHE_HOME=str(_HOME / "cache"))
+# The networks are too small to share out: two processes of tests with a thread for each core only wait for each other.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+# OpenVINO reports every import and export to its makers, except from the CI of Azure, which this names. Without a
+# network each report forks the process and waits 3 s.
+os.environ["TF_BUILD"] = "True"
 for _name in ("config", "cache"):
     (_HOME / _name).mkdir()
 # The tests start a dozen interpreters. Where bytecode is not written, each compiles torch and Ultralytics again, which
@@ -30,6 +36,21 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(_HOME / "bytecode")
 
 import tiny  # noqa: E402
+
+# More than a minute each: started first, so that at the end no process waits for the other.
+_LONGEST = ("test_export.py", "test_survival.py", "test_study.py", "test_warmstart.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect() -> None:
+    """Keep what is alive by now out of garbage collections: a training and a benchmark ask for one again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)

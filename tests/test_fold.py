@@ -37,15 +37,6 @@ from rtdetr_act.errors import FoldError, ModelError, RtdetrActError
 models = pytest.importorskip("torchvision").models
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads gain nothing on maps this small, and wait for each other where other jobs run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def shuffled(model: nn.Module) -> nn.Module:
     """Give every BatchNorm and AReLU values as if it were trained, and return the model in evaluation mode."""
     random = torch.Generator().manual_seed(1)
