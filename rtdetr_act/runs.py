@@ -99,7 +99,8 @@ def _load_yaml(source: str) -> Any:
         model_yaml = tasks.yaml_model_load(source)
     except RtdetrActError:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # Ultralytics since 8.4 makes a ValueError of it
+    # Ultralytics since 8.4 makes a ValueError of all that PyYAML raises, which fails so on a thousand brackets.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{quote(source)} is not a valid YAML: {reason(error)}") from None
     except (OSError, AttributeError, TypeError, IndexError) as error:
         if find_config(source) or check_yaml(source, hard=False):

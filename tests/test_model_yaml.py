@@ -46,14 +46,18 @@ def row(module: str, *args: Any) -> dict[str, Any]:
     return model_yaml
 
 
+# Not every release has the function; the sentence says which it is.
+EITHER = "not a (layer|module)"
+
+
 @pytest.mark.parametrize(
     ("module", "args", "words"),
     [
-        ("torch_load", ["'x.pt'"], "not a layer"),
-        ("torch_load", ["x.pt"], "not a layer"),
-        ("check_file", ["'https://example.invalid/x.pt'"], "not a layer"),
+        ("torch_load", ["'x.pt'"], EITHER),
+        ("torch_load", ["x.pt"], EITHER),
+        ("check_file", ["'https://example.invalid/x.pt'"], EITHER),
         ("check_requirements", ["'no_such_package'"], "not a layer"),
-        ("load_checkpoint", ["'x.pt'"], "not a layer"),
+        ("load_checkpoint", ["'x.pt'"], EITHER),
         ("yaml_model_load", ["'x.yaml'"], "not a layer"),
         ("Path", ["'x'"], "not a layer"),
         ("torch", [], "not a layer"),
@@ -181,6 +185,7 @@ def test_an_rtdetr_whose_layers_do_not_fit_is_found_before_it_trains(tmp_path: P
         load_model(str(path))
 
 
+@pytest.mark.skipif(not hasattr(tasks, "TorchVision"), reason="this Ultralytics has no layer that fetches weights")
 def test_looking_at_a_model_fetches_no_weights(tmp_path: Path) -> None:
     model_yaml = row("TorchVision", 24, "mobilenet_v3_small", "DEFAULT", True, 11, False)
     model_yaml["backbone"][0] = [-1, 1, "nn.Identity", []]
