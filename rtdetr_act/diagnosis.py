@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from rtdetr_act.bench import check_counts
 from rtdetr_act.errors import InputError, ModelError, TrainingError
-from rtdetr_act.images import open_validation
+from rtdetr_act.images import open_validation, trained_side
 from rtdetr_act.rewired import rewire
 from rtdetr_act.sites import MARK, Site, find_sites, put, unseen_calls, unwrap
 
@@ -413,10 +413,8 @@ def name_of(source: str) -> str:
 def _usual_size(model: Any, source: str, data: str) -> int:
     from rtdetr_act.data import SIDE
 
-    trained = model.overrides.get("imgsz") if source.endswith(".pt") else None
-    if isinstance(trained, (list, tuple)):  # height and width
-        trained = max(trained)
-    return int(trained or (SIDE if data in ("shapes", "shapes.yaml") else 640))
+    usual = SIDE if data in ("shapes", "shapes.yaml") else 640
+    return trained_side(model, usual) if source.endswith(".pt") else usual
 
 
 def _fit_classes(model: Any, source: str, data: str, count: int, seed: int) -> None:

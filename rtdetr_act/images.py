@@ -52,6 +52,17 @@ def pick_images(dataset: Any, count: int = 16) -> list[Tensor]:
             value[:] = before
 
 
+def trained_side(model: Any, otherwise: int) -> int:
+    """Return the side in pixels of the images that a checkpoint was trained with, the longer one of height and width.
+
+    Args:
+        model: The Ultralytics model loaded from it.
+        otherwise: The side where it does not say.
+    """
+    side = model.overrides.get("imgsz") or otherwise
+    return int(max(side) if isinstance(side, (list, tuple)) else side)
+
+
 def open_validation(
     model: Any, data: Mapping[str, Any], imgsz: int, batch: int = 1, device: str = "cpu"
 ) -> tuple[Any, Any]:

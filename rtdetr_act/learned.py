@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.errors import InputError, ModelError, quote
 from rtdetr_act.files import write_atomically
-from rtdetr_act.images import open_validation, pick_images
+from rtdetr_act.images import open_validation, pick_images, trained_side
 from rtdetr_act.plot import check_picture, write_picture
 from rtdetr_act.sites import MARK, left_as_it_was, placed_activations
 from rtdetr_act.training import slopes
@@ -298,7 +298,7 @@ def read_checkpoint(weights: str, data: str | None = None) -> Learned:
     if has_coefficients(model):
         if source is not None:
             known = check_data(source, str(loaded.task))
-            _, dataset = open_validation(loaded, known, int(loaded.overrides.get("imgsz", 640)))
+            _, dataset = open_validation(loaded, known, trained_side(loaded, 640))
             quantities = read_quantities(model, pick_images(dataset))
         elif history is not None:
             quantities, note = _complete(quantities, history)

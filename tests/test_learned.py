@@ -398,6 +398,11 @@ def test_command_takes_coefficients_from_the_run_or_from_data(
     for site in ("model.1.m.0.act", "model.13.cv1.act"):
         ends = [float(cell.split(" → ")[1]) for cell in cells(noted, site)[2:]]
         assert [float(cell) for cell in cells(measured, site)[2:]] == pytest.approx(ends, rel=0.02, abs=2e-5)
+    checkpoint = torch.load("alone/best.pt", weights_only=False)
+    checkpoint["train_args"]["imgsz"] = [64, 64]  # height and width
+    torch.save(checkpoint, "alone/best.pt")
+    again = show("alone/best.pt", "--data", data.detect)
+    assert cells(again, "model.13.cv1.act") == cells(measured, "model.13.cv1.act")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "bare.svg", "learned.png"]
 
 
