@@ -4,9 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 RAY := .venv-ray
-# Two processes: most tests keep one core busy. Each file stays in one of them, with its trained fixtures, and files are
-# handed out in the order of the tests, not of how many each has.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes: most tests keep one core busy. Each file stays in one of them, with its trained fixtures.
+PARALLEL := -n 2 --dist loadfile
 # A plain comma inside $(call …) would end the argument.
 , := ,
 ifeq ($(OS),Windows_NT)

@@ -25,8 +25,8 @@ os.environ.update(YOLO_OFFLINE="True", YOLO_CONFIG_DIR=str(_HOME / "config"), XD
 # The networks are too small to share out: two processes of tests with a thread for each core only wait for each other.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 # OpenVINO reports every import and export to its makers, except from the CI of Azure, which this names. Without a
-# network each report forks the process and waits 3 s.
-os.environ["TF_BUILD"] = "True"
+# network each report forks the process and waits 3 s. Not "true", for which Hypothesis would take its settings for CI.
+os.environ["TF_BUILD"] = "1"
 for _name in ("config", "cache"):
     (_HOME / _name).mkdir()
 # The tests start a dozen interpreters. Where bytecode is not written, each compiles torch and Ultralytics again, which
@@ -36,14 +36,6 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(_HOME / "bytecode")
 
 import tiny  # noqa: E402
-
-# More than a minute each: started first, so that at the end no process waits for the other.
-_LONGEST = ("test_export.py", "test_survival.py", "test_study.py", "test_warmstart.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first."""
-    items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
 @pytest.fixture(scope="module", autouse=True)
