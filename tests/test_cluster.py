@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import socket
+import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,18 @@ from rtdetr_act.study.engines import open_engine
 from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, ROW_FILE, RUNS, SNAPSHOT_FILE, write_json
 from rtdetr_act.study.grid import make_rows, make_study, read_row
 from rtdetr_act.study.prepare import are_finished
-from rtdetr_act.study.process import is_finished
+from rtdetr_act.study.process import LOG_FILE, end_run, is_finished, let_go_on, read_progress, start_run
 from rtdetr_act.study.queue import Place
 from rtdetr_act.study.queue import run_rows as run_here
 
-with suppress(ImportError):  # an extra, which slows the start of every training: `make ray` brings it
+with suppress(ImportError):  # an extra, which slows the start of every training: `make test-ray` brings it
     import ray
 
 
 @pytest.fixture(scope="module")
 def installed() -> None:
     """Skip a test without Ray."""
-    pytest.importorskip("ray", reason="make ray runs these")
+    pytest.importorskip("ray", reason="make test-ray runs these")
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +131,52 @@ def test_hopeless_run_is_stopped(address: str, data: Any, tmp_path: Path) -> Non
     assert all(result["scores"]["top1"] > 0.5 for result in spared)
     stopped = [result for result in results.values() if result["state"] == "stopped"]
     assert stopped  # the last to start at the latest, when three have shown what they do
-    for result in stopped:
-        assert 1 <= result["epochs"] <= 4
-        assert result["reason"] == f"stopped by halving after epoch {result['epochs']} of 8"
+    for name, result in results.items():
+        if result in stopped:
+            assert result["epochs"] in (1, 2, 4)
+            assert result["reason"] == f"stopped by halving after epoch {result['epochs']} of 8"
+            assert len(read_table(tmp_path / "runs" / name)) == result["epochs"]  # it did not train on meanwhile
+
+
+def test_a_run_waits_at_a_rung_and_after_a_kill_there_again(installed: None, data: Any, tmp_path: Path) -> None:
+    model = tiny.write_yaml(tmp_path / "classify.yaml", tiny.yolo("classify"))
+    [folder] = write_rows(tmp_path, activations=["stock"], seeds=1, model=str(model), data=str(data.classify), epochs=4)
+    first = start_run(folder, threads=1, pauses=[2])
+    wait_for(lambda: (folder / SNAPSHOT_FILE).exists() and read_progress(folder).epochs == 2, first)
+    time.sleep(1)  # an epoch takes a tenth of that
+    assert read_progress(folder).epochs == 2
+    end_run(first)
+    trained = folder / "weights" / "last.pt"
+    before = trained.stat().st_mtime_ns
+    second = start_run(folder, threads=1, pauses=[2])
+    wait_for(lambda: "Resuming training" in (folder / LOG_FILE).read_text(errors="replace"), second)
+    time.sleep(1)
+    assert trained.stat().st_mtime_ns == before
+    let_go_on(second, 1)  # of an earlier rung, late
+    time.sleep(0.5)
+    assert trained.stat().st_mtime_ns == before
+    let_go_on(second, 2)
+    assert second.wait(timeout=120) == 0
+    end_run(second)
+    assert (read_json(folder / RESULT_FILE)["epochs"], len(read_table(folder))) == (4, 4)
+
+
+def wait_for(holds: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Wait until something holds, while a process runs."""
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_rungs_are_those_of_asha(installed: None) -> None:
+    from ray.tune.schedulers.async_hyperband import _Bracket
+
+    for epochs in range(1, 400):
+        known = [rung for rung, _ in _Bracket(max(1, epochs // cluster._GRACE), epochs, 2, 0)._rungs]
+        rungs = cluster.find_rungs(epochs)
+        assert set(rungs) <= set(known)
+        assert all(rung < epochs for rung in rungs) and len(rungs) == min(3, len([k for k in known if k < epochs]))
 
 
 def test_interrupted_study_leaves_no_process(address: str, data: Any, stock_yaml: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from rtdetr_act.study.process import (
     end_run,
     explain_end,
     is_finished,
+    let_go_on,
     note_attempt,
     read_progress,
     read_result,
@@ -388,8 +389,11 @@ def _do_run(keeper: Any, name: str, order: Order) -> None:
         pass
 
 
-def _work(keeper: Any, name: str, order: Order) -> Generator[Progress, None, None]:
-    """Do a run on this node, tries included, and tell each epoch; closing it ends the process."""
+def _work(keeper: Any, name: str, order: Order, rungs: Sequence[int] = ()) -> Generator[Progress, None, None]:
+    """Do a run on this node, tries included, and tell each epoch; closing it ends the process.
+
+    After the epochs named as rungs the run trains on only once the next is asked for.
+    """
     with suppress(OSError):
         os.chdir(order.cwd)
     again = True
@@ -408,16 +412,18 @@ def _work(keeper: Any, name: str, order: Order) -> Generator[Progress, None, Non
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(content)
             del claimed, files
-            again = yield from _attempt(keeper, folder, token, order)
+            again = yield from _attempt(keeper, folder, token, order, rungs)
 
 
-def _attempt(keeper: Any, folder: Path, token: int, order: Order) -> Generator[Progress, None, bool]:
+def _attempt(
+    keeper: Any, folder: Path, token: int, order: Order, rungs: Sequence[int]
+) -> Generator[Progress, None, bool]:
     import ray
 
     device = ",".join(map(str, ray.get_gpu_ids())) if order.gpus else order.device
     sent = {path: _signature(path) for path in folder.rglob("*")}
     told = 0
-    process = start_run(folder, device=device, threads=0 if order.gpus else order.cpus)
+    process = start_run(folder, device=device, threads=0 if order.gpus else order.cpus, pauses=rungs)
     try:
         while process.poll() is None:
             time.sleep(_POLL)
@@ -427,6 +433,7 @@ def _attempt(keeper: Any, folder: Path, token: int, order: Order) -> Generator[P
             if progress.epochs > told:
                 told = progress.epochs
                 yield progress
+                let_go_on(process, told)
     finally:
         end_run(process)
     finished = is_finished(folder)
@@ -492,7 +499,8 @@ def _run_trials(
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             watch([by_name[trial.config["name"]] for trial in trials if trial.status == "RUNNING"])
 
-    trainable = tune.with_parameters(_make_trainable(), keeper=keeper, order=order)
+    rungs = {name: find_rungs(_epochs_of(row)) for name, row in rows.items()}
+    trainable = tune.with_parameters(_make_trainable(), keeper=keeper, order=order, rungs=rungs)
     with tempfile.TemporaryDirectory(prefix="rtdetr-act-", ignore_cleanup_errors=True) as place:
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": order.cpus, "gpu": order.gpus}),
@@ -516,8 +524,8 @@ def _make_trainable() -> type:
     from ray import tune
 
     class Trial(tune.Trainable):
-        def setup(self, config: dict[str, Any], keeper: Any = None, order: Any = None) -> None:
-            self.epochs = _work(keeper, config["name"], order)
+        def setup(self, config: dict[str, Any], keeper: Any = None, order: Any = None, rungs: Any = None) -> None:
+            self.epochs = _work(keeper, config["name"], order, rungs[config["name"]])
 
         def step(self) -> dict[str, Any]:
             progress = next(self.epochs, None)
@@ -537,9 +545,10 @@ def _make_scheduler(rows: Mapping[str, Row], baseline: str, keeper: Any, order: 
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
     def start(epochs: int) -> Any:
-        grace = max(1, epochs // _GRACE)
         # Factor 2, the halving of the name: activations differ little, and a sharper cut at once would go by noise.
-        return AsyncHyperBandScheduler("epoch", "score", "max", max_t=epochs, grace_period=grace, reduction_factor=2)
+        return AsyncHyperBandScheduler(
+            "epoch", "score", "max", max_t=epochs, grace_period=max(1, epochs // _GRACE), reduction_factor=2
+        )
 
     class PerSetting(FIFOScheduler):
         def __init__(self) -> None:
@@ -555,8 +564,8 @@ def _make_scheduler(rows: Mapping[str, Row], baseline: str, keeper: Any, order: 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             name = trial.config["name"]
             row, epoch = rows[name], result.get("epoch", math.inf)
-            if epoch >= _epochs_of(row):
-                return self.CONTINUE  # nothing is left to be saved
+            if epoch > max(find_rungs(_epochs_of(row)), default=0):
+                return self.CONTINUE  # ASHA has one more rung where the epochs are no power of two
             decision: str = self.part(trial).on_trial_result(tune_controller, trial, result)
             if decision != self.STOP or label(row.activation) == baseline:
                 return self.CONTINUE
@@ -570,6 +579,16 @@ def _make_scheduler(rows: Mapping[str, Row], baseline: str, keeper: Any, order: 
             self.part(trial).on_trial_remove(tune_controller, trial)
 
     return PerSetting()
+
+
+def find_rungs(epochs: int) -> tuple[int, ...]:
+    """Return the epochs after which the runs of a setting are compared: an eighth, a quarter and half of all.
+
+    >>> find_rungs(100), find_rungs(8), find_rungs(2)
+    ((12, 24, 48), (1, 2, 4), (1,))
+    """
+    grace = max(1, epochs // _GRACE)
+    return tuple(rung for rung in (grace, 2 * grace, 4 * grace) if rung < epochs)
 
 
 def _epochs_of(row: Row) -> int:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,17 +21,21 @@ LOG_FILE = "log.txt"
 _MEMORY = ("out of memory", "MemoryError", "DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory")
 
 
-def start_run(folder: Path, *, device: str = "", threads: int = 0) -> subprocess.Popen[bytes]:
+def start_run(
+    folder: Path, *, device: str = "", threads: int = 0, pauses: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start the run of a folder, which ends by itself when this process does; what it prints goes to `log.txt`.
 
     Args:
         folder: The run folder, with `run.json` in it.
         device: Ultralytics' `device`; "" for that of the row.
         threads: Threads of torch on a CPU; 0 for Ultralytics' own choice.
+        pauses: Numbers of epochs after which the run waits for `let_go_on`; a multi-GPU run never waits.
     """
     command = [sys.executable, "-m", "rtdetr_act.study.work", str(folder)]
     command += ["--device", device] if device else []
     command += ["--threads", str(threads)] if threads else []
+    command += ["--pauses", *map(str, pauses)] if pauses else []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -38,6 +43,7 @@ def start_run(folder: Path, *, device: str = "", threads: int = 0) -> subprocess
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
+            bufsize=0,  # of that pipe
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -45,6 +51,13 @@ def start_run(folder: Path, *, device: str = "", threads: int = 0) -> subprocess
             start_new_session=os.name == "posix",
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
+
+
+def let_go_on(process: subprocess.Popen[bytes], epochs: int) -> None:
+    """Let a run that pauses after that number of epochs, or will, train on to its next pause."""
+    if process.stdin:
+        with contextlib.suppress(OSError):  # it has ended
+            process.stdin.write(b"%d\n" % epochs)
 
 
 def end_run(process: subprocess.Popen[bytes]) -> None:

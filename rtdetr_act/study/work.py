@@ -2,7 +2,8 @@
 
 It reads which row it is from `run.json`, trains, goes on from the snapshot where there is one, and writes `result.json`
 last. Its standard input is a pipe that the study holds: when that closes, the study is gone, and so is this process,
-which would otherwise train on beside its successor.
+which would otherwise train on beside its successor. A number that comes through it is that of the epochs after which a
+run that pauses may go on.
 """
 
 from __future__ import annotations
@@ -44,27 +45,63 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--pauses", type=int, nargs="+", default=[])
     given = parser.parse_args()
-    threading.Thread(target=_end_with_the_study, daemon=True).start()
+    pauses = Pauses(given.pauses)
+    threading.Thread(target=_listen, args=(pauses,), daemon=True).start()
     try:
         with locked(given.folder, wait=_WAIT):
             if not is_finished(given.folder):
                 row = read_row(given.folder)
                 if row is None:
                     raise InputError(f"there is no '{given.folder / ROW_FILE}'")
-                do_run(row, given.folder, device=given.device, threads=given.threads)
+                do_run(row, given.folder, device=given.device, threads=given.threads, pauses=pauses)
     except RtdetrActError as error:
         print(f"error: {error}")
         sys.exit(error.exit_code)
 
 
-def _end_with_the_study() -> None:
-    while os.read(0, 64):  # not sys.stdin, whose lock, held here, would abort the interpreter's own end
-        pass
+class Pauses:
+    """Holds a training after some of its epochs until the study says that it may go on.
+
+    Args:
+        after: Numbers of epochs. A training that starts from a snapshot of such an epoch is held there too, since the
+            process before it may have ended while it waited.
+    """
+
+    def __init__(self, after: Sequence[int]) -> None:
+        self.after = frozenset(after)
+        self._passed = 0
+        self._changed = threading.Condition()
+
+    def attach(self, model: Any) -> None:
+        """Add the callbacks to an RTDETR or YOLO object, behind those that keep what an epoch left."""
+        model.add_callback("on_train_start", lambda trainer: self._wait(trainer.start_epoch))
+        model.add_callback("on_fit_epoch_end", lambda trainer: self._wait(trainer.epoch + 1))
+
+    def let_pass(self, epochs: int) -> None:
+        """Let the training pass that number of epochs; called from another thread."""
+        with self._changed:
+            self._passed = max(self._passed, epochs)
+            self._changed.notify_all()
+
+    def _wait(self, epochs: int) -> None:
+        if epochs in self.after:
+            with self._changed:
+                self._changed.wait_for(lambda: self._passed >= epochs)
+
+
+def _listen(pauses: Pauses) -> None:
+    """Pass on what the study says, and end with it."""
+    said = b""
+    while piece := os.read(0, 64):  # not sys.stdin, whose lock, held here, would abort the interpreter's own end
+        *numbers, said = (said + piece).split(b"\n")
+        for number in numbers:
+            pauses.let_pass(int(number))
     os._exit(1)  # no cleaning up: what is on the disk is whole at any moment
 
 
-def do_run(row: Row, folder: Path, *, device: str, threads: int) -> None:
+def do_run(row: Row, folder: Path, *, device: str, threads: int, pauses: Pauses) -> None:
     """Train the row and write what came out; a loss that became non-finite is an outcome too.
 
     Args:
@@ -72,6 +109,7 @@ def do_run(row: Row, folder: Path, *, device: str, threads: int) -> None:
         folder: The run folder, with what an earlier process left in it.
         device: Ultralytics' `device`; "" for the row's own.
         threads: Threads of torch; 0 for Ultralytics' own choice.
+        pauses: Where it waits; not in a multi-GPU run, whose workers hear nothing of the study.
 
     Raises:
         RtdetrActError: The model, the data or an argument is wrong.
@@ -87,6 +125,7 @@ def do_run(row: Row, folder: Path, *, device: str, threads: int) -> None:
     if "," not in str(device or row.arguments.get("device")):
         _watch(model, before, threads)
         Snapshots(folder / SNAPSHOT_FILE).attach(model)
+        pauses.attach(model)
     elif unfinished := _load_unfinished(folder / "weights" / "last.pt"):
         # The workers of a multi-GPU run hold its state, out of reach of a snapshot: Ultralytics' own way to go on.
         model, given = unfinished, {"resume": True}
