@@ -1,5 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both make their environment first. `make bench` measures,
-# `make parity` compares exported files with torch, `make chaos` kills a study, `make ray` runs studies on a cluster.
+# Two commands on a fresh machine: `make demo` and `make test`. Both make their environment first.
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
@@ -14,7 +13,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test test-oldest bench parity chaos interruptions stock ray format clean
+.PHONY: demo test test-ray test-oldest bench parity chaos interruptions stock ray format clean
 
 # uv links packages from its cache, so that a second environment costs no second 6 GB of torch.
 define environment
@@ -35,6 +34,15 @@ test: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff format --check .
 	MYPYPATH=scripts $(VENV)/$(BIN)/mypy rtdetr_act scripts
 	$(VENV)/$(BIN)/python -m pytest $(PARALLEL)
+
+# Ray has an environment of its own, since Ultralytics imports it into every training where it is installed.
+$(RAY)/installed: pyproject.toml
+	$(call environment,$(RAY),-e ".[dev$(,)ray]")
+	@touch $@
+
+# Studies on two local nodes; about a minute.
+test-ray: $(RAY)/installed
+	$(RAY)/$(BIN)/python -m pytest tests/test_cluster.py
 
 # The oldest supported releases. torch 2.4 because Ultralytics 8.3.0 cannot load checkpoints with torch 2.6 and newer.
 test-oldest:
@@ -64,11 +72,8 @@ interruptions: $(VENV)/installed
 stock: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/check_stock.py
 
-# Ray has an environment of its own, since Ultralytics imports it into every training where it is installed. The tests,
-# then a study on two local nodes of which one is killed; about fifteen minutes.
-ray:
-	$(call environment,$(RAY),-e ".[dev$(,)ray]")
-	$(RAY)/$(BIN)/python -m pytest tests/test_cluster.py
+# A study on two local nodes of which one is killed; about fifteen minutes.
+ray: $(RAY)/installed
 	$(RAY)/$(BIN)/python scripts/check_ray.py
 
 format: $(VENV)/installed
