@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable
 
@@ -97,12 +98,13 @@ def quote(value: object) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error of other code says, as a message quotes it: one line, or the error's class.
+    """Return what an error of other code says, as a message quotes it: one line without colours, or the error's class.
 
-    >>> reason(KeyError()), reason(ValueError("first\\nsecond"))
+    >>> reason(KeyError()), reason(ValueError("\\x1b[1mfirst\\x1b[0m\\nsecond"))
     ('KeyError', 'first second')
     """
-    text = escape(" ".join(str(error).removeprefix("ERROR ❌️ ").split()))
+    uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = escape(" ".join(uncoloured.removeprefix("ERROR ❌️ ").split()))
     return (f"{text[:_LONGEST_REASON]}…" if len(text) > _LONGEST_REASON else text) or type(error).__name__
 
 
