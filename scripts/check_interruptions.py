@@ -343,7 +343,7 @@ def call(command: str, work: Path, shared: Path, stop: Stop | None = None) -> tu
     os.close(writing)
     _, status = os.waitpid(process, 0)
     _end_group(process)
-    output = log.read_text(errors="replace")
+    output = log.read_text(encoding="utf-8", errors="replace")
     log.unlink()
     return os.waitstatus_to_exitcode(status), output
 

@@ -201,7 +201,7 @@ def write_tables(given: argparse.Namespace, stock: Sequence[dict[str, Any]], tun
     from rtdetr_act.files import write_atomically
 
     results = [
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
         for job in [*stock, *tuned]
         if (path := Path(job["folder"], "result.json")).exists()
     ]

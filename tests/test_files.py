@@ -165,7 +165,11 @@ def test_a_folder_takes_no_place_of_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("letter", ["a", "ä", "猫"])
 def test_the_partial_has_room_where_the_file_has(letter: str, tmp_path: Path) -> None:
-    name = letter * (251 // len(letter.encode())) + ".png"
+    try:
+        size = len(os.fsencode(letter))
+    except UnicodeEncodeError:
+        pytest.skip("this system's encoding has no such letter")
+    name = letter * (251 // size) + ".png"
     write_atomically(tmp_path / name, b"new")
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert partial_path(Path("a" * 250 + ".png")) != partial_path(Path("a" * 250 + ".svg"))

@@ -72,7 +72,7 @@ def write_results(path: Path, rng: random.Random, score: float) -> None:
         grown = score * (1 - math.exp(-epoch / 4)) + rng.gauss(0, 0.004)
         loss = 0.6 + 1.2 * math.exp(-epoch / 6) + rng.gauss(0, 0.01)
         rows.append(f"{epoch:9d},{loss:19.5f},{loss / 2:18.5f},{grown + 0.2:20.5f},{grown:22.5f},{loss:16.5f}")
-    path.write_text("\n".join(rows) + "\n")
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def write_shapes(path: Path, rng: random.Random) -> None:
@@ -88,7 +88,7 @@ def write_shapes(path: Path, rng: random.Random) -> None:
                 "after": [scale * value if value > 0 else slope * value for value in x],
             }
         )
-    path.write_text(json.dumps({"x": x, "sites": sites}))
+    path.write_text(json.dumps({"x": x, "sites": sites}), encoding="utf-8")
 
 
 LATENCIES = {"stock": 6.9, "arelu": 7.0, "dyrelu_b": 11.4, "mish": 6.95, "hardswish": 6.85}

@@ -78,7 +78,7 @@ def with_rows(model_yaml: Mapping[str, Any], rows: Mapping[int, str], **top: Any
 def write_yaml(path: Path, data: Mapping[str, Any]) -> Path:
     """Write a YAML file and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(dict(data), sort_keys=False))
+    path.write_text(yaml.safe_dump(dict(data), sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -163,25 +163,26 @@ def run_python(code: str, folder: Path, *args: object, **env: str) -> subprocess
 
 def draw_images(folder: Path, labels: Mapping[str, Iterable[str]]) -> None:
     """Write eight 64x64 images with one coloured square each; the labels are format strings over its corners."""
-    import cv2
     import numpy as np
+    from PIL import Image
 
     rng = np.random.default_rng(0)
     for number in range(8):
-        image = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8)
+        image = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8)[..., ::-1].copy()
         x, y = (int(value) for value in rng.integers(4, 34, 2))
-        image[y : y + 24, x : x + 24] = (255, 40, 40) if number % 2 else (40, 255, 40)
+        image[y : y + 24, x : x + 24] = (40, 40, 255) if number % 2 else (40, 255, 40)
         corners = {"cls": number % 2, "a": x / 64, "b": (x + 24) / 64, "c": y / 64, "d": (y + 24) / 64}
         for name, lines in labels.items():
             for kind in ("images", "labels"):
                 (folder / name / kind).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / name / "images" / f"{number}.png"), image)
+            # Not OpenCV, which takes every path for UTF-8, or on Windows for the system's own encoding.
+            Image.fromarray(image).save(folder / name / "images" / f"{number}.png")
             text = "\n".join(line.format(**corners, x=(x + 12) / 64, y=(y + 12) / 64) for line in lines)
             (folder / name / "labels" / f"{number}.txt").write_text(text + "\n")
         for split in ("train", "val"):
             classes = folder / "classify" / split / "ab"[number % 2]
             classes.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(classes / f"{number}.png"), image)
+            Image.fromarray(image).save(classes / f"{number}.png")
 
 
 @contextmanager
