@@ -13,7 +13,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test test-ray test-oldest bench parity chaos interruptions stock ray format clean
+.PHONY: demo test test-ray test-oldest bench parity chaos chaos-ray interruptions stock format clean
 
 # uv links packages from its cache, so that a second environment costs no second 6 GB of torch.
 define environment
@@ -60,9 +60,15 @@ bench: $(VENV)/installed
 parity: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/parity.py
 
-# Twenty kills of one study at random moments, and one undisturbed; about fifteen minutes.
+# Twenty kills that hit a running study, and twenty that hit a search, each compared with an undisturbed one; about half
+# an hour. A machine is slowed down by `scripts/chaos.py study --busy 4`.
 chaos: $(VENV)/installed
-	$(VENV)/$(BIN)/python scripts/chaos_study.py
+	$(VENV)/$(BIN)/python scripts/chaos.py study
+	$(VENV)/$(BIN)/python scripts/chaos.py search
+
+# Twenty times, the node is killed on which a run of a study under Ray is at work; about fifteen minutes.
+chaos-ray: $(RAY)/installed
+	$(RAY)/$(BIN)/python scripts/chaos.py ray
 
 # A full disk, Ctrl-C and kill -9 for every command, over good files; about fifteen minutes.
 interruptions: $(VENV)/installed
@@ -71,10 +77,6 @@ interruptions: $(VENV)/installed
 # Stock trainings with and without the plugin imported; about three minutes.
 stock: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/check_stock.py
-
-# A study on two local nodes of which one is killed; about fifteen minutes.
-ray: $(RAY)/installed
-	$(RAY)/$(BIN)/python scripts/check_ray.py
 
 format: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff format .
