@@ -78,7 +78,12 @@ class Cost:
 
 
 def take_turns(
-    calls: Mapping[Key, Callable[[], Any]], turns: int, *, warmup: int = 2, repeat: int = 1
+    calls: Mapping[Key, Callable[[], Any]],
+    turns: int,
+    *,
+    warmup: int = 2,
+    repeat: int = 1,
+    device: torch.device | str = "cpu",
 ) -> dict[Key, list[float]]:
     """Time calls in turns; each turn runs every call, the first one another each time.
 
@@ -88,16 +93,22 @@ def take_turns(
         warmup: Turns before those.
         repeat: Calls in a row within a turn. With several, the median of all but the first, which finds the data of
             another one in the cache.
+        device: Where the calls compute: the clock of a call on a GPU stops when that GPU has done its work.
 
     Returns:
         Seconds of each turn, by name.
     """
-    found = time_turns(calls, turns, warmup=warmup, repeat=repeat)
+    found = time_turns(calls, turns, warmup=warmup, repeat=repeat, device=device)
     return {name: [statistics.median(row) for row in rows] for name, rows in found.items()}
 
 
 def time_turns(
-    calls: Mapping[Key, Callable[[], Any]], turns: int, *, warmup: int = 2, repeat: int = 1
+    calls: Mapping[Key, Callable[[], Any]],
+    turns: int,
+    *,
+    warmup: int = 2,
+    repeat: int = 1,
+    device: torch.device | str = "cpu",
 ) -> dict[Key, list[list[float]]]:
     """Do the work of `take_turns`, and return the seconds of every call of each turn, the first of several left out."""
     found: dict[Key, list[list[float]]] = {name: [] for name in calls}
@@ -108,7 +119,7 @@ def time_turns(
         for turn in range(-warmup, turns):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                row = [_time(calls[name]) for _ in range(repeat)]
+                row = [_time(calls[name], device) for _ in range(repeat)]
                 if turn >= 0:
                     found[name].append(row[1:] or row)
             gc.collect()
@@ -118,19 +129,23 @@ def time_turns(
     return found
 
 
-def _time(call: Callable[[], Any]) -> float:
-    _wait()
+def _time(call: Callable[[], Any], device: torch.device | str) -> float:
+    _wait(device)
     start = time.perf_counter()
     result = call()
-    _wait()
+    _wait(device)
     seconds = time.perf_counter() - start
     del result  # freed after the clock has stopped
     return seconds
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _wait(device: torch.device | str) -> None:
+    if _is_cuda(device):
+        torch.cuda.synchronize(device)  # of the device given: without one it waits for the current device
+
+
+def _is_cuda(device: torch.device | str) -> bool:
+    return torch.device(device).type == "cuda"
 
 
 def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, Ratio]:
@@ -188,16 +203,16 @@ class _PeakMemory(TorchDispatchMode):
         return out
 
 
-def peak_bytes(step: Callable[[], Any]) -> int:
-    """Return the peak of the memory that a call takes beyond what is there before it.
+def peak_bytes(step: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """Return the peak of the memory that a call takes on a device beyond what is there before it.
 
     On CUDA by the allocator; elsewhere by the results of all operators that live at the same time.
     """
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+    if _is_cuda(device):
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         step()
-        return int(torch.cuda.max_memory_allocated() - before)
+        return int(torch.cuda.max_memory_allocated(device) - before)
     with _PeakMemory() as memory:
         step()
     return memory.peak
@@ -238,12 +253,12 @@ def bench_model(
         models[name] = _prepare(loaded.model, device)
     drawn = draw_batch(models["stock"], str(loaded.task), imgsz, batch, device)
     steps = {name: _training_step(model, drawn) for name, model in models.items()}
-    train = ratios(take_turns(steps, turns), "stock")
-    peaks = {name: peak_bytes(step) for name, step in steps.items()}
+    train = ratios(take_turns(steps, turns, device=device), "stock")
+    peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
     saved = {name: saved_bytes(lambda m=model: m.loss(drawn), model) for name, model in models.items()}  # type: ignore[misc]
     image = drawn["img"][:1]
     passes = {name: make_inference(model, image) for name, model in models.items()}
-    inference = ratios(take_turns(passes, 2 * turns, repeat=6), "stock")
+    inference = ratios(take_turns(passes, 2 * turns, repeat=6, device=device), "stock")
     return [
         Cost(
             name,
@@ -290,7 +305,7 @@ def time_training_step(model: Any, imgsz: int, batch: int, device: str = "cpu") 
     """
     prepared = _prepare(model.model, device)
     step = _training_step(prepared, draw_batch(prepared, str(model.task), imgsz, batch, device))
-    return statistics.median(take_turns({"step": step}, 3, warmup=1)["step"])
+    return statistics.median(take_turns({"step": step}, 3, warmup=1, device=device)["step"])
 
 
 def make_inference(model: nn.Module, image: Tensor) -> Callable[[], Any]:

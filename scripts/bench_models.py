@@ -13,7 +13,7 @@ from typing import Annotated
 
 import torch
 import typer
-from bench_ops import PublishedAReLU, PublishedDyReLUB
+from published import PublishedAReLU, PublishedDyReLUB
 
 from rtdetr_act import register
 from rtdetr_act.bench import Cost, bench_model, print_costs, write_costs
