@@ -15,148 +15,41 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_checks import (
+    HALF,
+    LAYOUTS,
+    OPS,
+    Inputs,
+    arelu_formula,
+    assert_right,
+    check_compiled,
+    check_derivatives,
+    check_layout,
+    check_repeats,
+    check_second_derivatives,
+    draw_map,
+    draw_pair,
+    run,
+    scalar,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act import create, patch_model
-from rtdetr_act.activations.aglu import aglu
 from rtdetr_act.ops import blocks
-from rtdetr_act.ops.acon import acon
 from rtdetr_act.ops.arelu import arelu
 from rtdetr_act.ops.backend import INTERPRETING, wants_triton
 from rtdetr_act.ops.blocks import empty_like
 from rtdetr_act.ops.dyrelu import dyrelu
 from rtdetr_act.ops.frelu import maximum
 from rtdetr_act.ops.glu import glu
-from rtdetr_act.ops.logits import logits
-from rtdetr_act.ops.pool import mean_over_positions
-from rtdetr_act.ops.prelu import prelu
 from rtdetr_act.ops.tiles import tile
-
-Inputs = list[Tensor]
-HALF = (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
 def _seed_and_no_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(blocks, "SMALL", 0)  # small maps take torch's own graph, which would leave nothing to test
-
-
-# ---------------------------------------------------------------- the formulas, each in one line, and their inputs
-
-
-def scalar(low: float, high: float) -> Tensor:
-    return torch.empty(1).uniform_(low, high)
-
-
-def per_image(x: Tensor, count: int) -> Inputs:
-    return [torch.randn(*x.shape[:2], 1, 1) for _ in range(count)]
-
-
-def channelwise(x: Tensor, count: int) -> Inputs:
-    return [torch.randn(x.shape[1]) for _ in range(count)]
-
-
-def over_map(t: Tensor) -> Tensor:
-    return t[..., None, None]
-
-
-def dyrelu_formula(x: Tensor, *coefs: Tensor) -> Tensor:
-    k = len(coefs) // 2
-    return torch.stack([x * a + b for a, b in zip(coefs[:k], coefs[k:], strict=True)]).amax(0)
-
-
-def acon_formula(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
-    p1, p2, beta = over_map(p1), over_map(p2), over_map(beta)
-    return (p1 - p2) * x * torch.sigmoid(beta * (p1 - p2) * x) + p2 * x
-
-
-def arelu_formula(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    return torch.where(x < 0, alpha.clamp(0.01, 0.99) * x, (1 + torch.sigmoid(beta)) * x)
-
-
-def aglu_formula(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
-    return x * (1 + lambd * torch.exp(-kappa * x)) ** (-1 / lambd)
-
-
-def prelu_formula(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.where(x > 0, x, (weight if len(weight) == 1 else over_map(weight)) * x)
-
-
-# name: the op, its formula, and its other inputs for an x
-OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Tensor], Inputs]]] = {
-    "arelu": (arelu, arelu_formula, lambda x: [scalar(0.2, 0.8), scalar(-2, 2)]),
-    "arelu-clamped": (arelu, arelu_formula, lambda x: [scalar(1, 2), scalar(-2, 2)]),
-    "arelu-equal": (arelu, arelu_formula, lambda x: [scalar(0.98, 0.99), scalar(-6, -5)]),
-    "arelu-inplace": (
-        lambda x, *more: arelu(x * 1, *more, True),
-        arelu_formula,
-        lambda x: [scalar(0.2, 0.8), scalar(-2, 2)],
-    ),
-    "aglu": (aglu, aglu_formula, lambda x: [scalar(0.2, 2), scalar(-1, 2)]),
-    "prelu": (prelu, prelu_formula, lambda x: [scalar(-0.5, 0.8)]),
-    "prelu-equal": (prelu, prelu_formula, lambda x: [scalar(0.95, 1.05)]),
-    "prelu-channels": (prelu, prelu_formula, lambda x: channelwise(x, 1)),
-    "dyrelu-1": (lambda x, *c: dyrelu(x, c[:1], c[1:]), dyrelu_formula, lambda x: per_image(x, 2)),
-    "dyrelu-2": (lambda x, *c: dyrelu(x, c[:2], c[2:]), dyrelu_formula, lambda x: per_image(x, 4)),
-    "dyrelu-4": (lambda x, *c: dyrelu(x, c[:4], c[4:]), dyrelu_formula, lambda x: per_image(x, 8)),
-    "dyrelu-a": (
-        lambda x, *c: dyrelu(x, c[:2], c[2:]),
-        dyrelu_formula,
-        lambda x: [torch.randn(x.shape[0], 1, 1, 1) for _ in range(4)],
-    ),
-    "dyrelu-c": (
-        lambda x, pi, *c: dyrelu(x, c[:2], c[2:], pi),
-        lambda x, pi, *c: pi * dyrelu_formula(x, *c),
-        lambda x: [torch.rand(x.shape[0], 1, *x.shape[2:]), *per_image(x, 4)],
-    ),
-    "acon": (acon, acon_formula, lambda x: channelwise(x, 3)),
-    "acon-meta": (acon, acon_formula, lambda x: [*channelwise(x, 2), torch.rand(x.shape[:2])]),
-    "maximum": (maximum, lambda x, t: torch.where(t > x, t, x), lambda x: [torch.randn_like(x)]),
-    "logits": (
-        lambda x, w, b: logits(x, w, b).expand_as(x).to(x.dtype),
-        lambda x, w, b: F.conv2d(x, w, b).expand_as(x),
-        lambda x: [torch.randn(1, x.shape[1], 1, 1) / 4, torch.randn(1)],
-    ),
-    "mean": (
-        lambda x: x * mean_over_positions(x, x.dtype)[..., None, None],
-        lambda x: x * x.mean((2, 3), keepdim=True),
-        lambda x: [],
-    ),
-}  # fmt: skip
-
-
-def maps(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
-    x = (2 * torch.randn(shape)).to(dtype)
-    return x.to(memory_format=torch.channels_last) if channels_last else x
-
-
-def run(function: Callable[..., Tensor], inputs: Inputs, grad: Tensor) -> Inputs:
-    """Return the result and the gradients of all inputs."""
-    leaves = [t.detach().requires_grad_() for t in inputs]
-    y = function(*leaves)
-    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
-
-
-def assert_right(name: str, x: Tensor, grad: Tensor) -> None:
-    """Hold an op, its result and all its gradients, against its formula in float64."""
-    op, formula, more = OPS[name]
-    inputs = [x, *more(x)]
-    got, want = run(op, inputs, grad), run(formula, [t.double() for t in inputs], grad.double())
-    # One rounding to the type of x, also of the result, from which AReLU and the attention of DY-ReLU-C find back; the
-    # other sums keep what float32 has.
-    coarse = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}.get(x.dtype, 2e-5)
-    for g, w in zip(got, want, strict=True):
-        is_map = g.shape == x.shape
-        scale = 1.0 if is_map else max(1.0, (x.double() * grad.double()).abs().sum().item() / max(w.numel(), 1))
-        tolerance = (
-            coarse
-            if is_map or name == "arelu-inplace" or (x.dtype in HALF and ("arelu" in name or name == "dyrelu-c"))
-            else 2e-5
-        )
-        torch.testing.assert_close(g.double(), w, rtol=tolerance, atol=tolerance * scale)
-    assert got[0].dtype == got[1].dtype == x.dtype
 
 
 # ---------------------------------------------------------------- values and gradients
@@ -166,7 +59,7 @@ def assert_right(name: str, x: Tensor, grad: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("name", OPS)
 def test_result_and_gradients_are_those_of_the_formula(name: str, dtype: torch.dtype, channels_last: bool) -> None:
-    x, grad = (maps((3, 5, 9, 7), dtype, channels_last) for _ in range(2))
+    x, grad = (draw_map((3, 5, 9, 7), dtype, channels_last) for _ in range(2))
     assert wants_triton(x) == INTERPRETING
     assert_right(name, x, grad)
 
@@ -179,7 +72,7 @@ def test_cutting_into_blocks_changes_nothing(
 ) -> None:
     monkeypatch.setattr(blocks, "PER_THREAD", 200)
     assert INTERPRETING or len(blocks.blocks(torch.empty(shape))) > 1
-    assert_right(name, maps(shape, dtype), maps(shape, dtype))
+    assert_right(name, draw_map(shape, dtype), draw_map(shape, dtype))
 
 
 @settings(max_examples=6 if INTERPRETING else 25, deadline=None)
@@ -187,29 +80,22 @@ def test_cutting_into_blocks_changes_nothing(
     st.sampled_from(sorted(OPS)),
     st.tuples(*(st.integers(1, top) for top in (3, 40, 12, 12))),
     st.sampled_from([torch.float32, *HALF]),
-    st.booleans(),
-    st.sampled_from(["dense", "sliced", "expanded", "transposed"]),
+    st.sampled_from(LAYOUTS),
 )
-def test_any_shape_type_and_strides(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, strides: str
-) -> None:
-    x, grad = maps(shape, dtype, channels_last), maps(shape, dtype)
-    if strides == "sliced":
-        x = torch.cat([x, x], 1)[:, : shape[1]]
-    elif strides == "expanded":
-        grad = grad[:, :1, :1, :1].expand(shape)
-    elif strides == "transposed":
-        x = x.transpose(2, 3).contiguous().transpose(2, 3)
-    assert_right(name, x, grad)
+def test_any_shape_type_and_strides(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> None:
+    assert_right(name, *draw_pair(shape, dtype, layout))
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_first_and_second_derivatives(name: str) -> None:
-    op, _, more = OPS[name]
-    x = maps((2, 3, 3, 2)).double()
-    inputs = [t.double().requires_grad_() for t in (x, *more(x))]
-    assert torch.autograd.gradcheck(op, inputs)
-    assert torch.autograd.gradgradcheck(op, inputs)
+    check_derivatives(name)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("name", OPS)
+def test_second_derivatives_are_those_of_the_formula(name: str, dtype: torch.dtype, layout: str) -> None:
+    check_second_derivatives(name, *draw_pair((2, 5, 4, 3), dtype, layout))
 
 
 def test_tiles_of_more_images_than_a_grid_has_rows() -> None:
@@ -220,21 +106,21 @@ def test_tiles_of_more_images_than_a_grid_has_rows() -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", [name for name in OPS if name not in ("mean", "logits")])
 def test_layout_of_result_and_gradient_is_that_of_the_input(name: str, channels_last: bool) -> None:
-    op, _, more = OPS[name]
-    x = maps((2, 6, 5, 4), channels_last=channels_last)
-    y, grad_x, *_ = run(op, [x, *more(x)], torch.ones(2, 6, 5, 4))
-    assert y.stride() == grad_x.stride() == x.stride()
+    check_layout(name, channels_last)
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_small_maps_take_another_way_to_the_same_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "SMALL", 1 << 15)
-    assert_right(name, maps((2, 3, 5, 5)), maps((2, 3, 5, 5)))
+    assert_right(name, draw_map((2, 3, 5, 5)), draw_map((2, 3, 5, 5)))
 
 
 def test_glu_in_both_layouts() -> None:
     for channels_last in (False, True):
-        x, grad = maps((2, 8, 5, 6), channels_last=channels_last), maps((2, 4, 5, 6), channels_last=channels_last)
+        x, grad = (
+            draw_map((2, 8, 5, 6), channels_last=channels_last),
+            draw_map((2, 4, 5, 6), channels_last=channels_last),
+        )
         y, grad_x = run(glu, [x], grad)
         want, want_x = run(lambda t: t[:, :4] * torch.sigmoid(t[:, 4:]), [x.double()], grad.double())
         torch.testing.assert_close(y.double(), want, rtol=1e-6, atol=1e-6)
@@ -304,7 +190,7 @@ def saved_maps(function: Callable[[], Any], shape: torch.Size) -> int:
 
 
 def test_arelu_saves_only_its_result_which_the_next_layer_saves_anyway() -> None:
-    x, conv = maps((2, 4, 6, 6)).requires_grad_(), nn.Conv2d(4, 4, 1)
+    x, conv = draw_map((2, 4, 6, 6)).requires_grad_(), nn.Conv2d(4, 4, 1)
     alpha, beta = (scalar(0.2, 0.8).requires_grad_() for _ in range(2))
     assert saved_maps(lambda: conv(arelu(x, alpha, beta)), x.shape) == 1
     assert saved_maps(lambda: conv(F.silu(x)), x.shape) == 2
@@ -316,14 +202,14 @@ def test_arelu_saves_only_its_result_which_the_next_layer_saves_anyway() -> None
 )
 def test_no_op_saves_more_than_what_it_reads(name: str, count: int) -> None:
     op, _, more = OPS[name]
-    x = maps((2, 4, 6, 6))
+    x = draw_map((2, 4, 6, 6))
     inputs = [t.requires_grad_() for t in (x, *more(x))]
     assert saved_maps(lambda: op(*inputs), x.shape) == count
 
 
 def test_arelu_in_place_behind_batch_norm() -> None:
     bn, alpha, beta = nn.BatchNorm2d(4), scalar(0.2, 0.8).requires_grad_(), scalar(-2, 2).requires_grad_()
-    x = maps((2, 4, 6, 6)).requires_grad_()
+    x = draw_map((2, 4, 6, 6)).requires_grad_()
     before = bn(x)
     y = arelu(before, alpha, beta, inplace=True)
     assert y.data_ptr() == before.data_ptr()
@@ -334,7 +220,7 @@ def test_arelu_in_place_behind_batch_norm() -> None:
 
 
 def test_in_place_on_what_others_need_is_an_error_not_a_wrong_gradient() -> None:
-    x = maps((2, 4)).requires_grad_()
+    x = draw_map((2, 4)).requires_grad_()
     with pytest.raises(RuntimeError, match="leaf"):
         arelu(x, scalar(0.2, 0.8), scalar(-2, 2), inplace=True)
     y = torch.sigmoid(x)  # its backward reads its result
@@ -344,7 +230,7 @@ def test_in_place_on_what_others_need_is_an_error_not_a_wrong_gradient() -> None
 
 
 def test_scratch_memory_serves_training_after_inference_and_threads_apart() -> None:
-    x = maps((1, 8, 60, 60))  # large enough for it
+    x = draw_map((1, 8, 60, 60))  # large enough for it
     coefs = [torch.randn(1, 8, 1, 1) for _ in range(4)]
     with torch.inference_mode():
         want = dyrelu(x, coefs[:2], coefs[2:])
@@ -361,19 +247,13 @@ def test_scratch_memory_serves_training_after_inference_and_threads_apart() -> N
 
 @pytest.mark.parametrize("name", OPS)
 def test_compiles_without_a_break(name: str) -> None:
-    op, _, more = OPS[name]
-    x, grad = maps((2, 4, 6, 5)), maps((2, 4, 6, 5))
-    inputs = [x, *more(x)]
-    torch._dynamo.reset()
-    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
-    for got, want in zip(run(compiled, inputs, grad), run(op, inputs, grad), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    check_compiled(name, draw_map((2, 4, 6, 5)), draw_map((2, 4, 6, 5)), "aot_eager")
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_traces_to_torchs_own_operators(name: str) -> None:
     op, _, more = OPS[name]
-    x = maps((2, 4, 6, 5))
+    x = draw_map((2, 4, 6, 5))
     inputs = (x, *more(x))
     traced = torch.jit.trace(op, inputs)
     assert "PythonOp" not in str(traced.graph)
@@ -383,7 +263,7 @@ def test_traces_to_torchs_own_operators(name: str) -> None:
 @pytest.mark.parametrize("name", OPS)
 def test_gradients_per_image_by_torch_func(name: str) -> None:
     op, _, more = OPS[name]
-    x = maps((3, 4, 6, 5))
+    x = draw_map((3, 4, 6, 5))
     rest = more(x[:1])
     found = torch.func.vmap(torch.func.grad(lambda t: op(t[None], *rest).sum()))(x)
     for image, got in zip(x, found, strict=True):
@@ -394,22 +274,13 @@ def test_gradients_per_image_by_torch_func(name: str) -> None:
 @pytest.mark.parametrize("name", OPS)
 def test_runs_on_tensors_without_memory(name: str) -> None:
     op, _, more = OPS[name]
-    inputs = [t.to("meta") for t in [maps((2, 4, 6, 5)), *more(maps((2, 4, 6, 5)))]]
+    inputs = [t.to("meta") for t in [draw_map((2, 4, 6, 5)), *more(draw_map((2, 4, 6, 5)))]]
     assert op(*inputs).shape == (2, 4, 6, 5)
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_repeats_to_the_bit_where_only_deterministic_algorithms_may_run(name: str) -> None:
-    op, _, more = OPS[name]
-    x, grad = maps((2, 7, 30, 30)), maps((2, 7, 30, 30))
-    inputs = [x, *more(x)]
-    torch.use_deterministic_algorithms(True)
-    try:
-        runs = [run(op, inputs, grad) for _ in range(3)]
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert all(torch.equal(a, b) for other in runs[1:] for a, b in zip(runs[0], other, strict=True))
-    assert not any(t.isnan().any() for t in runs[0])
+    check_repeats(name)
 
 
 def test_new_memory_is_not_filled_first_and_the_setting_comes_back() -> None:
@@ -445,7 +316,7 @@ def test_registered_operators_keep_their_promises() -> None:
     from rtdetr_act.ops import frelu as frelu_ops
     from rtdetr_act.ops import prelu as prelu_ops
 
-    x, grad = maps((2, 5, 6, 7)), maps((2, 5, 6, 7), channels_last=True)
+    x, grad = draw_map((2, 5, 6, 7)), draw_map((2, 5, 6, 7), channels_last=True)
     alpha, beta, coefs = scalar(0.2, 0.8), scalar(-2, 2), torch.randn(4, 2, 5)
     pi = torch.rand(2, 1, 6, 7)
     calls = [
@@ -473,7 +344,7 @@ def test_registered_operators_keep_their_promises() -> None:
     "name", ["arelu", "dyrelu_a", "dyrelu_b", "dyrelu_c", "aconc", "meta_aconc", "aglu", "prelu", "frelu"]
 )
 def test_modules_learn_alike_compiled_and_eager(name: str) -> None:
-    module, x = create(name, 6), maps((2, 6, 8, 8))
+    module, x = create(name, 6), draw_map((2, 6, 8, 8))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -493,7 +364,7 @@ def test_a_block_of_a_patched_network_is_one_graph(name: str) -> None:
 
     block = nn.Sequential(Conv(8, 4, 3), Conv(4, 8, 1))
     assert len(patch_model(block, name)) == 2
-    x, reference = maps((2, 8, 10, 10)), copy.deepcopy(block)
+    x, reference = draw_map((2, 8, 10, 10)), copy.deepcopy(block)
     torch._dynamo.reset()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     for got, want in zip(
