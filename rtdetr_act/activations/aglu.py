@@ -121,10 +121,14 @@ def _backward(grad: Tensor, x: Tensor, rate: Tensor, kappa: Tensor) -> tuple[Ten
     return grad_x, for_rate / rate**2, for_kappa / rate
 
 
+# Elements of a block elsewhere: 256 MiB for each of six memories in float32. torch.dot takes below 2 ** 31 on CUDA.
+_ON_GPU = 1 << 26
+
+
 def _lines(x: Tensor) -> tuple[Tensor, ...]:
     # Four memories beside those of input and result: a quarter of a block each. 2x128x160x160 on two threads takes
     # 19 + 28 ms, with whole blocks 23 + 36 ms; Ultralytics' gate 20 + 19 ms, SiLU 4 + 5 ms.
-    return flat(x).split(block_size() // 4 if x.is_cpu else max(x.numel(), 1))
+    return flat(x).split(block_size() // 4 if x.is_cpu else _ON_GPU)
 
 
 def _exponent(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
