@@ -15,7 +15,7 @@ def maximum(x: Tensor, funnel: Tensor) -> Tensor:
     """Return the larger of both, elementwise, in the type and layout of x.
 
     The backward reads x and the result, both of which their neighbours keep anyway; torch's own keeps the funnel too,
-    and builds a map of ties. Where both are equal, x takes the gradient.
+    and builds a map of ties. Where both are equal, x takes the gradient (compiled, they share it).
 
     Args:
         x: Any shape.
