@@ -13,7 +13,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test test-ray test-oldest bench parity chaos chaos-ray interruptions stock format clean
+.PHONY: demo test test-ray test-oldest bench gpu parity chaos chaos-ray interruptions stock format clean
 
 # uv links packages from its cache, so that a second environment costs no second 6 GB of torch.
 define environment
@@ -55,6 +55,11 @@ bench: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/bench_models.py
 	$(VENV)/$(BIN)/python scripts/bench_fold.py
 	$(VENV)/$(BIN)/python scripts/bench_conv.py
+
+# Kernels, precision, times and trainings on a CUDA GPU: docs/gpu.md, .csv and .png. Without one the kernels in Triton's
+# interpreter, about ten minutes. It goes on where it was stopped; remove runs/gpu to begin anew.
+gpu: $(VENV)/installed
+	$(VENV)/$(BIN)/python scripts/check_gpu.py --minutes 120 --report docs
 
 # Every activation in every export format against torch: runs/parity/parity.md; about fifteen minutes.
 parity: $(VENV)/installed

@@ -395,7 +395,7 @@ def write_costs(costs: Mapping[str, Sequence[Cost]], folder: Path, name: str) ->
             memory = {"peak memory": cost.peak, "saved for backward": cost.saved}
             panels.setdefault(model, {})[cost.activation] = {**times, **memory}
     text = json.dumps({model: [asdict(cost) for cost in found] for model, found in costs.items()}, indent=1)
-    chart = _draw_bars(panels, "in units of the stock model")
+    chart = bars_figure(panels, "in units of the stock model")
     contents = {folder / f"{name}.json": text.encode(), folder / f"{name}.png": render(chart, dpi=_DPI)}
     with writing(folder), making_folder(folder):
         write_together(contents)
@@ -418,10 +418,11 @@ def draw_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], output: P
     """
     from rtdetr_act.plot import write_picture
 
-    return write_picture(_draw_bars(panels, axis), Path(output), dpi=_DPI)
+    return write_picture(bars_figure(panels, axis), Path(output), dpi=_DPI)
 
 
-def _draw_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], axis: str) -> Figure:
+def bars_figure(panels: Mapping[str, Mapping[str, Mapping[str, float]]], axis: str) -> Figure:
+    """Return the figure of `draw_bars`."""
     from matplotlib.figure import Figure
 
     from rtdetr_act.plot import COLOURS

@@ -15,7 +15,7 @@ NAMES = ("arelu", "prelu", "frelu", "aconc", "meta_aconc", "dyrelu_a", "dyrelu_b
 # gradient is added too. FReLU: convolution, BatchNorm and maximum, each with its own backward.
 MOVED = {
     "silu": 5, "arelu": 5, "prelu": 5, "aconc": 5, "meta_aconc": 8, "dyrelu_a": 8, "dyrelu_b": 8, "dyrelu_c": 12,
-    "frelu": 21,
+    "frelu": 21, "aglu": 5,
 }  # fmt: skip
 
 
@@ -112,8 +112,22 @@ class PublishedFReLU(nn.Module):
         return torch.max(x, self.bn(self.conv(x)))
 
 
+class PublishedAGLU(nn.Module):
+    """AGLU as its formula stands, by softplus."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lambd, self.kappa = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of x."""
+        rate = self.lambd.clamp(min=0.0001)
+        return x * torch.exp(-F.softplus(torch.log(rate) - self.kappa * x) / rate)
+
+
 PUBLISHED: dict[str, Callable[[int], nn.Module]] = {
     "arelu": lambda channels: PublishedAReLU(),
+    "aglu": lambda channels: PublishedAGLU(),
     "prelu": lambda channels: nn.PReLU(),
     "frelu": PublishedFReLU,
     "aconc": PublishedACON,
