@@ -13,11 +13,15 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test test-ray test-oldest bench gpu parity chaos chaos-ray interruptions stock format clean
+.PHONY: demo test test-ray test-oldest bench gpu parity chaos chaos-ray interruptions stock compat format clean
+
+define uv
+	$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
+endef
 
 # uv links packages from its cache, so that a second environment costs no second 6 GB of torch.
 define environment
-	$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
+	$(call uv)
 	$(PYTHON) -m uv venv --quiet --allow-existing $(1)
 	$(PYTHON) -m uv pip install --quiet --python $(1) $(2)
 endef
@@ -44,7 +48,7 @@ $(RAY)/installed: pyproject.toml
 test-ray: $(RAY)/installed
 	$(RAY)/$(BIN)/python -m pytest tests/test_cluster.py
 
-# The oldest supported releases. torch 2.4 because Ultralytics 8.3.0 cannot load checkpoints with torch 2.6 and newer.
+# The oldest supported releases, of torch too. Ultralytics 8.3.0 works with the newest torch as well: `make compat`.
 test-oldest:
 	$(call environment,$(OLDEST),-e ".[dev]" "ultralytics==8.3.0" "torch==2.4.1" "torchvision==0.19.1" "numpy<2" setuptools)
 	$(OLDEST)/$(BIN)/python -m pytest $(PARALLEL)
@@ -83,9 +87,15 @@ interruptions: $(VENV)/installed
 stock: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/check_stock.py
 
+# Seventeen releases of Ultralytics and the newest, each in an environment of its own: docs/compatibility.md; about 25
+# minutes on two quiet cores. What was finished is not done again.
+compat:
+	$(call uv)
+	$(PYTHON) scripts/check_compat.py
+
 format: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff format .
 	$(VENV)/$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(RAY) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(RAY) .venv-compat .pytest_cache .ruff_cache .mypy_cache .hypothesis
