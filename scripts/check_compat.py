@@ -37,9 +37,11 @@ Result = dict[str, Any]
 
 PREFACE = """# Ultralytics releases
 
-Written by `make compat`, which runs `scripts/check_release.py` in an environment of each release: {python}, {system},
-{cores} cores, {dates}, rtdetr-act of this commit. With each release come the newest packages that it lets be installed,
-but where a pin is named. Everything was run on the CPU; nothing here says anything of GPUs, Windows or macOS.
+Written by `make compat`, which runs `scripts/check_release.py` in an environment of each release.
+{python}, {system}, {cores} cores, {dates}.
+
+With each release come the newest packages that it lets be installed, but for the pins named below. Everything was run
+on the CPU; nothing here says anything of GPUs, Windows or macOS.
 """
 COLUMNS = """\
 Every check is a real one, with small models. *imported* looks for the hooks with the plugin imported before and behind
@@ -52,7 +54,10 @@ after its first epoch. *fold and ONNX* compares the file with torch.
 SITES = """\
 Sites that `Conv.default_act = nn.Mish()` reaches / that `patch_model(model, "mish")` swaps / with `scope="all"`.
 """
-COSTS = "environments, and pins that did not help, not counted.\n"
+COSTS = """\
+The checks took {all:.0f} core-seconds, {each:.0f} a release, with neither the making of environments nor the runs that
+failed for want of a pin; the seconds in the table depend on what else the machine did.
+"""
 # The lines were counted in the package, the tests and the scripts: what only a release below the bound needs.
 OLDEST = """## Why 8.3.0 is the oldest
 
@@ -191,16 +196,18 @@ def write_document(results: list[Result]) -> str:
     pythons = sorted({f"Python {result['versions'].get('python')}" for result in results})
     dates = sorted({result["date"] for result in results})
     preface = PREFACE.format(
-        python=", ".join(pythons), system=platform.platform(aliased=True, terse=True), cores=os.cpu_count(),
+        python=", ".join(pythons), system=f"{platform.system()} on {platform.machine()}", cores=os.cpu_count(),
         dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
     )  # fmt: skip
-    parts = [preface, draw_checks(results), COLUMNS, "## What a release needs\n", *list_needs(results)]
+    cores = sum(result["core_seconds"] for result in results)
+    parts = [preface, draw_checks(results), COLUMNS, COSTS.format(all=cores, each=cores / len(results))]
+    if missing := [release for release in RELEASES if release not in {result["release"] for result in results}]:
+        parts.append(f"**Not checked in this run:** {', '.join(missing)}.\n")
+    parts += ["## What a release needs\n", *list_needs(results)]
     parts += ["\n## What a release does not have\n", *list_absent(results)]
     if any(failures(result) for result in results):
         parts += ["\n## What fails\n", *(f"- {r['release']}, {each}" for r in results for each in failures(r))]
     parts += ["\n## Sites\n", SITES, draw_sites(results), OLDEST]
-    cores = sum(result["core_seconds"] for result in results)
-    parts.append(f"The checks took {cores:.0f} core-seconds, {cores / len(results):.0f} a release, {COSTS}")
     return "\n".join(parts)
 
 
