@@ -49,7 +49,8 @@ Ultralytics. *patch counts* compares the report of a swap with the activations f
 pass, without the plugin's own search. *training* takes two steps with `arelu, dynamic_conv@backbone` and looks at
 parameters, groups and checkpoint; *auto, long* is `optimizer=auto` above 10,000 iterations. *reopened* validates and
 predicts in a process that does not import the plugin, where a rebuild must stop. *kill and resume* kills a training
-after its first epoch. *fold and ONNX* compares the file with torch.
+after its first epoch. *fold and ONNX* compares the file with torch. *average precision* is Ultralytics' own function,
+which a training reaches once something is detected.
 """
 SITES = """\
 Sites that `Conv.default_act = nn.Mish()` reaches / that `patch_model(model, "mish")` swaps / with `scope="all"`.
