@@ -240,7 +240,7 @@ def _wrong_arguments(found: Entry, spec: ActSpec, error: Exception) -> SpecError
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     hint = suggest(unknown[1], signature.parameters) if unknown else ""
     why = reason(error).rstrip(".") if str(error) else "its arguments do not fit together"
-    return SpecError(f"'{spec}' is wrong: {why}; it takes {f'({takes})' if takes else 'no arguments'}{hint}")
+    return SpecError(f"{quote(str(spec))} is wrong: {why}; it takes {f'({takes})' if takes else 'no arguments'}{hint}")
 
 
 def _override(spec: str | ActSpec, kwargs: dict[str, Any]) -> ActSpec:
