@@ -332,7 +332,7 @@ class Plan:
             default_act,
             _check_act_lr(data.get("act_lr", 1.0)),
             _check_distill(data.get("distill", False), rules),
-            cls._from_yaml(data["base"], depth + 1) if data.get("base") else None,
+            (cls._from_yaml(data["base"], depth + 1) or None) if data.get("base") else None,  # as `to_yaml` writes it
             convolutions,
             _check_flag("fitted", data.get("fitted", False)),
         )

@@ -343,6 +343,11 @@ def test_a_wrong_argument_or_factory_is_a_sentence(spec: str, words: str) -> Non
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
 
 
+def test_a_base_that_changes_nothing_is_none() -> None:
+    plan = Plan.from_yaml({"rules": [{"activation": "arelu"}], "base": {"rules": [], "default_act": "nn.ReLU()"}})
+    assert Plan.from_yaml(plan.to_yaml()) == plan == Plan.parse("arelu")
+
+
 def test_a_rule_that_no_site_follows_is_refused_where_it_was_typed() -> None:
     def net() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
