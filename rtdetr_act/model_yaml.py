@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rtdetr_act.errors import SpecError, origin, quote, reason, suggest
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _PARTS = ("backbone", "head")
-_MOST_ROWS, _MOST_REPEATS, _MOST_VALUES, _DEEPEST = 1000, 1000, 10_000, 5
+_MOST_ROWS, _MOST_REPEATS, _MOST_VALUES, _DEEPEST = 1000, 1000, 10_000, 5  # repeats are those of all rows together
 _LARGEST = 1_000_000_000  # of any number in a YAML; a layer of as many channels has no memory
 # What stock code, torch's constructors and a first forward pass raise on arguments that they cannot use.
 BUILDING_ERRORS = (
@@ -52,6 +52,7 @@ def check_form(model_yaml: Mapping[str, Any]) -> None:
     _require(len(rows) <= _MOST_ROWS, f"it has {len(rows)} rows: {_MOST_ROWS} are the most")
     for index, (part, number, row) in enumerate(rows):
         _check_row(row, index, f"row {number} of '{part}'")
+    _check_repeats(rows, _depth_of(model_yaml))
     _require(shape is not None or "Pose" not in rows[-1][2][2], "it has no 'kpt_shape', such as [17, 3]")
 
 
@@ -86,6 +87,22 @@ def _check_row(row: Any, index: int, where: str) -> None:
             not number or abs(value) <= _LARGEST or abs(value) == math.inf,
             f"{where} has an argument out of all range, {quote(value)}",
         )
+
+
+def _depth_of(model_yaml: Mapping[str, Any]) -> float:
+    """Return the factor on the repeats of rows, as `parse_model` takes it from `scales`, else `depth_multiple`."""
+    if scales := model_yaml.get("scales"):
+        return float(scales[model_yaml.get("scale") or next(iter(scales))][0])
+    return float(model_yaml.get("depth_multiple", 1.0))
+
+
+def _check_repeats(rows: Sequence[tuple[str, int, Any]], depth: float) -> None:
+    """Refuse a network of so many layers that building it does not end: each row may be right, and so the factor."""
+    count = sum(max(repeats * depth, 1.0) if repeats > 1 else 1 for _, _, (_, repeats, *_) in rows)
+    _require(
+        count <= _MOST_REPEATS,
+        f"its rows repeat their modules {count:,.0f} times, with a depth of {depth:g}: {_MOST_REPEATS} are the most",
+    )
 
 
 def _leaves(value: Any, depth: int) -> Iterator[tuple[Any, int]]:

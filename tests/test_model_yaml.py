@@ -177,6 +177,16 @@ def test_aliases_that_explode_are_refused_at_once(tmp_path: Path) -> None:
         load_model(str(tmp_path / "x.yaml"))
 
 
+@pytest.mark.parametrize(
+    "top", [{"depth_multiple": 1e6}, {"depth_multiple": float("inf")}, {"scales": {"n": [1e6, 1, 8]}}]
+)
+def test_repeats_times_a_depth_without_end_are_refused(top: dict[str, Any]) -> None:
+    model_yaml = row("Conv", 8, 3, 1)
+    model_yaml["backbone"][1][1] = 2  # pytest-timeout ends what builds two million layers
+    with pytest.raises(SpecError, match="repeat their modules"):
+        tasks.DetectionModel({**model_yaml, **top}, verbose=False)
+
+
 def test_an_rtdetr_whose_layers_do_not_fit_is_found_before_it_trains(tmp_path: Path) -> None:
     model_yaml = copy.deepcopy(tiny.RTDETR)
     model_yaml["head"][4][0] = [-1, 1]  # maps of two sizes, put together
