@@ -93,6 +93,19 @@ def test_a_file_that_unpacks_to_many_times_its_size_is_not_loaded(tmp_path: Path
         load_model(str(tmp_path / "bomb.pt"))
 
 
+@pytest.mark.parametrize("number", [b"r\x00\x00\x00\x08", b"r\xff\xff\xff\xff", b"p999999999\n"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_asks_for_all_memory_is_not_loaded(number: bytes, zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"\x80\x02}" + number + b".")
+    if zipped:
+        pickled = path.read_bytes()
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", pickled)
+    with pytest.raises(ModelError, match="asks for room"):
+        load_model(str(path))
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"\x80", b"\x80\x04.", b"PK\x03\x04", b"\x80\x02cmissing\n", b"c\n\n."]
 )
