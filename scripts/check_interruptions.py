@@ -16,7 +16,6 @@ import atexit
 import contextlib
 import hashlib
 import importlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -25,18 +24,17 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from xml.etree import ElementTree
 
 # Settings of its own, so that no tracker of the user's writes too.
 os.environ.update(YOLO_OFFLINE="True", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="interruptions-settings-")
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from leftovers import find_hidden, is_whole
 
 CHECKPOINT = "runs/detect/run/weights/best.pt"
 TRAINING = "epochs=1 imgsz=64 batch=4 nbs=4 workers=0 device=cpu amp=False plots=False deterministic=False val=False"
@@ -60,7 +58,6 @@ COMMANDS = {
     "bench --format": ("train", f"bench --model {CHECKPOINT} --format torchscript --turns 2 imgsz=64 -o bench"),
     "diagnose": ("", f"diagnose {MODEL} --act arelu --images 4 imgsz=64 -o diagnosis"),
 }
-FOUND_BY_OTHERS = (".cache", ".lock")  # endings of what Ultralytics and locks leave
 LONG = 8.0  # seconds; what takes longer is stopped at fewer moments
 RESUMED = ("study", "search")  # add files while they run, so that new ones may be there beside the old
 Snapshot = dict[str, str]
@@ -207,7 +204,7 @@ class Child:
         """Send a signal as soon as there is a file under a hidden name."""
         self.go()
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not hidden(self.work) and self.is_running():
+        while time.monotonic() < deadline and not find_hidden(self.work) and self.is_running():
             time.sleep(0.0005)
         self.send(number)
 
@@ -239,7 +236,7 @@ def try_once(trial: Trial, command: str, work: Path, good: Path, shared: Path, s
         trial.said = "(it had ended)"
     if not ended and trial.way != "kill -9" and not trial.said:
         trial.faults.append(f"no sentence, but: {lines[-1] if lines else 'nothing'}")
-    left = hidden(work)
+    left = find_hidden(work)
     if left and trial.way != "kill -9":
         trial.faults.append(f"left {', '.join(left)}")
     kinds = Counter(compare(trial, good, work))
@@ -250,7 +247,7 @@ def try_once(trial: Trial, command: str, work: Path, good: Path, shared: Path, s
     code, output = call(command, work, shared)
     if code:
         trial.faults.append(f"the next call ended with {code}: {output.splitlines()[-1:]}")
-    if left := hidden(work):
+    if left := find_hidden(work):
         trial.faults.append(f"the next call left {', '.join(left)}")
     return trial
 
@@ -280,28 +277,6 @@ def compare(trial: Trial, good: Path, work: Path) -> Iterator[str]:
             trial.faults.append(f"{name} is there beside the old files")
 
 
-def is_whole(path: Path) -> bool:
-    """Say whether a file that something wrote is complete, as far as its format tells."""
-    content = path.read_bytes()
-    if path.suffix in (".pt", ".torchscript"):
-        return zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip() is None
-    if path.suffix == ".png":
-        return content.endswith(b"IEND\xaeB`\x82")
-    if path.suffix == ".parquet":
-        return content.endswith(b"PAR1")
-    if path.suffix == ".json":
-        return bool(json.loads(content or "0"))
-    if path.suffix == ".html":
-        return content.rstrip().endswith(b"</html>")
-    if path.suffix == ".xml":
-        return ElementTree.fromstring(content).tag == "net" and path.with_suffix(".bin").stat().st_size > 100_000
-    if path.suffix == ".onnx":
-        import onnx
-
-        onnx.checker.check_model(content)
-    return path.suffix == ".txt" or content.endswith(b"\n") or path.suffix in (".onnx", ".bin", ".lock", ".gz")
-
-
 def snapshot(folder: Path) -> Snapshot:
     """Return a hash of each file that has a name to be seen."""
     return {
@@ -315,19 +290,6 @@ def changed(good: Path, work: Path) -> list[Path]:
     """Return the files that a command wrote."""
     before = snapshot(good)
     return [work / name for name, content in snapshot(work).items() if before.get(name) != content]
-
-
-def hidden(folder: Path) -> list[str]:
-    """Return the files and folders under hidden names, those inside of hidden folders left out."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        found += [
-            str(Path(place, name).relative_to(folder))
-            for name in (*folders, *files)
-            if name.startswith(".") and not name.endswith(FOUND_BY_OTHERS)
-        ]
-        folders[:] = [name for name in folders if not name.startswith(".")]
-    return found
 
 
 def call(command: str, work: Path, shared: Path, stop: Stop | None = None) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Data
-from test_study_records import DEFAULTS, make_folder
+from records import DEFAULTS, make_folder
 from typer.testing import CliRunner
 
 from rtdetr_act.cli import app, searching, studying  # noqa: F401 (they register their commands)
