@@ -13,7 +13,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test test-ray test-oldest bench gpu parity chaos chaos-ray interruptions stock compat format clean
+.PHONY: demo test test-ray test-oldest bench gpu parity chaos chaos-ray interruptions fuzz stock compat format clean
 
 define uv
 	$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
@@ -82,6 +82,10 @@ chaos-ray: $(RAY)/installed
 # A full disk, Ctrl-C and kill -9 for every command, over good files; about fifteen minutes.
 interruptions: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/check_interruptions.py
+
+# 20,000 hostile plans, YAMLs, study files and checkpoints, and 300 command lines: runs/fuzz; about twenty minutes.
+fuzz: $(VENV)/installed
+	$(VENV)/$(BIN)/python scripts/fuzz.py
 
 # Stock trainings with and without the plugin imported; about three minutes.
 stock: $(VENV)/installed

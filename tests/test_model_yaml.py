@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from fuzzing.inputs import MODEL_YAMLS, mutate
 from torch import nn
 from typer.testing import CliRunner
 from ultralytics.nn import tasks
@@ -22,20 +22,6 @@ from rtdetr_act.errors import RtdetrActError, SpecError
 from rtdetr_act.model_yaml import check_form, check_modules
 from rtdetr_act.plan import split_model_yaml
 from rtdetr_act.runs import load_model
-
-BASES = [
-    tiny.RTDETR,
-    *(tiny.yolo(task) for task in tiny.YOLO_HEADS),
-    {**tiny.yolo(), "activation": "arelu"},
-    {**tiny.RTDETR, "activation": {"rules": [{"activation": "arelu", "layers": "0-3"}], "act_lr": 0.5}},
-    tiny.with_rows(tiny.yolo(), {0: "mish"}, scales={"n": [0.33, 0.25, 1024]}),
-]
-# What stands somewhere it should not.
-WRONG = [
-    None, True, -1, 0, 1.5, 10**400, 2**40, "x", "", "nn.ReLU", [], [[]], {}, {"a": 1}, "Convv", 99, -99, float("nan"),
-    float("inf"), "a\nb", "\x1b[31m", [1, 2, 3], "two words", "(" * 300, "torch_load", "nn.functional", b"bytes",
-    "DetectionModel", "nn.LeakyReLU(0.1)", "open('x')",
-]  # fmt: skip
 
 
 def row(module: str, *args: Any) -> dict[str, Any]:
@@ -115,36 +101,11 @@ def test_no_yaml_of_ultralytics_is_refused(path: Path) -> None:
     check_modules(stock, vars(tasks))
 
 
-def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
-    """Yield the path of everything inside lists and dicts."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield (*at, key)
-        yield from places(inner, (*at, key))
-
-
-def mutate(model_yaml: dict[str, Any], draw: random.Random) -> dict[str, Any]:
-    """Return a copy with something left out, put in or replaced."""
-    new = copy.deepcopy(model_yaml)
-    *parents, last = draw.choice(list(places(new)))
-    owner = new
-    for key in parents:
-        owner = owner[key]
-    way = draw.random()
-    if way < 0.2:
-        del owner[last]
-    elif way < 0.3 and isinstance(owner, list):
-        owner.insert(last, draw.choice(WRONG))
-    else:
-        owner[last] = draw.choice(WRONG)
-    return new
-
-
 def test_a_mutated_yaml_is_a_sentence_or_a_model(tmp_path: Path) -> None:
     draw = random.Random(0)
     refused = 0
     for number in range(80):
-        model_yaml = mutate(draw.choice(BASES), draw)
+        model_yaml = mutate(draw.choice(MODEL_YAMLS), draw)
         path = tmp_path / f"{number}.yaml"
         path.write_text(yaml.safe_dump(model_yaml), encoding="utf-8")
         try:

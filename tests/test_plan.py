@@ -9,6 +9,7 @@ import sys
 import pytest
 import tiny
 import yaml
+from fuzzing.inputs import plans, rules, specs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -33,34 +34,6 @@ MODEL = {
     "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2], "mish"]],
     "head": [[[0, 1], 1, "Detect", ["nc"], "leaky_relu(0.1)"]],
 }
-
-literals = st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(max_size=5), st.none())
-spellings = st.sampled_from(["arelu", "leaky_relu", "nn.SiLU", "dyrelu_b"])
-specs = st.builds(
-    ActSpec,
-    spellings,
-    st.lists(literals, max_size=2).map(tuple),
-    st.dictionaries(st.sampled_from(["a", "slope"]), literals, max_size=2).map(lambda d: tuple(d.items())),
-)
-patterns = st.lists(st.sampled_from(["*.cv2.*", "model.28.*", "*act"]), max_size=2, unique=True).map(tuple)
-rules = st.builds(
-    Rule,
-    specs,
-    st.sets(st.integers(0, 60), max_size=8).map(lambda layers: tuple(sorted(layers))),
-    st.lists(st.sampled_from(SECTIONS), max_size=2, unique=True).map(tuple),
-    patterns,
-    patterns,
-    st.sampled_from(["conv", "all"]),
-    st.sampled_from(["paper", "match"]),
-    st.sampled_from([0.0, 0.5, 5.0]),
-)
-plans = st.builds(
-    Plan,
-    st.lists(rules, min_size=1, max_size=4).map(tuple),
-    st.sampled_from([None, "nn.ReLU()", "torch.nn.LeakyReLU(0.1)"]),
-    st.floats(0.001, 100),
-    fitted=st.booleans(),
-)
 
 
 def test_words_behind_a_rule_say_how_it_starts() -> None:
