@@ -4,7 +4,7 @@
 
 Hypothesis makes activations, plans, study files, model YAMLs, checkpoints and command lines, right ones and damaged
 ones; all that failed once is tried first. Each must be taken, or refused in one sentence, within two seconds of
-computing (a command within a minute), running no code, leaving no file, and within a bound of memory. Prints a table in
+computing (a command within thirty), running no code, leaving no file, and within a bound of memory. Prints a table in
 Markdown and writes it to the output folder, with the smallest input found of each fault; exits with 1 where there is
 one. Ctrl-C ends it with what is done so far. About twenty minutes on two cores.
 """
@@ -68,10 +68,10 @@ def run_share(number: int, jobs: int, examples: int, command_lines: int, seed: i
     tallies: list[Tally] = []
     with tempfile.TemporaryDirectory(prefix="fuzz-template-") as folder:
         commands = make_command_lines(Path(folder))
-        for kind in (commands, *KINDS):
+        for kind in (*KINDS, commands):
             count = command_lines if kind is commands else round(examples * kind.share)
             known = replay(kind.target, list(kind.corpus.values())[number::jobs])
-            found = fuzz(kind.target, kind.inputs, len(range(count)[number::jobs]), seed * 1000 + number)
+            found = fuzz(kind.target, kind.inputs, len(range(count)[number::jobs]), (seed * jobs + number) * 1000)
             known.join(found)
             tallies.append(known)
             print(f"{kind.target.name}: {known.examples:,} examples in {known.seconds:.0f} s", flush=True)

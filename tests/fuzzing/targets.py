@@ -16,8 +16,9 @@ import matplotlib.figure
 import tiny
 import torch
 import torchvision  # noqa: F401
+import ultralytics.cfg
 import ultralytics.engine.exporter
-import ultralytics.engine.trainer  # noqa: F401
+import ultralytics.engine.trainer
 import yaml
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
@@ -117,6 +118,8 @@ def run_command_line(words: list[str]) -> None:
     from rtdetr_act.cli import main
 
     sys.argv = ["rtdetr-act", *words]
+    # Where Ultralytics puts results, which it looks up on import: in the folder that a command is called in.
+    ultralytics.cfg.RUNS_DIR = Path("runs")
     code: object = 0
     with captured() as (out, err):
         try:
@@ -147,7 +150,7 @@ PICKLES = Target("hostile pickle", load_pickle, file="model.pt", memory=512 << 2
 def command_lines(template: Path) -> Target:
     """Return the target of command lines, each of which runs in a copy of a folder; a training may take its time."""
     return Target(
-        "command line", run_command_line, template=template, fresh=True, writes=True, seconds=60, memory=2 << 30
+        "command line", run_command_line, template=template, fresh=True, writes=True, seconds=30, memory=2 << 30
     )
 
 

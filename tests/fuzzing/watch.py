@@ -35,6 +35,8 @@ _RUNNERS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile"
 _NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request")
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
 _ASKS_SYSTEM = ("uname", "lscpu", "sysctl", "wmic", "git", "nvidia-smi", "ldconfig", "gcc")  # what libraries start
+# Asked for here, since the hook may be called while the library looks for the folder, which it does under a lock.
+_TEMPORARY = str(Path(tempfile.gettempdir(), tempfile.gettempprefix()))
 _ROOM = 4 << 30  # bytes that a process may take beyond what it starts with; more would be the whole machine
 
 
@@ -408,7 +410,7 @@ def _is_others_own(path: Path) -> bool:
     """Say whether a file is none of an example's: bytecode, devices, settings and caches with homes of their own."""
     homes = [os.environ.get(name) for name in ("YOLO_CONFIG_DIR", "XDG_CACHE_HOME", "MPLCONFIGDIR")]
     inside = any(home and Path(home).absolute() in path.parents for home in homes)
-    temporary = str(path).startswith(str(Path(tempfile.gettempdir(), tempfile.gettempprefix())))
+    temporary = str(path).startswith(_TEMPORARY)
     bytecode = path.suffix == ".pyc" or "__pycache__" in path.parts
     return inside or temporary or bytecode or path.parts[1:2] in (("dev",), ("proc",))
 
