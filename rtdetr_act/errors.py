@@ -94,6 +94,8 @@ def quote(value: object) -> str:
         return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
     line = (value.splitlines() or [""])[0]
     shown = line[:_LONGEST]
+    while len(escape(shown)) > _LONGEST:  # ten characters stand for one that does not print
+        shown = shown[:-1]
     return f"'{escape(shown)}{'…' if shown != value else ''}'"
 
 

@@ -272,6 +272,7 @@ def test_any_text_is_a_sentence_or_a_plan_that_survives(text: str) -> None:
         "x" * 100_000,
         "'" * 9_999,
         "a" + " " * 1_990,
+        "\U00044495" * 3_000,  # a character that does not print is quoted as ten
     ],
 )
 def test_a_long_text_is_read_at_once(text: str) -> None:
