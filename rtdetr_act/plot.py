@@ -117,6 +117,6 @@ def sample(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
                 part.reset_parameters()
         inputs, place = embed(x, _CHANNELS, _CONTEXTS, _SIDE)
     inputs.requires_grad_()
-    values = module(inputs)[place]
+    values = module(inputs.clone())[place]  # a copy, which an activation in place may overwrite
     (gradient,) = torch.autograd.grad(values.sum(), inputs)
     return values.detach().view(_CONTEXTS, -1), gradient[place].view(_CONTEXTS, -1)

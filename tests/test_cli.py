@@ -124,6 +124,7 @@ def test_plot_samples_are_the_functions_themselves() -> None:
     s = 1 + torch.sigmoid(torch.tensor(2.0))
     _, slopes = sample("arelu", x[x != 0])
     torch.testing.assert_close(slopes[0], torch.where(x[x != 0] > 0, s, torch.tensor(0.9)))
+    torch.testing.assert_close(sample("relu(inplace=True)", x), sample("relu", x))
     dynamic, _ = sample("dyrelu_b", x)
     assert float(dynamic.std(0).max()) > 0.05, "a dynamic activation is a band"
     assert float(values.std(0).max()) < 1e-6 and gradients.shape == values.shape
