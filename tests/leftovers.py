@@ -14,6 +14,8 @@ FOUND_BY_OTHERS = (".cache", ".lock")  # endings of what Ultralytics and locks l
 def is_whole(path: Path) -> bool:
     """Say whether a file that something wrote is complete, as far as its format tells."""
     content = path.read_bytes()
+    if path.name.endswith(FOUND_BY_OTHERS):
+        return True
     if path.suffix in (".pt", ".torchscript"):
         return zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip() is None
     if path.suffix == ".png":
@@ -33,7 +35,7 @@ def is_whole(path: Path) -> bool:
         import onnx
 
         onnx.checker.check_model(content)
-    return path.suffix == ".txt" or content.endswith(b"\n") or path.suffix in (".onnx", ".bin", ".lock", ".gz")
+    return path.suffix == ".txt" or content.endswith(b"\n") or path.suffix in (".onnx", ".bin", ".gz")
 
 
 def find_hidden(folder: Path) -> list[str]:

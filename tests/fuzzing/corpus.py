@@ -51,6 +51,7 @@ PLANS = {
     "spaces without end": "a" + " " * 1990,
     "rules without end": "arelu," * 50_000,
     "control characters": "a\x1b[31mb",
+    "characters that print as ten": "\U00044495" * 80 + "@0" * 1000,
     "several lines": "arelu\nx",
     "layers the wrong way round": "arelu@9-0",
     "layers beyond the model": "arelu@77",
@@ -223,5 +224,6 @@ COMMAND_LINES = {
     "a study of equal values": ["study", "--act", "arelu", "lr0=[0.1,0.1]", "--dry-run"],
     "an output in no folder": ["plot", "arelu", "-o", "nowhere/x.png"],
     "an output over a file": ["report", "study", "--baseline", "none"],
+    "an activation in place": ["plot", "relu(inplace=True)"],
     "control characters": ["sites", "tiny.yaml", "--act", "a\x1b[31mb"],
 }

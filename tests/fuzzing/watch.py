@@ -156,12 +156,22 @@ class Watch:
                 raise EOFError
             used, waited = _cpu_seconds(process) - before, time.monotonic() - started
             if used > self.target.seconds or waited > self.target.seconds * _WALL_PER_CPU:
-                trace = _read_trace(self.home / "trace")
+                trace = self._ask_where()
                 self._end()
                 words = f"no end after {used:.1f} s of computing and {waited:.1f} s in all\n{trace}"
                 return Verdict(fault=Fault("hang", _innermost(trace), words), seconds=used)
         verdict: Verdict = self._connection.recv()
         return verdict
+
+    def _ask_where(self) -> str:
+        """Return what the process is doing, as faulthandler writes it; it says nothing on Windows."""
+        if not hasattr(faulthandler, "register"):
+            return ""
+        os.kill(self._process.pid, signal.SIGUSR1)
+        path, deadline = self.home / "trace", time.monotonic() + 2
+        while not path.stat().st_size and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return path.read_text(errors="replace")
 
     def _end(self) -> None:
         """End the process and what it started."""
@@ -211,10 +221,6 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-def _read_trace(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
-
-
 def _innermost(trace: str) -> str:
     """Return the innermost of our functions in what faulthandler wrote, whose first line is the innermost call."""
     lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
@@ -235,13 +241,12 @@ def _serve(connection: Any, target: Target, home: Path) -> None:
     audit = _Audit(home)
     sys.addaudithook(audit)
     with (home / "trace").open("w") as trace:
+        if hasattr(faulthandler, "register"):
+            # By the thread that hangs: faulthandler's watchdog reads its frames from another thread, which can crash.
+            faulthandler.register(signal.SIGUSR1, file=trace, all_threads=False)
         connection.send("ready")
         while True:
-            example = connection.recv()
-            faulthandler.dump_traceback_later(target.seconds * 0.8, file=trace)
-            verdict = _try(target, example, home / "work", audit)
-            faulthandler.cancel_dump_traceback_later()
-            connection.send(verdict)
+            connection.send(_try(target, connection.recv(), home / "work", audit))
 
 
 def _limit_memory() -> None:
