@@ -19,6 +19,7 @@ import torchvision  # noqa: F401
 import ultralytics.cfg
 import ultralytics.engine.exporter
 import ultralytics.engine.trainer
+import ultralytics.utils
 import yaml
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
@@ -118,8 +119,9 @@ def run_command_line(words: list[str]) -> None:
     from rtdetr_act.cli import main
 
     sys.argv = ["rtdetr-act", *words]
-    # Where Ultralytics puts results, which it looks up on import: in the folder that a command is called in.
-    ultralytics.cfg.RUNS_DIR = Path("runs")
+    # Where Ultralytics puts results, which it looks up on import: in the folder that a command is called in. The
+    # releases differ in which of the two modules they take it from.
+    ultralytics.utils.RUNS_DIR = ultralytics.cfg.RUNS_DIR = Path("runs")
     code: object = 0
     with captured() as (out, err):
         try:

@@ -24,7 +24,7 @@ from types import CodeType, TracebackType
 from typing import Any, Literal
 
 import psutil
-from leftovers import find_hidden, is_whole
+from leftovers import FOUND_BY_OTHERS, find_hidden, is_whole
 
 FaultKind = Literal["traceback", "hang", "code run", "partial file", "memory", "crash"]
 # In the name of every file, module and text that hostile inputs use: where one is run, opened or imported, code ran.
@@ -417,7 +417,10 @@ def _is_others_own(path: Path) -> bool:
     inside = any(home and Path(home).absolute() in path.parents for home in homes)
     temporary = str(path).startswith(_TEMPORARY)
     bytecode = path.suffix == ".pyc" or "__pycache__" in path.parts
-    return inside or temporary or bytecode or path.parts[1:2] in (("dev",), ("proc",))
+    beside = path.name.endswith(
+        (*FOUND_BY_OTHERS, ".cache.npy")
+    )  # what Ultralytics keeps with the labels of a data set
+    return inside or temporary or bytecode or beside or path.parts[1:2] in (("dev",), ("proc",))
 
 
 @contextlib.contextmanager
