@@ -60,7 +60,7 @@ def start_process(text: str) -> None:
 
 def leave_file(text: str) -> None:
     """Begin to write before the plan is read."""
-    Path("result.json").write_text("{}\n")
+    Path("result.json").write_text("{}\n", encoding="utf-8")
     Plan.parse(text)
     Path("result.json").unlink()
 
@@ -68,7 +68,7 @@ def leave_file(text: str) -> None:
 def write_half(text: str) -> None:
     """Write a file that is not whole for a rule that has a place."""
     has_place = bool(Plan.parse(text).rules[0].sections)
-    Path("result.json").write_text('{"plan": ' if has_place else "[1]")
+    Path("result.json").write_text('{"plan": ' if has_place else "[1]", encoding="utf-8")
 
 
 def write_elsewhere(text: str) -> None:

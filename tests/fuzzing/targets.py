@@ -17,15 +17,15 @@ import tiny
 import torch
 import torchvision  # noqa: F401
 import ultralytics.cfg
-import ultralytics.engine.exporter
-import ultralytics.engine.trainer
+import ultralytics.engine.exporter  # noqa: F401
+import ultralytics.engine.trainer  # noqa: F401
 import ultralytics.utils
 import yaml
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 
-import rtdetr_act.deploy.latency
-import rtdetr_act.diagnosis
+import rtdetr_act.deploy.latency  # noqa: F401
+import rtdetr_act.diagnosis  # noqa: F401
 import rtdetr_act.warmstart.match  # noqa: F401
 from fuzzing.watch import Refusal, Target, captured
 from rtdetr_act import create, patch_model, unpatch_model
