@@ -433,7 +433,7 @@ def require_followers(rules: Sequence[Rule], places: Iterable[Selectable]) -> No
             followers.setdefault(number, []).append(rules[chosen[-1]])
     for number, winners in followers.items():
         if not any(winner is rules[number] for winner in winners):
-            others = " and ".join(f"'{winner}'" for winner in dict.fromkeys(winners))
+            others = " and ".join(dict.fromkeys(f"'{winner}'" for winner in winners))  # an argument may be a list
             raise SelectionError(
                 f"'{rules[number]}' would stand nowhere, since {others} behind it takes all of its {len(winners)} "
                 "places: leave one of them out, or give each its own place; for two runs, repeat --act"
