@@ -296,6 +296,8 @@ def test_a_long_text_is_read_at_once(text: str) -> None:
         ("threshold('a', 'b')", "Number"),
         ("x" * 5000, "no activation"),
         (f"elu({'x' * 1900}=1)", "is wrong"),
+        ("dyrelu_b(k=100000000)", "out of all range"),
+        ("prelu(num_parameters=100000000)", "out of all range"),
         ("quits_for_a_test", "SystemExit"),
         ("raises_for_a_test", "KeyError"),
         ("gives_nothing_for_a_test", "not a torch.nn.Module"),

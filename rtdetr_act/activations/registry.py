@@ -216,9 +216,19 @@ def _build(found: Entry, spec: ActSpec, channels: int | None, layout: str) -> nn
 _WRONG_ARGUMENTS = (TypeError, ValueError, AssertionError, OverflowError, RuntimeError)
 
 
+_LARGEST_COUNT = 100_000
+
+
 def _try_arguments(found: Entry, spec: ActSpec) -> None:
     import torch
 
+    # A whole number is mostly a count of parameters, and building takes gigabytes for one that was mistyped.
+    for value in (*spec.args, *dict(spec.kwargs).values()) if found.name in _BUILT_IN else ():
+        if isinstance(value, int) and abs(value) > _LARGEST_COUNT:
+            raise SpecError(
+                f"{quote(str(spec))} is wrong: {quote(value)} is out of all range, whole numbers end at "
+                f"{_LARGEST_COUNT:,}; write 1e6 where it is no count"
+            )
     # The seed of a run must not depend on how often a plan was checked; a default device of the caller neither.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
         try:
