@@ -39,12 +39,15 @@ SPECS = {
     "texts for numbers": "threshold('a', 'b')",
     "a name without end": "x" * 5000,
     "a call": f"__import__('os').system('touch {PLANTED}')",
+    "a hundred million parameters": "prelu(num_parameters=100000000)",
+    "a hundred million curves": "dyrelu_b(k=100000000)",
     "a long unknown argument": f"selu({'i' * 300}=1)",  # quoted whole, in a message of 900 characters
 }
 
 PLANS = {
     "a rule that no site follows": "arelu, silu",
     "one rule twice": "arelu, arelu",
+    "one rule twice, with a list": "elu(inplace=[1, 2]), elu(inplace=[1, 2])",
     "a comma too many": "arelu,,mish",
     "a call": f"open('{PLANTED}', 'w').close()",
     "brackets without end": "x" * 10 + "(" * 3000,

@@ -119,9 +119,10 @@ def run_command_line(words: list[str]) -> None:
     from rtdetr_act.cli import main
 
     sys.argv = ["rtdetr-act", *words]
-    # Where Ultralytics puts results, which it looks up on import: in the folder that a command is called in. The
-    # releases differ in which of the two modules they take it from.
+    # Where Ultralytics puts results, which it looks up on import: in the folder that a command is called in. Releases
+    # take it from different places; in the settings of this process only, not in their file.
     ultralytics.utils.RUNS_DIR = ultralytics.cfg.RUNS_DIR = Path("runs")
+    dict.__setitem__(ultralytics.utils.SETTINGS, "runs_dir", "runs")
     code: object = 0
     with captured() as (out, err):
         try:
