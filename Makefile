@@ -37,6 +37,7 @@ test: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff check .
 	$(VENV)/$(BIN)/ruff format --check .
 	MYPYPATH=scripts $(VENV)/$(BIN)/mypy rtdetr_act scripts
+	$(VENV)/$(BIN)/zizmor --offline --quiet .github/workflows
 	$(VENV)/$(BIN)/python -m pytest $(PARALLEL)
 
 # Ray has an environment of its own, since Ultralytics imports it into every training where it is installed.
