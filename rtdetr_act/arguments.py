@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rtdetr_act.errors import InputError, quote, suggest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _MANY = 1_000_000
 # Least and greatest value of whole numbers.
@@ -66,6 +69,21 @@ def check_ranges(arguments: Mapping[str, Any]) -> None:
             raise InputError(f"there is no optimizer {quote(value)}{suggest(value, _OPTIMIZERS)}")
         elif key == "name" and len(str(value).encode(errors="replace")) > _LONGEST_NAME:
             raise InputError(f"name is at most {_LONGEST_NAME} characters long, not {len(str(value))}")
+
+
+def move_to(module: nn.Module, device: Any) -> nn.Module:
+    """Return a module on the one device that a command works on.
+
+    Raises:
+        InputError: There is no such device here, or it is none, such as a list of several.
+    """
+    if not isinstance(device, (str, int)) or isinstance(device, bool):
+        raise InputError(f"device is one, such as cpu or cuda:1, not {quote(device)}")
+    try:
+        return module.to(device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise InputError(f"device {quote(str(device))} cannot be used: {why}") from None
 
 
 def _is_whole(value: Any, low: int, high: int) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rtdetr_act.arguments import move_to
 from rtdetr_act.errors import InputError, quote
 from rtdetr_act.files import making_folder, write_together, writing
 
@@ -276,11 +277,7 @@ def bench_model(
 def _prepare(model: nn.Module, device: str) -> nn.Module:
     from ultralytics.cfg import get_cfg
 
-    try:
-        model = model.to(device).train()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"device '{device}' cannot be used: {reason}") from None
+    model = move_to(model, device).train()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     # What a trainer sets: the gains of the losses, and the number of classes.

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rtdetr_act.arguments import move_to
 from rtdetr_act.bench import check_counts
 from rtdetr_act.errors import InputError, ModelError, TrainingError
 from rtdetr_act.images import open_validation, trained_side
@@ -397,7 +398,7 @@ def diagnose_variants(
                 known = known or check_data(resolve_data(data), str(model.task))
                 _fit_classes(model, source, data, int(known["nc"]), seed)
             size = _usual_size(model, source, data) if imgsz is None else imgsz
-            root = _move(model.model, device)
+            root = move_to(model.model, device)
             batches = batches or load_batches(model, known, images, size, batch, device)
             name = name if len(sources) == 1 else name_of(source)
             found[f"{name} {len(found) + 1}" if name in found else name] = diagnose(root, batches, seed=seed)
@@ -427,14 +428,6 @@ def _fit_classes(model: Any, source: str, data: str, count: int, seed: int) -> N
         _seed(seed)
         model_yaml = {**copy.deepcopy(model.model.yaml), "nc": count}
         model.model = type(model.model)(model_yaml, ch=model_yaml.get("channels", 3), verbose=False)
-
-
-def _move(root: nn.Module, device: str) -> nn.Module:
-    try:
-        return root.to(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"device '{device}' cannot be used: {reason}") from None
 
 
 def load_batches(

@@ -121,6 +121,7 @@ def test_command_prints_a_table_and_writes_figures_and_a_chart(tmp_path: Path) -
         (("--act", "arelu", "imgsz=[64,64]"), "imgsz is one whole number"),
         (("--act", "arelu", "device=cuda:77"), "device 'cuda:77' cannot be used"),
         (("--act", "arelu", "device=abacus"), "device 'abacus' cannot be used"),
+        (("--act", "arelu", "device=0,0"), "device is one"),
     ],
 )
 def test_command_says_what_is_wrong(words: tuple[str, ...], error: str) -> None:

@@ -359,6 +359,7 @@ def test_what_cannot_be_diagnosed_is_said() -> None:
         (("imgsz=[64,64]",), "imgsz is one whole number"),
         (("--data", "nowhere.yaml"), "there is no data set"),
         (("device=cuda:77", "imgsz=32"), "device 'cuda:77' cannot be used"),
+        (("device=0,0", "imgsz=32"), "device is one"),
     ],
 )
 def test_command_says_what_is_wrong(words: tuple[str, ...], error: str, data: Data, tmp_path: Path) -> None:
