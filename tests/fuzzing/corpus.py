@@ -227,6 +227,7 @@ COMMAND_LINES = {
     "a study of equal values": ["study", "--act", "arelu", "lr0=[0.1,0.1]", "--dry-run"],
     "an output in no folder": ["plot", "arelu", "-o", "nowhere/x.png"],
     "an output over a file": ["report", "study", "--baseline", "none"],
+    "two devices": ["diagnose", *BRIEF["diagnose"], "device=0,0"],
     "an activation in place": ["plot", "relu(inplace=True)"],
     "control characters": ["sites", "tiny.yaml", "--act", "a\x1b[31mb"],
 }

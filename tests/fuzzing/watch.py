@@ -34,7 +34,17 @@ _WALL_PER_CPU = 10  # a process that waits ends later than one that computes, si
 _RUNNERS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "os.startfile/2", "pty.spawn")
 _NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request")
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
-_ASKS_SYSTEM = ("uname", "lscpu", "sysctl", "wmic", "git", "nvidia-smi", "ldconfig", "gcc")  # what libraries start
+_ASKS_SYSTEM = (
+    "uname",
+    "lscpu",
+    "sysctl",
+    "wmic",
+    "git",
+    "nvidia-smi",
+    "ldconfig",
+    "gcc",
+    "g++",
+)  # what libraries start
 # Asked for here, since the hook may be called while the library looks for the folder, which it does under a lock.
 _TEMPORARY = str(Path(tempfile.gettempdir(), tempfile.gettempprefix()))
 _ROOM = 4 << 30  # bytes that a process may take beyond what it starts with; more would be the whole machine
