@@ -25,7 +25,8 @@ BUILDING_ERRORS = (
     TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError, ArithmeticError, NameError,
     MemoryError, SyntaxError,
 )  # fmt: skip
-_BUILDERS = ("ultralytics.", "torch.", "torchvision.", "ast")  # whose errors are about the YAML that they build
+# Whose errors are about the YAML that they build; a dynamic convolution gives torch what a row has for its Conv.
+_BUILDERS = ("ultralytics.", "torch.", "torchvision.", "ast", "rtdetr_act.ops.dynamic_conv")
 
 
 def check_form(model_yaml: Mapping[str, Any]) -> None:
@@ -82,6 +83,8 @@ def _check_row(row: Any, index: int, where: str) -> None:
     _require(isinstance(args, (list, tuple)), f"{where} has a list of arguments such as [64, 3, 2], not {quote(args)}")
     for count, (value, depth) in enumerate(_leaves(args, 0)):
         _require(count < _MOST_VALUES and depth <= _DEEPEST, f"{where} has arguments nested or repeated without end")
+        plain = value is None or isinstance(value, (int, float, str, bool))
+        _require(plain, f"{where} has an argument that is neither text, a number, true, false nor null: {quote(value)}")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _require(
             not number or abs(value) <= _LARGEST or abs(value) == math.inf,

@@ -148,6 +148,15 @@ def test_repeats_times_a_depth_without_end_are_refused(top: dict[str, Any]) -> N
         tasks.DetectionModel({**model_yaml, **top}, verbose=False)
 
 
+@pytest.mark.parametrize(
+    ("stride", "words"),
+    [(b"bytes", "neither text"), ([1, 2, 3], r"layer 1, Conv.*RuntimeError"), ({1, 2}, "neither text")],
+)
+def test_a_wrong_stride_of_a_dynamic_convolution_is_named(stride: Any, words: str) -> None:
+    with pytest.raises(SpecError, match=rf"row 1 of 'backbone'.*{words}"):
+        tasks.DetectionModel({**row("Conv", 8, 3, stride), "activation": "dynamic_conv"}, verbose=False)
+
+
 def test_an_rtdetr_whose_layers_do_not_fit_is_found_before_it_trains(tmp_path: Path) -> None:
     model_yaml = copy.deepcopy(tiny.RTDETR)
     model_yaml["head"][4][0] = [-1, 1]  # maps of two sizes, put together
