@@ -84,7 +84,7 @@ chaos-ray: $(RAY)/installed
 interruptions: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/check_interruptions.py
 
-# 20,000 hostile plans, YAMLs, study files and checkpoints, and 300 command lines: runs/fuzz; about twenty minutes.
+# 20,000 hostile plans, YAMLs, study files and checkpoints, and 300 command lines: runs/fuzz; about ten minutes.
 fuzz: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/fuzz.py
 
