@@ -407,9 +407,19 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
+_LAYER_NOTES = ("i", "f", "type", "np")  # index, inputs, class and size, as `parse_model` writes them
+
+
 def put(owner: nn.Module, attribute: str, activation: Any) -> None:
-    """Set an activation, a module or a plain function, as the attribute of its owner."""
+    """Set an activation, a module or a plain function, as the attribute of its owner.
+
+    Where a row of a model YAML is nothing but that activation, it stays the layer that it was: Ultralytics goes through
+    the layers by what it noted on them.
+    """
     if isinstance(activation, nn.Module):
+        current = owner._modules.get(attribute)
+        if current is not None:
+            vars(activation).update({key: vars(current)[key] for key in _LAYER_NOTES if key in vars(current)})
         if attribute in owner._modules:
             owner._modules[attribute] = activation  # keeps its place among the children
         else:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from ultralytics.nn import tasks
 from ultralytics.utils import ROOT
 
+from rtdetr_act import patch_convs, patch_model, unpatch_model
 from rtdetr_act.cli import app, looking  # noqa: F401
 from rtdetr_act.errors import RtdetrActError, SpecError
 from rtdetr_act.model_yaml import check_form, check_modules
@@ -155,6 +156,22 @@ def test_repeats_times_a_depth_without_end_are_refused(top: dict[str, Any]) -> N
 def test_a_wrong_stride_of_a_dynamic_convolution_is_named(stride: Any, words: str) -> None:
     with pytest.raises(SpecError, match=rf"row 1 of 'backbone'.*{words}"):
         tasks.DetectionModel({**row("Conv", 8, 3, stride), "activation": "dynamic_conv"}, verbose=False)
+
+
+@pytest.mark.parametrize(("module", "args"), [("nn.ReLU", []), ("nn.Conv2d", [8, 8, 3, 1, 1])])
+def test_a_row_that_is_what_a_plan_replaces_stays_a_layer(module: str, args: list[Any]) -> None:
+    plan = "arelu, dynamic_conv"
+    model = tasks.DetectionModel({**row(module, *args), "activation": plan}, verbose=False)
+    stock = tasks.DetectionModel(row(module, *args), verbose=False)
+    assert type(model.model[1]).__module__.startswith("rtdetr_act.")
+    patched = copy.deepcopy(stock)
+    patch_model(patched, "arelu")
+    patch_convs(patched)
+    for network in (model, patched):
+        assert [(layer.i, layer.f) for layer in network.model] == [(layer.i, layer.f) for layer in stock.model]
+        assert len(network.eval()(torch.zeros(1, 3, 64, 64))) == 2
+    unpatch_model(patched)
+    assert [vars(layer).get("type") for layer in patched.model] == [layer.type for layer in stock.model]
 
 
 def test_an_rtdetr_whose_layers_do_not_fit_is_found_before_it_trains(tmp_path: Path) -> None:
