@@ -118,6 +118,7 @@ MODELS = {
     "a factor of 400 digits": _model(depth_multiple=10**400),
     "bytes for the stride of a dynamic convolution": _row("Conv", 8, 3, b"bytes", activation="dynamic_conv"),
     "three strides of a dynamic convolution": _row("Conv", 8, 3, [1, 2, 3], activation="dynamic_conv"),
+    "an activation for a row": _row("nn.ReLU", activation="arelu"),
     "repeats times a factor": _deep(1e9),  # built a billion layers
     "a data set": b"train: images\nval: images\nnames: [a]\n",
     "six items in a row": b"nc: 1\nbackbone: [[-1, 1, Conv, [8, 3, 2], arelu, 1]]\nhead: [[[0], 1, Detect, [nc]]]\n",

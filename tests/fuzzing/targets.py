@@ -144,8 +144,8 @@ SPECS = Target("spec", read_spec)
 PLANS = Target("plan text", read_plan)
 ACTIVATIONS = Target("plan as YAML", read_activation)
 STUDIES = Target("study file", read_study_file, file="study.yaml")
-# A model of a megabyte of YAML may be as large as it says; what it takes is measured, and bounded by the process.
-MODELS = Target("model YAML", read_model, file="model.yaml", memory=1 << 30)
+# A model may be as large as its YAML says: a kernel of 99 pixels takes two seconds to measure the strides with.
+MODELS = Target("model YAML", read_model, file="model.yaml", seconds=5, memory=1 << 30)
 CHECKPOINTS = Target("checkpoint", load_checkpoint, file="model.pt", memory=512 << 20)
 PICKLES = Target("hostile pickle", load_pickle, file="model.pt", memory=512 << 20)
 
