@@ -22,7 +22,7 @@ import ultralytics.engine.trainer  # noqa: F401
 import ultralytics.utils
 import yaml
 from ultralytics.nn import tasks
-from ultralytics.utils import LOGGER, USER_CONFIG_DIR
+from ultralytics.utils import USER_CONFIG_DIR
 
 import rtdetr_act.deploy.latency  # noqa: F401
 import rtdetr_act.diagnosis  # noqa: F401
@@ -37,8 +37,6 @@ from rtdetr_act.plan import ActSpec, Plan, split_model_yaml
 from rtdetr_act.runs import load_model
 from rtdetr_act.study.grid import make_rows, make_study, read_study
 
-if "pytest" not in sys.modules:  # whose other tests read what it says
-    LOGGER.setLevel("ERROR")
 DEFAULTS = {"model": "rtdetr-n.yaml", "data": "shapes"}
 _ERROR = re.compile(r"^error: (.*)", re.MULTILINE)
 

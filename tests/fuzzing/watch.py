@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import io
+import logging
 import multiprocessing
 import os
 import shutil
@@ -247,6 +248,8 @@ def _serve(connection: Any, target: Target, home: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the one who gives the examples
+    logging.disable(logging.WARNING)  # what Ultralytics says of each layer of each model
+    sys.dont_write_bytecode = True  # of what an example imports first, which would be files that it left
     _limit_memory()
     audit = _Audit(home)
     sys.addaudithook(audit)
@@ -422,15 +425,14 @@ def _writes(flags: Any) -> bool:
 
 
 def _is_others_own(path: Path) -> bool:
-    """Say whether a file is none of an example's: bytecode, devices, settings and caches with homes of their own."""
+    """Say whether a file is none of an example's: devices, settings and caches with homes of their own."""
     homes = [os.environ.get(name) for name in ("YOLO_CONFIG_DIR", "XDG_CACHE_HOME", "MPLCONFIGDIR")]
     inside = any(home and Path(home).absolute() in path.parents for home in homes)
     temporary = str(path).startswith(_TEMPORARY)
-    bytecode = path.suffix == ".pyc" or "__pycache__" in path.parts
     beside = path.name.endswith(
         (*FOUND_BY_OTHERS, ".cache.npy")
     )  # what Ultralytics keeps with the labels of a data set
-    return inside or temporary or bytecode or beside or path.parts[1:2] in (("dev",), ("proc",))
+    return inside or temporary or beside or path.parts[1:2] in (("dev",), ("proc",))
 
 
 @contextlib.contextmanager
