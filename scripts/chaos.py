@@ -118,7 +118,8 @@ def main() -> None:
                 faults += kill_nodes(words, folder, pace, moments, hits, given.kills, cluster)
             else:
                 faults += kill_again_and_again(words, folder, pace, moments, hits, given.kills)
-            faults += [f"'{folder}': {fault}" for fault in compare(calm, folder)]
+            if not faults:  # else something of it may not be there
+                faults = [f"'{folder}': {fault}" for fault in compare(calm, folder)]
             if len(hits) >= given.kills or faults:
                 break
             if len(hits) == before:

@@ -32,6 +32,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import psutil
 import yaml
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -186,7 +187,8 @@ def run_part(part: str, folder: Path) -> list[Outcome]:
         try:
             end = f"the process ended with code {process.wait(LIMIT)}"
         except subprocess.TimeoutExpired:
-            process.kill()
+            for one in (*psutil.Process(process.pid).children(recursive=True), process):
+                one.kill()  # the command that it waits for, too, which would slow down what comes next
             process.wait()
             end = f"stopped after {LIMIT} s"
     written = folder / f"{part}.jsonl"

@@ -545,10 +545,9 @@ def _make_scheduler(rows: Mapping[str, Row], baseline: str, keeper: Any, order: 
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
     def start(epochs: int) -> Any:
+        grace = min(find_rungs(epochs), default=1)
         # Factor 2, the halving of the name: activations differ little, and a sharper cut at once would go by noise.
-        return AsyncHyperBandScheduler(
-            "epoch", "score", "max", max_t=epochs, grace_period=max(1, epochs // _GRACE), reduction_factor=2
-        )
+        return AsyncHyperBandScheduler("epoch", "score", "max", max_t=epochs, grace_period=grace, reduction_factor=2)
 
     class PerSetting(FIFOScheduler):
         def __init__(self) -> None:
