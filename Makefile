@@ -84,7 +84,7 @@ chaos-ray: $(RAY)/installed
 interruptions: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/check_interruptions.py
 
-# 20,000 hostile plans, YAMLs, study files and checkpoints, and 300 command lines: runs/fuzz; about ten minutes.
+# 20,000 hostile plans, YAMLs, study files and checkpoints, and 300 command lines: runs/fuzz; about five minutes.
 fuzz: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/fuzz.py
 

@@ -6,7 +6,7 @@ Hypothesis makes activations, plans, study files, model YAMLs, checkpoints and c
 ones; all that failed once is tried first. Each must be taken, or refused in one sentence, within two seconds of
 computing (a command within thirty), running no code, leaving no file, and within a bound of memory. Prints a table in
 Markdown and writes it to the output folder, with the smallest input found of each fault; exits with 1 where there is
-one. Ctrl-C ends it with what is done so far. About ten minutes on two cores.
+one. Ctrl-C ends it with what is done so far. About five minutes on two quiet cores.
 """
 
 from __future__ import annotations
