@@ -20,6 +20,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -41,16 +42,34 @@ Written by `make compat`, which runs `scripts/check_release.py` in an environmen
 {python}, {system}, {cores} cores, {dates}.
 
 With each release come the newest packages that it lets be installed, but for the pins named below. Everything was run
-on the CPU; nothing here says anything of GPUs, Windows or macOS.
+on the CPU; nothing here says anything of GPUs, Windows or macOS. *auto, long* is what `optimizer=auto` chose for a
+short training and for one above 10,000 iterations.
 """
-COLUMNS = """\
-Every check is a real one, with small models. *imported* looks for the hooks with the plugin imported before and behind
-Ultralytics. *patch counts* compares the report of a swap with the activations found in the network and in a forward
-pass, without the plugin's own search. *training* takes two steps with `arelu, dynamic_conv@backbone` and looks at
-parameters, groups and checkpoint; *auto, long* is `optimizer=auto` above 10,000 iterations. *reopened* validates and
-predicts in a process that does not import the plugin, where a rebuild must stop. *kill and resume* kills a training
-after its first epoch. *fold and ONNX* compares the file with torch. *average precision* is Ultralytics' own function,
-which a training reaches once something is detected.
+CHECKS = """\
+## The checks
+
+Each is a real one, with small models, in processes of its own.
+
+- **imported before, imported behind**: the hooks are there, whether the plugin is imported before Ultralytics or behind
+  it.
+- **patch counts**: the report of a swap names as many sites as are found, without the plugin's own search, in the
+  network and in a forward pass; and those that `Conv.default_act` reaches are counted.
+- **mixed YAMLs**: in two shipped YAMLs and a tiny one, each row's layer has the activation that the row names.
+- **default_act**: a model built inside of `default_act(...)` keeps the activation when it is built anew behind it.
+- **match**: a swap with `init="match"` changes what the head gets less than a plain one.
+- **fold and ONNX**: the exported file of a network with AReLU has LeakyReLU in its place, and gives what torch gives.
+- **average precision**: Ultralytics' own function, which a training reaches once something is detected.
+- **training** under `optimizer=auto`, `SGD`, `AdamW` and `MuSGD`, and under `auto` above 10,000 iterations: two steps
+  with `arelu, dynamic_conv@backbone` move every parameter, the groups hold each with the decay it should have, and the
+  checkpoint holds what was trained. **after match**: a training that starts from a match refits first. **mish**: a
+  checkpoint with an activation of torch's own names no class of the plugin.
+- **reopened without the plugin**: checkpoints validate and predict in a process that does not import it; rebuilding
+  their networks there stops.
+- **kill and resume**: a training that is killed after its first epoch goes on from there.
+- **command line**: `sites`, `train`, `val`, `fold` and `export` one after another, and a mistake, which is one
+  sentence.
+- **study of two**: a study of two variants fills its leaderboard.
+
 """
 SITES = """\
 Sites that `Conv.default_act = nn.Mish()` reaches / that `patch_model(model, "mish")` swaps / with `scope="all"`.
@@ -201,30 +220,28 @@ def write_document(results: list[Result]) -> str:
         dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
     )  # fmt: skip
     cores = sum(result["core_seconds"] for result in results)
-    parts = [preface, draw_checks(results), COLUMNS, COSTS.format(all=cores, each=cores / len(results))]
+    parts = [preface, draw_releases(results), COSTS.format(all=cores, each=cores / len(results))]
     if missing := [release for release in RELEASES if release not in {result["release"] for result in results}]:
         parts.append(f"**Not checked in this run:** {', '.join(missing)}.\n")
     parts += ["## What a release needs\n", *list_needs(results)]
     parts += ["\n## What a release does not have\n", *list_absent(results)]
     if any(failures(result) for result in results):
         parts += ["\n## What fails\n", *(f"- {r['release']}, {each}" for r in results for each in failures(r))]
-    parts += ["\n## Sites\n", SITES, draw_sites(results), OLDEST]
+    parts += ["\n## Sites\n", SITES, draw_sites(results), CHECKS + OLDEST]
     return "\n".join(parts)
 
 
-def draw_checks(results: list[Result]) -> str:
-    """Return the table of releases and checks."""
-    names = list(dict.fromkeys(each["check"] for result in results for each in result["outcomes"]))
-    words = {"ok": "ok", "failed": "**fails**", "absent": "–"}
-    rows = [["Ultralytics", "torch", "numpy", *names, "seconds"]]
+def draw_releases(results: list[Result]) -> str:
+    """Return the table of releases: what they were checked with, what they need, and how many checks passed."""
+    rows = [["Ultralytics", "torch", "numpy", "needs", "auto, long", "checks passed", "seconds"]]
     for result in results:
-        states = {each["check"]: words[each["state"]] for each in result["outcomes"]}
-        chosen = {
-            each["check"]: each["note"] for each in result["outcomes"] if each["check"].startswith("training, auto")
-        }
-        states |= {name: f"{states[name]}, {note}" for name, note in chosen.items() if states[name] == "ok"}
-        used = [result["versions"].get(package, "") for package in ("torch", "numpy")]
-        rows.append([result["release"], *used, *(states.get(name, "") for name in names), f"{result['seconds']:.0f}"])
+        notes = {each["check"]: each["note"] for each in result["outcomes"]}
+        states = Counter(each["state"] for each in result["outcomes"])
+        chosen = [notes.get(name, "") for name in ("training, auto", "training, auto, long")]
+        passed = f"{states['ok']} of {states['ok'] + states['failed']}"
+        row = [result["release"], *(result["versions"].get(package, "") for package in ("torch", "numpy"))]
+        row += [" ".join(f"`{pin}`" for pin in result["pins"]), ", ".join(chosen)]
+        rows.append([*row, f"**{passed}**" if states["failed"] else passed, f"{result['seconds']:.0f}"])
     return draw_table(rows)
 
 
