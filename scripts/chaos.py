@@ -165,19 +165,19 @@ def measure_pace(words: Sequence[str], folder: Path) -> Pace:
     process = start(words, folder)
     moments: list[float] = []
     while process.poll() is None:
-        moments += [time.monotonic()] * (count_epochs(folder) - len(moments))
+        moments += [time.monotonic()] * (count_epochs(folder).total() - len(moments))
         time.sleep(0.05)
     if process.returncode:
         sys.exit(f"error: the undisturbed one ended with exit code {process.returncode}: {folder}.log")
     return Pace(moments[0] - begun, (moments[-1] - moments[0]) / max(len(moments) - 1, 1))
 
 
-def count_epochs(folder: Path) -> int:
-    """Return the epochs that all runs below a folder have done."""
-    found = 0
+def count_epochs(folder: Path) -> Counter[str]:
+    """Return the epochs that each run below a folder has done, by the run's place."""
+    found: Counter[str] = Counter()
     for table in folder.rglob("results.csv"):
         with suppress(FileNotFoundError):
-            found += max(table.read_bytes().count(b"\n") - 1, 0)
+            found[str(table.parent.relative_to(folder))] = max(table.read_bytes().count(b"\n") - 1, 0)
     return found
 
 
@@ -202,11 +202,12 @@ def kill_again_and_again(
     """Kill a command until enough kills have hit or it has ended, then let it end; note hits, return faults."""
     faults: list[str] = []
     finished: dict[str, str] = {}
+    most: Counter[str] = Counter()
     at_the_end = 0
     while len(hits) < wanted and at_the_end < MOST_AT_THE_END:
         way = WAYS[len(hits) % len(WAYS)]
         process = start(words, folder)
-        phase = wait_for_moment(process, folder, next(moments), pace)
+        phase = wait_for_moment(process, folder, next(moments), pace, most)
         hit = phase is not None and kill(process, way)
         now = hash_finished(folder)
         faults += [f"'{name}' changed after it was finished" for name in finished if now.get(name) != finished[name]]
@@ -223,9 +224,16 @@ def kill_again_and_again(
     return faults
 
 
-def wait_for_moment(process: subprocess.Popen[bytes], folder: Path, moment: Moment, pace: Pace) -> str | None:
-    """Wait until a command is as far as the moment says, or has no run left; return its phase, None if it ended."""
-    lowest = count_epochs(folder)
+def wait_for_moment(
+    process: subprocess.Popen[bytes], folder: Path, moment: Moment, pace: Pace, most: Counter[str]
+) -> str | None:
+    """Wait until a command is as far as the moment says, or has no run left; return its phase, None if it ended.
+
+    Only epochs that no earlier call has done count, and those that each run has done at most are kept in `most`: a run
+    that goes on has no results.csv for a moment, and gets its rows of before back at once.
+    """
+    most |= count_epochs(folder)
+    before = most.total()
     done = 0
     trained = False
     while done < moment.epochs:
@@ -235,8 +243,8 @@ def wait_for_moment(process: subprocess.Popen[bytes], folder: Path, moment: Mome
         if trained and not runs and has_concluded_runs(folder):
             break
         trained |= bool(runs)
-        lowest = min(lowest, now := count_epochs(folder))  # a snapshot of an earlier epoch may be taken up
-        done = now - lowest
+        most |= count_epochs(folder)
+        done = most.total() - before
         time.sleep(0.02)
     deadline = time.monotonic() + moment.rest(pace)
     while time.monotonic() < deadline and process.poll() is None:
@@ -408,7 +416,7 @@ def wait_for_run(
     first: dict[int, int] = {}
     while process.poll() is None:
         for place, run in find_runs(node).items():
-            epochs = count_epochs(place)
+            epochs = count_epochs(place).total()
             done = epochs - first.setdefault(run.pid, epochs)
             if losses[place.name] < MOST_LOSSES and done >= moment.epochs:
                 deadline = (
@@ -417,7 +425,7 @@ def wait_for_run(
                 while run.is_running() and time.time() < deadline:
                     time.sleep(0.01)
                 if run.is_running() and run.status() != psutil.STATUS_ZOMBIE:
-                    return place.name, "training" if count_epochs(place) > first[run.pid] else "start"
+                    return place.name, "training" if count_epochs(place).total() > first[run.pid] else "start"
         time.sleep(0.02)
     return None
 
