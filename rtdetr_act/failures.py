@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import traceback
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,40 @@ def find_holder(error: BaseException) -> Any:
     return None
 
 
-def remove_empty(folder: Path) -> None:
-    """Remove a folder for results in which there are none, and those above it that it leaves empty."""
+def find_roots(arguments: Mapping[str, Any]) -> frozenset[Path]:
+    """Return the folders that there are already where a run with these arguments of Ultralytics puts its results.
+
+    Args:
+        arguments: `project` and `name` count. Some releases take a relative project from where they are called, others
+            from below `runs_dir` of Ultralytics' settings and the task.
+    """
+    from ultralytics.cfg import TASKS
+    from ultralytics.utils import SETTINGS
+
+    named = Path(str(arguments.get("project") or ""), str(arguments.get("name") or ""))
+    with suppress(OSError, ValueError):  # of a name that no folder can have, which Ultralytics will say
+        places = [path.resolve() for path in (named, *(Path(SETTINGS["runs_dir"], task, named) for task in TASKS))]
+        above = (next((folder for folder in place.parents if folder.is_dir()), place) for place in places)
+        return frozenset([*above, *(place for place in places if place.is_dir())])
+    return frozenset()
+
+
+def remove_empty(folder: Path, roots: Collection[Path]) -> None:
+    """Remove a folder for results in which there are none, and those above it that were made for it.
+
+    Args:
+        folder: Where a run would have put its results.
+        roots: What `find_roots` found before the run; neither these nor anything outside of them is removed.
+    """
+    folder = folder.resolve()
+    if folder in roots or not any(root in folder.parents for root in roots):
+        return
     for path in sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else ():
         if path.is_dir():
             with suppress(OSError):
                 path.rmdir()
     for path in (folder, *folder.parents):
-        if path == Path.cwd():
+        if path in roots:
             return
         try:
             path.rmdir()

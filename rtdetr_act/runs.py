@@ -24,7 +24,7 @@ from rtdetr_act.errors import (
     reason,
     suggest,
 )
-from rtdetr_act.failures import explain, find_holder, is_full, remove_empty
+from rtdetr_act.failures import explain, find_holder, find_roots, is_full, remove_empty
 from rtdetr_act.plan import Plan, SwapOptions
 
 if TYPE_CHECKING:
@@ -425,6 +425,7 @@ def run_training(model: Any, **arguments: Any) -> Any:
     place = Path(str(arguments.get("project")), str(arguments.get("name")))
     resumed, started = bool(arguments.get("resume")), time.time()
     reused = resumed or (bool(arguments.get("exist_ok")) and place.exists())
+    roots = find_roots(arguments)
     try:
         return model.train(**arguments)
     except (Exception, KeyboardInterrupt) as error:
@@ -437,7 +438,7 @@ def run_training(model: Any, **arguments: Any) -> Any:
         begun = last is not None and last.exists() and (resumed or last.stat().st_mtime > started - 2)
         if trainer is not None and not reused and not begun:
             shutil.rmtree(trainer.save_dir, ignore_errors=True)
-            remove_empty(Path(trainer.save_dir))
+            remove_empty(Path(trainer.save_dir), roots)
         if isinstance(error, KeyboardInterrupt) or is_full(error):
             on = f"go on with: rtdetr-act resume {last}" if begun else "no epoch was finished"
             raise type(explained)(f"{explained}; {on}") from error
@@ -447,16 +448,20 @@ def run_training(model: Any, **arguments: Any) -> Any:
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
+def one_sentence(**arguments: Any) -> Iterator[None]:
     """Turn what Ultralytics raises on wrong arguments and data into errors of one sentence; bugs stay tracebacks.
 
     A folder that was made for results and got none is removed.
+
+    Args:
+        **arguments: Those that Ultralytics is called with; `project` and `name` say where results go.
 
     Raises:
         InputError: For a device, format or data set that Ultralytics cannot use, and for a full disk.
         TrainingError: For a loss that stayed NaN, and where memory ran out.
         Interrupted: The user pressed Ctrl-C.
     """
+    roots = find_roots(arguments)
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -464,7 +469,7 @@ def one_sentence() -> Iterator[None]:
         if explained is None:
             raise
         if holder := find_holder(error):
-            remove_empty(Path(holder.save_dir))
+            remove_empty(Path(holder.save_dir), roots)
         if explained is error:
             raise
         raise explained from error

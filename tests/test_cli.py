@@ -20,7 +20,7 @@ from rtdetr_act import patch_model
 from rtdetr_act.activations.registry import entry, names, register
 from rtdetr_act.cli import app, deploying, diagnosing, looking, running  # noqa: F401 (they register their commands)
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
-from rtdetr_act.runs import parse_arguments, run_training, slug
+from rtdetr_act.runs import one_sentence, parse_arguments, run_training, slug
 
 TINY = ["epochs=1", "imgsz=64", "batch=4", "amp=False", "plots=False", "workers=0", "optimizer=AdamW"]
 
@@ -273,6 +273,22 @@ def test_what_ultralytics_refuses_is_one_sentence_too(
     with pytest.raises(InputError, match=words) as caught:
         run("train", "--act", "arelu", "--model", str(stock_yaml), "--data", source, *arguments)
     assert "\n" not in str(caught.value) and not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("project", ["there", "there/below", "new", "new/below"])
+def test_what_fails_removes_no_folder_that_was_there_before(
+    project: str, data, stock_yaml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ultralytics import RTDETR
+
+    for place in ("there", "elsewhere"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    # A validator makes its folder, and then looks for the device.
+    arguments = {"data": str(data.detect), "device": 77, "project": str(tmp_path / project)}
+    with pytest.raises(InputError, match="Invalid CUDA"), one_sentence(**arguments):
+        RTDETR(str(stock_yaml)).val(**arguments)
+    assert {path.name for path in tmp_path.rglob("*")} == {"there", "elsewhere"}
 
 
 def test_a_mistake_in_a_real_shell(tmp_path: Path) -> None:

@@ -45,5 +45,5 @@ def export(
     model, arguments = prepare(weights, pairs, data)
     warn_for(model, target)
     form = str(arguments.pop("format", None) or "onnx")
-    with one_sentence():
+    with one_sentence(**arguments):
         print(f"file: {export_model(model, form, int8=int8, fold=fold, **arguments)}")

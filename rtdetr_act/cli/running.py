@@ -131,7 +131,7 @@ def val(weights: Weights, pairs: Pairs = None, data: Data = None, fold: Fold = F
     model, arguments = prepare(weights, pairs, data, fold=fold)
     if data is None:
         arguments["data"] = training_data(model)
-    with one_sentence():
+    with one_sentence(**arguments):
         _print_scores(model.val(**arguments))
 
 
@@ -148,7 +148,7 @@ def predict(weights: Weights, pairs: Pairs = None, fold: Fold = False) -> None:
     if is_path and not Path(source).exists():
         raise InputError(f"there is no source {quote(source)}")
     arguments.setdefault("save", True)
-    with one_sentence():
+    with one_sentence(**arguments):
         for _ in model.predict(source=source, stream=True, **arguments):
             pass  # a stream, so that a long video is never held in memory whole
     print(f"files: {model.predictor.save_dir}")
