@@ -62,7 +62,7 @@ bench: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/bench_conv.py
 
 # Kernels, precision, times and trainings on a CUDA GPU: docs/gpu.md, .csv and .png. Without one the kernels in Triton's
-# interpreter, about ten minutes. It goes on where it was stopped; remove runs/gpu to begin anew.
+# interpreter, about six minutes. It goes on where it was stopped; remove runs/gpu to begin anew.
 gpu: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/check_gpu.py --minutes 120 --report docs
 
