@@ -396,9 +396,8 @@ def test_poor_studies_have_a_page_too(browser: Any, tmp_path: Path, state: str) 
         (records[0].folder / "results.csv").write_text(
             "epoch,train/loss,metrics/mAP50-95(B)\n1,nan,0.1\n2,inf,0.2\n3,1"
         )
-        (records[3].folder / "activations.json").write_text('{"x": [0, 1], "sites": [{"name": "a", "before": 3')
         (records[6].folder / "activations.json").write_text(
-            '{"x": [0, 1], "sites": [{"before": [0, NaN], "after": [1, 2]}]}'
+            '{"x": [0, 1], "sites": [{"name": "0.act", "activation": "dyrelu_b", "before": [0, NaN], "after": [1, 2]}]}'
         )
     watched = Watched(browser, write(records, tmp_path / "report.html"))
     assert watched.page.locator("h2").all_inner_texts()[-1] == "How to read this"
