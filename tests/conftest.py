@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 os.environ["TF_BUILD"] = "1"
 for _name in ("config", "cache"):
     (_HOME / _name).mkdir()
+# Ignored, and so by all processes that start from here, where the tests run in the background of a shell.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tests start a dozen interpreters. Where bytecode is not written, each compiles torch and Ultralytics again, which
 # is 7 s of the 13 s that a first training takes; so it is written, to a place that goes away.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):

@@ -38,14 +38,6 @@ resource = pytest.importorskip("resource", reason="Windows has no limit on the s
 OLD = b"an old file"
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C interrupt, which is ignored where the tests run in the background of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @contextmanager
 def full_disk() -> Iterator[None]:
     """Let every file end at 20 kB, as on a disk that is full then."""
@@ -315,7 +307,6 @@ def test_files_that_name_one_another_name_the_final_ones(arelu: bytes, tmp_path:
 
 
 @pytest.mark.parametrize("raised", [True, False])
-@pytest.mark.usefixtures("ctrl_c")
 def test_an_interruption_that_an_exporter_catches_is_one(raised: bool, arelu: bytes, tmp_path: Path) -> None:
     def convert(exporter: Any, model: Any) -> str:  # as OpenVINO does, in C++
         try:
@@ -333,7 +324,6 @@ def test_an_interruption_that_an_exporter_catches_is_one(raised: bool, arelu: by
     assert [entry.name for entry in tmp_path.iterdir()] == ["best.pt"] and signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.usefixtures("ctrl_c")
 def test_an_interruption_waits_until_openvino_is_left(arelu: bytes, tmp_path: Path) -> None:
     inside: dict[str, Any] = {"__name__": "openvino.frontend"}
     exec("def call_back(function): function(2); return True", inside)  # from C++, where an exception ends the process
