@@ -101,6 +101,8 @@ def main() -> None:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     words = COMMANDS[given.what].split()
+    # Ignored, and so by all processes that start from here, where this runs in the background of a shell.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.monotonic()
     with keep_busy(given.busy), ExitStack() as stack:
         calm = place / "calm"

@@ -308,5 +308,8 @@ def test_damaged_learned_curves_are_named(study: Path) -> None:
                 conclude(study)
             except RtdetrActError as error:
                 assert f"'{path}' is damaged" in str(error)
+        path.write_bytes(good[: len(good) // 2])
+        with pytest.raises(InputError, match=r"arelu-s0.activations.json' is damaged.*delete it"):
+            conclude(study)
     finally:
         path.write_bytes(good)
