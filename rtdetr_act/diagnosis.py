@@ -220,7 +220,7 @@ class _Tap(nn.Module):
         self._grams: dict[int, Tensor] = {}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not torch.is_grad_enabled():  # a first pass of gradient checkpointing, or a teacher: nothing comes back
+        if not torch.is_grad_enabled():  # such as a first pass of gradient checkpointing: nothing comes back
             return self.activation(x, *args, **kwargs)
         self._calls.append(self)
         self._note_slopes(x.detach())

@@ -22,7 +22,6 @@ from rtdetr_act.images import open_validation, pick_images, trained_side
 from rtdetr_act.plot import check_picture, write_picture
 from rtdetr_act.sites import MARK, left_as_it_was, placed_activations
 from rtdetr_act.training import slopes
-from rtdetr_act.warmstart.blend import arriving
 
 if TYPE_CHECKING:
     import polars
@@ -110,7 +109,7 @@ def read_quantities(model: nn.Module, images: Sequence[Tensor] = (), *, batch: i
     return [
         Quantity(site, str(getattr(activation, MARK)["activation"]), name, value.item())
         for site, activation in placed_activations(model)
-        for name, value in chain(_summaries(arriving(activation), single), measured.get(site, ()))
+        for name, value in chain(_summaries(activation, single), measured.get(site, ()))
     ]
 
 
@@ -139,8 +138,7 @@ def has_coefficients(model: nn.Module) -> bool:
 
 
 def _generators(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    placed = ((name, arriving(module)) for name, module in placed_activations(model))
-    return ((name, module) for name, module in placed if hasattr(module, "named_coefficients"))
+    return ((name, module) for name, module in placed_activations(model) if hasattr(module, "named_coefficients"))
 
 
 def _measure(model: nn.Module, images: Sequence[Tensor], batch: int) -> dict[str, list[tuple[str, Tensor]]]:

@@ -27,7 +27,6 @@ from rtdetr_act.plan import (
 from rtdetr_act.rewired import rewire, unwire
 from rtdetr_act.sites import MARK, Site, find_sites, placed_activations, put, stock_works_in_place, unseen_calls, unwrap
 from rtdetr_act.tables import align
-from rtdetr_act.warmstart.blend import Blend, arriving
 from rtdetr_act.warmstart.match import match
 
 
@@ -38,7 +37,7 @@ class Swap:
     Attributes:
         site: Where.
         before: What stood there.
-        after: What stands there now, or will once it is blended in.
+        after: What stands there now.
         parameters: Parameters of the new activation.
         misfit: How far it starts from what stood there, as `match` returns it; None where nothing was fitted.
     """
@@ -109,8 +108,6 @@ def patch_model(
     scope: str = "conv",
     act_lr: float = 1.0,
     init: str = "paper",
-    blend: float = 0.0,
-    distill: bool = False,
     example_input: Any = None,
 ) -> PatchReport:
     """Swap the activations of a model in place; each site gets an instance of its own.
@@ -130,11 +127,8 @@ def patch_model(
         scope: "conv" for convolutional sites, "all" for transformer sites too.
         act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training.
         init: "paper" (default) for the activation's own start, "match" for the one closest to what it replaces, where
-            it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, dyrelu_a, dyrelu_b, dyrelu_c); without
-            `blend`, Ultralytics' next training begins with `refit`, whatever the activation.
-        blend: Epochs of training over which a site moves from what stood there to the activation, 0 (default) for a
-            swap at once. Ultralytics' training moves it; a loop of your own calls `set_epoch(model, epoch)`.
-        distill: Whether the network as it was teaches the new one while activations blend, in Ultralytics' training.
+            it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, dyrelu_a, dyrelu_b, dyrelu_c);
+            Ultralytics' next training then begins with `refit`, whatever the activation.
         example_input: For foreign models, what to call the model with to learn channels and layouts.
 
     Returns:
@@ -154,7 +148,7 @@ def patch_model(
     root = unwrap(model)
     if isinstance(activation, Plan):
         return apply_to(root, activation, example_input=example_input)
-    how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "blend": blend, "distill": distill}
+    how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init}
     plan = Plan.parse(activation, layers=layers, include=include, exclude=exclude, **how)
     return apply_to(root, plan, example_input=example_input, typed=True)
 
@@ -304,7 +298,7 @@ def _build(site: Site, rule: Rule) -> tuple[nn.Module, float | None]:
             f"'{entry.name}' needs one channel count, but {site.name} {why}: exclude it or give example_input="
         )
     module = registry.build(spec, site.channels, site.layout)
-    misfit = match(module, arriving(site.activation), site.channels, site.layout) if rule.init == "match" else None
+    misfit = match(module, site.activation, site.channels, site.layout) if rule.init == "match" else None
     _set_inplace(module, site, rule)
     return module, misfit
 
@@ -331,37 +325,11 @@ def _install(site: Site, rule: Rule, module: nn.Module) -> None:
     current = getattr(site.owner, site.attribute)
     mark = getattr(current, MARK, None)
     original = mark["original"][0] if mark else current
-    if rule.blend:
-        old = arriving(site.activation)
-        vars(old).pop(MARK, None)  # it is a part of what stands there now, no longer a site
-        module = Blend(old, module, rule.blend)
     # In a list inside a dict, so that torch does not register the old module as a child of the new one.
     setattr(module, MARK, {"activation": str(rule.activation), "original": [original]})
     _move_like(module, current, site.owner)
     put(site.owner, site.attribute, module)
     _tell_fast_path(site.owner, module)
-
-
-def end_blends(root: nn.Module, epoch: float) -> int:
-    """Leave the new activation alone wherever its blend is over after that many epochs; return how many there were."""
-    over = [(name, m) for name, m in placed_activations(root) if isinstance(m, Blend) and m.is_over(epoch)]
-    for name, blend in over:
-        path, _, attribute = name.rpartition(".")
-        owner = root.get_submodule(path)
-        setattr(blend.new, MARK, getattr(blend, MARK))
-        if hasattr(blend.new, "inplace"):
-            blend.new.inplace = blend.inplace_alone  # type: ignore[assignment]
-        put(owner, attribute, blend.new)
-        _tell_fast_path(owner, blend.new)
-    return len(over)
-
-
-def leave_old(root: nn.Module) -> None:
-    """Leave the old activation alone wherever two are blended, in place."""
-    for name, blend in list(placed_activations(root)):
-        if isinstance(blend, Blend):
-            path, _, attribute = name.rpartition(".")
-            put(root.get_submodule(path), attribute, blend.old)
 
 
 def _tell_fast_path(owner: nn.Module, activation: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 SECTIONS = ("backbone", "neck", "head")
 SCOPES = ("conv", "all")
 INITS = ("paper", "match")
-_RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope", "init", "blend")
-_PLAN_KEYS = ("rules", "default_act", "act_lr", "distill", "base", "convolutions", "fitted")
+_RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope", "init")
+_PLAN_KEYS = ("rules", "default_act", "act_lr", "base", "convolutions", "fitted")
 # Dynamic convolution's paper lets the temperature fall from 30 over the first ten epochs.
 TAU_START, TAU_EPOCHS = 30.0, 10
 _LONGEST_PLAN, _LONGEST_RULE = 20_000, 2_000  # characters
@@ -108,7 +108,6 @@ class Rule:
         exclude: Glob patterns on qualified site names, none may match.
         scope: "conv" for convolutional sites (feature maps), "all" for transformer sites too.
         init: "paper" for the activation's own start, "match" for the network closest to the one before the swap.
-        blend: Epochs over which training moves from what stood there to the activation, 0 for a swap at once.
     """
 
     activation: ActSpec
@@ -118,7 +117,6 @@ class Rule:
     exclude: tuple[str, ...] = ()
     scope: str = "conv"
     init: str = "paper"
-    blend: float = 0.0
 
     def selects(self, name: str, layer: int | None, section: str, layout: str) -> bool:
         """Say whether the rule means the site of that qualified name, layer index, section and layout."""
@@ -141,26 +139,13 @@ class Rule:
         return " ".join(words)
 
     def settled(self, epoch: float) -> Rule:
-        """Return the rule without the schedules that are over after that many epochs of training."""
-        rule = replace(self, blend=0.0) if self.blend <= epoch else self
+        """Return the rule without a schedule that is over after that many epochs of training."""
         end = _tau_end(self.activation)
         if end is None or end > epoch:
-            return rule
+            return self
         kept = [(key, value) for key, value in self.activation.kwargs if key not in _SCHEDULE_KEYS]
         kept += [("tau_start", None)] if self.activation.name in _TAU_STARTS else []
-        return replace(rule, activation=replace(self.activation, kwargs=tuple(kept)))
-
-    def schedule_ends(self) -> Iterator[float]:
-        """Yield the epochs after which a schedule of the rule is over."""
-        if self.blend:
-            yield self.blend
-        if (end := _tau_end(self.activation)) is not None:
-            yield end
-
-    @property
-    def starts_from_base(self) -> bool:
-        """Whether it needs to know what stood at its sites before."""
-        return self.init == "match" or self.blend > 0
+        return replace(self, activation=replace(self.activation, kwargs=tuple(kept)))
 
     def to_yaml(self) -> dict[str, Any]:
         """Return the rule as plain data, defaults left out."""
@@ -174,8 +159,6 @@ class Rule:
             data["scope"] = self.scope
         if self.init != "paper":
             data["init"] = self.init
-        if self.blend:
-            data["blend"] = self.blend
         return data
 
     @classmethod
@@ -192,15 +175,13 @@ class Rule:
             _strings(data.get("exclude")),
             check_scope(data.get("scope", "conv")),
             _check_init(data.get("init", "paper")),
-            _check_blend(data.get("blend", 0)),
         )
 
     def __str__(self) -> str:
-        """Return e.g. `dyrelu_b@backbone`, `arelu exclude=model.28.*` or `mish blend=5`."""
+        """Return e.g. `dyrelu_b@backbone`, `arelu exclude=model.28.*` or `mish init=match`."""
         where = self.where
         words = [f"{self.activation}{'' if where.startswith('@') or not where else ' '}{where}"]
         words += [f"init={self.init}"] if self.init != "paper" else []
-        words += [f"blend={self.blend:g}"] if self.blend else []
         return " ".join(words)
 
 
@@ -210,8 +191,6 @@ class SwapOptions(TypedDict, total=False):
     scope: str
     act_lr: float
     init: str
-    blend: float
-    distill: bool
 
 
 @dataclass(frozen=True)
@@ -222,8 +201,7 @@ class Plan:
         rules: The rules.
         default_act: A stock `activation:` such as "nn.ReLU()", which keeps its stock meaning below the rules.
         act_lr: Factor on the learning rate of scalar and per-channel activation parameters, 1.0 by default.
-        distill: Whether the network before the swap teaches the new one while rules blend.
-        base: The plan of the network that rules with `init="match"` or `blend` start from; None for the stock one.
+        base: The plan of the network that rules with `init="match"` start from; None for the stock one.
         convolutions: Rules of the same form for convolutions, such as `dynamic_conv@backbone`.
         fitted: Whether the network has had the start that rules with `init="match"` ask for, which a training gives
             it once.
@@ -236,7 +214,6 @@ class Plan:
     rules: tuple[Rule, ...] = ()
     default_act: str | None = None
     act_lr: float = 1.0
-    distill: bool = False
     base: Plan | None = None
     convolutions: tuple[Rule, ...] = ()
     fitted: bool = False
@@ -252,10 +229,8 @@ class Plan:
         scope: str = "conv",
         act_lr: float = 1.0,
         init: str = "paper",
-        blend: float = 0.0,
-        distill: bool = False,
     ) -> Plan:
-        """Parse `activation[@section or layers] [init=match] [blend=epochs][, …][, distill]`; also `dynamic_conv[@…]`.
+        """Parse `activation[@section or layers] [init=match][, …]`; also `dynamic_conv[@…]`.
 
         Sections and layer ranges join with `+`: `arelu@backbone+12+22-27`. The keywords hold for every rule of the text
         that does not say otherwise.
@@ -271,10 +246,7 @@ class Plan:
         if layers is not None and not narrowed:
             raise SpecError("layers= is empty: give indices such as '0-9', or leave it out")
         rules = []
-        parts = _split_rules(text)
-        if distils := len(parts) > 1 and parts[-1] == "distill":
-            parts.pop()
-        for part in parts:
+        for part in _split_rules(text):
             rule = _parse_rule(part)
             if narrowed and (rule.layers or rule.sections):
                 raise SpecError(f"{quote(part)} names its layers already: drop either '@…' or layers=")
@@ -286,7 +258,6 @@ class Plan:
                     exclude=_strings(exclude),
                     scope=check_scope(scope),
                     init=rule.init if rule.init != "paper" else _check_init(init),
-                    blend=rule.blend or _check_blend(blend),
                 )
             )
         swaps = tuple(rule for rule in rules if rule.activation.name not in CONVOLUTIONS)
@@ -294,8 +265,7 @@ class Plan:
         return cls(
             swaps,
             act_lr=_check_act_lr(act_lr),
-            distill=_check_distill(distill or distils, swaps),
-            convolutions=tuple(replace(rule, scope="conv", init="paper", blend=0.0) for rule in convolutions),
+            convolutions=tuple(replace(rule, scope="conv", init="paper") for rule in convolutions),
         )
 
     @classmethod
@@ -331,10 +301,9 @@ class Plan:
             rules,
             default_act,
             _check_act_lr(data.get("act_lr", 1.0)),
-            _check_distill(data.get("distill", False), rules),
             (cls._from_yaml(data["base"], depth + 1) or None) if data.get("base") else None,  # as `to_yaml` writes it
             convolutions,
-            _check_flag("fitted", data.get("fitted", False)),
+            _check_fitted(data.get("fitted", False)),
         )
 
     def to_yaml(self) -> dict[str, Any] | str | None:
@@ -351,8 +320,6 @@ class Plan:
             data["default_act"] = self.default_act
         if self.act_lr != 1.0:
             data["act_lr"] = self.act_lr
-        if self.distill:
-            data["distill"] = True
         if self.base:
             data["base"] = self.base.to_yaml()
         if self.fitted:
@@ -371,7 +338,7 @@ class Plan:
     def followed_by(self, other: Plan) -> Plan:
         """Return this plan with the rules of `other` behind its own; a rule with the same selection is replaced."""
         convolutions = _behind(self.convolutions, other.convolutions)
-        if any(rule.starts_from_base for rule in other.rules):
+        if any(rule.init == "match" for rule in other.rules):
             base = replace(self.settled(), convolutions=())
             return replace(other, default_act=self.default_act, base=base or None, convolutions=convolutions)
         rules = _behind(self.rules, other.rules)
@@ -380,19 +347,17 @@ class Plan:
     def settled(self, epoch: float = math.inf) -> Plan:
         """Return the plan without the schedules that are over after that many epochs of training; inf ends all.
 
-        >>> str(Plan.parse("arelu", blend=5).settled(4)), str(Plan.parse("arelu", blend=5).settled(5))
-        ('arelu blend=5', 'arelu')
+        >>> plan = Plan.parse("dyrelu_c(tau_start=30.0, tau_epochs=5)")
+        >>> str(plan.settled(4)), str(plan.settled(5))
+        ('dyrelu_c(tau_start=30.0, tau_epochs=5)', 'dyrelu_c')
         """
         rules, convolutions = (tuple(r.settled(epoch) for r in part) for part in (self.rules, self.convolutions))
-        distill = self.distill and any(rule.blend for rule in rules)
-        plan = replace(self, rules=rules, distill=distill, convolutions=convolutions)
-        if self.base is None or any(rule.starts_from_base for rule in rules):
-            return plan
-        return replace(self.base.followed_by(plan), base=self.base.base)
+        return replace(self, rules=rules, convolutions=convolutions)
 
     def schedule_ends(self) -> tuple[float, ...]:
         """Return the epochs after which a schedule of the plan is over."""
-        return tuple(sorted({end for rule in self.rules + self.convolutions for end in rule.schedule_ends()}))
+        ends = {_tau_end(rule.activation) for rule in self.rules + self.convolutions}
+        return tuple(sorted(end for end in ends if end is not None))
 
     def __bool__(self) -> bool:
         """A plan without rules changes nothing."""
@@ -400,7 +365,7 @@ class Plan:
 
     def __str__(self) -> str:
         """Return the rules in order, those for convolutions last, as in `dyrelu_b@backbone, silu@22-27`."""
-        return ", ".join([*map(str, (*self.rules, *self.convolutions)), *(["distill"] if self.distill else [])])
+        return ", ".join(map(str, self.rules + self.convolutions))
 
 
 def last_match(rules: tuple[Rule, ...], name: str, layer: int | None, section: str, layout: str) -> Rule | None:
@@ -444,7 +409,7 @@ def _behind(rules: tuple[Rule, ...], later: tuple[Rule, ...]) -> tuple[Rule, ...
     """Return rules with later ones behind them, which replace those of the same selection."""
 
     def selection(rule: Rule) -> Rule:
-        return replace(rule, activation=ActSpec("any"), init="paper", blend=0.0)
+        return replace(rule, activation=ActSpec("any"), init="paper")
 
     replaced = {selection(rule) for rule in later}
     return tuple(rule for rule in rules if selection(rule) not in replaced) + later
@@ -564,7 +529,7 @@ def format_layers(layers: Iterable[int]) -> str:
 def _parse_rule(text: str) -> Rule:
     if len(text) > _LONGEST_RULE:  # longer ones take the patterns below seconds
         raise SpecError(f"a rule has {_LONGEST_RULE:,} characters at most, not {len(text):,}: {quote(text)}")
-    head, words = _split_words(text)
+    head, init = _split_init(text)
     match = re.fullmatch(r"(?P<act>[^@]+?|.*\))\s*(?:@\s*(?P<where>[^@()]*))?", head, re.DOTALL)
     if match is None:
         raise SpecError(f"{quote(text)} is not a rule: write activation, activation@section or activation@layers")
@@ -576,30 +541,17 @@ def _parse_rule(text: str) -> Rule:
                 layers += parse_layers(part)
             else:
                 sections += _check_sections((part,))
-    rule = Rule(ActSpec.parse(match["act"]), layers=tuple(sorted(set(layers))), sections=sections)
-    return replace(
-        rule, init=_check_init(words.get("init", "paper")), blend=_check_blend(_number(words.get("blend", "0")))
-    )
+    return Rule(ActSpec.parse(match["act"]), tuple(sorted(set(layers))), sections, init=_check_init(init))
 
 
-def _split_words(text: str) -> tuple[str, dict[str, str]]:
-    """Split the words `init=…` and `blend=…` off the end of a rule.
+def _split_init(text: str) -> tuple[str, str]:
+    """Split the word `init=…` off the end of a rule; "paper" where there is none.
 
-    >>> _split_words("prelu(init=0.1)@backbone init=match blend=5")
-    ('prelu(init=0.1)@backbone', {'init': 'match', 'blend': '5'})
+    >>> _split_init("prelu(init=0.1)@backbone init=match")
+    ('prelu(init=0.1)@backbone', 'match')
     """
-    words: dict[str, str] = {}
-    while found := re.fullmatch(r"(.*\S)\s+(init|blend)=([^\s()]+)", text, re.DOTALL):
-        text = found[1]
-        words = {found[2]: found[3], **words}
-    return text, words
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text  # which the check names
+    found = re.fullmatch(r"(.*\S)\s+init=([^\s()]+)", text, re.DOTALL)
+    return (found[1], found[2]) if found else (text, "paper")
 
 
 def _split_rules(text: str) -> list[str]:
@@ -693,22 +645,9 @@ def _check_init(value: object) -> str:
     return str(value)
 
 
-def _check_blend(value: object) -> float:
-    if not _is_number(value) or value < 0:
-        raise SpecError(f"blend is a number of epochs such as 5, not {quote(value)}")
-    return float(value)
-
-
-def _check_distill(value: object, rules: Iterable[Rule]) -> bool:
-    distill = _check_flag("distill", value)
-    if distill and not any(rule.blend for rule in rules):
-        raise SpecError("distill needs blend: the network before the swap teaches while the activations blend")
-    return distill
-
-
-def _check_flag(name: str, value: object) -> bool:
+def _check_fitted(value: object) -> bool:
     if not isinstance(value, bool):
-        raise SpecError(f"{name} is true or false, not {quote(value)}")
+        raise SpecError(f"fitted is true or false, not {quote(value)}")
     return value
 
 

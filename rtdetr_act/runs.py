@@ -339,8 +339,8 @@ def train_variant(
         RtdetrActError: The model, the plan or the data is wrong, or the loss became non-finite.
     """
     given = dict(arguments)
-    # Blends and fits start from what the weights were trained with, so the weights must be there before the swap.
-    early = given.pop("pretrained", None) if starts_warm(how) and activation not in (None, STOCK) else None
+    # A fit starts from what the weights were trained with, so the weights must be there before the swap.
+    early = given.pop("pretrained", None) if how.get("init") == "match" and activation not in (None, STOCK) else None
     name, model = load_variant(source, activation, pretrained=early, conv=conv, **how)
     run_training(model, **{**given, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
     return outcome_of(name, model)
@@ -403,11 +403,6 @@ def load_variant(
         patch_by_rules(model, conv)
         return (f"{activation}, {conv}" if isinstance(activation, str) else _plan_in(model)), model
     return activation if isinstance(activation, str) else _plan_in(model) or STOCK, model
-
-
-def starts_warm(how: SwapOptions) -> bool:
-    """Say whether a swap starts from what stood there before."""
-    return bool(how.get("blend")) or how.get("init") == "match"
 
 
 def run_training(model: Any, **arguments: Any) -> Any:

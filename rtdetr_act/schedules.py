@@ -1,4 +1,4 @@
-"""What changes by itself in the course of a training: blends, and the temperatures of attentions."""
+"""What changes by itself in the course of a training: the temperatures of attentions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Temperature(Scheduled):
         return self.tau if self.tau_start is None else self.now
 
     def set_epoch(self, epoch: float) -> None:
-        """Take the temperature of that epoch; a way that is over is forgotten."""
+        """Take the temperature of that epoch, a constant from `tau_epochs` on."""
         if self.tau_start is None:
             return
         if epoch >= self.tau_epochs:
@@ -70,42 +70,37 @@ class Temperature(Scheduled):
         return f"tau={self.tau:g}{way}"
 
 
-def set_epoch(model: Any, epoch: float) -> int:
-    """Tell the activations of a model how long it has been trained; those whose blend is over replace it.
+def set_epoch(model: Any, epoch: float) -> None:
+    """Tell a model how long it has been trained, so that the temperatures of its attentions follow.
 
     Ultralytics' training does this by itself, before every batch. In a training loop of your own, call it at least
-    once an epoch, better before every step; a schedule that is over leaves `model.yaml` too. An optimizer keeps the
-    learnable parameters of activations that went away, without any effect.
+    once an epoch, better before every step; a schedule that is over leaves `model.yaml` too.
 
     Args:
         model: A model as `patch_model` takes it.
         epoch: Epochs since the first step, in parts where it is called more often: 0.5 in the middle of the first.
-
-    Returns:
-        The number of blends that ended.
 
     Raises:
         ModelError: The model is exported, wrapped or compiled.
 
     >>> from rtdetr_act import patch_model
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-    >>> _ = patch_model(net, "mish", blend=2)
-    >>> set_epoch(net, 1.5), float(net[1].t), set_epoch(net, 2), net[1]
-    (0, 0.75, 1, Mish())
+    >>> _ = patch_model(net, "dyrelu_c(tau=1.0, tau_start=30.0, tau_epochs=10)")
+    >>> set_epoch(net, 5)
+    >>> net[1].temperature()
+    tensor(15.5000)
     """
-    from rtdetr_act.patcher import carries_yaml, end_blends
+    from rtdetr_act.patcher import carries_yaml
     from rtdetr_act.plan import split_model_yaml, with_plan
     from rtdetr_act.sites import unwrap
 
     root = unwrap(model)
     for module in scheduled_modules(root):
         module.set_epoch(epoch)
-    ended = end_blends(root, epoch)
     if carries_yaml(root):
         plan = split_model_yaml(root.yaml)[1]  # type: ignore[arg-type]
         if (settled := plan.settled(epoch)) != plan:
             root.yaml = with_plan(root.yaml, settled)  # type: ignore[arg-type, assignment]
-    return ended
 
 
 def scheduled_modules(model: nn.Module) -> list[Scheduled]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ from torch.optim import Optimizer
 
 from rtdetr_act.convolutions.dynamic import DynamicConv2d
 from rtdetr_act.errors import InputError
-from rtdetr_act.files import write_atomically
 from rtdetr_act.images import pick_images
 from rtdetr_act.patcher import mark_fitted, patch_model, unpatch_model
 from rtdetr_act.plan import Plan
@@ -148,21 +145,16 @@ _STATE = "activation_schedule"  # where a trainer keeps its `_Schedule`
 class _Schedule:
     """What follows the epoch in one training."""
 
-    length: float  # epochs of the longest blend
     batch: int = 0  # of the epoch
-    teacher: Any = None
     modules: list[Scheduled] = field(default_factory=list)  # of the model and its average
     next_end: float = 0.0  # epoch at which the next of its schedules is over
 
 
 def follow(trainer: Any, event: str) -> None:
-    """Keep blends and temperatures of the model and of its average at the epoch that a trainer is in.
+    """Keep the temperatures of the model and of its average at the epoch that a trainer is in.
 
     Called with each event of an Ultralytics trainer, before its callbacks, on every worker. Nothing is stored but in
     the model's plan: the epoch says the rest, so that a training that goes on needs no state of its own.
-
-    Raises:
-        InputError: A blend is longer than the training.
     """
     if event == "on_pretrain_routine_end":
         _start(trainer)
@@ -173,11 +165,11 @@ def follow(trainer: Any, event: str) -> None:
         schedule.batch = 0
         schedule.modules = _scheduled(trainer)  # a recovery between two epochs makes a new average
     elif event == "on_train_batch_start":
-        advance(trainer, trainer.epoch + min(schedule.batch / len(trainer.train_loader), _BEFORE_END))
+        _advance(trainer, trainer.epoch + min(schedule.batch / len(trainer.train_loader), _BEFORE_END))
         schedule.batch += 1
     elif event == "on_train_epoch_end" and bool(torch.isfinite(trainer.loss).all()):
-        # Where the loss is not finite, Ultralytics goes back to the checkpoint of the epoch before, which must fit.
-        advance(trainer, trainer.epoch + 1)
+        # Where the loss is not finite, Ultralytics goes back to the checkpoint before and repeats the epoch.
+        _advance(trainer, trainer.epoch + 1)
 
 
 _CALIBRATING = 128  # images for BatchNorm statistics
@@ -189,28 +181,21 @@ def _start(trainer: Any) -> None:
     model = task_model(trainer.model)
     plan = plan_of(model)
     if plan.awaits_fit:
-        if any(rule.init == "match" and not rule.blend for rule in plan.rules):
-            _refit(trainer, model, plan)
+        _refit(trainer, model, plan)
         for network in (model, trainer.ema.ema) if trainer.ema else (model,):
             mark_fitted(network)
     if not plan.schedule_ends():
         return
     if hasattr(model, "student_model"):
-        raise InputError("distill_model wraps the model, out of reach of blends and temperatures: use distill instead")
-    schedule = _Schedule(length=max((rule.blend for rule in plan.rules), default=0.0))
-    if schedule.length > trainer.epochs:
         raise InputError(
-            f"blend={schedule.length:g} is longer than the training, which would end between two activations: "
-            f"give at most its {trainer.epochs} epochs"
+            "distill_model wraps the model, out of reach of temperatures: leave it out, or give tau_start=None"
         )
-    setattr(trainer, _STATE, schedule)
-    if plan.distill:
-        schedule.teacher = _make_teacher(trainer, model)
-    advance(trainer, trainer.start_epoch)
+    setattr(trainer, _STATE, _Schedule())
+    _advance(trainer, trainer.start_epoch)
 
 
 def _refit(trainer: Any, model: nn.Module, plan: Plan) -> None:
-    """Give a network that was swapped at once the weights closest to what it was, in the averaged model too."""
+    """Give a network that was swapped the weights closest to what it was, in the averaged model too."""
     from ultralytics.utils import RANK
 
     original = copy.deepcopy(model)
@@ -235,10 +220,7 @@ def _refit(trainer: Any, model: nn.Module, plan: Plan) -> None:
 
 
 def _calibrate(trainer: Any, model: nn.Module) -> None:
-    """Give the layers behind new activations the statistics of what these let through, in the averaged model too.
-
-    That is where a blend has ended: it begins as the network that the statistics are of, and runs ahead of them.
-    """
+    """Give the layers behind new activations the statistics of what these let through, in the averaged model too."""
     if not has_norms(model):
         return
     images = _images(trainer, _CALIBRATING)
@@ -254,35 +236,20 @@ def _images(trainer: Any, count: int) -> torch.Tensor:
     return torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image for image in chosen])
 
 
-def advance(trainer: Any, epoch: float) -> None:
+def _advance(trainer: Any, epoch: float) -> None:
     """Bring the model of a trainer and its average to an epoch, and let go of what is over by then."""
-    schedule = vars(trainer).get(_STATE)
-    if schedule is None:
-        return
+    schedule = getattr(trainer, _STATE)
     model = task_model(trainer.model)
     # Before every batch, the modules at hand: looking for them and for what is over takes 11 ms with rtdetr-l.
     if epoch < schedule.next_end:
         for module in schedule.modules:
             module.set_epoch(epoch)
-        ended = 0
     else:
-        ended = set_epoch(model, epoch)
+        set_epoch(model, epoch)
         if trainer.ema:
             set_epoch(trainer.ema.ema, epoch)
         schedule.next_end = min(plan_of(model).schedule_ends(), default=math.inf)
         schedule.modules = _scheduled(trainer)
-    if ended:
-        _forget_parameters(trainer.optimizer, model)
-        _calibrate(trainer, model)
-        # The best checkpoint is one of the network that was asked for: those before were still on the way to it.
-        trainer.best_fitness = None
-        trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, int(epoch)
-    if schedule.teacher is not None:
-        schedule.teacher.share = max(1 - epoch / schedule.length, 0.0)
-        if epoch >= schedule.length:
-            schedule.teacher.remove()
-            schedule.teacher = None
-            _teacher_file(trainer).unlink(missing_ok=True)
     if schedule.next_end == math.inf:
         delattr(trainer, _STATE)
 
@@ -290,41 +257,6 @@ def advance(trainer: Any, epoch: float) -> None:
 def _scheduled(trainer: Any) -> list[Scheduled]:
     networks = (task_model(trainer.model), *([trainer.ema.ema] if trainer.ema else []))
     return [module for network in networks for module in scheduled_modules(network)]
-
-
-def _make_teacher(trainer: Any, model: nn.Module) -> Any:
-    """Return the teacher of a training: the model at its first step, from its file where the training goes on."""
-    from ultralytics.utils import RANK
-
-    from rtdetr_act.warmstart.distill import Teacher
-
-    if getattr(trainer.args, "compile", False):
-        raise InputError("distill needs the maps inside the model, which compile=True hides: leave one of them out")
-    path = _teacher_file(trainer)
-    if not trainer.start_epoch:
-        if RANK in (-1, 0):
-            content = io.BytesIO()
-            torch.save(model.state_dict(), content)
-            write_atomically(path, content.getvalue())
-        return Teacher(model)
-    if not path.exists():
-        log(f"there is no '{path}', from which the training could go on with distill: it goes on without", warn=True)
-        return None
-    return Teacher(model, torch.load(path, map_location="cpu", weights_only=True))
-
-
-def _teacher_file(trainer: Any) -> Path:
-    return Path(trainer.wdir) / "teacher.pt"
-
-
-def _forget_parameters(optimizer: Optimizer, model: nn.Module) -> None:
-    """Take parameters that the model no longer has out of an optimizer, which is saved for a model without them."""
-    own = {id(parameter) for parameter in model.parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if id(parameter) not in own:
-                optimizer.state.pop(parameter, None)
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) in own]
 
 
 def task_model(model: Any) -> nn.Module:

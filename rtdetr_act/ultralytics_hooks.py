@@ -217,10 +217,9 @@ def _allow_safe_load() -> None:
     from rtdetr_act.convolutions.dynamic import DynamicConv2d
     from rtdetr_act.rewired import ultralytics as rewired
     from rtdetr_act.schedules import Temperature
-    from rtdetr_act.warmstart.blend import Blend
 
     if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
-        own: list[Any] = [*own_classes(), *rewired.CLASSES.values(), Blend, Temperature, DynamicConv2d]
+        own: list[Any] = [*own_classes(), *rewired.CLASSES.values(), Temperature, DynamicConv2d]
         torch.serialization.add_safe_globals(own)
 
 
@@ -443,7 +442,7 @@ def _export(original: Callable[..., Any], self: Any, model: Any = None, *args: A
 def _hook_trainer(trainer: Any) -> None:
     # Ultralytics decays every parameter whose name lacks "bias" outside of *Norm* modules, slopes of PReLU included.
     _replace(trainer.BaseTrainer, "build_optimizer", _build_optimizer)
-    # Blends and temperatures follow the epoch, on every worker: callbacks of a user reach the first one only in 8.3.
+    # Temperatures follow the epoch, on every worker: callbacks of a user reach the first one only in 8.3.
     _replace(trainer.BaseTrainer, "run_callbacks", _run_callbacks)
     # Both write over the checkpoint in place: a kill or a full disk in the middle leaves half a file, and with last.pt
     # goes all that was trained.

@@ -6,7 +6,7 @@ For each model and seed it trains the stock network, swaps its activations, vali
 fine-tunes. Epoch 0 is the network as it was swapped, with `match` as its training starts, refitted on 128 training
 images; `0, calibrated` is it with BatchNorm statistics of such images. Every run is a process of its own and is skipped
 where its result lies in the folder already. The table counts the epochs until the mean over the seeds has 95 percent
-of the stock mAP; as long as two activations are blended, an epoch does not count. Writes warmstart.csv, .md and .png.
+of the stock mAP. Writes warmstart.csv, .md and .png.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ from typing import Any
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {},
     "match": {"init": "match"},
-    "blend": {"blend": True},
-    "blend+match": {"blend": True, "init": "match"},
-    "blend+match+distill": {"blend": True, "init": "match", "distill": True},
 }
 SHARE = 0.95  # of the stock mAP, which a swap is to reach again
 
@@ -59,7 +56,6 @@ def parse_words() -> argparse.Namespace:
     parser.add_argument("--stock-lr", type=float, default=2e-3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--blend", type=float, default=1.0, help="epochs")
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/warmstart"))
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -94,30 +90,17 @@ def tuning_jobs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             stock = given.output / f"{Path(model).stem}-stock-s{seed}" / "run" / "weights" / "best.pt"
             for activation in given.act:
                 for method in given.method:
-                    if method == "blend+match" and not can_be_fitted(activation):
-                        continue  # no parameters to match: the same as blend
-                    how = {k: given.blend if k == "blend" else v for k, v in METHODS[method].items()}
-                    name = f"{Path(model).stem}-{activation}-{method.replace('+', '-')}-s{seed}"
+                    name = f"{Path(model).stem}-{activation}-{method}-s{seed}"
                     yield {
                         "folder": str(given.output / name),
                         "model": str(stock),
                         "activation": activation,
                         "method": method,
-                        "how": how,
+                        "how": METHODS[method],
                         "seed": seed,
                         "data": given.data,
                         "pairs": [*given.pairs, f"epochs={given.epochs}", f"lr0={given.lr}"],
                     }
-
-
-def can_be_fitted(activation: str) -> bool:
-    """Say whether an activation has a start to fit."""
-    from torch import nn
-
-    from rtdetr_act import create
-    from rtdetr_act.warmstart.match import match
-
-    return match(create(activation, channels=8), nn.SiLU(), 8) is not None
 
 
 def run_all(jobs: Sequence[dict[str, Any]], parallel: int) -> None:
@@ -149,10 +132,9 @@ def run_job(job: dict[str, Any]) -> None:
     data = resolve_data(job["data"])
     scores: dict[str, Any] = {}
     if job["activation"]:
-        how = {key: value for key, value in job["how"].items() if key == "init"}  # before any blending
         images = training_images(data, int(arguments.get("imgsz", 640)))
         for name in ["0"] if job["method"] == "match" else ["0", "0 calibrated"]:
-            _, model = load_variant(job["model"], job["activation"], **how)
+            _, model = load_variant(job["model"], job["activation"], **job["how"])
             if job["method"] == "match":
                 refit(model, images)
             elif name == "0 calibrated":
@@ -210,7 +192,6 @@ def write_tables(given: argparse.Namespace, stock: Sequence[dict[str, Any]], tun
             "model": Path(result["folder"]).name.split("-stock")[0].split(f"-{result['activation']}-")[0],
             "activation": result["activation"] or "stock",
             "method": result["method"],
-            "blend": float(result["how"].get("blend", 0)),
             "seed": result["seed"],
             "epoch": epoch,
             "score": score,
@@ -246,11 +227,10 @@ def summarise(table: Any, epochs: int) -> Iterator[str]:
 
 
 def first_epoch(group: Any, stock: float) -> str:
-    """Return the first epoch, of the new activation alone, whose mean over the seeds is good enough."""
+    """Return the first epoch whose mean over the seeds is good enough."""
     import polars as pl
 
-    means = by_epoch(group.filter(pl.col("epoch").cast(pl.Float64, strict=False) >= pl.col("blend")))
-    found = means.filter(pl.col("score") >= SHARE * stock)["epoch"]
+    found = by_epoch(group).filter(pl.col("score") >= SHARE * stock)["epoch"]
     return str(found[0]) if len(found) else "never"
 
 
@@ -294,8 +274,7 @@ def draw(table: Any, given: argparse.Namespace) -> None:
             axis.grid(alpha=0.25)
             for colour, method in zip(COLOURS, given.method, strict=False):
                 group = of_model.filter((pl.col("activation") == activation) & (pl.col("method") == method))
-                # What stands at epoch 0 of a blend is the network it leads to.
-                means = by_epoch(group).filter((pl.col("epoch") > 0) | (group["blend"].max() == 0))
+                means = by_epoch(group)
                 axis.plot(means["epoch"], means["score"], label=method, color=colour, linewidth=1.6, marker=".")
         row[0].set_ylabel("mAP50-95")
     for axis in axes[-1]:

@@ -37,23 +37,15 @@ MODEL = {
 
 
 def test_words_behind_a_rule_say_how_it_starts() -> None:
-    plan = Plan.parse(
-        "prelu(init=0.1)@backbone init=match blend=5, mish, dynamic_conv(kernels=2)@neck, distill", init="match"
-    )
+    plan = Plan.parse("prelu(init=0.1)@backbone init=match, mish, dynamic_conv(kernels=2)@neck")
     first, second = plan.rules
-    assert (first.init, first.blend, second.init, second.blend) == ("match", 5, "match", 0)
+    assert (first.init, second.init) == ("match", "paper")
     assert first.activation == ActSpec("prelu", (), (("init", 0.1),)) and first.sections == ("backbone",)
-    assert plan.distill and plan.convolutions == (
-        Rule(ActSpec("dynamic_conv", (), (("kernels", 2),)), sections=("neck",)),
-    )
+    assert plan.convolutions == (Rule(ActSpec("dynamic_conv", (), (("kernels", 2),)), sections=("neck",)),)
     assert Plan.parse(str(plan)) == plan
-    for text, message in (
-        ("arelu blend=soon", "blend is a number of epochs"),
-        ("arelu init=mach", "did you mean 'match'"),
-        ("arelu, distill", "distill needs blend"),
-    ):
-        with pytest.raises(SpecError, match=message):
-            Plan.parse(text)
+    assert [rule.init for rule in Plan.parse("prelu, mish", init="match").rules] == ["match", "match"]
+    with pytest.raises(SpecError, match="did you mean 'match'"):
+        Plan.parse("arelu init=mach")
 
 
 @given(specs)
@@ -227,11 +219,11 @@ PLACES = [
     lambda wrong: {"rules": [{"activation": wrong}]},
     *(
         lambda wrong, key=key: {"rules": [{"activation": "arelu", key: wrong}]}
-        for key in ("layers", "sections", "include", "exclude", "scope", "init", "blend", "unknown")
+        for key in ("layers", "sections", "include", "exclude", "scope", "init", "unknown")
     ),
     *(
         lambda wrong, key=key: {"rules": [{"activation": "arelu"}], key: wrong}
-        for key in ("default_act", "act_lr", "distill", "base", "convolutions", "fitted", "unknown")
+        for key in ("default_act", "act_lr", "base", "convolutions", "fitted", "unknown")
     ),
     lambda wrong: {"rules": wrong},
     lambda wrong: {"rules": [wrong]},

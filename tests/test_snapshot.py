@@ -16,8 +16,8 @@ from rtdetr_act.errors import InputError
 from rtdetr_act.runs import run_training
 from rtdetr_act.study.snapshot import Snapshots
 
-# DY-ReLU's coefficients are measured on images after each epoch, which must leave no trace.
-PLANS = {"rtdetr": "arelu", "yolo": "arelu, dyrelu_b@2"}
+# DY-ReLU's coefficients are measured on images after each epoch, which must leave no trace; its temperature falls.
+PLANS = {"rtdetr": "arelu", "yolo": "arelu, dyrelu_c(tau_start=30.0, tau_epochs=3)@2"}
 
 
 class Kill(Exception):
@@ -25,9 +25,9 @@ class Kill(Exception):
 
 
 def build(kind: str, model_yaml: Path) -> Any:
-    """Return a patched model, whose activations blend with those of the stock one for three epochs if it is a YOLO."""
+    """Return a patched model."""
     model = (RTDETR if kind == "rtdetr" else YOLO)(str(model_yaml))
-    patch_model(model, PLANS[kind], **({} if kind == "rtdetr" else {"blend": 3, "init": "match", "distill": True}))
+    patch_model(model, PLANS[kind], **({} if kind == "rtdetr" else {"init": "match"}))
     return model
 
 

@@ -536,8 +536,7 @@ def test_ddp_workers_train_a_model_patched_in_memory(data: Data, stock_yaml: Pat
     from cpu_ddp import CpuDdpTrainer
 
     model = RTDETR(str(stock_yaml))
-    # The workers blend, too, and are done with it when the epoch ends.
-    patch_model(model, "prelu", act_lr=0.5, blend=1, distill=True)
+    patch_model(model, "prelu", act_lr=0.5)
     model.train(trainer=CpuDdpTrainer, **tiny.train_args(data.detect, tmp_path))
     for trained in (assert_workers_agree(tmp_path), tiny.load(tmp_path / "run" / "weights" / "last.pt")):
         assert tiny.count(trained, PReLU) == tiny.CONV_SITES

@@ -1,11 +1,12 @@
-"""A swap that starts from what the network knows: exact at both ends, fitted where it can be, and resumable between."""
+"""A swap that starts from what the network knows, and temperatures that fall in the course of a training."""
 
 from __future__ import annotations
 
 import copy
-import pickle
+import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,7 @@ from typer.testing import CliRunner
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
-from rtdetr_act import calibrate, create, find_sites, names, patch_model, refit, set_epoch, unpatch_model
-from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act import calibrate, create, find_sites, names, patch_model, refit, set_epoch
 from rtdetr_act.activations.channels import PReLU
 from rtdetr_act.activations.dyrelu import DyReLUC
 from rtdetr_act.activations.registry import entry
@@ -34,8 +34,6 @@ from rtdetr_act.cli import app, running  # noqa: F401 (it registers its commands
 from rtdetr_act.errors import InputError, ModelError, SpecError
 from rtdetr_act.plan import Plan
 from rtdetr_act.ultralytics_hooks import plan_of
-from rtdetr_act.warmstart.blend import Blend
-from rtdetr_act.warmstart.distill import Teacher, borders
 from rtdetr_act.warmstart.match import match
 from rtdetr_act.warmstart.refit import fit
 from rtdetr_act.warmstart.rescale import find_gain, rescale
@@ -62,229 +60,30 @@ def output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-# --- blending -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "activation", ["relu", "arelu", "prelu(per_channel=True)", "dyrelu_b", "aconc", "frelu", "hardswish"]
-)
-def test_blend_is_the_stock_network_before_the_first_step(activation: str) -> None:
-    model = task_model()
-    expected = output(model, IMAGES)
-    report = patch_model(model, activation, blend=3)
-    assert len(report) == tiny.CONV_SITES == sum(isinstance(m, Blend) for m in model.modules())
-    assert torch.allclose(output(model, IMAGES), expected, atol=1e-6, rtol=0)
-    rebuilt = RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False).eval()
-    rebuilt.load_state_dict(model.state_dict())
-    assert torch.allclose(output(rebuilt, IMAGES), expected, atol=1e-6, rtol=0)
-    assert unpatch_model(model) == tiny.CONV_SITES
-    assert torch.equal(output(model, IMAGES), expected)
-
-
-@pytest.mark.parametrize("activation", ["relu", "arelu", "dyrelu_b"])
-def test_blend_ends_as_the_plainly_patched_network(activation: str) -> None:
-    blended, plain = task_model(), task_model()
-    patch_model(blended, activation, blend=2)
-    patch_model(plain, activation)
-    plain.load_state_dict({name.replace("act.new.", "act."): value for name, value in blended.state_dict().items()})
-    assert not torch.allclose(output(blended, IMAGES), output(plain, IMAGES), atol=1e-4)
-    assert set_epoch(blended, 1.99) == 0
-    assert set_epoch(blended, 2) == tiny.CONV_SITES
-    assert [*blended.state_dict()] == [*plain.state_dict()]
-    assert torch.equal(output(blended, IMAGES), output(plain, IMAGES))
-    assert blended.yaml == plain.yaml
-    assert [site.activation.inplace for site in find_sites(blended) if hasattr(site.activation, "inplace")] == [
-        site.activation.inplace for site in find_sites(plain) if hasattr(site.activation, "inplace")
-    ]
-    assert [type(m) for m in blended.modules()] == [type(m) for m in plain.modules()]
-    assert unpatch_model(blended) == tiny.CONV_SITES
-    assert torch.equal(output(blended, IMAGES), output(task_model(), IMAGES))
-
-
-@given(st.floats(0, 10), st.floats(0.5, 5))
-def test_blend_mixes_by_the_share_of_epochs(epoch: float, epochs: float) -> None:
-    x = torch.linspace(-3, 3, 50, dtype=torch.float64)
-    blend = Blend(nn.ReLU(inplace=True), nn.Tanh(), epochs)
-    blend.set_epoch(epoch)
-    t = min(epoch / epochs, 1)
-    before = x.clone()
-    assert torch.allclose(blend(x), (1 - t) * x.clamp(min=0) + t * torch.tanh(x), atol=1e-6)
-    assert torch.equal(x, before)  # though the ReLU works in place
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_blend_in_half_precision(dtype: torch.dtype) -> None:
-    x = torch.randn(2, 4, 5, 5).to(dtype).contiguous(memory_format=torch.channels_last)
-    blend = Blend(F.relu, AReLU(), 4)
-    blend.set_epoch(1)
-    found = blend(x)
-    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(found.float(), blend.float()(x.float()), rtol=2e-2, atol=1e-2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert blend(x).dtype == dtype
-
-
-def test_blend_copies_pickles_and_compiles_once() -> None:
-    blend, x = Blend(nn.SiLU(), AReLU(), 4), torch.randn(2, 4, 5, 5)
-    compiled = torch.compile(blend, fullgraph=True, backend="eager")
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    for epoch in (0.0, 0.5, 1.0, 3.0):
-        blend.set_epoch(epoch)
-        assert torch.allclose(compiled(x), blend(x), atol=1e-6)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    for copied in (copy.deepcopy(blend), pickle.loads(pickle.dumps(blend))):
-        assert float(copied.t) == 0.75 and torch.equal(copied(x), blend(x))
-    x.requires_grad_()
-    assert torch.autograd.gradcheck(blend.double(), x.detach().double().requires_grad_())
-
-
-def test_blend_of_a_foreign_model() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3), nn.SiLU())
-    expected = net(IMAGES)
-    patch_model(net, "mish", blend=2, layers=None)
-    assert torch.equal(net(IMAGES), expected)
-    assert set_epoch(net, 1) == 0 and not torch.equal(net(IMAGES), expected)
-    assert set_epoch(net, 2) == 2 and [type(net[1]), type(net[3])] == [nn.Mish, nn.Mish]
+# --- where it starts --------------------------------------------------------------------------------------------------
 
 
 def test_second_swap_starts_from_the_first_one() -> None:
     model = task_model()
     patch_model(model, "mish")
-    expected = output(model, IMAGES)
-    patch_model(model, "prelu@backbone", blend=2)
-    assert torch.equal(output(model, IMAGES), expected)
-    rebuilt = RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False).eval()
-    rebuilt.load_state_dict(model.state_dict())
-    assert torch.equal(output(rebuilt, IMAGES), expected)
-    set_epoch(rebuilt, 2)
-    assert rebuilt.yaml["activation"] == {
-        "rules": [{"activation": "mish"}, {"activation": "prelu", "sections": ["backbone"]}]
+    patch_model(model, "prelu@backbone", init="match")
+    assert model.yaml["activation"] == {
+        "rules": [{"activation": "prelu", "sections": ["backbone"], "init": "match"}],
+        "base": {"rules": [{"activation": "mish"}]},
     }
-    kinds = {site.section: type(site.activation) for site in find_sites(rebuilt) if site.layout == "map"}
-    assert kinds["backbone"] is PReLU and kinds["neck"] is nn.Mish
-
-
-def test_swap_in_the_middle_of_a_blend_starts_from_what_it_leads_to() -> None:
-    model = task_model()
-    patch_model(model, "prelu", blend=4)
-    set_epoch(model, 2)
-    patch_model(model, "tanh", blend=1)
-    blends = [module for module in model.modules() if isinstance(module, Blend)]
-    assert len(blends) == tiny.CONV_SITES and {type(blend.old) for blend in blends} == {PReLU}
-    rebuilt = RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False).eval()
-    assert rebuilt.load_state_dict(model.state_dict())
-
-
-# --- a real training ------------------------------------------------------------------------------------------------
-
-
-def test_training_blends_and_leaves_a_plain_checkpoint(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
-    model = RTDETR(str(stock_yaml))
-    patch_model(model, "prelu", init="match", blend=2, distill=True)
-    seen: list[tuple[int, set[float], set[float]]] = []
-    saved: list[tuple[bool, bool, float]] = []
-
-    def note(trainer: Any) -> None:
-        ts = [{float(m.t) for m in net.modules() if isinstance(m, Blend)} for net in (trainer.model, trainer.ema.ema)]
-        seen.append((trainer.epoch, *ts))
-
-    def look(trainer: Any) -> None:
-        blended = any(isinstance(m, Blend) for m in tiny.load(trainer.last).modules())
-        saved.append((blended, (trainer.wdir / "teacher.pt").exists(), trainer.stopper.best_epoch))
-
-    model.add_callback("on_train_batch_end", note)
-    model.add_callback("on_model_save", look)
-    last = tiny.train(model, data.detect, tmp_path, epochs=3)
-    assert seen == [
-        (0, {0.0}, {0.0}),
-        (0, {0.25}, {0.25}),
-        (1, {0.5}, {0.5}),
-        (1, {0.75}, {0.75}),
-        *[(2, set(), set())] * 2,
-    ]
-    # The blend is over when the second epoch ends, and what is best is judged anew from there.
-    assert saved[0][:2] == (True, True) and [s[:2] for s in saved[1:]] == [(False, False)] * 2
-    assert saved[1][2] == 2
-    trained = tiny.load(last)
-    assert tiny.count(trained, PReLU) == tiny.CONV_SITES
-    assert trained.yaml["activation"] == {"rules": [{"activation": "prelu", "init": "match"}], "fitted": True}
-    plain = RTDETRDetectionModel(copy.deepcopy(tiny.RTDETR), verbose=False)
-    patch_model(plain, "prelu")
-    assert [*trained.state_dict()] == [*plain.state_dict()]
-    start = PReLU()
-    match(start, nn.ReLU(), 8)
-    assert any(abs(m.weight.item() - start.weight.item()) > 1e-3 for m in trained.modules() if isinstance(m, PReLU))
-    checkpoint_best = tiny.load(last.with_name("best.pt"))
-    assert not any(isinstance(m, Blend) for m in checkpoint_best.modules())
-
-
-_KILLED = """
-import json, sys, time
-from pathlib import Path
-from ultralytics import RTDETR
-from rtdetr_act import patch_model
-
-model = RTDETR(sys.argv[2])
-patch_model(model, "prelu", blend=2, distill=True)
-
-def wait_for_the_kill(trainer):
-    Path(sys.argv[3]).write_text("saved")
-    time.sleep(600)
-
-model.add_callback("on_model_save", wait_for_the_kill)
-model.train(**json.loads(Path(sys.argv[1]).read_text()))
-"""
-
-
-def test_blend_goes_on_after_a_kill(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
-    import json
-    import time
-
-    arguments = tiny.train_args(data.detect, tmp_path, epochs=3)
-    (tmp_path / "args.json").write_text(json.dumps(arguments))
-    (tmp_path / "script.py").write_text(_KILLED)
-    note = tmp_path / "note"
-    process = subprocess.Popen([sys.executable, "script.py", "args.json", str(stock_yaml), str(note)], cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not note.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.kill()
-    assert process.wait() == -9
-    last = tmp_path / "run" / "weights" / "last.pt"
-    # Half of the blend is over with the first of three epochs; so it was validated, and so it is in the checkpoint.
-    assert {float(m.t) for m in tiny.load(last).modules() if isinstance(m, Blend)} == {0.5}
-    teacher = torch.load(last.with_name("teacher.pt"), weights_only=True)
-    assert teacher["model.0.stem1.act.new.weight"].item() == 0.25
-
-    seen: list[tuple[int, set[float], float]] = []
-
-    def watch(trainer: Any) -> None:
-        schedule = vars(trainer).get("activation_schedule")
-        share = schedule.teacher.share if schedule else 0.0
-        seen.append((trainer.epoch, {float(m.t) for m in trainer.model.modules() if isinstance(m, Blend)}, share))
-
-    model = RTDETR(str(last))
-    model.add_callback("on_train_batch_end", watch)
-    model.train(resume=True)
-    assert seen == [(1, {0.5}, 0.5), (1, {0.75}, 0.25), (2, set(), 0.0), (2, set(), 0.0)]
-    trained = tiny.load(last)
-    assert tiny.count(trained, PReLU) == tiny.CONV_SITES
-    assert trained.yaml["activation"] == {"rules": [{"activation": "prelu"}]}
-    assert not last.with_name("teacher.pt").exists()
-
-
-def test_blend_longer_than_the_training_is_refused(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
-    model = RTDETR(str(stock_yaml))
-    patch_model(model, "arelu", blend=2)
-    with pytest.raises(InputError, match="blend=2 is longer than the training"):
-        tiny.train(model, data.detect, tmp_path)
+    for kind in (PReLU, nn.Hardswish):
+        rebuilt = RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False).eval()
+        rebuilt.load_state_dict(model.state_dict())
+        assert torch.equal(output(rebuilt, IMAGES), output(model, IMAGES))
+        found = {site.section: type(site.activation) for site in find_sites(rebuilt) if site.layout == "map"}
+        assert (found["backbone"], found["neck"]) == (kind, nn.Mish)
+        patch_model(model, "hardswish@backbone")
 
 
 def test_command_line_starts_from_a_patched_checkpoint(mish_run: Any, data: Data, tmp_path: Path) -> None:
     pairs = [f"{key}={value}" for key, value in tiny.train_args(data.detect, tmp_path).items() if key != "data"]
     words = ["train", "--act", "prelu", "--model", "yolo11n.yaml", "--data", str(data.detect), *pairs]
-    result = CliRunner().invoke(app, [*words, "--pretrained", str(mish_run.pt), "--blend", "1", "--init", "match"])
+    result = CliRunner().invoke(app, [*words, "--pretrained", str(mish_run.pt), "--init", "match"])
     assert result.exit_code == 0, result.output
     trained = tiny.load(tmp_path / "run" / "weights" / "last.pt")
     assert trained.yaml["activation"]["base"] == {"rules": [{"activation": "mish"}]}
@@ -296,68 +95,14 @@ def test_command_line_starts_from_a_patched_checkpoint(mish_run: Any, data: Data
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--act", "arelu", "--distill"], "distill needs blend"),
         (["--act", "arelu", "--init", "mach"], "did you mean 'match'"),
-        (["--act", "arelu", "--blend", "-1"], "blend is a number of epochs"),
-        (["--act", "stock", "--blend", "3"], "name one with --act"),
+        (["--act", "stock", "--init", "match"], "name one with --act"),
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence(options: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["train", *options])
     assert result.exit_code != 0
     assert message in f"{result.output} {result.exception}"
-
-
-def test_export_in_the_middle_of_a_blend_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # a model of a YAML is exported to where one is
-    model = YOLO(str(tiny.write_yaml(tmp_path / "yolo.yaml", tiny.yolo())))
-    patch_model(model, "dyrelu_b", blend=2)
-    set_epoch(model, 1)
-    expected = output(model.model.eval(), IMAGES[:1])
-    with tiny.logged() as lines:
-        file = model.export(format="torchscript", imgsz=64)
-    assert any("still blended with what they replace (t = 0.50)" in line for line in lines)
-    assert torch.allclose(torch.jit.load(file)(IMAGES[:1]), expected, rtol=1e-4, atol=1e-3)
-    set_epoch(model, 2)
-    with tiny.logged() as lines:
-        model.export(format="torchscript", imgsz=64)
-    assert not any("blended" in line for line in lines)
-
-
-# --- distilling -----------------------------------------------------------------------------------------------------
-
-
-def test_teacher_sees_no_difference_at_the_start_and_more_later() -> None:
-    model = YOLO("yolo11n.yaml").model
-    patch_model(model, "relu", blend=2)
-    model.train()
-    teacher = Teacher(model)
-    batch = {
-        "img": IMAGES,
-        "cls": torch.zeros(2, 1),
-        "bboxes": torch.full((2, 4), 0.5),
-        "batch_idx": torch.arange(2.0),
-    }
-    from ultralytics.utils import DEFAULT_CFG
-
-    model.args = DEFAULT_CFG
-    alone = copy.deepcopy(model)  # a copy learns from nobody
-    losses = {}
-    for epoch in (0, 1):
-        set_epoch(model, epoch)
-        set_epoch(alone, epoch)
-        loss, _ = model({**batch})
-        losses[epoch] = float(loss.detach().sum()) / float(alone({**batch})[0].detach().sum())
-    assert losses[0] == pytest.approx(1, abs=1e-5)
-    assert losses[1] > 1.05
-    assert [len(layer._forward_hooks) for layer in model.model].count(1) == len(borders(model)) == 6
-    teacher.remove()
-    again, wanted = model({**batch})[0], alone({**batch})[0]
-    assert torch.allclose(again, wanted, rtol=1e-4)
-
-
-def test_borders_of_rtdetr() -> None:
-    assert borders(RTDETRDetectionModel("rtdetr-l.yaml", verbose=False)) == [3, 7, 9, 21, 24, 27]
 
 
 # --- fitting --------------------------------------------------------------------------------------------------------
@@ -541,23 +286,6 @@ def test_calibrating_a_detector_brings_its_maps_back() -> None:
     swapped = output(model, IMAGES)
     calibrate(model, IMAGES.repeat(4, 1, 1, 1))
     assert (output(model, IMAGES) - expected).norm() < (swapped - expected).norm()
-
-
-def test_training_calibrates_where_a_blend_ends(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
-    model = RTDETR(str(stock_yaml))
-    patch_model(model, "prelu", blend=1)
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def note(trainer: Any) -> None:
-        images = train_images(trainer)
-        for network in (trainer.model, trainer.ema.ema):
-            first = network.model[0].stem1
-            with torch.no_grad():
-                seen.append((first.bn.running_mean.clone(), first.conv(images).mean((0, 2, 3))))
-
-    model.add_callback("on_train_epoch_end", note)
-    tiny.train(model, data.detect, tmp_path, **STILL)
-    assert len(seen) == 2 and all(torch.allclose(found, expected, atol=1e-5) for found, expected in seen)
 
 
 STILL = {"mosaic": 0, "translate": 0, "scale": 0, "fliplr": 0, "hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "erasing": 0}
@@ -829,9 +557,20 @@ def test_training_says_where_it_calibrates_only(stock_yaml: Path, data: Data, tm
     model = RTDETR(str(stock_yaml))
     patch_model(model, "arelu")
     patch_model(model, "relu", init="match")
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def note(trainer: Any) -> None:
+        images = train_images(trainer)
+        for network in (trainer.model, trainer.ema.ema):
+            first = network.model[0].stem1
+            with torch.no_grad():
+                seen.append((first.bn.running_mean.clone(), first.conv(images).mean((0, 2, 3))))
+
+    model.add_callback("on_train_start", note)
     with tiny.logged() as lines:
-        tiny.train(model, data.detect, tmp_path)
+        tiny.train(model, data.detect, tmp_path, **STILL)
     assert any("convolutions not fitted, since the activations before the swap learned" in line for line in lines)
+    assert len(seen) == 2 and all(torch.allclose(found, expected, atol=1e-5) for found, expected in seen)
 
 
 def test_training_makes_mosaics_after_refitting(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
@@ -888,6 +627,78 @@ def test_temperature_leaves_the_plan_with_its_last_epoch() -> None:
     set_epoch(model, 4)
     assert model.yaml["activation"]["rules"][0]["activation"] == "dyrelu_c(tau=1.0)"
     assert Plan.from_yaml(model.yaml["activation"]).schedule_ends() == ()
+
+
+COOLING = "dyrelu_c(tau=1.0, tau_start=31.0, tau_epochs=2)@backbone"
+
+
+def temperatures(model: nn.Module) -> set[float]:
+    return {float(module.temperature()) for module in model.modules() if isinstance(module, DyReLUC)}
+
+
+def test_training_lowers_temperatures(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    model = RTDETR(str(stock_yaml))
+    patch_model(model, COOLING)
+    seen: list[tuple[int, set[float], set[float]]] = []
+    saved: list[set[float]] = []
+
+    def note(trainer: Any) -> None:
+        seen.append((trainer.epoch, temperatures(trainer.model), temperatures(trainer.ema.ema)))
+
+    model.add_callback("on_train_batch_end", note)
+    model.add_callback("on_model_save", lambda trainer: saved.append(temperatures(tiny.load(trainer.last))))
+    last = tiny.train(model, data.detect, tmp_path, epochs=3)
+    assert seen == [
+        (0, {31.0}, {31.0}),
+        (0, {23.5}, {23.5}),
+        (1, {16.0}, {16.0}),
+        (1, {8.5}, {8.5}),
+        *[(2, {1.0}, {1.0})] * 2,
+    ]
+    assert saved == [{16.0}, {1.0}, {1.0}]
+    rules = [{"activation": "dyrelu_c(tau=1.0)", "sections": ["backbone"]}]
+    assert tiny.load(last).yaml["activation"] == {"rules": rules}
+
+
+_KILLED = """
+import json, sys, time
+from pathlib import Path
+from ultralytics import RTDETR
+from rtdetr_act import patch_model
+
+model = RTDETR(sys.argv[2])
+patch_model(model, sys.argv[4])
+
+def wait_for_the_kill(trainer):
+    Path(sys.argv[3]).write_text("saved")
+    time.sleep(600)
+
+model.add_callback("on_model_save", wait_for_the_kill)
+model.train(**json.loads(Path(sys.argv[1]).read_text()))
+"""
+
+
+def test_temperatures_go_on_after_a_kill(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    arguments = tiny.train_args(data.detect, tmp_path, epochs=3)
+    (tmp_path / "args.json").write_text(json.dumps(arguments))
+    (tmp_path / "script.py").write_text(_KILLED)
+    note = tmp_path / "note"
+    words = [sys.executable, "script.py", "args.json", str(stock_yaml), str(note), COOLING]
+    process = subprocess.Popen(words, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not note.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    assert process.wait() == -9
+    last = tmp_path / "run" / "weights" / "last.pt"
+    # Half of the way is over with the first of three epochs; so it was validated, and so it is in the checkpoint.
+    assert temperatures(tiny.load(last)) == {16.0}
+
+    seen: list[tuple[int, set[float]]] = []
+    model = RTDETR(str(last))
+    model.add_callback("on_train_batch_end", lambda trainer: seen.append((trainer.epoch, temperatures(trainer.model))))
+    model.train(resume=True)
+    assert seen == [(1, {16.0}), (1, {8.5}), (2, {1.0}), (2, {1.0})]
 
 
 def test_wrong_temperatures_are_refused() -> None:

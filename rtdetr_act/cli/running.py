@@ -57,12 +57,6 @@ def train(
     init: Annotated[
         str, typer.Option("--init", help="paper, or match to start closest to the network before the swap.")
     ] = "paper",
-    blend: Annotated[
-        float, typer.Option("--blend", help="Epochs over which training moves from the old activation to the new.")
-    ] = 0.0,
-    distill: Annotated[
-        bool, typer.Option("--distill", help="With --blend: the network as it was teaches the new one meanwhile.")
-    ] = False,
     target: TargetOption = None,
 ) -> None:
     """Train a model with other activations; several --act train one after the other and end in one table."""
@@ -83,8 +77,8 @@ def train(
 
     arguments = parse_arguments(pairs or [], taken=("model", "data", "pretrained", "task", "mode", "resume"))
     variants: list[str | None] = [*act] if act else [None]
-    how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "blend": blend, "distill": distill}
-    usual: SwapOptions = {"scope": "conv", "act_lr": 1.0, "init": "paper", "blend": 0.0, "distill": False}
+    how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init}
+    usual: SwapOptions = {"scope": "conv", "act_lr": 1.0, "init": "paper"}
     if how != usual and not [name for name in variants if name not in (None, STOCK)]:
         options = ", ".join(f"--{key.replace('_', '-')}" for key in usual)
         raise InputError(f"{options} say how an activation is swapped in: name one with --act")

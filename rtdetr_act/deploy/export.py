@@ -26,7 +26,6 @@ from rtdetr_act.errors import InputError, RtdetrActError, quote, reason, suggest
 from rtdetr_act.failures import is_full
 from rtdetr_act.files import move_together, partial_path, remove_leftovers
 from rtdetr_act.ultralytics_hooks import log
-from rtdetr_act.warmstart.blend import Blend
 
 _ALIASES = {"tensorrt": "engine", "trt": "engine", "mlpackage": "coreml", "mlmodel": "coreml", "vitis": "xilinx"}
 # Modules that an export imports, and the packages that bring them. Ultralytics would install what is missing while it
@@ -316,12 +315,6 @@ def without_stage(text: str, stage: Path) -> str:
 def prepare(model: nn.Module, *, fold: bool = True) -> nn.Module:
     """Return a copy of a model as it should be exported: activations folded, and in operators that exporters know."""
     copy = deepcopy(model)
-    if blends := [module for module in copy.modules() if isinstance(module, Blend)]:
-        log(
-            f"{len(blends)} activations are still blended with what they replace (t = {float(blends[0].t):.2f}): "
-            "export a checkpoint from after the blend for those that were asked for",
-            warn=True,
-        )
     if fold:
         try:
             if report := fold_activations(copy):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rtdetr_act.files import write_atomically
-from rtdetr_act.training import advance, task_model
+from rtdetr_act.training import task_model
 
 
 class Snapshots:
@@ -75,7 +75,6 @@ class Snapshots:
             # Ultralytics before 8.4 would append to the rows of a run that was killed before its first snapshot.
             trainer.csv.unlink(missing_ok=True)
             return
-        advance(trainer, state["epoch"] + 1)  # a blend that was over by then has other names in its state
         ema = trainer.ema.ema
         ema.load_state_dict(state["ema"])
         before = trainer.resume, trainer.args.close_mosaic

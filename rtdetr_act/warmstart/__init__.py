@@ -1,1 +1,1 @@
-"""Let a swap start from what the network already knows: fitted, refitted, calibrated, blended in, taught."""
+"""Let a swap start from what the network already knows: fitted, refitted, calibrated."""

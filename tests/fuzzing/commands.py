@@ -79,7 +79,6 @@ _VALUES: dict[str, list[str]] = {
     "budget": ["9", "1", "0", "x"],
     "retries": ["0", "-1", "x"],
     "act_lr": ["0.1", "0", "-1", "nan", "1e400", "x"],
-    "blend": ["0.5", "0", "-1", "nan", "1e9", "x"],
 }
 _numbers = st.sampled_from(["0", "1", "2", "-1", "0.5", "nan", "1e400", "9" * 400, "x", ""])
 _texts = st.one_of(st.sampled_from(["", "x", "tiny.yaml", "best.pt", *ODD_TEXTS]), st.text(max_size=10))
