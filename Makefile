@@ -37,6 +37,7 @@ test: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff check .
 	$(VENV)/$(BIN)/ruff format --check .
 	MYPYPATH=scripts $(VENV)/$(BIN)/mypy rtdetr_act scripts
+	$(VENV)/$(BIN)/lint-imports --no-logo
 	$(VENV)/$(BIN)/zizmor --offline --quiet .github/workflows
 	$(VENV)/$(BIN)/python -m pytest $(PARALLEL)
 
@@ -103,4 +104,4 @@ format: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(RAY) .venv-compat .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(RAY) .venv-compat .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

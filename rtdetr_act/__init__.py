@@ -8,64 +8,63 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rtdetr_act import ultralytics_hooks
-
-__version__ = "0.1.0"
+from rtdetr_act.integrations.ultralytics import hooks
+from rtdetr_act.version import __version__
 
 if TYPE_CHECKING:
+    from rtdetr_act.activations.dynamic_conv import DynamicConv2d as DynamicConv2d
     from rtdetr_act.activations.registry import create as create
     from rtdetr_act.activations.registry import names as names
     from rtdetr_act.activations.registry import register as register
-    from rtdetr_act.convolutions.dynamic import DynamicConv2d as DynamicConv2d
-    from rtdetr_act.convolutions.patching import ConvReport as ConvReport
-    from rtdetr_act.convolutions.patching import patch_convs as patch_convs
-    from rtdetr_act.data import shapes as shapes
+    from rtdetr_act.analysis.diagnosis import Diagnosis as Diagnosis
+    from rtdetr_act.analysis.diagnosis import diagnose as diagnose
     from rtdetr_act.deploy.fold import FoldReport as FoldReport
     from rtdetr_act.deploy.fold import fold_activations as fold_activations
-    from rtdetr_act.diagnosis import Diagnosis as Diagnosis
-    from rtdetr_act.diagnosis import diagnose as diagnose
-    from rtdetr_act.patcher import PatchReport as PatchReport
-    from rtdetr_act.patcher import patch_model as patch_model
-    from rtdetr_act.patcher import unpatch_model as unpatch_model
-    from rtdetr_act.plan import Plan as Plan
-    from rtdetr_act.schedules import set_epoch as set_epoch
-    from rtdetr_act.sites import Site as Site
-    from rtdetr_act.sites import find_sites as find_sites
-    from rtdetr_act.ultralytics_hooks import default_act as default_act
-    from rtdetr_act.warmstart.calibrate import calibrate as calibrate
-    from rtdetr_act.warmstart.refit import refit as refit
+    from rtdetr_act.integrations.ultralytics.hooks.tasks import default_act as default_act
+    from rtdetr_act.integrations.ultralytics.shapes import shapes as shapes
+    from rtdetr_act.surgery.calibrate import calibrate as calibrate
+    from rtdetr_act.surgery.convolutions import ConvReport as ConvReport
+    from rtdetr_act.surgery.convolutions import patch_convs as patch_convs
+    from rtdetr_act.surgery.epochs import set_epoch as set_epoch
+    from rtdetr_act.surgery.patcher import PatchReport as PatchReport
+    from rtdetr_act.surgery.patcher import patch_model as patch_model
+    from rtdetr_act.surgery.patcher import unpatch_model as unpatch_model
+    from rtdetr_act.surgery.plan import Plan as Plan
+    from rtdetr_act.surgery.refit import refit as refit
+    from rtdetr_act.surgery.sites import Site as Site
+    from rtdetr_act.surgery.sites import find_sites as find_sites
 
-_ROOMS = {
+_MODULES = {
     "create": "activations.registry",
     "names": "activations.registry",
     "register": "activations.registry",
-    "DynamicConv2d": "convolutions.dynamic",
-    "ConvReport": "convolutions.patching",
-    "patch_convs": "convolutions.patching",
-    "shapes": "data",
+    "DynamicConv2d": "activations.dynamic_conv",
+    "Diagnosis": "analysis.diagnosis",
+    "diagnose": "analysis.diagnosis",
     "FoldReport": "deploy.fold",
     "fold_activations": "deploy.fold",
-    "Diagnosis": "diagnosis",
-    "diagnose": "diagnosis",
-    "PatchReport": "patcher",
-    "patch_model": "patcher",
-    "unpatch_model": "patcher",
-    "Plan": "plan",
-    "set_epoch": "schedules",
-    "Site": "sites",
-    "find_sites": "sites",
-    "default_act": "ultralytics_hooks",
-    "calibrate": "warmstart.calibrate",
-    "refit": "warmstart.refit",
+    "default_act": "integrations.ultralytics.hooks.tasks",
+    "shapes": "integrations.ultralytics.shapes",
+    "calibrate": "surgery.calibrate",
+    "ConvReport": "surgery.convolutions",
+    "patch_convs": "surgery.convolutions",
+    "set_epoch": "surgery.epochs",
+    "PatchReport": "surgery.patcher",
+    "patch_model": "surgery.patcher",
+    "unpatch_model": "surgery.patcher",
+    "Plan": "surgery.plan",
+    "refit": "surgery.refit",
+    "Site": "surgery.sites",
+    "find_sites": "surgery.sites",
 }
-__all__ = ["__version__", *sorted(_ROOMS)]
+__all__ = ["__version__", *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its room when it is first used."""
-    if name not in _ROOMS:
+    """Load a public name from its module when it is first used."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'rtdetr_act' has no attribute '{name}'")
-    return getattr(import_module(f"rtdetr_act.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"rtdetr_act.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
@@ -73,4 +72,4 @@ def __dir__() -> list[str]:
     return __all__
 
 
-ultralytics_hooks.install()
+hooks.install()

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torchvision.models import mobilenet_v2
 
 from rtdetr_act import DynamicConv2d, patch_convs
-from rtdetr_act.bench import Ratio, ratios, take_turns
+from rtdetr_act.timing import Ratio, ratios, take_turns
 
 SIDES = (224, 96, 32)
 

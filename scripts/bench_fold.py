@@ -28,11 +28,11 @@ from ultralytics.utils import LOGGER
 
 from rtdetr_act import fold_activations, patch_model
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.bench import Ratio, ratios, take_turns
-from rtdetr_act.deploy.export import export_model
-from rtdetr_act.deploy.latency import runner
-from rtdetr_act.deploy.scales import tensors
-from rtdetr_act.runs import load_model
+from rtdetr_act.integrations.ultralytics.export import export_model
+from rtdetr_act.integrations.ultralytics.latency import runner
+from rtdetr_act.integrations.ultralytics.models import load_model
+from rtdetr_act.surgery.scales import tensors
+from rtdetr_act.timing import Ratio, ratios, take_turns
 
 MODELS = ("rtdetr-l.yaml", "rtdetr-resnet50.yaml", "yolo11n.yaml", "yolov9t.yaml", "yolov10n.yaml")
 COUNTED = ("LeakyRelu", "Mul", "Where", "PRelu")

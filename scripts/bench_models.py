@@ -16,7 +16,7 @@ import typer
 from published import PublishedAReLU, PublishedDyReLUB
 
 from rtdetr_act import register
-from rtdetr_act.bench import Cost, bench_model, print_costs, write_costs
+from rtdetr_act.integrations.ultralytics.costs import Cost, bench_model, print_costs, write_costs
 
 ACTIVATIONS = ["silu", "arelu", "prelu", "aconc", "frelu", "dyrelu_a", "dyrelu_b", "dyrelu_c"]
 PUBLISHED = ["published_arelu", "published_dyrelu_b"]

@@ -27,7 +27,8 @@ from rich.table import Table
 from torch import nn
 
 from rtdetr_act import create
-from rtdetr_act.bench import Ratio, draw_bars, ratios, take_turns
+from rtdetr_act.integrations.ultralytics.costs import draw_bars
+from rtdetr_act.timing import Ratio, ratios, take_turns
 
 SHAPES = ((4, 64, 80, 80), (4, 256, 40, 40), (2, 128, 160, 160))
 ON_GPU = (32, 256, 80, 80)
@@ -152,7 +153,7 @@ def draw_sizes(found: dict[str, list[tuple[int, dict[str, float]]]], path: Path)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from rtdetr_act.plot import COLOURS
+    from rtdetr_act.analysis.figures import COLOURS
 
     figure, panels = pyplot.subplots(1, len(found), figsize=(12, 3.8), sharey=True, layout="constrained")
     for panel, (axis, points) in zip(panels, found.items(), strict=True):

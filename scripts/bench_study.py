@@ -24,10 +24,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rtdetr_act.data import shapes
+from rtdetr_act.integrations.ultralytics.shapes import shapes
 from rtdetr_act.study.folder import RESULT_FILE, ROW_FILE, RUNS, write_json
 from rtdetr_act.study.grid import Study, make_rows
-from rtdetr_act.study.prepare import prepare_runs
+from rtdetr_act.study.preparation import prepare_runs
 from rtdetr_act.study.queue import Place, run_rows
 from rtdetr_act.study.report import conclude
 
@@ -81,7 +81,7 @@ def measure_overhead(folder: Path, epochs: int) -> tuple[float, float, dict[str,
     for name in ACTIVATIONS:
         command += ["--act", name]
     started = time.perf_counter()
-    run_quietly([sys.executable, "-c", "from rtdetr_act.cli import main; main()", *command])
+    run_quietly([sys.executable, "-c", "from rtdetr_act.cli.main import main; main()", *command])
     whole = time.perf_counter() - started
     started = time.perf_counter()
     conclude(folder / "study")

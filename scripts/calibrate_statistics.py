@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rtdetr_act.study.leaderboard import Line, build
-from rtdetr_act.study.records import Record
+from rtdetr_act.study.record import Record
 
 ACTIVATIONS = ("stock", "arelu", "dyrelu_b", "mish", "hardswish")
 BETTER = "arelu"

@@ -158,7 +158,7 @@ def keep_busy(count: int) -> Iterator[None]:
 
 def start(words: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
     """Start a command with a folder of its own, or go on with it."""
-    command = [sys.executable, "-c", "from rtdetr_act.cli import main; main()", *words, "--output", str(folder)]
+    command = [sys.executable, "-c", "from rtdetr_act.cli.main import main; main()", *words, "--output", str(folder)]
     with Path(f"{folder}.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
@@ -192,8 +192,8 @@ def find_runs(process: psutil.Process) -> dict[Path, psutil.Process]:
         for child in process.children(recursive=True):
             with suppress(psutil.Error):
                 words = child.cmdline()
-                if "rtdetr_act.study.work" in words and child.status() != psutil.STATUS_ZOMBIE:
-                    found[Path(words[words.index("rtdetr_act.study.work") + 1])] = child
+                if "rtdetr_act.study.worker" in words and child.status() != psutil.STATUS_ZOMBIE:
+                    found[Path(words[words.index("rtdetr_act.study.worker") + 1])] = child
     return found
 
 

@@ -237,7 +237,7 @@ def read_machine() -> dict[str, Any]:
 
     import torch
 
-    from rtdetr_act import __version__
+    from rtdetr_act.version import __version__
 
     triton = find_version("triton")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

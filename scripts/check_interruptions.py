@@ -125,8 +125,8 @@ def preload() -> None:
     for name in (
         "rtdetr_act.cli.running", "rtdetr_act.cli.studying", "rtdetr_act.cli.searching", "rtdetr_act.cli.looking",
         "rtdetr_act.cli.diagnosing", "rtdetr_act.cli.deploying", "ultralytics.models", "ultralytics.engine.exporter",
-        "ultralytics.engine.trainer", "matplotlib.figure", "rtdetr_act.deploy.latency", "rtdetr_act.diagnosis",
-        "torch.jit", "torch.onnx", "torch._dynamo",
+        "ultralytics.engine.trainer", "matplotlib.figure", "rtdetr_act.integrations.ultralytics.latency",
+        "rtdetr_act.workflows.diagnose", "torch.jit", "torch.onnx", "torch._dynamo",
     ):  # fmt: skip
         importlib.import_module(name)
 
@@ -325,7 +325,7 @@ def _become(command: str, work: Path, log: Path, reading: int) -> None:
         words += os.read(reading, 64)
     if limit := int(words):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    from rtdetr_act.cli import main
+    from rtdetr_act.cli.main import main
 
     sys.argv = ["rtdetr-act", *command.split()]
     code = 0

@@ -373,7 +373,7 @@ def is_activation(module: Any) -> bool:
 @check("building", "mixed YAMLs")
 def check_mixed(folder: Path) -> Seen:
     """Build two shipped YAMLs and a tiny one, and compare each row's activations with its fifth item."""
-    from rtdetr_act.configs import configs_folder
+    from rtdetr_act.integrations.ultralytics.configs import configs_folder
 
     classes = {"dyrelu_b": "DyReLUB", "dyrelu_c": "DyReLUC", "silu": "SiLU", "prelu": "PReLU", "gelu": "GELU"}
     files = {

@@ -18,9 +18,9 @@ from pathlib import Path
 import polars as pl
 import yaml
 
-from rtdetr_act.plan import Plan
 from rtdetr_act.study.leaderboard import Line, build, headline
 from rtdetr_act.study.records import read_records
+from rtdetr_act.surgery.plan import Plan
 
 ACTIVATIONS = ("arelu", "dyrelu_b", "silu")
 
@@ -62,7 +62,7 @@ def main() -> None:
 
 def call(command: str, *words: str) -> None:
     """Run a command of rtdetr-act, and end where it fails."""
-    code = "from rtdetr_act.cli import main; main()"
+    code = "from rtdetr_act.cli.main import main; main()"
     if failure := subprocess.run([sys.executable, "-c", code, command, *words], check=False).returncode:
         sys.exit(failure)
 

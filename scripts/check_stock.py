@@ -71,7 +71,7 @@ def draw_data(folder: Path) -> Path:
     """Write a data set of the first 16 and 8 images of shapes."""
     from PIL import Image
 
-    from rtdetr_act.data import describe_set, draw_scene
+    from rtdetr_act.integrations.ultralytics.shapes import describe_set, draw_scene
 
     place = folder / "shapes"
     for split, numbers in (("train", range(16)), ("val", range(16, 24))):

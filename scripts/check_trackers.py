@@ -111,7 +111,7 @@ def train(name: str) -> None:
 
 def saved_parameters(folder: Path) -> dict[str, float]:
     """Read the quantities of the last epoch from the run's own file."""
-    from rtdetr_act.learned import HISTORY_FILE, read_history
+    from rtdetr_act.analysis.history import HISTORY_FILE, read_history
 
     history = read_history(folder / "runs" / "run" / HISTORY_FILE)
     last = history.filter(history["epoch"] == history["epoch"].max()).select("site", "quantity", "value")

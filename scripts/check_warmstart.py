@@ -126,7 +126,10 @@ def run_job(job: dict[str, Any]) -> None:
 
     from rtdetr_act import calibrate, refit
     from rtdetr_act.files import write_atomically
-    from rtdetr_act.runs import load_variant, read_scores, resolve_data, run_training, split_pairs
+    from rtdetr_act.integrations.ultralytics.arguments import split_pairs
+    from rtdetr_act.integrations.ultralytics.datasets import resolve_data
+    from rtdetr_act.integrations.ultralytics.models import load_variant
+    from rtdetr_act.integrations.ultralytics.runs import read_scores, run_training
 
     folder, arguments = Path(job["folder"]), split_pairs(job["pairs"])
     data = resolve_data(job["data"])
@@ -159,7 +162,7 @@ def training_images(data: str, imgsz: int, count: int = 128) -> Any:
     import torch
     from ultralytics.data import YOLODataset
 
-    from rtdetr_act.runs import check_data
+    from rtdetr_act.integrations.ultralytics.datasets import check_data
 
     known = check_data(data, "detect")
     dataset = YOLODataset(img_path=known["train"], imgsz=imgsz, data=known, augment=False, rect=False)
@@ -257,7 +260,7 @@ def draw(table: Any, given: argparse.Namespace) -> None:
     import polars as pl
     from matplotlib import pyplot
 
-    from rtdetr_act.plot import COLOURS
+    from rtdetr_act.analysis.figures import COLOURS
 
     models = table["model"].unique(maintain_order=True).to_list()
     figure, axes = pyplot.subplots(

@@ -20,12 +20,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from rtdetr_act.ops import backend
+from rtdetr_act.kernels import backend
 
 # The package loads Triton only where it has something to run on.
 backend.triton, backend.tl, backend.constexpr = triton, tl, tl.constexpr
-from rtdetr_act.ops import acon, arelu, dyrelu, frelu, prelu  # noqa: E402
-from rtdetr_act.ops.tiles import TILE, WARPS  # noqa: E402
+from rtdetr_act.kernels import acon, arelu, dyrelu, frelu, prelu  # noqa: E402
+from rtdetr_act.kernels.tiles import TILE, WARPS  # noqa: E402
 
 FLOAT = "*fp32"
 # Arguments that are maps have the type of the maps; those of the coefficients and sums float32; all others count.

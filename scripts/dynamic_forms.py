@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rtdetr_act.bench import Ratio, ratios, take_turns
-from rtdetr_act.ops.dynamic_conv import _as_one_convolution, dynamic_conv, in_parallel, mix
+from rtdetr_act.kernels.dynamic_conv import _as_one_convolution, dynamic_conv, in_parallel, mix
+from rtdetr_act.timing import Ratio, ratios, take_turns
 
 BATCH, KERNELS = 8, 4
 # Network, channels in and out, side of the kernel, stride, groups, side of the map.

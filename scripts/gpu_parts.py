@@ -30,9 +30,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rtdetr_act import create
-from rtdetr_act.bench import Ratio, bench_model, ratios, saved_bytes, take_turns
-from rtdetr_act.ops import blocks
-from rtdetr_act.ops.backend import triton
+from rtdetr_act.analysis.memory import saved_bytes
+from rtdetr_act.integrations.ultralytics.costs import bench_model
+from rtdetr_act.kernels import blocks
+from rtdetr_act.kernels.backend import triton
+from rtdetr_act.timing import Ratio, ratios, take_turns
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import gpu_checks
@@ -440,7 +442,7 @@ def trainings(place: Place) -> Iterator[Item]:
 def train(source: str, activation: str, amp: bool, place: Place) -> Outcome:
     """Train two epochs on the embedded shapes."""
     from rtdetr_act import shapes
-    from rtdetr_act.data import SHAPES_SETTINGS
+    from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
 
     settings = {**SHAPES_SETTINGS, "epochs": 2, "batch": 16, "nbs": 16, "amp": amp, "device": 0, "workers": 4}
     return train_and_reopen(source, activation, shapes(place.folder), settings, place)
@@ -529,7 +531,7 @@ def refit_small(place: Place) -> Outcome:
 def refit_detector(source: str, place: Place) -> Outcome:
     """Refit a detector on random images, and check the maps that its head reads of others."""
     from rtdetr_act import calibrate, patch_model, refit
-    from rtdetr_act.runs import load_model
+    from rtdetr_act.integrations.ultralytics.models import load_model
 
     side, batch = (320, 64) if place.on_gpu else (96, 16)
     network = load_model(source).model.to(place.device).eval()

@@ -234,8 +234,8 @@ def _draw(parts: dict[str, dict[str, Any]], machine: dict[str, Any]) -> bytes | 
         import matplotlib  # noqa: F401
     except ImportError:
         return None
-    from rtdetr_act.bench import bars_figure
-    from rtdetr_act.plot import render
+    from rtdetr_act.analysis.figures import render
+    from rtdetr_act.integrations.ultralytics.costs import bars_figure
 
     largest = max((title.partition(", ")[2] for title in benched), key=_elements)
     panels = {

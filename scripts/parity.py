@@ -30,11 +30,11 @@ from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import ASSETS, LOGGER
 
 from rtdetr_act import names, patch_model, shapes
-from rtdetr_act.data import SHAPES_SETTINGS, SIDE
-from rtdetr_act.deploy.export import export_model
 from rtdetr_act.errors import InputError
-from rtdetr_act.runs import load_model
-from rtdetr_act.sites import placed_activations
+from rtdetr_act.integrations.ultralytics.export import export_model
+from rtdetr_act.integrations.ultralytics.models import load_model
+from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS, SIDE
+from rtdetr_act.surgery.sites import placed_activations
 
 try:
     from ultralytics.utils.nms import non_max_suppression

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rtdetr_act.activations.registry import entry, names
-from rtdetr_act.data import SHAPES_SETTINGS, shapes
 from rtdetr_act.errors import TrainingError
-from rtdetr_act.runs import train_variant
+from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS, shapes
+from rtdetr_act.workflows.train import train_variant
 
 ARGUMENTS = {"threshold": "threshold(0.0, 0.0)"}
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from ultralytics.nn import tasks
 
-from rtdetr_act.configs import configs_folder
-from rtdetr_act.sites import find_sites
+from rtdetr_act.integrations.ultralytics.configs import configs_folder
+from rtdetr_act.surgery.sites import find_sites
 
 # name here -> (name to load, what to call it, how to train it)
 MODELS = {

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rtdetr_act.activations.aglu import aglu
-from rtdetr_act.ops.acon import acon
-from rtdetr_act.ops.arelu import arelu
-from rtdetr_act.ops.dyrelu import dyrelu
-from rtdetr_act.ops.frelu import maximum
-from rtdetr_act.ops.logits import logits
-from rtdetr_act.ops.pool import mean_over_positions
-from rtdetr_act.ops.prelu import prelu
+from rtdetr_act.kernels.acon import acon
+from rtdetr_act.kernels.arelu import arelu
+from rtdetr_act.kernels.dyrelu import dyrelu
+from rtdetr_act.kernels.frelu import maximum
+from rtdetr_act.kernels.logits import logits
+from rtdetr_act.kernels.pool import mean_over_positions
+from rtdetr_act.kernels.prelu import prelu
 
 Inputs = list[Tensor]
 HALF = (torch.float16, torch.bfloat16)

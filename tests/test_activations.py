@@ -32,8 +32,8 @@ from rtdetr_act.activations.frelu import FReLU
 from rtdetr_act.activations.glu import GatedLinearUnit
 from rtdetr_act.activations.registry import create, entry, names, own_classes, register, resolve
 from rtdetr_act.errors import SelectionError, SpecError
-from rtdetr_act.ops.pool import mean_over_positions
-from rtdetr_act.plan import ActSpec
+from rtdetr_act.kernels.pool import mean_over_positions
+from rtdetr_act.spec import ActSpec
 
 ROOT = Path(__file__).parents[1]
 MAP, TOKENS = (2, 6, 5, 4), (2, 7, 6)

@@ -17,8 +17,10 @@ from ultralytics.cfg import get_cfg
 
 from rtdetr_act import patch_model
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.bench import bench_model, draw_bars, draw_batch, peak_bytes, ratios, saved_bytes, take_turns
+from rtdetr_act.analysis.memory import peak_bytes, saved_bytes
 from rtdetr_act.errors import InputError, RtdetrActError
+from rtdetr_act.integrations.ultralytics.costs import bench_model, draw_bars, draw_batch
+from rtdetr_act.timing import ratios, take_turns
 
 
 @pytest.fixture(autouse=True)

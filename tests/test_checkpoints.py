@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from rtdetr_act import patch_model
-from rtdetr_act.checkpoints import check_classes
 from rtdetr_act.errors import ModelError
-from rtdetr_act.runs import load_model
+from rtdetr_act.integrations.ultralytics.checkpoints import check_classes
+from rtdetr_act.integrations.ultralytics.models import load_model
 
 FORMS = [(protocol, True) for protocol in range(6)] + [(protocol, False) for protocol in range(1, 6)]
 PLACES = ["gone_package", "gone_package.inner", "torch.nn.modules.gone", "rtdetr_act.gone", "gone-1 package"]
@@ -131,14 +131,14 @@ def test_a_class_that_the_reading_missed_is_not_installed_either(tmp_path: Path)
 def test_nothing_is_installed_because_of_a_file() -> None:
     from ultralytics.nn import tasks
 
-    import rtdetr_act.ultralytics_hooks as hooks
+    from rtdetr_act.integrations.ultralytics.hooks import tasks as tasks_hooks
 
-    token = hooks._loading.set(True)
+    token = tasks_hooks._loading.set(True)
     try:
         with pytest.raises(ModelError, match="no_such_package"):
             tasks.check_requirements("no_such_package")
     finally:
-        hooks._loading.reset(token)
+        tasks_hooks._loading.reset(token)
 
 
 SAFE = """
@@ -178,7 +178,7 @@ def test_the_gate_that_was_called_aglu_is_refused(tmp_path: Path) -> None:
     from ultralytics import YOLO
     from ultralytics.nn.modules.activation import AGLU
 
-    from rtdetr_act.sites import MARK
+    from rtdetr_act.surgery.sites import MARK
 
     model = YOLO(str(tiny.write_yaml(tmp_path / "yolo.yaml", tiny.yolo())))
     patch_model(model, "apa")

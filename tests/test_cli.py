@@ -18,9 +18,11 @@ from typer.testing import CliRunner
 
 from rtdetr_act import patch_model
 from rtdetr_act.activations.registry import entry, names, register
-from rtdetr_act.cli import app, deploying, diagnosing, looking, running  # noqa: F401 (they register their commands)
+from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
-from rtdetr_act.runs import one_sentence, parse_arguments, run_training, slug
+from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
+from rtdetr_act.integrations.ultralytics.failures import one_sentence
+from rtdetr_act.integrations.ultralytics.runs import run_training, slug
 
 TINY = ["epochs=1", "imgsz=64", "batch=4", "amp=False", "plots=False", "workers=0", "optimizer=AdamW"]
 
@@ -41,7 +43,7 @@ def run(*arguments: str) -> str:
 
 def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line as a process of its own."""
-    command = [sys.executable, "-c", "from rtdetr_act.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from rtdetr_act.cli.main import main; main()", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
@@ -52,7 +54,7 @@ HEAVY = "torch ultralytics numpy matplotlib polars plotly scipy".split()
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_imports_neither_torch_nor_ultralytics(command: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys; from rtdetr_act.cli import main\n"
+        "import sys; from rtdetr_act.cli.main import main\n"
         f"sys.argv = ['rtdetr-act', *{command!r}, '--help']\n"
         "try: main()\n"
         "except SystemExit: pass\n"
@@ -116,7 +118,7 @@ def test_plot_draws_what_it_names(suffix: str, tmp_path: Path) -> None:
 
 
 def test_plot_samples_are_the_functions_themselves() -> None:
-    from rtdetr_act.plot import sample
+    from rtdetr_act.analysis.curves import sample
 
     x = torch.linspace(-3, 3, 25)
     values, gradients = sample("mish", x)
@@ -344,7 +346,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(data, stock_yaml, tmp_path: Pat
     command = [
         sys.executable,
         "-c",
-        "from rtdetr_act.cli import main; main()",
+        "from rtdetr_act.cli.main import main; main()",
         "train",
         "--act",
         "stock",

@@ -22,7 +22,7 @@ from rtdetr_act.study import cluster
 from rtdetr_act.study.engines import open_engine
 from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, ROW_FILE, RUNS, SNAPSHOT_FILE, write_json
 from rtdetr_act.study.grid import make_rows, make_study, read_row
-from rtdetr_act.study.prepare import are_finished
+from rtdetr_act.study.preparation import are_finished
 from rtdetr_act.study.process import LOG_FILE, end_run, is_finished, let_go_on, read_progress, start_run
 from rtdetr_act.study.queue import Place
 from rtdetr_act.study.queue import run_rows as run_here
@@ -204,7 +204,7 @@ def find_processes(name: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "rtdetr_act.study.work" in words and any(Path(word).name == name for word in words):
+        if "rtdetr_act.study.worker" in words and any(Path(word).name == name for word in words):
             found.append(process)
     return found
 

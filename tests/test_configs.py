@@ -11,7 +11,7 @@ import yaml
 from ultralytics import RTDETR, YOLO
 
 from rtdetr_act import find_sites, patch_model, unpatch_model
-from rtdetr_act.configs import config_names, configs_folder, find_config
+from rtdetr_act.integrations.ultralytics.configs import config_names, configs_folder, find_config
 
 VARIANTS = ("arelu", "dyrelu_b", "mixed", "mish", "hardswish")
 FAMILIES = {"rtdetr-n": 51, "rtdetr-l": 77, "rtdetr-x": 109, "rtdetr-resnet50": 73, "yolo11": 77}

@@ -27,18 +27,18 @@ from rtdetr_act import (
     fold_activations,
     patch_convs,
     patch_model,
-    ultralytics_hooks,
     unpatch_model,
 )
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.convolutions.patching import placed_convs
+from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.errors import InputError, ModelError, SelectionError, SpecError
-from rtdetr_act.flops import count_gflops
-from rtdetr_act.ops.dynamic_conv import dynamic_conv, in_parallel
-from rtdetr_act.plan import normalise_model_yaml, split_model_yaml
-from rtdetr_act.runs import load_variant
-from rtdetr_act.schedules import set_epoch
-from rtdetr_act.training import keep_stacks_out_of_muon
+from rtdetr_act.integrations.ultralytics import hooks
+from rtdetr_act.integrations.ultralytics.models import load_variant
+from rtdetr_act.integrations.ultralytics.optimizer import keep_stacks_out_of_muon
+from rtdetr_act.kernels.dynamic_conv import dynamic_conv, in_parallel
+from rtdetr_act.surgery.convolutions import placed_convs
+from rtdetr_act.surgery.epochs import set_epoch
+from rtdetr_act.surgery.model_plan import normalise_model_yaml, split_model_yaml
 
 
 @pytest.fixture(autouse=True)
@@ -458,12 +458,12 @@ def test_command_and_yaml_train_it(data: Data, tmp_path: Path, monkeypatch: pyte
 def test_stock_ultralytics_refuses_it() -> None:
     model = tasks.DetectionModel(tiny.yolo(), verbose=False)
     patch_convs(model)
-    ultralytics_hooks.remove()
+    hooks.remove()
     try:
         with pytest.raises(Exception, match=r"must be a string|eval"):
             tasks.DetectionModel(model.yaml, verbose=False)
     finally:
-        ultralytics_hooks.install()
+        hooks.install()
     assert len(list(placed_convs(tasks.DetectionModel(model.yaml, verbose=False)))) > 0
 
 
@@ -540,7 +540,7 @@ def test_onnx_takes_any_batch(tmp_path: Path) -> None:
 def test_ultralytics_exports_it(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    from rtdetr_act.deploy.export import export_model
+    from rtdetr_act.integrations.ultralytics.export import export_model
 
     torch.manual_seed(0)
     yolo = YOLO(str(tiny.write_yaml(tmp_path / "t.yaml", {**tiny.yolo(), "convolution": "dynamic_conv"})))

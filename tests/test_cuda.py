@@ -34,8 +34,10 @@ from op_checks import (
     draw_pair,
 )
 
-from rtdetr_act.bench import bench_model, peak_bytes, take_turns
-from rtdetr_act.ops.backend import triton, wants_triton
+from rtdetr_act.analysis.memory import peak_bytes
+from rtdetr_act.integrations.ultralytics.costs import bench_model
+from rtdetr_act.kernels.backend import triton, wants_triton
+from rtdetr_act.timing import take_turns
 
 pytestmark = [
     pytest.mark.cuda,

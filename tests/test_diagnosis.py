@@ -20,10 +20,11 @@ from ultralytics.nn.modules.block import ResNetBlock
 
 from rtdetr_act import create, diagnose, find_sites, names, patch_model
 from rtdetr_act.activations.registry import entry
-from rtdetr_act.diagnosis import Diagnosis, SiteDiagnosis, _Tap, load_batches
-from rtdetr_act.diagnosis_report import draw_diagnosis, judge_gradients
+from rtdetr_act.analysis.diagnosis import Diagnosis, SiteDiagnosis, _Tap
+from rtdetr_act.analysis.diagnosis_report import draw_diagnosis, judge_gradients
 from rtdetr_act.errors import InputError, ModelError, RtdetrActError, TrainingError
-from rtdetr_act.runs import check_data
+from rtdetr_act.integrations.ultralytics.datasets import check_data
+from rtdetr_act.integrations.ultralytics.images import load_batches
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -115,7 +116,7 @@ def test_every_quantity_is_that_of_a_plain_computation(inplace: bool) -> None:
 
 def test_positions_beyond_the_limit_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = diagnose(make(), draw(), square)
-    monkeypatch.setattr("rtdetr_act.diagnosis.COLUMNS", 100)  # of 196
+    monkeypatch.setattr("rtdetr_act.analysis.diagnosis.COLUMNS", 100)  # of 196
     part = diagnose(make(), draw(), square)
     for one, other in zip(whole.sites, part.sites, strict=True):
         assert one.effective_rank != other.effective_rank == pytest.approx(one.effective_rank, rel=0.05)

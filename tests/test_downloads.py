@@ -11,10 +11,10 @@ from ultralytics.data import utils
 from ultralytics.engine import trainer, validator
 from ultralytics.utils import ROOT
 
-from rtdetr_act.cli import app, deploying, diagnosing, looking, running  # noqa: F401
-from rtdetr_act.downloads import ALLOW_CODE, ALLOW_CODE_FLAG, no_downloads
+from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError
-from rtdetr_act.runs import check_data
+from rtdetr_act.integrations.ultralytics.datasets import check_data
+from rtdetr_act.integrations.ultralytics.downloads import ALLOW_CODE, ALLOW_CODE_FLAG, no_downloads
 
 PYTHON = "import pathlib\npathlib.Path('ran').touch()\npathlib.Path('images').mkdir()"
 

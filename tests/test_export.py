@@ -22,12 +22,12 @@ from ultralytics.utils import LOGGER
 
 from rtdetr_act import create, names, patch_model
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.deploy.export import check_export, export_model, exporting
+from rtdetr_act.analysis.flops import count_activation, count_gflops
 from rtdetr_act.deploy.exportable import ConvDyReLU
-from rtdetr_act.deploy.latency import pareto_front
 from rtdetr_act.errors import InputError, RtdetrActError
-from rtdetr_act.flops import count_activation, count_gflops
-from rtdetr_act.sites import find_sites
+from rtdetr_act.integrations.ultralytics.export import check_export, export_model, exporting
+from rtdetr_act.integrations.ultralytics.latency import pareto_front
+from rtdetr_act.surgery.sites import find_sites
 
 onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
 

@@ -29,10 +29,10 @@ from ultralytics.nn.tasks import BaseModel
 
 from rtdetr_act import FoldReport, find_sites, fold_activations, patch_model, unpatch_model
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.cli import app, deploying  # noqa: F401 (it registers its commands)
-from rtdetr_act.deploy.forms import torch_form
-from rtdetr_act.deploy.scales import tensors
+from rtdetr_act.cli.main import app
 from rtdetr_act.errors import FoldError, ModelError, RtdetrActError
+from rtdetr_act.surgery.forms import torch_form
+from rtdetr_act.surgery.scales import tensors
 
 models = pytest.importorskip("torchvision").models
 

@@ -15,11 +15,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rtdetr_act.errors import RtdetrActError
-from rtdetr_act.runs import STOCK
+from rtdetr_act.integrations.ultralytics.models import STOCK
 from rtdetr_act.study.decode import decode
 from rtdetr_act.study.folder import RUNS
 from rtdetr_act.study.grid import Row, check_rows, command_of, differing, make_rows, make_study, read_row, read_study
-from rtdetr_act.study.prepare import prepare_runs
+from rtdetr_act.study.preparation import prepare_runs
 
 DEFAULTS = {"model": "rtdetr-n.yaml", "data": "coco8.yaml"}
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from rtdetr_act.study.leaderboard import Line, build, compose, headline
-from rtdetr_act.study.records import Record
+from rtdetr_act.study.record import Record
 
 STOCK, ARELU, MISH = [0.50, 0.52, 0.53], [0.53, 0.553, 0.559], [0.51, 0.50, 0.55]
 

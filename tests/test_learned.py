@@ -20,21 +20,16 @@ from torch import nn
 from typer.testing import CliRunner
 from ultralytics import RTDETR, YOLO
 
-from rtdetr_act import patch_model, tracking
-from rtdetr_act.cli import app, looking  # noqa: F401 (it registers its commands)
-from rtdetr_act.deploy.fold import fold_checkpoint
+from rtdetr_act import patch_model
+from rtdetr_act.analysis.history import COLUMNS, as_history, read_history, save_quantities
+from rtdetr_act.analysis.history_figure import draw_history
+from rtdetr_act.analysis.learned import Quantity, read_quantities
+from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, ModelError
-from rtdetr_act.images import pick_images
-from rtdetr_act.learned import (
-    COLUMNS,
-    Quantity,
-    as_history,
-    draw_history,
-    read_history,
-    read_quantities,
-    save_quantities,
-)
-from rtdetr_act.runs import run_training
+from rtdetr_act.integrations.ultralytics import tracking
+from rtdetr_act.integrations.ultralytics.images import pick_images
+from rtdetr_act.integrations.ultralytics.runs import run_training
+from rtdetr_act.workflows.fold import fold_checkpoint
 
 EPOCHS = 2
 COEFFICIENTS = ("a1", "a2", "b1", "b2")

@@ -18,11 +18,11 @@ from ultralytics.nn import tasks
 from ultralytics.utils import ROOT
 
 from rtdetr_act import patch_convs, patch_model, unpatch_model
-from rtdetr_act.cli import app, looking  # noqa: F401
+from rtdetr_act.cli.main import app
 from rtdetr_act.errors import RtdetrActError, SpecError
-from rtdetr_act.model_yaml import check_form, check_modules
-from rtdetr_act.plan import split_model_yaml
-from rtdetr_act.runs import load_model
+from rtdetr_act.integrations.ultralytics.model_yaml import check_form, check_modules
+from rtdetr_act.integrations.ultralytics.models import load_model
+from rtdetr_act.surgery.model_plan import split_model_yaml
 
 
 def row(module: str, *args: Any) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.channels import PReLU
 from rtdetr_act.activations.dyrelu import DyReLUB
 from rtdetr_act.activations.frelu import FReLU
-from rtdetr_act.training import separate_activation_parameters, slopes
+from rtdetr_act.integrations.ultralytics.optimizer import separate_activation_parameters
+from rtdetr_act.surgery.parameters import slopes
 
 OPTIMIZERS = [
     "AdamW",

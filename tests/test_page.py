@@ -18,7 +18,7 @@ import pytest
 
 from rtdetr_act.study.leaderboard import build
 from rtdetr_act.study.page import compose_page
-from rtdetr_act.study.records import Record
+from rtdetr_act.study.record import Record
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="looking at the page takes: pip install playwright")
 

@@ -19,9 +19,9 @@ from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 from rtdetr_act import default_act, find_sites, patch_model, unpatch_model
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.registry import names
-from rtdetr_act.bench import draw_batch
 from rtdetr_act.errors import ModelError, RtdetrActError, SelectionError, SpecError
-from rtdetr_act.sites import placed_activations
+from rtdetr_act.integrations.ultralytics.costs import draw_batch
+from rtdetr_act.surgery.sites import placed_activations
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -74,7 +74,7 @@ def test_copies_and_pickles_can_be_unpatched_too() -> None:
     torch.save(model, buffer)
     buffer.seek(0)
     for other in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
-        assert type(other.layer1[0]).__module__ == "rtdetr_act.rewired.torchvision"
+        assert type(other.layer1[0]).__module__ == "rtdetr_act.surgery.rewired.torchvision"
         assert torch.equal(other(x), model(x))
         assert unpatch_model(other) == 17
         assert torch.equal(other(x), expected)

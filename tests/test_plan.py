@@ -17,17 +17,9 @@ from ultralytics.nn.tasks import DetectionModel
 
 from rtdetr_act import create, names, patch_model, register
 from rtdetr_act.errors import SelectionError, SpecError
-from rtdetr_act.plan import (
-    SECTIONS,
-    ActSpec,
-    Plan,
-    Rule,
-    format_layers,
-    normalise_model_yaml,
-    parse_layers,
-    split_model_yaml,
-    with_plan,
-)
+from rtdetr_act.spec import ActSpec
+from rtdetr_act.surgery.model_plan import normalise_model_yaml, split_model_yaml, with_plan
+from rtdetr_act.surgery.plan import SECTIONS, Plan, Rule, format_layers, parse_layers
 
 MODEL = {
     "nc": 3,
@@ -192,11 +184,9 @@ def test_patching_again_replaces_a_rule_with_the_same_selection() -> None:
     assert str(first.followed_by(second)) == "mish@neck, dyrelu_b"
 
 
-def test_plan_and_package_load_neither_torch_nor_ultralytics() -> None:
+def test_package_and_command_line_load_neither_torch_nor_ultralytics() -> None:
     code = (
-        "import sys, rtdetr_act, rtdetr_act.plan, rtdetr_act.errors, rtdetr_act.configs, rtdetr_act.data\n"
-        "import rtdetr_act.activations.registry as registry\n"
-        "registry.names(), registry.entry('arelu')\n"
+        "import sys, rtdetr_act, rtdetr_act.cli.main, rtdetr_act.surgery.plan\n"
         "print([name for name in ('torch', 'ultralytics', 'numpy', 'matplotlib') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -24,11 +24,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rtdetr_act import patch_model
-from rtdetr_act.cli import app, searching, studying  # noqa: F401 (they register their commands)
+from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
-from rtdetr_act.plan import Plan
-from rtdetr_act.runs import load_model
-from rtdetr_act.sites import find_sites
+from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.study.evidence import Answer, answer, compose_model, describe
 from rtdetr_act.study.folder import write_json
 from rtdetr_act.study.grid import Study
@@ -49,7 +47,9 @@ from rtdetr_act.study.search import (
     write_plan,
 )
 from rtdetr_act.study.stages import Stage, find_stages
-from rtdetr_act.ultralytics_hooks import plan_of
+from rtdetr_act.surgery.model_plan import read_plan
+from rtdetr_act.surgery.plan import Plan
+from rtdetr_act.surgery.sites import find_sites
 
 ACTS = ("arelu", "dyrelu_b", "silu")
 ARGUMENTS = "imgsz=64 batch=4 nbs=4 amp=False plots=False deterministic=False optimizer=AdamW lr0=0.003".split()
@@ -404,7 +404,7 @@ def test_answer_is_a_model_that_builds(source: str, plan: str, stock_yaml: Path,
     expected, found = load_model(source), load_model(str(path))
     patch_model(expected, plan, act_lr=0.5)
     assert type(found) is type(expected)
-    assert plan_of(found.model) == Plan.parse(plan, act_lr=0.5)
+    assert read_plan(found.model) == Plan.parse(plan, act_lr=0.5)
     shapes = [{key: value.shape for key, value in model.model.state_dict().items()} for model in (expected, found)]
     assert shapes[0] == shapes[1]
     sites = [[(site.name, site.current) for site in find_sites(model)] for model in (expected, found)]
@@ -427,7 +427,7 @@ def test_killed_search_goes_on_to_its_answer(data: Data, tmp_path: Path) -> None
     folder = tmp_path / "found"
     words = ["--act", "hardswish,silu", "--budget", "5", "--seeds", "1", "--model", str(model)]
     words += ["--data", str(data.detect), "--cpus", "1", *ARGUMENTS, "epochs=1", "-o", str(folder)]
-    code = "from rtdetr_act.cli import main; main()"
+    code = "from rtdetr_act.cli.main import main; main()"
     with (tmp_path / "log.txt").open("w") as log:
         process = subprocess.Popen([sys.executable, "-c", code, "search", *words], stdout=log, stderr=log)
         deadline = time.monotonic() + 200

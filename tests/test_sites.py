@@ -11,7 +11,9 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
 from rtdetr_act import find_sites, patch_model
-from rtdetr_act.sites import _Recorder, evaluating, put, unseen_calls
+from rtdetr_act.surgery.functional_calls import unseen_calls
+from rtdetr_act.surgery.modules import evaluating, put
+from rtdetr_act.surgery.sites import _Recorder
 
 torchvision = pytest.importorskip("torchvision")
 

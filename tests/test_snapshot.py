@@ -13,7 +13,7 @@ from ultralytics import RTDETR, YOLO
 
 from rtdetr_act import patch_model
 from rtdetr_act.errors import InputError
-from rtdetr_act.runs import run_training
+from rtdetr_act.integrations.ultralytics.runs import run_training
 from rtdetr_act.study.snapshot import Snapshots
 
 # DY-ReLU's coefficients are measured on images after each epoch, which must leave no trace; its temperature falls.

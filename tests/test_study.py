@@ -23,8 +23,8 @@ from rich.console import Console
 from rtdetr_act import patch_model
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import write_atomically
+from rtdetr_act.study.display import Display
 from rtdetr_act.study.folder import locked, write_json
-from rtdetr_act.study.live import Display
 from rtdetr_act.study.process import explain_end, read_progress
 from rtdetr_act.study.queue import Place, make_places
 from rtdetr_act.study.records import read_records
@@ -33,7 +33,7 @@ from rtdetr_act.study.report import conclude
 EPOCHS = 3
 ARGUMENTS = [f"epochs={EPOCHS}", "imgsz=64", "batch=4", "nbs=8", "amp=False", "plots=False", "deterministic=False"]
 ARGUMENTS += ["optimizer=AdamW", "lr0=0.003", "verbose=False"]
-MAIN = "from rtdetr_act.cli import main; main()"
+MAIN = "from rtdetr_act.cli.main import main; main()"
 
 
 def read_json(path: Path) -> Any:
@@ -49,7 +49,7 @@ def start(folder: Path, *words: str, **more: object) -> subprocess.Popen[str]:
 
 
 def works_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [p for p in psutil.Process(process.pid).children() if "rtdetr_act.study.work" in p.cmdline()]
+    return [p for p in psutil.Process(process.pid).children() if "rtdetr_act.study.worker" in p.cmdline()]
 
 
 def wait_for(condition: object, seconds: float = 200) -> None:

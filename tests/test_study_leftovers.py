@@ -15,12 +15,12 @@ from conftest import Data
 from records import DEFAULTS, make_folder
 from typer.testing import CliRunner
 
-from rtdetr_act.cli import app, searching, studying  # noqa: F401 (they register their commands)
+from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError
 from rtdetr_act.files import partial_path
 from rtdetr_act.study.folder import locked
 from rtdetr_act.study.grid import Study, make_study
-from rtdetr_act.study.prepare import prepare_runs
+from rtdetr_act.study.preparation import prepare_runs
 from rtdetr_act.study.queue import find_places, make_places
 from rtdetr_act.study.report import conclude
 from rtdetr_act.study.search import make_search, run_search

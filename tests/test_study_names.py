@@ -18,7 +18,7 @@ from rtdetr_act.errors import InputError
 from rtdetr_act.study.grid import MOST_RUNS, Row, make_rows, make_study
 from rtdetr_act.study.leaderboard import build
 from rtdetr_act.study.naming import identify_value, name_folders, name_paths
-from rtdetr_act.study.prepare import prepare_runs
+from rtdetr_act.study.preparation import prepare_runs
 from rtdetr_act.study.records import read_records
 
 DEFAULTS = {"model": "rtdetr-n.yaml", "data": "coco8.yaml"}

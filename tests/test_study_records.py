@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from records import DEFAULTS, TABLE, make_folder
 from typer.testing import CliRunner
 
-from rtdetr_act.cli import app, searching, studying  # noqa: F401 (they register their commands)
+from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError
 from rtdetr_act.study.folder import Latencies, StudyRecord, read_record, write_json
 from rtdetr_act.study.grid import make_rows, make_study, read_study
-from rtdetr_act.study.prepare import read_rows
+from rtdetr_act.study.preparation import read_rows
 from rtdetr_act.study.process import read_progress
 from rtdetr_act.study.records import read_records, read_run
 from rtdetr_act.study.report import conclude

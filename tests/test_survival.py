@@ -22,11 +22,13 @@ from ultralytics.engine.tuner import Tuner
 from ultralytics.nn import tasks
 from ultralytics.utils import dist
 
-from rtdetr_act import default_act, patch_model, ultralytics_hooks, unpatch_model
+from rtdetr_act import default_act, patch_model, unpatch_model
 from rtdetr_act.activations.acon import AconC
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.channels import PReLU
 from rtdetr_act.errors import ModelError
+from rtdetr_act.integrations.ultralytics import hooks
+from rtdetr_act.integrations.ultralytics.hooks.replacing import replaced
 
 needs_in_memory_workers = pytest.mark.skipif(
     'state["model"]' not in inspect.getsource(inspect.unwrap(dist.generate_ddp_file)),
@@ -305,20 +307,20 @@ def test_unpatched_checkpoint_trains_stock(data: Data, patched_run: Run, tmp_pat
 
 def test_remove_and_install_restore_and_hook_again() -> None:
     def hooked() -> list[tuple]:  # in an order of their own: that of the imports may differ
-        return sorted(ultralytics_hooks._replaced, key=lambda entry: (entry[0].__name__, entry[1]))
+        return sorted(replaced, key=lambda entry: (entry[0].__name__, entry[1]))
 
     originals = hooked()
     assert (tasks, "parse_model") in [(owner, name) for owner, name, _ in originals]
     patched = {**tiny.RTDETR, "activation": "arelu"}
     try:
-        ultralytics_hooks.remove()
+        hooks.remove()
         assert [getattr(owner, name) is original for owner, name, original in originals] == [True] * len(originals)
         assert tasks.parse_model.__module__ == "ultralytics.nn.tasks" and not hasattr(tasks.parse_model, "__wrapped__")
         with pytest.raises(NameError):  # Ultralytics evaluates the name
             tasks.RTDETRDetectionModel(copy.deepcopy(patched), verbose=False)
     finally:
-        ultralytics_hooks.install()
-    ultralytics_hooks.install()
+        hooks.install()
+    hooks.install()
     assert hooked() == originals
     assert not hasattr(tasks.parse_model.__wrapped__, "__wrapped__")  # hooked once
     model = tasks.RTDETRDetectionModel(copy.deepcopy(patched), verbose=False)

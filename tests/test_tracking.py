@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rtdetr_act import patch_model
-from rtdetr_act.learned import learned_parameters
+from rtdetr_act.analysis.learned import learned_parameters
 
 PREFIX = "activations/"
 PLAN = "arelu, prelu@1-3, dyrelu_b@13"

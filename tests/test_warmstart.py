@@ -30,13 +30,13 @@ from rtdetr_act import calibrate, create, find_sites, names, patch_model, refit,
 from rtdetr_act.activations.channels import PReLU
 from rtdetr_act.activations.dyrelu import DyReLUC
 from rtdetr_act.activations.registry import entry
-from rtdetr_act.cli import app, running  # noqa: F401 (it registers its commands)
+from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, ModelError, SpecError
-from rtdetr_act.plan import Plan
-from rtdetr_act.ultralytics_hooks import plan_of
-from rtdetr_act.warmstart.match import match
-from rtdetr_act.warmstart.refit import fit
-from rtdetr_act.warmstart.rescale import find_gain, rescale
+from rtdetr_act.surgery.match import match
+from rtdetr_act.surgery.model_plan import read_plan
+from rtdetr_act.surgery.plan import Plan
+from rtdetr_act.surgery.refit import fit
+from rtdetr_act.surgery.rescale import find_gain, rescale
 
 
 def task_model() -> nn.Module:
@@ -395,7 +395,7 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("name", ["first", "depthwise", "grouped"])
 def test_a_refitted_convolution_is_the_least_squares_of_numpy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rtdetr_act.warmstart.refit._PULL", 0.0)
+    monkeypatch.setattr("rtdetr_act.surgery.refit._PULL", 0.0)
     torch.manual_seed(0)
     conv = Net().get_submodule(name)
     x = torch.randn(20, conv.in_channels, 11, 11)
@@ -533,12 +533,12 @@ def test_training_gives_a_swap_its_start_once(way: str, stock_yaml: Path, data: 
     if way == "trained, into a new model":
         patch_model(model, "relu", init="match")
         model.load(trained)
-    assert plan_of(model.model) == replace(report.plan, fitted=True)
+    assert read_plan(model.model) == replace(report.plan, fitted=True)
     weights, found = copy.deepcopy(model.model.state_dict()), dict[str, torch.Tensor]()
     model.add_callback("on_train_start", lambda trainer: found.update(copy.deepcopy(trainer.model.state_dict())))
     tiny.train(model, data.detect, tmp_path / "second")
     assert all(torch.allclose(found[name].float(), value.float()) for name, value in weights.items())
-    assert plan_of(tiny.load(tmp_path / "second" / "run" / "weights" / "last.pt")).fitted
+    assert read_plan(tiny.load(tmp_path / "second" / "run" / "weights" / "last.pt")).fitted
 
 
 def test_a_second_swap_gets_a_start_of_its_own(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
@@ -546,7 +546,7 @@ def test_a_second_swap_gets_a_start_of_its_own(stock_yaml: Path, data: Data, tmp
     patch_model(model, "relu", init="match")
     refit(model, IMAGES)
     patch_model(model, "hardswish@neck", init="match")
-    plan = plan_of(model.model)
+    plan = read_plan(model.model)
     assert plan.awaits_fit and plan.base is not None and plan.base.fitted
     with tiny.logged() as lines:
         tiny.train(model, data.detect, tmp_path)

@@ -24,15 +24,18 @@ from ultralytics import YOLO
 from ultralytics.utils import LOGGER
 
 from rtdetr_act import patch_model
-from rtdetr_act.bench import Cost, Ratio, write_costs
-from rtdetr_act.deploy.export import export_model, export_staged
-from rtdetr_act.deploy.fold import fold_checkpoint
-from rtdetr_act.deploy.latency import Latency, bench_formats, write_latencies
-from rtdetr_act.diagnosis import Diagnosis, SiteDiagnosis
-from rtdetr_act.diagnosis_report import write_diagnosis
+from rtdetr_act.analysis.curves import plot_activations
+from rtdetr_act.analysis.diagnosis import Diagnosis, SiteDiagnosis
+from rtdetr_act.analysis.diagnosis_report import write_diagnosis
+from rtdetr_act.analysis.history import as_history
+from rtdetr_act.analysis.history_figure import draw_history
+from rtdetr_act.analysis.learned import Quantity
 from rtdetr_act.errors import InputError, RtdetrActError
-from rtdetr_act.learned import Quantity, as_history, draw_history
-from rtdetr_act.plot import plot_activations
+from rtdetr_act.integrations.ultralytics.costs import Cost, write_costs
+from rtdetr_act.integrations.ultralytics.export import export_model, export_staged
+from rtdetr_act.integrations.ultralytics.latency import Latency, bench_formats, write_latencies
+from rtdetr_act.timing import Ratio
+from rtdetr_act.workflows.fold import fold_checkpoint
 
 resource = pytest.importorskip("resource", reason="Windows has no limit on the size of files")
 OLD = b"an old file"

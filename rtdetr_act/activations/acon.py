@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from rtdetr_act.activations.channels import channel_dim, check_count
 from rtdetr_act.errors import quote
-from rtdetr_act.ops.acon import acon
-from rtdetr_act.ops.pool import mean_over_positions
+from rtdetr_act.kernels.acon import acon
+from rtdetr_act.kernels.pool import mean_over_positions
 
 INITS = ("paper", "silu")
 

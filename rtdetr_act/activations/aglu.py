@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations.channels import check_finite, check_positive
-from rtdetr_act.ops.backend import plain_gradients, records, wants_plain, wide
-from rtdetr_act.ops.blocks import block_size, dense, empty_like, flat, is_small, like, scratch
+from rtdetr_act.kernels.backend import plain_gradients, records, wants_plain, wide
+from rtdetr_act.kernels.blocks import block_size, dense, empty_like, flat, is_small, like, scratch
 
 LAMBDA_MIN = 0.0001  # as in the authors' code: the gate divides by lambda
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_act.activations.channels import check_finite
-from rtdetr_act.ops import arelu as ops
+from rtdetr_act.kernels import arelu as ops
 
 
 class AReLU(nn.Module):

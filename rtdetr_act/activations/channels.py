@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from rtdetr_act.activations.entry import LAYOUTS
 from rtdetr_act.errors import SelectionError, SpecError, quote
-from rtdetr_act.ops import prelu as ops
+from rtdetr_act.kernels import prelu as ops
 
 
 class PReLU(nn.PReLU):
-    """`torch.nn.PReLU` with the backward of `rtdetr_act.ops.prelu`, and with the channels wherever they are.
+    """`torch.nn.PReLU` with the backward of `rtdetr_act.kernels.prelu`, and with the channels wherever they are.
 
     torch's own takes 3 to 6 times a SiLU on a CPU, this one 1.3, or 2 with a slope per channel; and it takes
     dimension 1 for the channels, which counts the queries in (B, N, C).

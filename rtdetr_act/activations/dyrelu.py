@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations.channels import check_count, check_positive
-from rtdetr_act.ops.dyrelu import dyrelu
-from rtdetr_act.ops.logits import logits
-from rtdetr_act.ops.pool import mean_over_positions
-from rtdetr_act.plan import TAU_EPOCHS
-from rtdetr_act.schedules import Temperature
+from rtdetr_act.activations.temperature import Temperature
+from rtdetr_act.kernels.dyrelu import dyrelu
+from rtdetr_act.kernels.logits import logits
+from rtdetr_act.kernels.pool import mean_over_positions
+from rtdetr_act.spec import TAU_EPOCHS
 
 
 class _DyReLU(nn.Module):

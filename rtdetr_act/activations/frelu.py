@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations.channels import check_count
-from rtdetr_act.ops.frelu import maximum
+from rtdetr_act.kernels.frelu import maximum
 
 
 class FReLU(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rtdetr_act.activations.channels import channel_dim, check_count
-from rtdetr_act.ops.glu import glu
+from rtdetr_act.kernels.glu import glu
 
 
 class GatedLinearUnit(nn.Module):

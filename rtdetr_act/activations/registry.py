@@ -13,13 +13,16 @@ import warnings
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
+from rtdetr_act.activations.channels import PReLU
 from rtdetr_act.activations.entry import LAYOUTS, Adapter, Details, Entry, parameters_of, without_site
 from rtdetr_act.activations.zoo import ZOO
 from rtdetr_act.errors import RtdetrActError, SelectionError, SpecError, quote, reason, suggest
-from rtdetr_act.plan import ActSpec
+from rtdetr_act.spec import ActSpec
 
 if TYPE_CHECKING:
-    from torch import nn
     from typing_extensions import Unpack
 
 GROUP = "rtdetr_act.activations"
@@ -121,8 +124,6 @@ def own_classes() -> list[type]:
     >>> AReLU in own_classes()
     True
     """
-    from rtdetr_act.activations.channels import PReLU
-
     _load_plugins()
     found: list[type] = [PReLU]
     for item in _entries.values():
@@ -195,8 +196,6 @@ def _normalise(name: str) -> str:
 
 
 def _build(found: Entry, spec: ActSpec, channels: int | None, layout: str) -> nn.Module:
-    from torch import nn
-
     try:
         module = found.factory(channels, layout, *spec.args, **dict(spec.kwargs))
     except RtdetrActError:
@@ -220,8 +219,6 @@ _LARGEST_COUNT = 100_000
 
 
 def _try_arguments(found: Entry, spec: ActSpec) -> None:
-    import torch
-
     # A whole number is mostly a count of parameters, and building takes gigabytes for one that was mistyped.
     for value in (*spec.args, *dict(spec.kwargs).values()) if found.name in _BUILT_IN else ():
         if isinstance(value, int) and abs(value) > _LARGEST_COUNT:

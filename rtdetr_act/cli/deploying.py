@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rtdetr_act.cli import app
+from rtdetr_act.cli.app import app
 from rtdetr_act.cli.running import Data, Pairs, TargetOption, Weights, prepare, warn_for
-from rtdetr_act.downloads import no_downloads
+from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 
 
 @app.command()
@@ -22,7 +22,7 @@ def fold(
     ] = None,
 ) -> None:
     """Write a checkpoint that computes the same with torch's own activations: AReLU becomes LeakyReLU, for free."""
-    from rtdetr_act.deploy.fold import fold_checkpoint
+    from rtdetr_act.workflows.fold import fold_checkpoint
 
     report, path = fold_checkpoint(weights, output)
     print(report)
@@ -39,8 +39,8 @@ def export(
     target: TargetOption = None,
 ) -> None:
     """Export a checkpoint, folded: format=onnx (default), openvino, torchscript, ncnn and the others of Ultralytics."""
-    from rtdetr_act.deploy.export import export_model
-    from rtdetr_act.runs import one_sentence
+    from rtdetr_act.integrations.ultralytics.export import export_model
+    from rtdetr_act.integrations.ultralytics.failures import one_sentence
 
     model, arguments = prepare(weights, pairs, data)
     warn_for(model, target)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rtdetr_act.cli import app
+from rtdetr_act.cli.app import app
 from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL
-from rtdetr_act.downloads import no_downloads
+from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 
 if TYPE_CHECKING:
-    from rtdetr_act.diagnosis import Diagnosis
+    from rtdetr_act.analysis.diagnosis import Diagnosis
 
 
 @app.command()
@@ -47,10 +47,11 @@ def diagnose(
     Nothing is trained and no file of the model changes. A checkpoint is diagnosed as it is; with --act, from its
     weights, or those of a fresh model, with the stock activations first and each of the others beside them.
     """
-    from rtdetr_act.diagnosis import diagnose_variants
     from rtdetr_act.errors import InputError
     from rtdetr_act.files import output_folder
-    from rtdetr_act.runs import STOCK, check_variants, parse_arguments
+    from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
+    from rtdetr_act.integrations.ultralytics.models import STOCK, check_variants
+    from rtdetr_act.workflows.diagnose import diagnose_variants
 
     sources = model or [DEFAULT_MODEL]
     arguments = parse_arguments(pairs or [])
@@ -69,8 +70,8 @@ def diagnose(
 
 
 def _report(found: dict[str, Diagnosis], sources: list[str], data: str, sites: bool, output: Path) -> None:
-    from rtdetr_act.diagnosis import name_of
-    from rtdetr_act.diagnosis_report import judge_gradients, print_sites, print_summary, write_diagnosis
+    from rtdetr_act.analysis.diagnosis_report import judge_gradients, print_sites, print_summary, write_diagnosis
+    from rtdetr_act.workflows.diagnose import name_of
 
     title = f"{name_of(sources[0]) if len(sources) == 1 else f'{len(sources)} models'} on {Path(data).stem}"
     if sites:

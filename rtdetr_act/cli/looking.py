@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rtdetr_act.cli import app
+from rtdetr_act.cli.app import app
 from rtdetr_act.cli.running import Data, Weights
-from rtdetr_act.downloads import no_downloads
+from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 
 if TYPE_CHECKING:
-    from rtdetr_act.learned import Learned
+    from rtdetr_act.workflows.learned import Learned
 
 
 @app.command()
@@ -81,10 +81,12 @@ def sites(
     from rich.console import Console
     from rich.table import Table
 
-    from rtdetr_act.patcher import patch_model
-    from rtdetr_act.plan import check_scope
-    from rtdetr_act.runs import load_model
-    from rtdetr_act.sites import find_sites, unseen_calls, unwrap
+    from rtdetr_act.integrations.ultralytics.models import load_model
+    from rtdetr_act.surgery.functional_calls import unseen_calls
+    from rtdetr_act.surgery.modules import unwrap
+    from rtdetr_act.surgery.patcher import patch_model
+    from rtdetr_act.surgery.plan import check_scope
+    from rtdetr_act.surgery.sites import find_sites
 
     check_scope(scope)
     loaded = load_model(model)
@@ -112,7 +114,7 @@ def plot(
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG or SVG file to write.")] = Path("curves.png"),
 ) -> None:
     """Draw activations and their gradients at their initial parameters, dynamic ones as a band over inputs."""
-    from rtdetr_act.plot import plot_activations
+    from rtdetr_act.analysis.curves import plot_activations
 
     print(f"file: {plot_activations(activations, output)}")
 
@@ -131,8 +133,10 @@ def learned(
     What DY-ReLU and Meta-ACON make from the image is measured on validation images of --data, else as the run
     noted it: mean ± standard deviation over images.
     """
-    from rtdetr_act.learned import as_history, draw_history, read_checkpoint
-    from rtdetr_act.plot import check_picture
+    from rtdetr_act.analysis.figures import check_picture
+    from rtdetr_act.analysis.history import as_history
+    from rtdetr_act.analysis.history_figure import draw_history
+    from rtdetr_act.workflows.learned import read_checkpoint
 
     check_picture(output)
     found = read_checkpoint(weights, data)
@@ -149,7 +153,8 @@ def _print_learned(found: Learned) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rtdetr_act.learned import layer_of, worth_showing
+    from rtdetr_act.analysis.history_figure import worth_showing
+    from rtdetr_act.analysis.learned import layer_of
 
     for activation in dict.fromkeys(read.activation for read in found.quantities):
         own = [read for read in found.quantities if read.activation == activation]
@@ -167,7 +172,7 @@ def _print_learned(found: Learned) -> None:
 
 def _change(found: Learned, site: str, name: str, values: dict[str, float]) -> str:
     """Return `0.9 → 0.873`, and below it `± 0.021` where the value differs between images."""
-    from rtdetr_act.learned import SPREAD
+    from rtdetr_act.analysis.learned import SPREAD
 
     if name not in values:
         return ""
@@ -206,7 +211,8 @@ def bench(
     scores of exported files, for every --model and --act.
     """
     from rtdetr_act.errors import InputError
-    from rtdetr_act.runs import check_variants, parse_arguments
+    from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
+    from rtdetr_act.integrations.ultralytics.models import check_variants
 
     models = model or ["rtdetr-n.yaml"]
     known = ("imgsz",) if formats else ("imgsz", "batch", "device")
@@ -220,8 +226,8 @@ def bench(
     if formats:
         _bench_formats(models, act or [None], scope, formats.split(","), output, int8, data, turns or 100, arguments)
         return
-    from rtdetr_act.bench import bench_model, print_costs, write_costs
     from rtdetr_act.files import output_folder
+    from rtdetr_act.integrations.ultralytics.costs import bench_model, print_costs, write_costs
 
     if not act or len(models) > 1:
         raise InputError("bench compares one --model with its stock form: name activations with --act, or --format")
@@ -244,8 +250,9 @@ def _bench_formats(
     turns: int,
     arguments: dict[str, Any],
 ) -> None:
-    from rtdetr_act.deploy.latency import bench_formats, print_latencies, write_latencies
-    from rtdetr_act.runs import check_data, load_variant, resolve_data
+    from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
+    from rtdetr_act.integrations.ultralytics.latency import bench_formats, print_latencies, write_latencies
+    from rtdetr_act.integrations.ultralytics.models import load_variant
 
     models: dict[str, Any] = {}
     for source in sources:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rtdetr_act.cli import app
+from rtdetr_act.cli.app import app
 from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError, quote
-from rtdetr_act.plan import SwapOptions
+from rtdetr_act.surgery.plan import SwapOptions
 
 if TYPE_CHECKING:
-    from rtdetr_act.runs import Outcome
+    from rtdetr_act.integrations.ultralytics.runs import Outcome
 
 DEFAULT_MODEL = "rtdetr-n.yaml"
 DEFAULT_DATA = "shapes"
@@ -60,20 +60,12 @@ def train(
     target: TargetOption = None,
 ) -> None:
     """Train a model with other activations; several --act train one after the other and end in one table."""
-    from rtdetr_act.data import SHAPES_SETTINGS
-    from rtdetr_act.runs import (
-        STOCK,
-        Outcome,
-        check_data,
-        check_device,
-        check_variants,
-        load_model,
-        load_variant,
-        parse_arguments,
-        resolve_data,
-        slug,
-        train_variant,
-    )
+    from rtdetr_act.integrations.ultralytics.arguments import check_device, parse_arguments
+    from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
+    from rtdetr_act.integrations.ultralytics.models import STOCK, check_variants, load_model, load_variant
+    from rtdetr_act.integrations.ultralytics.runs import Outcome, slug
+    from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
+    from rtdetr_act.workflows.train import train_variant
 
     arguments = parse_arguments(pairs or [], taken=("model", "data", "pretrained", "task", "mode", "resume"))
     variants: list[str | None] = [*act] if act else [None]
@@ -120,7 +112,8 @@ def train(
 @app.command()
 def val(weights: Weights, pairs: Pairs = None, data: Data = None, fold: Fold = False) -> None:
     """Validate a checkpoint, on the data it was trained with unless --data names another."""
-    from rtdetr_act.runs import one_sentence, training_data
+    from rtdetr_act.integrations.ultralytics.datasets import training_data
+    from rtdetr_act.integrations.ultralytics.failures import one_sentence
 
     model, arguments = prepare(weights, pairs, data, fold=fold)
     if data is None:
@@ -132,7 +125,7 @@ def val(weights: Weights, pairs: Pairs = None, data: Data = None, fold: Fold = F
 @app.command()
 def predict(weights: Weights, pairs: Pairs = None, fold: Fold = False) -> None:
     """Detect in images or videos: source=folder, conf=0.25, save=True and so on."""
-    from rtdetr_act.runs import one_sentence
+    from rtdetr_act.integrations.ultralytics.failures import one_sentence
 
     model, arguments = prepare(weights, pairs, None, fold=fold)
     source = arguments.pop("source", None)
@@ -151,7 +144,7 @@ def predict(weights: Weights, pairs: Pairs = None, fold: Fold = False) -> None:
 @app.command()
 def resume(weights: Weights, pairs: Pairs = None) -> None:
     """Go on with a training that was interrupted: give its last.pt."""
-    from rtdetr_act.runs import run_training
+    from rtdetr_act.integrations.ultralytics.runs import run_training
 
     model, arguments = prepare(weights, pairs, None)
     if (model.ckpt or {}).get("epoch", -1) < 0 or model.ckpt.get("optimizer") is None:
@@ -164,7 +157,9 @@ def prepare(
     weights: str, pairs: list[str] | None, data: str | None, *, fold: bool = False
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model of a checkpoint, folded or not, and Ultralytics' arguments; raises RtdetrActError."""
-    from rtdetr_act.runs import load_model, parse_arguments, resolve_data
+    from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
+    from rtdetr_act.integrations.ultralytics.datasets import resolve_data
+    from rtdetr_act.integrations.ultralytics.models import load_model
 
     arguments = parse_arguments(pairs or [], taken=("model", "task", "mode", "resume", "data"))
     if not weights.endswith(".pt"):
@@ -190,7 +185,7 @@ def warn_for(model: Any, target: str | None) -> None:
 
 
 def _print_scores(metrics: Any) -> None:
-    from rtdetr_act.runs import read_scores
+    from rtdetr_act.integrations.ultralytics.runs import read_scores
 
     print("  ".join(f"{name} {score:.4f}" for name, score in read_scores(metrics).items()))
 

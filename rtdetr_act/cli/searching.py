@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rtdetr_act.cli import app
+from rtdetr_act.cli.app import app
 from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL, Pairs
 from rtdetr_act.cli.studying import run_folders, time_rows
 from rtdetr_act.errors import InputError
@@ -49,8 +49,8 @@ def search(
     """
     from rich.console import Console
 
-    from rtdetr_act.downloads import no_downloads
-    from rtdetr_act.runs import split_pairs
+    from rtdetr_act.integrations.ultralytics.arguments import split_pairs
+    from rtdetr_act.integrations.ultralytics.downloads import no_downloads
     from rtdetr_act.study.engines import open_engine
     from rtdetr_act.study.evidence import answer, draw_table, write_evidence
     from rtdetr_act.study.folder import SEARCH_FILE, check_outputs, locked
@@ -103,9 +103,9 @@ def _print_rungs(wanted: Search, output: Path, places: Sequence[Place]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rtdetr_act.study.display import format_seconds
     from rtdetr_act.study.grid import check_rows, make_rows
-    from rtdetr_act.study.live import format_seconds
-    from rtdetr_act.study.prepare import START
+    from rtdetr_act.study.preparation import START
     from rtdetr_act.study.search import check_folder, make_study, pick
 
     check_folder(wanted, output)

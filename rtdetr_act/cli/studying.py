@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rtdetr_act.cli import app
+from rtdetr_act.cli.app import app
 from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL
 from rtdetr_act.errors import InputError, Interrupted, TrainingError, quote
 
@@ -66,7 +66,7 @@ def study(
     from rtdetr_act.study.engines import check_engine, open_engine
     from rtdetr_act.study.folder import OUTPUTS, check_outputs, locked
     from rtdetr_act.study.grid import make_study
-    from rtdetr_act.study.prepare import are_finished, prepare_runs
+    from rtdetr_act.study.preparation import are_finished, prepare_runs
 
     options = {
         "activations": act, "where": where, "seeds": seeds, "baseline": baseline, "model": model, "data": data,
@@ -110,7 +110,7 @@ def report(
 
 def _read_words(words: Sequence[str]) -> dict[str, Any]:
     """Return the keys of a study file, if one is named, and those of the key=value words, which win."""
-    from rtdetr_act.runs import split_pairs
+    from rtdetr_act.integrations.ultralytics.arguments import split_pairs
     from rtdetr_act.study.grid import read_study
 
     files = [word for word in words if "=" not in word and word.endswith((".yaml", ".yml"))]
@@ -127,7 +127,7 @@ def run_folders(folders: Sequence[Path], run: Engine) -> None:
         Interrupted: The user pressed Ctrl-C.
         InputError: The disk is full.
     """
-    from rtdetr_act.study.live import Display
+    from rtdetr_act.study.display import Display
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -162,9 +162,9 @@ def _print_rows(wanted: Study, folder: Path, device: Any, cpus: int | None) -> N
     from rich.markup import escape
     from rich.table import Table
 
-    from rtdetr_act.downloads import no_downloads
-    from rtdetr_act.study.live import format_seconds
-    from rtdetr_act.study.prepare import check_study
+    from rtdetr_act.integrations.ultralytics.downloads import no_downloads
+    from rtdetr_act.study.display import format_seconds
+    from rtdetr_act.study.preparation import check_study
     from rtdetr_act.study.queue import find_places
 
     places = find_places(device, cpus)
@@ -186,7 +186,7 @@ def time_rows(rows: Sequence[Row], folder: Path, places: Sequence[Place]) -> dic
     """Return the seconds of each run by its name, as `estimate_seconds` does, in one of some places."""
     import torch
 
-    from rtdetr_act.study.prepare import estimate_seconds
+    from rtdetr_act.study.preparation import estimate_seconds
 
     first = places[0].device.split(",")[0]
     torch.set_num_threads(places[0].threads or torch.get_num_threads())

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from rtdetr_act.activations.aglu import AGLU, LAMBDA_MIN
 from rtdetr_act.activations.dyrelu import DyReLUA, DyReLUB, DyReLUC
 from rtdetr_act.activations.glu import GatedLinearUnit
-from rtdetr_act.sites import find_sites, put
+from rtdetr_act.surgery.modules import put
+from rtdetr_act.surgery.sites import find_sites
 
 
 class Expression(nn.Module):

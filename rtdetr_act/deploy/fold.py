@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import glob
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.deploy import scales
-from rtdetr_act.deploy.forms import Form, torch_form
-from rtdetr_act.errors import FoldError, InputError, RtdetrActError, quote
-from rtdetr_act.files import output_folder, write_atomically, writing
-from rtdetr_act.patcher import patch_model
-from rtdetr_act.plan import ActSpec, Plan, Rule
-from rtdetr_act.sites import MARK, evaluating, example_inputs, find_sites, unwrap
-from rtdetr_act.ultralytics_hooks import plan_of
+from rtdetr_act.errors import FoldError, RtdetrActError
+from rtdetr_act.spec import ActSpec
+from rtdetr_act.surgery import scales
+from rtdetr_act.surgery.forms import Form, torch_form
+from rtdetr_act.surgery.model_plan import read_plan
+from rtdetr_act.surgery.modules import evaluating, example_inputs, tensors_of, unwrap
+from rtdetr_act.surgery.patcher import patch_model
+from rtdetr_act.surgery.plan import Plan, Rule
+from rtdetr_act.surgery.sites import MARK, find_sites
 
 # Of the outputs' difference, in float64: a right fold of rtdetr-x leaves 1e-13. A model that casts to a narrower type
 # inside is granted as many of that type's roundings.
@@ -144,66 +143,6 @@ def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
     return FoldReport(tuple(folds), solution.kept, tuple(sorted(solution.factors)), own_classes_in(root), error)
 
 
-def fold_checkpoint(source: str, output: Path | None = None) -> tuple[FoldReport, Path]:
-    """Fold a checkpoint into another one, which trains, validates, predicts and exports like any.
-
-    Tensors keep the type they have in the file, float16 as a rule; those that were multiplied become float32, so that
-    no second rounding comes on top. Optimizer and EMA are left out, as in a finished training.
-
-    Args:
-        source: A .pt checkpoint; an interrupted training's last.pt gives its EMA.
-        output: The .pt file to write, which appears only when complete; `best-folded.pt` beside `best.pt` if None.
-
-    Returns:
-        The report, and the path written.
-
-    Raises:
-        FoldError: The fold would change what the model computes.
-        InputError: There is nothing to fold, the source is no checkpoint, or the output cannot be written.
-        ModelError: The checkpoint holds a class that is not installed.
-    """
-    from ultralytics.nn.tasks import torch_safe_load
-
-    from rtdetr_act.runs import load_model
-
-    if Path(source).suffix != ".pt":
-        raise InputError(f"{quote(source)} is not a checkpoint to fold: give a .pt file")
-    target = output or Path(source).with_name(f"{Path(source).stem}-folded.pt")
-    if target.suffix != ".pt":
-        raise InputError(f"{quote(str(target))} is not the name of a checkpoint: let it end in .pt")
-    model = load_model(source)
-    if _is_same(target, source):
-        raise InputError(
-            f"{quote(str(target))} is the checkpoint to fold: name another file, since a fold cannot be undone"
-        )
-    with output_folder(target.parent):
-        report = fold_activations(model)
-        if not report:
-            kinds = Counter(site.current.partition("(")[0] for site in find_sites(model))
-            found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-            raise InputError(f"there is nothing to fold in {quote(source)}: its activations are {found}")
-        stored, _ = torch_safe_load(source)
-        types = {name: t.dtype for name, t in tensors_of(stored.get("ema") or stored["model"]).items()}
-        for name, t in tensors_of(model.model).items():
-            if t.is_floating_point() and name not in report.changed:
-                t.data = t.data.to(types.get(name, t.dtype))
-        left_out = {key: None for key in ("ema", "optimizer", "updates", "scaler") if key in stored}
-        _write({**stored, **left_out, "epoch": -1, "model": model.model}, target)
-    return report, target
-
-
-def _is_same(target: Path, source: str) -> bool:
-    with writing(target):  # the system does not even look for a name that is too long
-        return target.exists() and target.samefile(source)
-
-
-def _write(checkpoint: dict[str, Any], output: Path) -> None:
-    content = io.BytesIO()  # torch's own writer knows no errno, and none of its errors is an OSError
-    torch.save(checkpoint, content)
-    with writing(output):
-        write_atomically(output, content.getvalue())
-
-
 def own_classes_in(model: nn.Module) -> tuple[str, ...]:
     """Return the classes of this package that a model's modules have, without which its checkpoint does not load."""
     return tuple(sorted({type(m).__name__ for m in model.modules() if type(m).__module__.startswith("rtdetr_act.")}))
@@ -244,18 +183,13 @@ def _apply(root: nn.Module, forms: Mapping[str, Form], factors: Mapping[str, flo
     for name, form in forms.items():
         names.setdefault(form.activation, []).append(glob.escape(name))
     rules = [Rule(spec, include=tuple(found), scope="all") for spec, found in names.items()]
-    patch_model(root, Plan(tuple(rules), act_lr=plan_of(root).act_lr), example_input=example_input)
+    patch_model(root, Plan(tuple(rules), act_lr=read_plan(root).act_lr), example_input=example_input)
     for name, form in forms.items():
         getattr(root.get_submodule(name), MARK)["folded"] = form.scale != 1
     tensors = tensors_of(root)
     for name, factor in factors.items():
         t = tensors[name]
         t.data = (t.detach().to("cpu", torch.float64) * factor).to(t.device, t.dtype)
-
-
-def tensors_of(root: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name."""
-    return dict([*root.named_parameters(), *root.named_buffers()])
 
 
 def _difference(before: list[Tensor], after: list[Tensor]) -> float:

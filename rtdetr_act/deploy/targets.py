@@ -12,8 +12,8 @@ from typing import Any
 
 from rtdetr_act.activations.registry import entry
 from rtdetr_act.errors import InputError, SpecError, suggest
-from rtdetr_act.plan import ActSpec
-from rtdetr_act.sites import MARK, find_sites
+from rtdetr_act.spec import ActSpec
+from rtdetr_act.surgery.sites import MARK, find_sites
 
 # Folded into these before they reach any target.
 _FOLDED = {"arelu": "leaky_relu", "rrelu": "leaky_relu"}

@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rtdetr_act import __version__
+from ultralytics.cfg import DEFAULT_CFG_DICT
+
 from rtdetr_act.errors import InputError, TrainingError, quote
 from rtdetr_act.files import write_atomically
 from rtdetr_act.study.folder import (
@@ -51,6 +52,7 @@ from rtdetr_act.study.process import (
     start_run,
 )
 from rtdetr_act.study.queue import split_device
+from rtdetr_act.version import __version__
 
 _POLL = 0.2  # seconds
 _REACH = 10.0  # seconds for an address to answer
@@ -591,8 +593,6 @@ def find_rungs(epochs: int) -> tuple[int, ...]:
 
 
 def _epochs_of(row: Row) -> int:
-    from ultralytics.cfg import DEFAULT_CFG_DICT
-
     return int(row.arguments.get("epochs", DEFAULT_CFG_DICT["epochs"]))
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from rtdetr_act.errors import InputError, quote
+from rtdetr_act.study import cluster, queue
 
 Engine = Callable[..., None]  # (folders, watch=…): runs what is not finished in those folders
 
@@ -45,11 +46,8 @@ def open_engine(
     """
     check_engine(name, address, halving is not None)
     if name == "local":
-        from rtdetr_act.study import queue
-
         yield partial(queue.run_rows, places=queue.find_places(device, cpus), retries=retries)
         return
-    from rtdetr_act.study import cluster
 
     with cluster.join(address, device=device, cpus=cpus, halving=halving is not None) as order:
         yield partial(cluster.run_rows, order=order, retries=retries, halving=halving)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError, TrainingError
 from rtdetr_act.files import write_together
-from rtdetr_act.runs import load_variant
+from rtdetr_act.integrations.ultralytics.models import load_variant
 from rtdetr_act.study.leaderboard import Line
 from rtdetr_act.study.search import EVIDENCE, FINAL, Effect, Search, Trial, fit_effects, is_uniform, write_plan
 from rtdetr_act.study.statistics import HALF_POINT
@@ -127,8 +128,6 @@ def compose_model(search: Search, found: Answer) -> str:
 
 def _dump(value: Any) -> str:
     """Write a row as one line, a mapping as several."""
-    import yaml
-
     flow = isinstance(value, list)
     return yaml.safe_dump(value, default_flow_style=flow, sort_keys=False, width=10_000, allow_unicode=True).strip()
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from rtdetr_act.data import SHAPES_SETTINGS
+from ultralytics.cfg import DEFAULT_CFG_DICT
+
 from rtdetr_act.errors import InputError, RtdetrActError, SpecError, quote, suggest
-from rtdetr_act.plan import Plan
-from rtdetr_act.runs import STOCK, check_arguments, check_data, load_variant, resolve_data
+from rtdetr_act.integrations.ultralytics.arguments import check_arguments
+from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
+from rtdetr_act.integrations.ultralytics.models import STOCK, load_variant
+from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
 from rtdetr_act.study.decode import MOST_INT, is_plain, is_text
 from rtdetr_act.study.folder import ROW_FILE, damaged, read_record
 from rtdetr_act.study.naming import cut, identify_path, identify_value, name_folders, name_paths, name_values, show
 from rtdetr_act.study.yaml_files import read_mapping
+from rtdetr_act.surgery.plan import Plan
 
 # What a study sets for each run itself; `save=False` would leave no checkpoint to score.
 TAKEN = ("model", "data", "seed", "name", "project", "exist_ok", "task", "mode", "resume", "save", "time")
@@ -111,8 +116,6 @@ def read_study(path: Path) -> dict[str, Any]:
     Raises:
         InputError: There is no such file, it is no YAML mapping, or it has neither a key of ours nor of Ultralytics.
     """
-    from ultralytics.cfg import DEFAULT_CFG_DICT
-
     data = read_mapping(path)
     for key in data:
         if key not in _KEYS and key not in DEFAULT_CFG_DICT:
@@ -383,8 +386,6 @@ def check_sizes(arguments: Mapping[str, Any]) -> None:
 
 def command_of(row: Row) -> str:
     """Return the command line that makes the run of a row again, without a study."""
-    import shlex
-
     options = ["--model", row.model, "--data", row.data]
     if row.activation != STOCK:
         if row.scope != "conv":

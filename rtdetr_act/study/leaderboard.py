@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.study.records import Record
+from rtdetr_act.study.record import Record
 from rtdetr_act.study.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
 
 _COLUMNS = ("variant", "runs", "score", "difference", "p (Holm)", "verdict", "seeds needed", "parameters", "ms/image")

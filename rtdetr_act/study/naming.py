@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_act.errors import escape
-from rtdetr_act.runs import slug
+from rtdetr_act.integrations.ultralytics.runs import slug
 
 _LONGEST = 60  # characters of a folder's name before its hash and its seed
 _LONGEST_VALUE = 100  # characters of a value in a name

@@ -23,7 +23,7 @@ from rtdetr_act.study.charts import (
     draw_training,
 )
 from rtdetr_act.study.leaderboard import Line
-from rtdetr_act.study.records import STATES, Record
+from rtdetr_act.study.record import STATES, Record
 from rtdetr_act.study.wording import (
     MOST_NAMED,
     NONE,
@@ -40,8 +40,8 @@ _MOST_DRAWN = 12  # variants beside the baselines: six colours, each with two da
 # Where a run is kept, or what tells seeds apart: no argument in which variants differ.
 _NOT_SETTINGS = ("name", "project", "save_dir", "exist_ok", "resume", "seed")
 
-# Okabe-Ito as in `rtdetr_act.plot` (importing that brings torch), without yellow; the baseline is the black one. The
-# dark scheme has the same hues, lighter. d0 to d7 are viridis, less the end that the paper would swallow.
+# Okabe-Ito as in `rtdetr_act.analysis.figures`, without yellow; the baseline is the black one. The dark scheme has the
+# same hues, lighter. d0 to d7 are viridis, less the end that the paper would swallow.
 _PALETTES: dict[str, dict[str, str]] = {
     "light": {
         **{"paper": "#ffffff", "panel": "#f5f6f7", "ink": "#1a1d21", "quiet": "#5b636d", "rule": "#dfe2e6"},

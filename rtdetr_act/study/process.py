@@ -32,7 +32,7 @@ def start_run(
         threads: Threads of torch on a CPU; 0 for Ultralytics' own choice.
         pauses: Numbers of epochs after which the run waits for `let_go_on`; a multi-GPU run never waits.
     """
-    command = [sys.executable, "-m", "rtdetr_act.study.work", str(folder)]
+    command = [sys.executable, "-m", "rtdetr_act.study.worker", str(folder)]
     command += ["--device", device] if device else []
     command += ["--threads", str(threads)] if threads else []
     command += ["--pauses", *map(str, pauses)] if pauses else []

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from ultralytics.utils.torch_utils import select_device
+
 from rtdetr_act.errors import InputError, quote
 from rtdetr_act.study.process import end_run, explain_end, is_finished, note_attempt, start_run
 
@@ -41,8 +44,6 @@ def find_places(device: Any, cpus: int | None) -> list[Place]:
     Raises:
         InputError: A run needs more than the machine has, or there is no such device.
     """
-    import torch
-
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = (
         [name for name in visible.split(",") if name] if visible else list(map(str, range(torch.cuda.device_count())))
@@ -63,9 +64,6 @@ def split_device(device: Any) -> list[str]:
 
 def _check_device(device: Any) -> None:
     """Let Ultralytics look for a device that is no number: cpu, mps, npu:0, and whatever else it knows."""
-    import torch
-    from ultralytics.utils.torch_utils import select_device
-
     if str(device).startswith("mps") and not torch.backends.mps.is_available():
         raise InputError("device=mps cannot be: this machine has none, and Ultralytics would take the CPU instead")
     before = dict(os.environ)

@@ -9,8 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import FoldError, InputError, RtdetrActError, quote
 from rtdetr_act.files import write_together
+from rtdetr_act.integrations.ultralytics.costs import make_inference
+from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.study.folder import (
     LATENCY_FILE,
     OUTPUTS,
@@ -23,9 +28,12 @@ from rtdetr_act.study.folder import (
     read_record,
     write_json,
 )
-from rtdetr_act.study.leaderboard import Line, build, headline
+from rtdetr_act.study.leaderboard import Line, build, compose, headline
 from rtdetr_act.study.naming import cut, show
-from rtdetr_act.study.records import Record, read_records
+from rtdetr_act.study.page import compose_page
+from rtdetr_act.study.record import Record
+from rtdetr_act.study.records import read_records
+from rtdetr_act.timing import take_turns
 
 _TURNS = 7  # measurements of each variant's latency, in turns
 
@@ -57,9 +65,6 @@ def conclude(folder: Path, *, baseline: str | None = None, measure: bool = False
         InputError: There is no run, no such baseline, the folder is a search, a record in it is damaged, or it cannot
             be written.
     """
-    from rtdetr_act.study.leaderboard import compose
-    from rtdetr_act.study.page import compose_page
-
     if is_folder(folder) and (folder / SEARCH_FILE).exists():
         raise InputError(
             f"'{folder}' is a search, whose rungs do not compare: give '{folder / 'final'}', or a rung of it"
@@ -102,12 +107,6 @@ def _latencies(folder: Path, records: Sequence[Record], measure: bool) -> Latenc
 
 
 def _measure(first: Mapping[str, Record]) -> dict[str, float]:
-    import torch
-
-    from rtdetr_act.bench import make_inference, take_turns
-    from rtdetr_act.deploy.fold import fold_activations
-    from rtdetr_act.runs import load_model
-
     # One thread: several wait for one another, and where something else runs, 5 ms become 460.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -127,6 +126,4 @@ def _measure(first: Mapping[str, Record]) -> dict[str, float]:
 
 
 def _describe_measurement() -> str:
-    import torch
-
     return f"Latency: one image at a time, folded, by PyTorch {torch.__version__} on one CPU core, all in turns."

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rtdetr_act.runs import read_scores
+from rtdetr_act.integrations.ultralytics.runs import read_scores
 
 RESULTS_FILE = "results.csv"
 

@@ -20,17 +20,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from ultralytics.cfg import DEFAULT_CFG_DICT
 
-from rtdetr_act.data import SHAPES_SETTINGS
+from rtdetr_act.activations.registry import resolve
 from rtdetr_act.errors import InputError, TrainingError, quote
-from rtdetr_act.plan import Plan, format_layers
-from rtdetr_act.runs import STOCK, check_arguments, load_model
+from rtdetr_act.integrations.ultralytics.arguments import check_arguments
+from rtdetr_act.integrations.ultralytics.models import STOCK, load_model
+from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
 from rtdetr_act.study.folder import PICKS_FILE, SEARCH_FILE, damaged, is_folder, locked, read_record
 from rtdetr_act.study.grid import MOST_RUNS, TAKEN, Study, check_sizes, check_swap, read_settings
 from rtdetr_act.study.leaderboard import headline
-from rtdetr_act.study.prepare import prepare_runs
+from rtdetr_act.study.preparation import prepare_runs
 from rtdetr_act.study.records import read_records
 from rtdetr_act.study.stages import Stage, find_stages
+from rtdetr_act.surgery.model_plan import read_plan
+from rtdetr_act.surgery.plan import Plan, format_layers
 
 FINAL = "final"
 EVIDENCE = ("best.yaml", "search.md", "search.csv")  # what a search ends with
@@ -173,8 +177,6 @@ def read_activations(texts: Sequence[str]) -> list[str]:
     >>> read_activations(["arelu,swish", "leaky_relu(negative_slope=0.1)"])
     ['arelu', 'silu', 'leaky_relu(negative_slope=0.1)']
     """
-    from rtdetr_act.activations.registry import resolve
-
     found = []
     for rule in (rule for text in texts for rule in Plan.parse(text).rules):
         if rule.where:
@@ -188,16 +190,12 @@ def read_activations(texts: Sequence[str]) -> list[str]:
 
 
 def _default_epochs(data: str) -> int:
-    from ultralytics.cfg import DEFAULT_CFG_DICT
-
     return int(SHAPES_SETTINGS["epochs"] if data == "shapes" else DEFAULT_CFG_DICT["epochs"])
 
 
 def _check_stock(loaded: Any, model: str, activations: Sequence[str]) -> None:
     """Refuse "stock" where it would mean two things: the stock model everywhere, the model's own plan in one stage."""
-    from rtdetr_act.ultralytics_hooks import plan_of
-
-    if STOCK in activations and plan_of(loaded.model):
+    if STOCK in activations and read_plan(loaded.model):
         raise InputError(f"'{model}' names activations itself, so that 'stock' in one stage is unclear: leave it out")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rtdetr_act.files import write_atomically
-from rtdetr_act.training import task_model
+from rtdetr_act.integrations.ultralytics.trainers import task_model
 
 
 class Snapshots:

@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from rtdetr_act.errors import InputError, ModelError, SelectionError
-from rtdetr_act.plan import format_layers, is_model_yaml
-from rtdetr_act.runs import STOCK
-from rtdetr_act.sites import Site, evaluating, example_inputs, find_sites, unwrap
+from rtdetr_act.integrations.ultralytics.models import STOCK
+from rtdetr_act.surgery.model_plan import is_model_yaml
+from rtdetr_act.surgery.modules import evaluating, example_inputs, unwrap
+from rtdetr_act.surgery.patcher import patch_model, unpatch_model
+from rtdetr_act.surgery.plan import format_layers
+from rtdetr_act.surgery.sites import Site, find_sites
 
 # Each stage more multiplies the assignments by the number of activations; RT-DETR has five or six as it is.
 MOST_STAGES = 6
@@ -99,8 +102,6 @@ def _make_stage(section: str, layers: Sequence[int], sites: Sequence[Site]) -> S
 
 def _with_choices(model: Any, stage: Stage, activations: Sequence[str], scope: str) -> Stage:
     """Try each activation there, by the patcher itself, which knows best."""
-    from rtdetr_act.patcher import patch_model, unpatch_model
-
     choices, reason = [], ""
     for activation in activations:
         if activation != STOCK:

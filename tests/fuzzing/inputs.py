@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from fuzzing.watch import PLANTED
 from rtdetr_act import create, names
 from rtdetr_act.errors import RtdetrActError
-from rtdetr_act.plan import SECTIONS, ActSpec, Plan, Rule
+from rtdetr_act.spec import ActSpec
+from rtdetr_act.surgery.plan import SECTIONS, Plan, Rule
 
 # --- plans ----------------------------------------------------------------------------------------------------------
 
@@ -361,7 +362,8 @@ _CALLS = [
     ("importlib", "import_module"), ("torch", "load"), ("torch.hub", "load"), ("torch.serialization", "load"),
     ("torch.jit", "load"), ("builtins", "getattr"), ("operator", "attrgetter"), ("runpy", "run_path"), ("pty", "spawn"),
     ("webbrowser", "open"), ("shutil", "rmtree"), ("pathlib", "Path.touch"), ("ultralytics.nn.tasks", "torch_load"),
-    ("ultralytics.utils.checks", "check_requirements"), ("ultralytics", "YOLO"), ("rtdetr_act.runs", "load_model"),
+    ("ultralytics.utils.checks", "check_requirements"), ("ultralytics", "YOLO"),
+    ("rtdetr_act.integrations.ultralytics.models", "load_model"),
     ("gone_package", "Thing"), ("gone_package.inner", "Thing"), ("torch.gone", "Thing"), ("", ""), ("a" * 300, "b"),
     ("os\0", "system"), ("..", "x"), ("os", "path.join.__globals__"), ("é", "é"), ("\x1b[2J", "x"), ("models", "x"),
     ("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"), ("numpy", "zeros"),

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.plan import Plan
+from rtdetr_act.surgery.plan import Plan
 
 
 def raise_error(text: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
+import rtdetr_act.analysis.diagnosis  # noqa: F401
 import tiny
 import torch
 import torchvision  # noqa: F401
@@ -24,18 +25,18 @@ import yaml
 from ultralytics.nn import tasks
 from ultralytics.utils import USER_CONFIG_DIR
 
-import rtdetr_act.deploy.latency  # noqa: F401
-import rtdetr_act.diagnosis  # noqa: F401
-import rtdetr_act.warmstart.match  # noqa: F401
+import rtdetr_act.integrations.ultralytics.latency  # noqa: F401
+import rtdetr_act.surgery.match  # noqa: F401
 from fuzzing.watch import Refusal, Target, captured
 from rtdetr_act import create, patch_model, unpatch_model
-from rtdetr_act.checkpoints import check_classes
-from rtdetr_act.cli import app, deploying, diagnosing, looking, running, searching, studying  # noqa: F401
-from rtdetr_act.downloads import no_downloads
 from rtdetr_act.errors import RtdetrActError
-from rtdetr_act.plan import ActSpec, Plan, split_model_yaml
-from rtdetr_act.runs import load_model
+from rtdetr_act.integrations.ultralytics.checkpoints import check_classes
+from rtdetr_act.integrations.ultralytics.downloads import no_downloads
+from rtdetr_act.integrations.ultralytics.models import load_model
+from rtdetr_act.spec import ActSpec
 from rtdetr_act.study.grid import make_rows, make_study, read_study
+from rtdetr_act.surgery.model_plan import split_model_yaml
+from rtdetr_act.surgery.plan import Plan
 
 DEFAULTS = {"model": "rtdetr-n.yaml", "data": "shapes"}
 _ERROR = re.compile(r"^error: (.*)", re.MULTILINE)
@@ -114,7 +115,7 @@ def load_pickle(_: bytes) -> None:
 
 def run_command_line(words: list[str]) -> None:
     """Run a command in the working folder, whose mistakes have exit code 2 and a sentence."""
-    from rtdetr_act.cli import main
+    from rtdetr_act.cli.main import main
 
     sys.argv = ["rtdetr-act", *words]
     # Where Ultralytics puts results, which it looks up on import: in the folder that a command is called in. Releases

@@ -1,0 +1,1 @@
+"""What activations cost and do: operations, memory, curves, gradients, what they learned. Takes model objects."""

@@ -1,0 +1,121 @@
+"""Floating-point operations of a network, its activations included.
+
+Ultralytics counts by `thop`, which knows layers by their class: what an activation does itself counts as nothing there.
+"""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from rtdetr_act.activations.dynamic_conv import DynamicConv2d
+from rtdetr_act.surgery.modules import evaluating, example_inputs
+from rtdetr_act.surgery.sites import find_sites, standing_in
+
+# Operations per element of torch's compound activations, written out: an elementary function such as exp, tanh or erf
+# counts as one, as do a product, a sum and a comparison.
+_PER_ELEMENT = {
+    "relu": 1, "leaky_relu": 2, "prelu": 2, "_prelu_kernel": 2, "rrelu_with_noise": 2, "threshold": 1, "hardtanh": 2,
+    "sigmoid": 1, "tanh": 1, "hardsigmoid": 4, "silu": 2, "hardswish": 5, "mish": 4, "gelu": 4, "elu": 4, "celu": 4,
+    "softplus": 3, "log_sigmoid_forward": 3, "hardshrink": 2, "softshrink": 3, "glu": 2, "clamp": 2,
+    "_softmax": 5, "_log_softmax": 5, "native_batch_norm": 2, "_native_batch_norm_legit_no_training": 2,
+}  # fmt: skip
+_REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min", "logsumexp")
+# Move or make tensors.
+_FREE = (
+    "view _unsafe_view reshape expand unsqueeze squeeze permute transpose t split chunk unbind select slice clone "
+    "copy_ _to_copy cat stack detach alias empty empty_like zeros_like ones_like full_like new_empty new_zeros"
+).split()
+
+
+def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
+    """Return the 1e9 floating-point operations of one image of imgsz x imgsz pixels in evaluation.
+
+    Convolutions and matrix products (those of attention too) as torch's own counter has them, two operations for each
+    multiplication with its sum; and every operation of the activations. Of a dynamic convolution the pooling, the
+    layers of its attention, the mixing of its kernels and the one convolution with the result. BatchNorms are not
+    counted, since they fold into the convolutions.
+
+    Args:
+        model: An Ultralytics task model, or any model of images.
+        imgsz: Side of the image, in pixels.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU())
+    >>> round(count_gflops(net, 10) * 1e9)  # 100 positions: 2 * 3 * 8 for the convolution, 8 for ReLU
+    5600
+    """
+    inputs = example_inputs(model, None)
+    if inputs is None:
+        return math.nan
+    image = inputs[0].new_zeros(1, inputs[0].shape[1], imgsz, imgsz)
+    sites = [site for site in find_sites(model) if isinstance(site.activation, nn.Module)]
+    shapes: list[tuple[nn.Module, torch.Size]] = []
+    stand_ins = [(site, _Pass(site.activation, shapes)) for site in sites]
+    counter = FlopCounterMode(display=False)
+    pooled: list[int] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given: pooled.append(given[0].numel()))
+        for module in model.modules()
+        if isinstance(module, DynamicConv2d)
+    ]
+    try:
+        with standing_in(stand_ins), evaluating(model), torch.no_grad(), counter:
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    known: dict[tuple[int, torch.Size], int] = {}
+    total = counter.get_total_flops() + sum(pooled)
+    for activation, shape in shapes:
+        total += known.setdefault((id(activation), shape), count_activation(activation, shape))
+    return total / 1e9
+
+
+def count_activation(activation: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the floating-point operations of an activation on an input of that shape, in evaluation.
+
+    >>> count_activation(nn.SiLU(), (1, 8, 10, 10))  # a sigmoid and a product each
+    1600
+    """
+    counter = _Counter()
+    with torch.no_grad(), counter:
+        deepcopy(activation).to("meta").eval()(torch.empty(shape, device="meta"))
+    return counter.total
+
+
+class _Pass(nn.Module):
+    """Stands in for an activation, notes the shape of its input and passes it on."""
+
+    def __init__(self, activation: nn.Module, shapes: list[tuple[nn.Module, torch.Size]]) -> None:
+        super().__init__()
+        self._note = lambda x: shapes.append((activation, x.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._note(x)
+        return x
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the operations of all operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+        elif name.rstrip("_") not in _FREE and name not in _FREE:
+            of = args[0] if name in _REDUCTIONS else out[0] if isinstance(out, (tuple, list)) else out
+            if isinstance(of, Tensor):
+                self.total += of.numel() * _PER_ELEMENT.get(name.rstrip("_"), _PER_ELEMENT.get(name, 1))
+        return out

@@ -1,1 +1,0 @@
-"""Convolutions that take the place of others: the companion of the activations."""

@@ -1,0 +1,1 @@
+"""What knows the insides of another library, a package each."""

@@ -1,0 +1,1 @@
+"""Ultralytics: hooks, models and data sets by name, training, export."""

@@ -1,0 +1,293 @@
+"""ultralytics.nn.tasks: building and loading."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rtdetr_act.errors import ModelError, SpecError, quote
+from rtdetr_act.integrations.ultralytics import checkpoints, downloads, model_yaml
+from rtdetr_act.integrations.ultralytics.hooks.replacing import replace
+from rtdetr_act.integrations.ultralytics.log import log
+from rtdetr_act.spec import ActSpec
+from rtdetr_act.surgery.model_plan import mark_fitted, normalise_model_yaml, read_plan, split_model_yaml
+from rtdetr_act.surgery.plan import Plan, Rule
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rtdetr_act.surgery.patcher import PatchReport
+
+
+_sentinels: list[tuple[nn.Module, str, float]] = []  # open default_act() blocks: stand-in, activation, act_lr
+
+
+def hook_tasks(tasks: Any) -> None:
+    """Hook `ultralytics.nn.tasks`."""
+    # Every task model builds its layers with the module-level parse_model, looked up at call time: from a YAML, from a
+    # checkpoint's model.yaml, on resume, in a DDP worker. One wrapper there reaches every build.
+    replace(tasks, "parse_model", _parse_model)
+    # The task is guessed from the last head row as row[-2], the name of its module in a row of four items. So a YAML
+    # is brought to four items a row, its plan under `activation`, as soon as it is read.
+    replace(tasks, "yaml_model_load", load_model_yaml)
+    # A restricted load (ULTRALYTICS_SAFE_LOAD, since 8.4) refuses classes that are not named to torch before. And a
+    # missing package is answered with `pip install` of that name, which for a user's own activation is noise at best,
+    # somebody else's package at worst.
+    replace(tasks, "torch_safe_load", _torch_safe_load)
+    replace(tasks, "check_requirements", _check_requirements)
+    # "Transferred 419/475 items" alarms where the rest is new activation parameters.
+    replace(tasks.BaseModel, "load", _load)
+    # BaseModel.fuse folds a BatchNorm into one kernel, where a dynamic convolution has several. It and the blocks and
+    # heads that fuse themselves look the function up by name in their own modules.
+    hook_fusing(tasks)
+    # default_act() must leave the plan in model.yaml, which only the finished model has.
+    for cls in tasks.BaseModel.__subclasses__():
+        if cls.__module__ == tasks.__name__ and "__init__" in vars(cls):
+            replace(cls, "__init__", _init_model)
+    # rtdetr-n.yaml asks for fewer denoising queries, an argument behind `act` in the decoder's row: 100 of them make a
+    # training step at 128 pixels 1.6 times as long. `act: None`, for the decoder's own, is understood since 8.4.130.
+    if inspect.signature(tasks.RTDETRDecoder.__init__).parameters["act"].default is not None:
+        replace(tasks.RTDETRDecoder, "__init__", _init_decoder)
+
+
+def hook_fusing(module: Any) -> None:
+    """Hook the folding of BatchNorms in a module of Ultralytics that imports it by name."""
+    if hasattr(module, "fuse_conv_and_bn"):
+        replace(module, "fuse_conv_and_bn", _fuse_conv_and_bn)
+
+
+def _fuse_conv_and_bn(original: Callable[..., Any], conv: Any, bn: Any) -> Any:
+    from rtdetr_act.activations.dynamic_conv import DynamicConv2d
+
+    if not isinstance(conv, DynamicConv2d):
+        return original(conv, bn)
+    conv.fold_norm(bn)
+    return conv.requires_grad_(False)
+
+
+def _init_decoder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    given = inspect.signature(original).bind(*args, **kwargs)
+    if given.arguments.get("act", "own") is None:
+        del given.arguments["act"]
+    original(*given.args, **given.kwargs)
+
+
+def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbose: bool = True) -> Any:
+    from rtdetr_act.surgery.convolutions import build, find_convs, install
+    from rtdetr_act.surgery.patcher import resolve_plan
+
+    stock, plan = split_model_yaml(d)
+    model_yaml.check_form(stock)
+    model_yaml.check_modules(stock, original.__globals__)
+    plan = resolve_plan(plan)
+    if downloads.is_looking():
+        stock, fetched = model_yaml.without_weights(stock, original.__globals__)
+        for row in fetched:
+            log(f"{row} would fetch weights: nothing was downloaded, and it stands here without them", warn=True)
+    with _stock_default_act(plan.default_act, verbose):
+        try:
+            layers, save = original(stock, ch, verbose)
+        except model_yaml.BUILDING_ERRORS as error:
+            if (explained := model_yaml.explain_building(error, stock, original)) is None:
+                raise
+            raise explained from error
+    if plan:
+        report = _apply_plans(layers, d, plan)
+        places = find_convs(layers, "model", d) if plan.convolutions else []
+        convs = install(build(places, plan.convolutions), places)
+        for layer in layers:
+            layer.np = sum(parameter.numel() for parameter in layer.parameters())  # what info(detailed=True) prints
+        if verbose:
+            swapped = f"{len(report)} activations swapped" + (f", {len(convs)} dynamic convolutions" if convs else "")
+            log(f"{swapped}: {plan} ({report.parameters + convs.parameters:,} parameters)")
+    return layers, save
+
+
+def _apply_plans(layers: nn.Module, d: dict[str, Any], plan: Plan) -> PatchReport:
+    """Place a plan on top of the one it starts from, and return the report of the last."""
+    from rtdetr_act.surgery.patcher import apply_plan, resolve_plan
+    from rtdetr_act.surgery.sites import walk
+
+    if plan.base:
+        _apply_plans(layers, d, resolve_plan(plan.base))
+    return apply_plan(walk(layers, "model", d), plan)
+
+
+@contextmanager
+def _stock_default_act(text: str | None, verbose: bool) -> Iterator[None]:
+    """Give a stock `activation:` its stock meaning, one shared module as `Conv.default_act`, without its `eval`."""
+    if text is None:
+        yield
+        return
+    from torch import nn
+    from ultralytics.nn.modules.conv import Conv
+
+    spec = ActSpec.parse(text)
+    cls = getattr(nn, spec.name.rpartition(".")[2], None)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise SpecError(f"'activation: {text}' names no class of torch.nn: write e.g. nn.SiLU() or a name such as silu")
+    try:
+        module = cls(*spec.args, **dict(spec.kwargs))
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"'activation: {text}' cannot be built: {error}") from None
+    if verbose:
+        log(f"activation: {text}")
+    before = Conv.default_act
+    Conv.default_act = module
+    try:
+        yield
+    finally:
+        Conv.default_act = before  # Ultralytics before 8.4 left it to the next model of the process
+
+
+def load_model_yaml(original: Callable[..., Any], path: str | Path) -> dict[str, Any]:
+    """Read a model YAML, ours or Ultralytics\', in the form that survives: four items a row, its plan by itself."""
+    from rtdetr_act.integrations.ultralytics.configs import find_config
+
+    ours = find_config(path)
+    if ours is None:
+        found = original(path)
+    else:
+        from ultralytics.nn.tasks import guess_model_scale
+
+        found = {**original(ours), "scale": guess_model_scale(path), "yaml_file": str(path)}
+    normal = normalise_model_yaml(found)
+    model_yaml.check_form(normal)
+    return normal
+
+
+def _allow_safe_load() -> None:
+    import torch
+
+    from rtdetr_act.activations.dynamic_conv import DynamicConv2d
+    from rtdetr_act.activations.registry import own_classes
+    from rtdetr_act.activations.temperature import Temperature
+    from rtdetr_act.surgery.rewired import ultralytics as rewired
+
+    if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
+        own: list[Any] = [*own_classes(), *rewired.CLASSES.values(), Temperature, DynamicConv2d]
+        torch.serialization.add_safe_globals(own)
+
+
+_loading: ContextVar[bool] = ContextVar("loading", default=False)  # whether a checkpoint is being loaded
+
+
+def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: Any, **kwargs: Any) -> Any:
+    checkpoints.check_classes(weight)
+    _allow_safe_load()
+    token = _loading.set(True)
+    try:
+        found = original(weight, *args, **kwargs)
+    except TypeError as error:
+        if (refused := checkpoints.find_refused(error)) is None:
+            raise
+        raise ModelError(
+            f"{quote(str(weight))} holds {quote(refused)}, which ULTRALYTICS_SAFE_LOAD does not allow: import the "
+            "module that registers this activation first, if you trust where the file comes from"
+        ) from error
+    finally:
+        _loading.reset(token)
+    checkpoints.refuse_renamed(weight, found[0])
+    return found
+
+
+def _check_requirements(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return checkpoints.refuse_install(*args) if _loading.get() else original(*args, **kwargs)
+
+
+def _load(
+    original: Callable[..., Any], self: Any, weights: Any, verbose: bool = True, *args: Any, **kwargs: Any
+) -> Any:
+    result = original(self, weights, verbose, *args, **kwargs)
+    plan = read_plan(self)
+    model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
+    if plan.convolutions:
+        from rtdetr_act.surgery.convolutions import load_plain
+
+        if (count := load_plain(self, model.float().state_dict())) and verbose:
+            log(f"{count} dynamic convolutions start from plain ones")
+    if plan.awaits_fit:
+        source = read_plan(model)
+        if source != plan and source.rules != (plan.base or Plan()).rules:
+            mark_fitted(self)  # the weights are not those of the network before the swap
+    if verbose and plan:
+        from rtdetr_act.surgery.sites import placed_activations
+
+        given, own = ({name: value.shape for name, value in m.state_dict().items()} for m in (model, self))
+        prefixes = tuple(f"{name}." for name, _ in placed_activations(self))
+        inside = {name for name in own if name.startswith(prefixes)}
+        matched = {name for name in own if given.get(name) == own[name]}
+        log(
+            f"{len(matched - inside)} of {len(own) - len(inside)} items outside the activations transferred; "
+            f"{len(inside - matched)} items of the activations start from their initial values"
+        )
+    return result
+
+
+def _init_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    try:
+        original(self, *args, **kwargs)
+    except model_yaml.BUILDING_ERRORS as error:  # its first forward pass, which measures the strides
+        explained = model_yaml.explain_forward(error, self.yaml) if hasattr(self, "yaml") else None
+        if explained is None:
+            raise
+        raise explained from error
+    if not _sentinels:
+        return
+    from rtdetr_act.surgery.patcher import patch_model
+    from rtdetr_act.surgery.sites import find_sites
+
+    stand_in, activation, act_lr = _sentinels[-1]
+    sites = find_sites(self)
+    names = tuple(site.name for site in sites if site.activation is stand_in)
+    if not names:
+        raise ModelError(
+            "default_act() reached no activation, since the model YAML names its own: use patch_model on the model"
+        )
+    everywhere = all(site.activation is stand_in for site in sites if site.layout == "map")
+    rule = Rule(ActSpec.parse(activation), include=() if everywhere else names)
+    patch_model(self, Plan((rule,), act_lr=act_lr))
+
+
+@contextmanager
+def default_act(activation: str, *, act_lr: float = 1.0) -> Iterator[None]:
+    """Build Ultralytics models with another default activation, as editing `default_act` would, but for real.
+
+    Inside the block, every site that a new model would give `Conv.default_act` (or that of RepConv and ConvTranspose)
+    gets an instance of its own, and the plan stands in `model.yaml`, so that training keeps it.
+
+    Args:
+        activation: A name with optional literal arguments, such as "mish".
+        act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training.
+
+    Raises:
+        SpecError: The activation is unknown.
+        ModelError: A model built inside names its own activation, so that the default reaches nothing.
+
+    >>> from ultralytics.nn.tasks import DetectionModel
+    >>> with default_act("mish"):
+    ...     model = DetectionModel("yolov8n.yaml", verbose=False)
+    >>> sorted({type(module).__name__ for module in model.modules()} & {"SiLU", "Mish"})
+    ['Mish']
+    """
+    from torch import nn
+    from ultralytics.nn.modules.conv import Conv, ConvTranspose, RepConv
+
+    from rtdetr_act.activations.registry import resolve
+
+    spec = str(resolve(activation))
+    stand_in = nn.SiLU()
+    before = [(cls, cls.default_act) for cls in (Conv, ConvTranspose, RepConv)]
+    for cls, _ in before:
+        cls.default_act = stand_in
+    _sentinels.append((stand_in, spec, act_lr))
+    try:
+        yield
+    finally:
+        _sentinels.pop()
+        for cls, module in before:
+            cls.default_act = module

@@ -1,0 +1,100 @@
+"""ultralytics.engine.trainer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rtdetr_act.files import partial_path, remove_leftovers
+from rtdetr_act.integrations.ultralytics.hooks.replacing import replace, replaced
+from rtdetr_act.integrations.ultralytics.log import log
+from rtdetr_act.integrations.ultralytics.trainers import is_ours, task_model
+from rtdetr_act.surgery.model_plan import read_plan
+
+
+def hook_trainer(trainer: Any) -> None:
+    """Hook `ultralytics.engine.trainer`."""
+    # Ultralytics decays every parameter whose name lacks "bias" outside of *Norm* modules, slopes of PReLU included.
+    replace(trainer.BaseTrainer, "build_optimizer", _build_optimizer)
+    # Temperatures follow the epoch, on every worker: callbacks of a user reach the first one only in 8.3.
+    replace(trainer.BaseTrainer, "run_callbacks", _run_callbacks)
+    # Both write over the checkpoint in place: a kill or a full disk in the middle leaves half a file, and with last.pt
+    # goes all that was trained.
+    replace(trainer.BaseTrainer, "save_model", _save_model)
+    replace(trainer, "strip_optimizer", _strip_optimizer)
+    # Trackers log what stands in trainer.metrics, in callbacks that are added here and that ours must stand around.
+    replace(trainer.callbacks, "add_integration_callbacks", _add_integration_callbacks)
+    # Tuning and training over several data sets start `python -m ultralytics…`, which never imports the plugin.
+    if command := getattr(trainer, "_YOLO_CLI_COMMAND", None):
+        replaced.append((trainer, "_YOLO_CLI_COMMAND", command))
+        run = "import rtdetr_act; from ultralytics.cfg import entrypoint; entrypoint()"
+        trainer._YOLO_CLI_COMMAND = [sys.executable, "-c", run]
+
+
+def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    optimizer = original(self, model, *args, **kwargs)
+    plan = read_plan(task_model(model))
+    if not plan:
+        return optimizer
+    from rtdetr_act.integrations.ultralytics.optimizer import keep_stacks_out_of_muon, separate_activation_parameters
+
+    keep_stacks_out_of_muon(optimizer, model)
+    if count := separate_activation_parameters(optimizer, model, plan.act_lr):
+        rate = "" if plan.act_lr == 1.0 else f", their learning rate times {plan.act_lr:g}"
+        log(f"{count} scalar and per-channel activation parameters without weight decay{rate}")
+    return optimizer
+
+
+def _run_callbacks(original: Callable[..., Any], self: Any, event: str) -> Any:
+    from rtdetr_act.integrations.ultralytics.epochs import follow
+
+    follow(self, event)
+    return original(self, event)
+
+
+_whole: set[Path] = set()  # checkpoints that are written whole, by their paths
+
+
+def _save_model(original: Callable[..., Any], self: Any) -> Any:
+    if not is_ours(self):
+        return original(self)
+    last, best = self.last, self.best
+    _whole.update((Path(last), Path(best)))
+    for path in (last, best):
+        remove_leftovers(path)
+    self.last, self.best = partial_path(last), partial_path(best)
+    try:
+        result = original(self)
+        for written, path in ((self.best, best), (self.last, last)):
+            if written.exists():
+                written.replace(path)
+        return result
+    finally:
+        self.last.unlink(missing_ok=True)
+        self.best.unlink(missing_ok=True)
+        self.last, self.best = last, best
+
+
+def _strip_optimizer(original: Callable[..., Any], f: str | Path, s: str = "", *args: Any, **kwargs: Any) -> Any:
+    if s or Path(f) not in _whole:
+        return original(f, s, *args, **kwargs)
+    partial = partial_path(Path(f))
+    try:
+        result = original(f, str(partial), *args, **kwargs)
+        if partial.exists():
+            partial.replace(f)
+        return result
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _add_integration_callbacks(original: Callable[..., Any], instance: Any) -> None:
+    from ultralytics.engine.trainer import BaseTrainer
+
+    from rtdetr_act.integrations.ultralytics.tracking import add_callbacks
+
+    original(instance)
+    if isinstance(instance, BaseTrainer):  # validators, predictors and exporters come here too
+        add_callbacks(instance)

@@ -1,0 +1,241 @@
+"""Check a model YAML before Ultralytics builds it: its form, the modules it names, and what building it says.
+
+Ultralytics' `parse_model` takes a row's module from its own globals, so that a row may call any function in there,
+`torch_load` among them, which runs whatever code a file holds. Here a row can only name a layer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rtdetr_act.errors import SpecError, origin, quote, reason, suggest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_PARTS = ("backbone", "head")
+_MOST_ROWS, _MOST_REPEATS, _MOST_VALUES, _DEEPEST = 1000, 1000, 10_000, 5  # repeats are those of all rows together
+_LARGEST = 1_000_000_000  # of any number in a YAML; a layer of as many channels has no memory
+# What stock code, torch's constructors and a first forward pass raise on arguments that they cannot use.
+BUILDING_ERRORS = (
+    TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError, ArithmeticError, NameError,
+    MemoryError, SyntaxError,
+)  # fmt: skip
+# Whose errors are about the YAML that they build; a dynamic convolution gives torch what a row has for its Conv.
+_BUILDERS = ("ultralytics.", "torch.", "torchvision.", "ast", "rtdetr_act.kernels.dynamic_conv")
+
+
+def check_form(model_yaml: Mapping[str, Any]) -> None:
+    """Check the form of a model YAML whose rows have four items: the types, ranges and sizes of all that is built from.
+
+    Raises:
+        SpecError: Naming the key or row at fault.
+    """
+    for key in ("nc", "ch", "channels", "reg_max"):
+        if (value := model_yaml.get(key)) is not None:
+            _require(_is_count(value), f"'{key}' is a whole number from 1, not {quote(value)}")
+    _require(model_yaml.get("nc") is not None, "it has no 'nc', the number of classes")
+    for key in ("depth_multiple", "width_multiple"):
+        if key in model_yaml:
+            _require(_is_factor(model_yaml[key]), f"'{key}' is a factor such as 0.33, not {quote(model_yaml[key])}")
+    _check_scales(model_yaml)
+    shape = model_yaml.get("kpt_shape")
+    if shape is not None:
+        pair = isinstance(shape, (list, tuple)) and len(shape) == 2 and all(map(_is_count, shape))
+        _require(pair, f"'kpt_shape' is [keypoints, 2 or 3], not {quote(shape)}")
+    rows = [(part, number, row) for part in _PARTS for number, row in enumerate(model_yaml[part])]
+    for part in _PARTS:
+        _require(bool(model_yaml[part]), f"'{part}' has no row")
+    _require(len(rows) <= _MOST_ROWS, f"it has {len(rows)} rows: {_MOST_ROWS} are the most")
+    for index, (part, number, row) in enumerate(rows):
+        _check_row(row, index, f"row {number} of '{part}'")
+    _check_repeats(rows, _depth_of(model_yaml))
+    _require(shape is not None or "Pose" not in rows[-1][2][2], "it has no 'kpt_shape', such as [17, 3]")
+
+
+def _check_scales(model_yaml: Mapping[str, Any]) -> None:
+    scales, scale = model_yaml.get("scales"), model_yaml.get("scale")
+    if scales is None or scales == {}:
+        return
+    _require(isinstance(scales, Mapping), f"'scales' maps letters to [depth, width, channels], not {quote(scales)}")
+    for letter, triple in scales.items():
+        right = isinstance(triple, (list, tuple)) and len(triple) == 3 and all(map(_is_factor, triple))
+        _require(right, f"'scales: {letter}' is [depth, width, most channels], not {quote(triple)}")
+    known = ", ".join(map(str, scales))
+    _require(not scale or scale in scales, f"it has no scale {quote(scale)} among its 'scales': {known}")
+
+
+def _check_row(row: Any, index: int, where: str) -> None:
+    source, repeats, module, args = row
+    sources = source if isinstance(source, (list, tuple)) else [source]
+    whole = bool(sources) and all(isinstance(one, int) and not isinstance(one, bool) for one in sources)
+    _require(whole, f"{where} takes its input from layer numbers such as -1 or [4, 6], not from {quote(source)}")
+    for one in sources:
+        there = -index <= one < index if index else one == -1
+        _require(there, f"{where} takes its input from layer {quote(one)}, but there are {index} layers before it")
+    right = isinstance(repeats, int) and not isinstance(repeats, bool) and 1 <= repeats <= _MOST_REPEATS
+    _require(right, f"{where} repeats its module 1 to {_MOST_REPEATS} times, not {quote(repeats)}")
+    _require(isinstance(module, str) and bool(module), f"{where} names a module such as Conv, not {quote(module)}")
+    _require(isinstance(args, (list, tuple)), f"{where} has a list of arguments such as [64, 3, 2], not {quote(args)}")
+    for count, (value, depth) in enumerate(_leaves(args, 0)):
+        _require(count < _MOST_VALUES and depth <= _DEEPEST, f"{where} has arguments nested or repeated without end")
+        plain = value is None or isinstance(value, (int, float, str, bool))
+        _require(plain, f"{where} has an argument that is neither text, a number, true, false nor null: {quote(value)}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _require(
+            not number or abs(value) <= _LARGEST or abs(value) == math.inf,
+            f"{where} has an argument out of all range, {quote(value)}",
+        )
+
+
+def _depth_of(model_yaml: Mapping[str, Any]) -> float:
+    """Return the factor on the repeats of rows, as `parse_model` takes it from `scales`, else `depth_multiple`."""
+    if scales := model_yaml.get("scales"):
+        return float(scales[model_yaml.get("scale") or next(iter(scales))][0])
+    return float(model_yaml.get("depth_multiple", 1.0))
+
+
+def _check_repeats(rows: Sequence[tuple[str, int, Any]], depth: float) -> None:
+    """Refuse a network of so many layers that building it does not end: each row may be right, and so the factor."""
+    count = sum(max(repeats * depth, 1.0) if repeats > 1 else 1 for _, _, (_, repeats, *_) in rows)
+    _require(
+        count <= _MOST_REPEATS,
+        f"its rows repeat their modules {count:,.0f} times, with a depth of {depth:g}: {_MOST_REPEATS} are the most",
+    )
+
+
+def _leaves(value: Any, depth: int) -> Iterator[tuple[Any, int]]:
+    """Yield the plain values inside lists and mappings with their depth, and what is too deep as it is."""
+    if isinstance(value, Mapping) and depth <= _DEEPEST:
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple)) and depth <= _DEEPEST:
+        for item in value:
+            yield from _leaves(item, depth + 1)
+    else:
+        yield value, depth
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
+
+
+def _is_factor(value: Any) -> bool:
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and (0 < value <= _LARGEST or value == math.inf)
+    )
+
+
+def _require(right: bool, what: str) -> None:
+    if not right:
+        raise SpecError(f"the model YAML is wrong: {what}")
+
+
+def check_modules(model_yaml: Mapping[str, Any], namespace: Mapping[str, Any]) -> None:
+    """Check that every row of a model YAML names a layer.
+
+    Args:
+        model_yaml: With four items a row.
+        namespace: The globals of `ultralytics.nn.tasks`, where a user's own layers stand too.
+
+    Raises:
+        SpecError: A name is unknown, or not that of a `torch.nn.Module` subclass that can be a layer.
+    """
+    from torch import nn
+
+    for part in _PARTS:
+        for number, (_, _, name, _) in enumerate(model_yaml[part]):
+            found = find_module(name, namespace)
+            where = f"row {number} of '{part}' in the model YAML"
+            if found is None:
+                layers = [key for key, value in namespace.items() if isinstance(value, type)]
+                raise SpecError(f"{where} names {quote(name)}, which is not a module{suggest(name, layers)}")
+            if not (isinstance(found, type) and issubclass(found, nn.Module)):
+                raise SpecError(f"{where} names {quote(name)}, which is not a layer (a subclass of torch.nn.Module)")
+            if issubclass(found, namespace["BaseModel"]):
+                raise SpecError(f"{where} names {quote(name)}, which is a whole model, not a layer")
+
+
+def find_module(name: str, namespace: Mapping[str, Any]) -> Any:
+    """Return what `parse_model` would take for the name of a row's module, or None where it would find nothing."""
+    if match := re.fullmatch(r"nn\.([A-Za-z_]\w*)", name):
+        from torch import nn
+
+        return getattr(nn, match[1], None)
+    if match := re.fullmatch(r"torchvision\.ops\.([A-Za-z_]\w*)", name):
+        import torchvision
+
+        return getattr(torchvision.ops, match[1], None)
+    return namespace.get(name) if name.isidentifier() else None
+
+
+def explain_building(error: BaseException, model_yaml: Mapping[str, Any], builder: Any) -> SpecError | None:
+    """Return in a sentence what went wrong while the layers of a YAML were built; None for an error of other code.
+
+    Args:
+        error: What was raised, one of `BUILDING_ERRORS`.
+        model_yaml: What was built, four items a row.
+        builder: The function that goes through the rows, with their index as its variable `i`.
+    """
+    if not origin(error).startswith(_BUILDERS):
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    index = next((frame.f_locals.get("i") for frame in frames if frame.f_code is builder.__code__), None)
+    return _about_row(index, model_yaml, error)
+
+
+def explain_forward(error: BaseException, model_yaml: Mapping[str, Any]) -> SpecError | None:
+    """Return in a sentence which layer of a model could not take its input; None for an error of other code."""
+    if not origin(error).startswith(_BUILDERS):
+        return None
+    found: Any = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        layer = frame.f_locals.get("m")
+        if frame.f_code.co_name in ("_predict_once", "predict") and hasattr(layer, "i"):
+            found = layer
+    if found is None:
+        return None
+    return _about_row(found.i, model_yaml, error)
+
+
+def _about_row(index: Any, model_yaml: Mapping[str, Any], error: BaseException) -> SpecError:
+    rows = [(part, number, row[2]) for part in _PARTS for number, row in enumerate(model_yaml[part])]
+    if not isinstance(index, int) or not 0 <= index < len(rows):
+        return SpecError(f"the model YAML cannot be built: {type(error).__name__}: {reason(error)}")
+    part, number, name = rows[index]
+    return SpecError(
+        f"row {number} of '{part}' in the model YAML (layer {index}, {name}) cannot be built: "
+        f"{type(error).__name__}: {reason(error)}"
+    )
+
+
+def without_weights(model_yaml: Mapping[str, Any], namespace: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a model YAML whose rows fetch no weights, and in words those that would have.
+
+    `TorchVision` takes [channels, model, weights="DEFAULT", …].
+    """
+    changed = dict(model_yaml)
+    fetched = []
+    for part in _PARTS:
+        rows = []
+        for number, (source, repeats, name, args) in enumerate(model_yaml[part]):
+            named = find_module(name, namespace)
+            if named is not None and named is namespace.get("TorchVision") and _weights_of(args):
+                fetched.append(f"row {number} of '{part}' ({name} {args[1] if len(args) > 1 else ''})")
+                args = [*args[:2], None, *args[3:]]
+            rows.append([source, repeats, name, args])
+        changed[part] = rows
+    return changed, fetched
+
+
+def _weights_of(args: list[Any]) -> bool:
+    return len(args) < 3 or args[2] not in (None, "None", False, "False", "")
+
+
+def is_head(module: nn.Module) -> bool:
+    """Say whether a module can be the last of a trained model: a head of Ultralytics, or a class of a user's own."""
+    name = type(module).__module__
+    return not name.startswith(("torch.", "ultralytics.")) or name == "ultralytics.nn.modules.head"

@@ -1,0 +1,170 @@
+"""PReLU: x where x > 0, `weight * x` elsewhere, with one weight or one per channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rtdetr_act.kernels import slopes
+from rtdetr_act.kernels.backend import (
+    constexpr,
+    define,
+    on,
+    plain_gradients,
+    records,
+    tl,
+    triton,
+    wants_plain,
+    wants_triton,
+    wide,
+)
+from rtdetr_act.kernels.blocks import (
+    Block,
+    as_map,
+    blocks,
+    dense,
+    empty_like,
+    from_map,
+    in_blocks,
+    like,
+    row_sums,
+    scratch,
+)
+from rtdetr_act.kernels.tiles import place, tile
+
+
+def prelu(x: Tensor, weight: Tensor, layout: str = "map") -> Tensor:
+    """Return the PReLU of x, in its layout, and in its type but for what autocast makes of torch's own.
+
+    torch's own backward writes a map of what belongs to the weight and sums it afterwards: 3 to 6 times a SiLU.
+
+    Args:
+        x: (B, C, ...), or (..., C) with layout "tokens"; any shape with one weight.
+        weight: (C,), or (1,) for one of all channels.
+        layout: "map" (default) or "tokens".
+
+    Raises:
+        RuntimeError: The weights are not as many as the channels, from torch.
+
+    Paper: He et al., arXiv:1502.01852.
+
+    >>> prelu(torch.tensor([[-1.0, 2.0]]), torch.tensor([0.25]))
+    tensor([[-0.2500,  2.0000]])
+    """
+    served = wants_triton(x) or x.is_cpu
+    fits = weight.numel() == 1 or (x.ndim > 1 and weight.numel() == x.shape[-1 if layout == "tokens" else 1])
+    if wants_plain(x) or not (served and fits and records(x, weight)):  # torch's own forward is a single pass
+        return plain(x, weight, layout)
+    if weight.numel() == 1 and not wants_triton(x):
+        return _PReLU.apply(x, weight)
+    return from_map(_PReLU.apply(as_map(x, layout), weight), x.shape, layout)
+
+
+def plain(x: Tensor, weight: Tensor, layout: str = "map") -> Tensor:
+    """Compute `prelu` by torch's own."""
+    if weight.dtype != x.dtype:  # a cast in the graph would hide from an exporter that this is a PReLU
+        weight = weight.to(x.dtype)
+    if layout == "tokens" and weight.numel() > 1:
+        # Transposed views cost no pass: the kernel keeps the strides of its input.
+        return F.prelu(x.transpose(1, -1), weight).transpose(1, -1)
+    return F.prelu(x, weight)
+
+
+class _PReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return plain(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return tuple(plain_gradients(plain, (x, weight), grad, ctx.needs_input_grad))
+        grad = grad.to(x.dtype)  # autocast may have narrowed the result
+        if wants_triton(x):
+            return _triton_backward(grad, x, weight)
+        if weight.numel() == 1:
+            grad_x, _, below = slopes.backward(grad, x, 1.0, weight.item())
+            return grad_x, torch.full_like(weight, below)
+        return _cpu_backward(grad, x, weight)
+
+
+# ---------------------------------------------------------------- CPU
+
+
+def _cpu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    source, computed = dense(x), wide(x.dtype)
+    grad = like(grad, source)
+    factors = weight.to(computed).view(1, -1, 1, 1)
+    parts = blocks(source)
+    if len(parts) == 1:
+        grad_x, sums = _backward_block(grad, source, factors, None)
+        return grad_x.to(x.dtype), sums.sum(0).to(weight.dtype)
+    total = weight.new_zeros(weight.shape, dtype=computed)
+
+    def run(part: Block, out: Tensor | None) -> Tensor:
+        found, sums = _backward_block(grad[part], source[part], factors[:, part[1]], out)
+        total[part[1]] += sums.sum(0)
+        return found
+
+    grad_x = in_blocks(source, computed, run)
+    return grad_x, total.to(weight.dtype)
+
+
+def _backward_block(grad: Tensor, x: Tensor, weight: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the gradient of a block, and that of the weights as (B, C)."""
+    grad, x = grad.to(weight.dtype), x.to(weight.dtype)
+    grad_x = torch.mul(grad, weight, out=out)
+    below = torch.clamp_max(x, 0, out=scratch(x))
+    sums, _ = row_sums(grad, below)
+    above = _threshold_backward_out(grad, x, 0, grad_input=below)
+    return grad_x.add_(above.mul_(1 - weight)), sums
+
+
+_threshold_backward_out = torch.ops.aten.threshold_backward.grad_input
+
+
+# ---------------------------------------------------------------- Triton
+
+if triton is not None:
+
+    @triton.jit
+    def _backward_kernel(  # type: ignore[no-untyped-def]
+        grad, x, grad_x, weight, sums, weight_stride,
+        images, channels, positions, channel_stride, position_stride,
+        BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
+    ):  # fmt: skip
+        _image, _part, c, _s, at, inside = place(
+            channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
+        )
+        value = tl.load(x + at, inside, 0.0).to(tl.float32)
+        g = tl.load(grad + at, inside, 0.0).to(tl.float32)
+        slope = tl.load(weight + c * weight_stride, c < channels, 0.0).to(tl.float32)[:, None]
+        above = value > 0
+        tl.store(grad_x + at, tl.where(above, g, g * slope), inside)
+        of_tile = sums + tl.program_id(0).to(tl.int64) * channels + c
+        tl.store(of_tile, tl.sum(tl.where(above, 0.0, g * value), 1), c < channels)
+
+    def _run_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        grad_x, tiling = empty_like(x), tile(x)
+        sums = torch.empty((tiling.grid[0], x.shape[1]), device=x.device)
+        with on(x):
+            _backward_kernel[tiling.grid](
+                grad, x, grad_x, weight, sums, int(weight.numel() > 1), *tiling.arguments, **tiling.constants
+            )
+        return grad_x, (sums.sum(0) if weight.numel() > 1 else sums.sum().view(1)).to(weight.dtype)
+
+    _backward_op = define(
+        "prelu_backward",
+        "(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor)",
+        _run_backward,
+        lambda grad, x, weight: (torch.empty_like(x), torch.empty_like(weight)),
+    )
+
+    def _triton_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        source = dense(x)
+        return _backward_op(like(grad, source), source, weight)

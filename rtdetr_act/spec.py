@@ -1,0 +1,115 @@
+"""An activation by name with literal arguments, as plain data (no torch, nothing executed)."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from rtdetr_act.errors import SpecError, quote
+
+# Dynamic convolution's paper lets the temperature fall from 30 over the first ten epochs.
+TAU_START, TAU_EPOCHS = 30.0, 10
+
+
+LONGEST_PLAN, LONGEST_RULE = 20_000, 2_000  # characters
+
+
+@dataclass(frozen=True)
+class ActSpec:
+    """An activation by name, with literal arguments: `leaky_relu(negative_slope=0.1)`.
+
+    The name is kept as typed; `rtdetr_act.activations.registry.resolve` turns aliases into zoo names.
+
+    >>> ActSpec.parse("leaky_relu(negative_slope=0.1)")
+    ActSpec(name='leaky_relu', args=(), kwargs=(('negative_slope', 0.1),))
+    >>> str(ActSpec.parse(" nn.SiLU "))
+    'nn.SiLU'
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> ActSpec:
+        """Parse `name` or `name(literal, key=literal)` without evaluating anything.
+
+        Raises:
+            SpecError: The text is no name, or an argument is not a Python literal.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise SpecError(f"an activation is a name such as 'arelu' or 'leaky_relu(0.1)', not {quote(text)}")
+        if len(text) <= LONGEST_RULE and re.fullmatch(r"[A-Za-z_][\w.-]*", text.strip()):
+            return cls(text.strip())  # hyphens as well, which Python would take for a subtraction: DyReLU-B
+        wrong = (
+            f"{quote(text.strip())} is not an activation: write a name, with literal arguments only, like "
+            "'leaky_relu(0.1)'"
+        )
+        if len(text) > LONGEST_RULE:
+            raise SpecError(wrong)
+        try:
+            node = ast.parse(text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            raise SpecError(wrong) from None
+        call = node if isinstance(node, ast.Call) else None
+        name = _dotted_name(call.func if call else node)
+        if name is None:
+            raise SpecError(wrong)
+        if call is None:
+            return cls(name)
+        if any(keyword.arg is None for keyword in call.keywords):
+            raise SpecError(wrong)
+        try:
+            args = tuple(ast.literal_eval(arg) for arg in call.args)
+            kwargs = tuple((str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in call.keywords)
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            raise SpecError(wrong) from None
+        for value in (*args, *(value for _, value in kwargs)):
+            _check_literal(value, text)
+        return cls(name, args, kwargs)
+
+    def __str__(self) -> str:
+        """Return the text form, which `parse` reads back."""
+        parts = [_literal(arg) for arg in self.args] + [f"{key}={_literal(value)}" for key, value in self.kwargs]
+        return f"{self.name}({', '.join(parts)})" if parts else self.name
+
+
+def is_stock_activation(text: object) -> bool:
+    """Say whether a text is a form that stock Ultralytics documents: `nn.Class(literals)`, `torch.nn.Class(…)`."""
+    if not isinstance(text, str):
+        return False
+    try:
+        spec = ActSpec.parse(text)
+    except SpecError:
+        return False
+    return "(" in text and re.fullmatch(r"(torch\.)?nn\.\w+", spec.name) is not None
+
+
+def _literal(value: object) -> str:
+    return repr(value).replace("inf", "1e999") if isinstance(value, float) else repr(value)  # `inf` is no literal
+
+
+def _dotted_name(node: ast.AST) -> str | None:
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return ".".join(reversed([*names, node.id])) if isinstance(node, ast.Name) else None
+
+
+def _check_literal(value: object, text: str, depth: int = 0) -> None:
+    """Refuse arguments that no activation takes: complex numbers, bytes, sets, and integers that no float can hold."""
+    if isinstance(value, (list, tuple)) and depth < 3:
+        for item in value:
+            _check_literal(item, text, depth + 1)
+        return
+    if isinstance(value, int) and value.bit_length() > 1000:
+        wrong = True
+    else:
+        wrong = not (value is None or isinstance(value, (int, float, str)))
+    if wrong:
+        raise SpecError(
+            f"{quote(text.strip())} has an argument that is not a number, a text, True, False or None: {quote(value)}"
+        )

@@ -1,0 +1,126 @@
+"""Runs that Ultralytics made without us, as records: their plan is in the checkpoint, their scores in results.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rtdetr_act.analysis.flops import count_gflops
+from rtdetr_act.errors import InputError, RtdetrActError, quote
+from rtdetr_act.integrations.ultralytics.models import STOCK, load_model
+from rtdetr_act.integrations.ultralytics.runs import count_sites
+from rtdetr_act.study.decode import MOST_INT, is_plain
+from rtdetr_act.study.naming import name_values, show
+from rtdetr_act.study.record import Record
+from rtdetr_act.study.results import RESULTS_FILE, Results, read_results
+from rtdetr_act.study.wording import write_count
+from rtdetr_act.study.yaml_files import read_mapping
+from rtdetr_act.surgery.model_plan import read_plan
+
+# Of Ultralytics' arguments, those that do not make another variant of a run.
+_NO_VARIANT = frozenset(
+    "name project save_dir exist_ok seed device workers verbose plots resume mode save save_period cache".split()
+)
+
+
+def read_foreign(folders: Sequence[Path], *, beside: Sequence[Path] = ()) -> list[Record]:
+    """Return a record per run folder; what differs between their arguments makes the setting of each.
+
+    What is damaged in a folder makes its run a failed one, whose reason says what.
+
+    Args:
+        folders: Folders with an `args.yaml`.
+        beside: Runs of studies that they will be shown with.
+    """
+    read = {path: _read_arguments(path) for path in [*beside, *folders]}
+    given = {path: arguments for path, (arguments, _) in read.items()}
+    known = [given[path] for path, (_, reason) in read.items() if not reason]
+    settings: dict[Path, list[str]] = {path: [] for path in given}
+    for key in sorted({key for arguments in known for key in arguments} - _NO_VARIANT):
+        # By their text, so that values that print alike but differ are told apart: name_values takes each once.
+        values = {repr(arguments.get(key)): arguments.get(key) for arguments in known}
+        if len(values) > 1:
+            names = dict(zip(values, name_values(list(values.values())), strict=True))
+            for path in settings:
+                settings[path].append(f"{key}={names.get(repr(given[path].get(key)), 'unknown')}")
+    return [_read(path, *read[path], " ".join(settings[path])) for path in folders]
+
+
+def _read_arguments(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the arguments of a run, and what is wrong with them or ""."""
+    try:
+        found = read_mapping(folder / "args.yaml")
+        for key, value in found.items():
+            if not is_plain({key: value}):
+                raise InputError(f"'{folder / 'args.yaml'}' has {quote(key)} {quote(value)}, which is no argument")
+        seed = found.get("seed") or 0
+        if type(seed) is not int or not 0 <= seed <= MOST_INT:
+            raise InputError(f"'{folder / 'args.yaml'}' has the seed {quote(seed)}, which is not a whole number")
+        _size_of(found, folder)
+    except InputError as error:
+        return {}, str(error)
+    if isinstance(found.get("pretrained"), bool) and str(found.get("model")).endswith((".yaml", ".yml")):
+        del found["pretrained"]  # there is nothing to take weights from, either way
+    return found, ""
+
+
+def _size_of(arguments: Mapping[str, Any], folder: Path) -> int:
+    """Return the size of the images; of two numbers, Ultralytics trains with the larger."""
+    given = arguments.get("imgsz") or 640
+    sizes = given if isinstance(given, list) else [given]
+    if not sizes or not all(type(size) is int and 0 < size <= 100_000 for size in sizes):
+        raise InputError(f"'{folder / 'args.yaml'}' has imgsz {quote(given)}, which is not a number of pixels")
+    return max(sizes)
+
+
+def _read(folder: Path, arguments: Mapping[str, Any], problem: str, setting: str) -> Record:
+    results = read_results(folder)
+    scored = [(epoch.score, epoch.scores) for epoch in results.epochs if epoch.score is not None]
+    best = max(scored, key=lambda pair: pair[0], default=(0.0, {}))[1]
+    record = Record(
+        name=folder.name,
+        variant=f"unknown {setting}".strip(),
+        activation="unknown",
+        setting=setting,
+        seed=int(arguments.get("seed") or 0),
+        state="failed",
+        scores=best,
+        epochs=len(results.epochs),
+        seconds_per_epoch=results.seconds_per_epoch,
+        folder=folder,
+        arguments=arguments,
+    )
+    weights = next((path for name in ("best.pt", "last.pt") if (path := folder / "weights" / name).is_file()), None)
+    try:
+        if problem:
+            raise InputError(problem)
+        if weights is None:
+            raise InputError("no checkpoint was saved")
+        model = load_model(str(weights))
+        activation = show(str(read_plan(model.model))) or STOCK
+        gflops = count_gflops(model.model, _size_of(arguments, folder))
+    except RtdetrActError as error:
+        return replace(record, reason=str(error))
+    checkpoint = model.ckpt or {}
+    return replace(
+        record,
+        variant=f"{activation} {setting}".strip(),
+        activation=activation,
+        state="done" if checkpoint.get("epoch", -1) == -1 and best else "unfinished",
+        reason=_tell_damage(results, folder),
+        sites=count_sites(model),
+        parameters=sum(parameter.numel() for parameter in model.model.parameters()),
+        gflops=gflops,
+        versions={"ultralytics": show(str(checkpoint.get("version", "")))},
+    )
+
+
+def _tell_damage(results: Results, folder: Path) -> str:
+    """Say what is missing from a results.csv, or ""."""
+    if not results.epochs:
+        return f"'{folder / RESULTS_FILE}' has no line of numbers, or is not there"
+    if results.damaged:
+        return f"{write_count(results.damaged, 'line')} of '{folder / RESULTS_FILE}' cut short or damaged, and left out"
+    return ""

@@ -1,0 +1,308 @@
+"""Where activations stand in a network: the modules, the functional calls, the channels and the layout of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rtdetr_act.activations.dynamic_conv import DynamicConv2d
+from rtdetr_act.activations.temperature import Scheduled
+from rtdetr_act.surgery.functional_calls import FUNCTIONS
+from rtdetr_act.surgery.model_plan import is_model_yaml
+from rtdetr_act.surgery.modules import evaluating, example_inputs, put, unwrap
+from rtdetr_act.surgery.rewired import rewired_class
+from rtdetr_act.surgery.rewired.hidden_call import HiddenCall
+
+# What a swap leaves behind on an activation: its spec, and the object that stood there before. Plain data on the
+# module itself, so that it survives deepcopy, pickle and checkpoints, and no state dict shows it.
+MARK = "_rtdetr_act"
+
+
+# Squashing functions that gate or normalise (attention, scores) are no activations to swap.
+_GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
+
+
+_NO_SITES = (
+    *_GATES,
+    nn.GLU,
+    nn.MultiheadAttention,
+    DynamicConv2d,
+    Scheduled,
+)  # GLU halves the channels: no drop-in of the same shape
+
+
+_ACTIVATION_ROOMS = ("torch.nn.modules.activation", "ultralytics.nn.modules.activation", "rtdetr_act.activations")
+
+
+# The normalising flow inside Ultralytics' Pose26 loss: its SiLU and Tanh shape a density, not features.
+_OPAQUE = ("RealNVP",)
+
+
+_SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.LayerNorm)
+
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, DynamicConv2d)
+
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where an activation stands.
+
+    Attributes:
+        name: Qualified name, as in `model.9.m.3.cv2.act`.
+        owner: The module that calls the activation.
+        attribute: Its attribute that holds (or will hold) the activation.
+        layer: Index of the Ultralytics layer, None for other models.
+        section: "backbone", "neck" or "head" for Ultralytics models and models with such children, else "".
+        channels: Channels at the site; None where they are unknown or differ between the calls of one module.
+        layout: "map" for (B, C, H, W), "tokens" for (B, N, C).
+        activation: What stands there now; for a hidden functional call, a module equal to it.
+        hidden: Whether it is a functional call in the owner's forward, or one of several calls of one module.
+        widths: Channel counts seen by a probing forward pass, one per call; empty where none was needed.
+        overwritable: Whether an activation may write its result over its input: nobody reads that again, neither
+            another layer nor the backward of what made it. So it is behind the BatchNorm of an Ultralytics
+            convolution, and where the stock activation works in place.
+    """
+
+    name: str
+    owner: nn.Module = field(repr=False)
+    attribute: str
+    layer: int | None
+    section: str
+    channels: int | None
+    layout: str
+    activation: Any
+    hidden: bool = False
+    widths: tuple[int, ...] = ()
+    overwritable: bool = False
+
+    @property
+    def owner_class(self) -> str:
+        """Class name of the owner."""
+        return type(self.owner).__name__
+
+    @property
+    def current(self) -> str:
+        """The activation in words: the spec it was patched with, or its class or function name."""
+        if mark := getattr(self.activation, MARK, None):
+            return str(mark["activation"])
+        if isinstance(self.activation, nn.Module):
+            return type(self.activation).__name__
+        return f"F.{FUNCTIONS[self.activation]}"
+
+
+def find_sites(model: nn.Module, example_input: Any = None) -> list[Site]:
+    """Find every activation site of a model, hidden functional calls included; gates and softmaxes are no sites.
+
+    Channels come from the owner for Ultralytics models. For others, and where the owner does not tell, from one
+    forward pass in evaluation mode, on `example_input` or on zeros of the shape (1, C, 224, 224).
+
+    Args:
+        model: RTDETR, YOLO, a task model or any module.
+        example_input: A tensor, or a tuple of positional arguments, for the probing pass of a foreign model.
+
+    Returns:
+        The sites in the order of the modules.
+
+    Raises:
+        ModelError: The model is exported, wrapped or compiled.
+
+    >>> [site.name for site in find_sites(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.SiLU()))]
+    ['1', '3']
+    """
+    root = unwrap(model)
+    return walk(root, "", getattr(root, "yaml", None), example_input)
+
+
+def walk(root: nn.Module, name: str, model_yaml: Any, example_input: Any = None) -> list[Site]:
+    """Do the work of `find_sites` below a module of that qualified name, whose model has that YAML (or None)."""
+    found = []
+    for site, owner, attribute, activation, call in _walk(root, name, set()):
+        layer, section = locate(site, model_yaml)
+        channels, layout = (call.channels(owner), call.layout) if call else _ask_owner(owner, attribute)
+        over = _is_overwritable(owner, attribute, activation)
+        known = Site(site, owner, attribute, layer, section, channels, layout, activation, call is not None)
+        found.append(replace(known, overwritable=over))
+    return _probe(root, found, is_model_yaml(model_yaml), example_input)
+
+
+def locate(name: str, model_yaml: Any) -> tuple[int | None, str]:
+    """Return the layer index and the section of a qualified name in a model that has that YAML (or None)."""
+    rows = None
+    if is_model_yaml(model_yaml):
+        rows = len(model_yaml["backbone"]), len(model_yaml["backbone"]) + len(model_yaml["head"])
+    layer = int(name.split(".")[1]) if rows and name.startswith("model.") else None
+    return layer, _section(name, layer, rows)
+
+
+def placed_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (qualified name, module) of the activations that a swap placed in a model."""
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, MARK))
+
+
+def is_activation_site(attribute: str, owner: nn.Module, child: nn.Module) -> bool:
+    """Say whether a child module is an activation to swap: torch's, ours, or whatever a Conv holds as `act`."""
+    if hasattr(child, MARK):
+        return True
+    if isinstance(child, _NO_SITES):
+        return False
+    if type(child).__module__.startswith(_ACTIVATION_ROOMS):
+        return True
+    return attribute == "act" and hasattr(type(owner), "default_act") and not isinstance(child, nn.Identity)
+
+
+def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module, str, Any, HiddenCall | None]]:
+    """Yield (qualified name, owner, attribute, activation, hidden call) in module order, each owner once."""
+    seen.add(id(module))
+    dot = f"{name}." if name else ""
+    cls = rewired_class(module)
+    calls: dict[str, HiddenCall] = cls.hidden_calls if cls else {}
+    covered = (*calls, *getattr(cls, "unused", ()))
+    for attribute, child in module._modules.items():
+        if child is None or attribute in covered:
+            continue
+        if is_activation_site(attribute, module, child):
+            yield dot + attribute, module, attribute, child, None
+        elif id(child) not in seen and type(child).__name__ not in _OPAQUE:
+            yield from _walk(child, dot + attribute, seen)
+    for attribute, call in calls.items():
+        activation = module._modules[attribute] if attribute in module._modules else call.original(module)
+        yield dot + attribute, module, attribute, activation, call
+    for attribute, value in vars(module).items():
+        if callable(value) and not isinstance(value, type) and _is_function(value):
+            yield dot + attribute, module, attribute, value, None
+
+
+def _is_function(value: Any) -> bool:
+    try:
+        return value in FUNCTIONS
+    except TypeError:  # unhashable callables
+        return False
+
+
+def _section(name: str, layer: int | None, rows: tuple[int, int] | None) -> str:
+    if layer is not None and rows is not None:
+        return "backbone" if layer < rows[0] else "head" if layer == rows[1] - 1 else "neck"
+    first = name.split(".")[0]
+    return first if first in ("backbone", "neck", "head") else ""
+
+
+def _ask_owner(owner: nn.Module, attribute: str) -> tuple[int | None, str]:
+    """Tell channels and layout from the modules beside the activation, None where they do not say."""
+    if isinstance(owner, nn.Sequential):
+        before = list(owner._modules.values())[: list(owner._modules).index(attribute)]
+        for module in reversed(before):
+            if module is not None and (out := _out_channels(module)):
+                return out, _layout_behind(module)
+            if not isinstance(module, _SKIPPED):
+                break
+        return None, "map"
+    layers = getattr(owner, "layers", None)
+    producers = [getattr(owner, name, None) for name in ("bn", "conv", "conv_transpose", "conv1")]
+    producers += [getattr(owner, name, None) for name in ("fc1", "linear1", "lin1")]
+    producers += list(layers)[:1] if isinstance(layers, (nn.ModuleList, nn.Sequential)) else []
+    for producer in producers:
+        if isinstance(producer, nn.Module) and (out := _out_channels(producer)):
+            return out, _layout_behind(producer)
+    children = list(owner.children())
+    linear = any(isinstance(child, nn.Linear) for child in children)
+    return None, "tokens" if linear and not any(isinstance(child, _CONVS) for child in children) else "map"
+
+
+def stock_works_in_place(activation: Any) -> bool:
+    """Say whether what stands at a site, or what stood there before any swap, writes its result over its input."""
+    mark = getattr(activation, MARK, None)
+    stock = mark["original"][0] if mark else activation
+    return isinstance(stock, nn.Module) and bool(getattr(stock, "inplace", False))
+
+
+def _is_overwritable(owner: nn.Module, attribute: str, activation: Any) -> bool:
+    if stock_works_in_place(activation):
+        return True
+    # Conv, ConvTranspose, RepConv and their kin: act(bn(conv(x))), or act(conv(x)) once fused. What made the input
+    # saves its own input for the backward, not its output.
+    cls = type(owner)
+    return attribute == "act" and hasattr(cls, "default_act") and cls.__module__.startswith("ultralytics.")
+
+
+def _out_channels(module: nn.Module) -> int | None:
+    if isinstance(module, _CONVS):
+        return int(module.out_channels)
+    if isinstance(module, nn.Linear):
+        return int(module.out_features)
+    if isinstance(module, _NORMS):
+        return int(module.num_features)
+    inner = getattr(module, "bn", getattr(module, "conv", None))
+    return _out_channels(inner) if isinstance(inner, nn.Module) else None
+
+
+def _layout_behind(module: nn.Module) -> str:
+    return "tokens" if isinstance(module, nn.Linear) else "map"
+
+
+class _Recorder(nn.Module):
+    """Stands in for an activation during the probing pass and notes the shapes it is called with."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.activation = activation
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.shapes.append(tuple(x.shape))
+        return self.activation(x, *args, **kwargs)
+
+
+def _probe(root: nn.Module, sites: list[Site], ultralytics: bool, example_input: Any) -> list[Site]:
+    """Complete the sites from a forward pass: those without channels, or all visible ones of a foreign model."""
+    wanted = [site for site in sites if not site.hidden and (not ultralytics or site.channels is None)]
+    if not wanted:
+        return sites
+    recorders = {(id(site.owner), site.attribute): _Recorder(site.activation) for site in wanted}
+    inputs = example_inputs(root, example_input)
+    if inputs is None:
+        return sites
+    stand_ins = [(site, recorders[id(site.owner), site.attribute]) for site in wanted]
+    with standing_in(stand_ins), evaluating(root), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            root(*inputs)
+        except Exception:
+            if example_input is not None:
+                raise
+            # A model that does not take an image says nothing here; what its owners tell must do.
+    return [_complete(site, recorders.get((id(site.owner), site.attribute))) for site in sites]
+
+
+def _complete(site: Site, recorder: _Recorder | None) -> Site:
+    if recorder is None or not recorder.shapes:
+        return site
+    shape = recorder.shapes[0]
+    # What stands beside the activation knows more than the shape: (B, C, L) behind a Conv1d is a map, (B, H, W, C)
+    # behind a Linear (ConvNeXt, Swin) is tokens.
+    if site.channels is not None and site.channels == shape[1 if site.layout == "map" else -1]:
+        layout = site.layout
+    else:
+        layout = "map" if len(shape) >= 4 else "tokens"
+    widths = tuple(shape[1] if layout == "map" else shape[-1] for shape in recorder.shapes)
+    return replace(site, layout=layout, channels=widths[0] if len(set(widths)) == 1 else None, widths=widths)
+
+
+@contextmanager
+def standing_in(stand_ins: Iterable[tuple[Site, nn.Module]]) -> Iterator[None]:
+    """Put other modules where the activations of sites stand, and the activations back afterwards."""
+    pairs = list(stand_ins)
+    try:
+        for site, stand_in in pairs:
+            put(site.owner, site.attribute, stand_in)
+        yield
+    finally:
+        for site, _ in pairs:
+            put(site.owner, site.attribute, site.activation)
