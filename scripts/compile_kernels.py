@@ -24,7 +24,7 @@ from rtdetr_act.kernels import backend
 
 # The package loads Triton only where it has something to run on.
 backend.triton, backend.tl, backend.constexpr = triton, tl, tl.constexpr
-from rtdetr_act.kernels import acon, arelu, dyrelu, frelu, prelu  # noqa: E402
+from rtdetr_act.activations import acon, arelu, dyrelu, frelu, prelu  # noqa: E402
 from rtdetr_act.kernels.tiles import TILE, WARPS  # noqa: E402
 
 FLOAT = "*fp32"

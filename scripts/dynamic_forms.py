@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rtdetr_act.kernels.dynamic_conv import _as_one_convolution, dynamic_conv, in_parallel, mix
+from rtdetr_act.activations.dynamic_conv import _as_one_convolution, dynamic_conv, in_parallel, mix
 from rtdetr_act.timing import Ratio, ratios, take_turns
 
 BATCH, KERNELS = 8, 4

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act import create
+from rtdetr_act.activations.dynamic_conv import dynamic_conv
 from rtdetr_act.activations.registry import entry, names
 from rtdetr_act.errors import SpecError
-from rtdetr_act.kernels.dynamic_conv import dynamic_conv
 
 # Without it cuBLAS refuses to run where only deterministic algorithms may; read when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

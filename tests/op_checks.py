@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rtdetr_act.activations.acon import acon
 from rtdetr_act.activations.aglu import aglu
-from rtdetr_act.kernels.acon import acon
-from rtdetr_act.kernels.arelu import arelu
-from rtdetr_act.kernels.dyrelu import dyrelu
-from rtdetr_act.kernels.frelu import maximum
+from rtdetr_act.activations.arelu import arelu
+from rtdetr_act.activations.dyrelu import dyrelu
+from rtdetr_act.activations.frelu import maximum
+from rtdetr_act.activations.prelu import prelu
 from rtdetr_act.kernels.logits import logits
 from rtdetr_act.kernels.pool import mean_over_positions
-from rtdetr_act.kernels.prelu import prelu
 
 Inputs = list[Tensor]
 HALF = (torch.float16, torch.bfloat16)

@@ -172,22 +172,3 @@ def test_a_class_refused_by_restricted_loading_is_named(tmp_path: Path) -> None:
     torch.save({"model": torch.device, "x": types.SimpleNamespace()}, tmp_path / "x.pt")
     with pytest.raises(ModelError, match=r"types.SimpleNamespace.*ULTRALYTICS_SAFE_LOAD does not allow"):
         tasks.torch_safe_load(tmp_path / "x.pt", safe_only=True)
-
-
-def test_the_gate_that_was_called_aglu_is_refused(tmp_path: Path) -> None:
-    from ultralytics import YOLO
-    from ultralytics.nn.modules.activation import AGLU
-
-    from rtdetr_act.surgery.sites import MARK
-
-    model = YOLO(str(tiny.write_yaml(tmp_path / "yolo.yaml", tiny.yolo())))
-    patch_model(model, "apa")
-    old = [module for module in model.model.modules() if isinstance(module, AGLU)]
-    assert old
-    torch.save({"model": model.model}, tmp_path / "apa.pt")
-    assert load_model(str(tmp_path / "apa.pt"))
-    for module in old:
-        getattr(module, MARK)["activation"] = "aglu"
-    torch.save({"model": model.model}, tmp_path / "old.pt")
-    with pytest.raises(ModelError, match="'apa' now"):
-        load_model(str(tmp_path / "old.pt"))

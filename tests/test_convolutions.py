@@ -30,12 +30,12 @@ from rtdetr_act import (
     unpatch_model,
 )
 from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.activations.dynamic_conv import dynamic_conv, in_parallel
 from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.errors import InputError, ModelError, SelectionError, SpecError
 from rtdetr_act.integrations.ultralytics import hooks
 from rtdetr_act.integrations.ultralytics.models import load_variant
 from rtdetr_act.integrations.ultralytics.optimizer import keep_stacks_out_of_muon
-from rtdetr_act.kernels.dynamic_conv import dynamic_conv, in_parallel
 from rtdetr_act.surgery.convolutions import placed_convs
 from rtdetr_act.surgery.epochs import set_epoch
 from rtdetr_act.surgery.model_plan import normalise_model_yaml, split_model_yaml

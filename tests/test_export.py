@@ -22,8 +22,8 @@ from ultralytics.utils import LOGGER
 
 from rtdetr_act import create, names, patch_model
 from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.activations.dyrelu import ConvDyReLU
 from rtdetr_act.analysis.flops import count_activation, count_gflops
-from rtdetr_act.deploy.exportable import ConvDyReLU
 from rtdetr_act.errors import InputError, RtdetrActError
 from rtdetr_act.integrations.ultralytics.export import check_export, export_model, exporting
 from rtdetr_act.integrations.ultralytics.latency import pareto_front

@@ -29,9 +29,9 @@ from ultralytics.nn.tasks import BaseModel
 
 from rtdetr_act import FoldReport, find_sites, fold_activations, patch_model, unpatch_model
 from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.activations.registry import entry
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import FoldError, ModelError, RtdetrActError
-from rtdetr_act.surgery.forms import torch_form
 from rtdetr_act.surgery.scales import tensors
 
 models = pytest.importorskip("torchvision").models
@@ -353,7 +353,9 @@ def test_the_form_of_arelu_is_its_formula(alpha: float, beta: float, values: lis
     unit = AReLU().double()
     unit.alpha.data.fill_(alpha)
     unit.beta.data.fill_(beta)
-    form = torch_form(unit)
+    fold = entry("arelu").fold
+    assert fold is not None
+    form = fold(unit)
     assert form is not None and 1 < form.scale < 2
     positive, negative = 1 + 1 / (1 + math.exp(-beta)), min(max(alpha, 0.01), 0.99)
     expected = torch.tensor([value * (positive if value >= 0 else negative) for value in values], dtype=torch.float64)

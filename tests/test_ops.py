@@ -36,13 +36,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act import create, patch_model
+from rtdetr_act.activations.arelu import arelu
+from rtdetr_act.activations.dyrelu import dyrelu
+from rtdetr_act.activations.frelu import maximum
+from rtdetr_act.activations.glu import glu
 from rtdetr_act.kernels import blocks
-from rtdetr_act.kernels.arelu import arelu
 from rtdetr_act.kernels.backend import INTERPRETING, wants_triton
 from rtdetr_act.kernels.blocks import empty_like
-from rtdetr_act.kernels.dyrelu import dyrelu
-from rtdetr_act.kernels.frelu import maximum
-from rtdetr_act.kernels.glu import glu
 from rtdetr_act.kernels.tiles import tile
 
 
@@ -310,11 +310,11 @@ def test_triton_kernels_in_the_interpreter() -> None:
 
 @pytest.mark.skipif(not INTERPRETING, reason="the operators exist where Triton runs")
 def test_registered_operators_keep_their_promises() -> None:
-    from rtdetr_act.kernels import acon as acon_ops
-    from rtdetr_act.kernels import arelu as arelu_ops
-    from rtdetr_act.kernels import dyrelu as dyrelu_ops
-    from rtdetr_act.kernels import frelu as frelu_ops
-    from rtdetr_act.kernels import prelu as prelu_ops
+    from rtdetr_act.activations import acon as acon_ops
+    from rtdetr_act.activations import arelu as arelu_ops
+    from rtdetr_act.activations import dyrelu as dyrelu_ops
+    from rtdetr_act.activations import frelu as frelu_ops
+    from rtdetr_act.activations import prelu as prelu_ops
 
     x, grad = draw_map((2, 5, 6, 7)), draw_map((2, 5, 6, 7), channels_last=True)
     alpha, beta, coefs = scalar(0.2, 0.8), scalar(-2, 2), torch.randn(4, 2, 5)

@@ -17,9 +17,9 @@ from ultralytics.models.rtdetr.train import RTDETRTrainer
 from rtdetr_act import DynamicConv2d, patch_model
 from rtdetr_act.activations.acon import AconC
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.activations.channels import PReLU
 from rtdetr_act.activations.dyrelu import DyReLUB
 from rtdetr_act.activations.frelu import FReLU
+from rtdetr_act.activations.prelu import PReLU
 from rtdetr_act.integrations.ultralytics.optimizer import separate_activation_parameters
 from rtdetr_act.surgery.parameters import slopes
 

@@ -25,7 +25,7 @@ from ultralytics.utils import dist
 from rtdetr_act import default_act, patch_model, unpatch_model
 from rtdetr_act.activations.acon import AconC
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.activations.channels import PReLU
+from rtdetr_act.activations.prelu import PReLU
 from rtdetr_act.errors import ModelError
 from rtdetr_act.integrations.ultralytics import hooks
 from rtdetr_act.integrations.ultralytics.hooks.replacing import replaced

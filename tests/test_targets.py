@@ -10,23 +10,23 @@ from test_cli import run
 from ultralytics import YOLO
 
 from rtdetr_act import names, patch_model
-from rtdetr_act.deploy.targets import TARGETS, find_target, native_form, warnings_for
+from rtdetr_act.activations.registry import entry
+from rtdetr_act.deploy.targets import TARGETS, native_form, warnings_for
 from rtdetr_act.errors import InputError
 
 
 def test_every_entry_is_of_the_zoo_and_names_its_source() -> None:
     assert set(TARGETS) == {"rknn", "hailo", "edgetpu", "vitis-dpu", "openvino"}
-    for target in TARGETS.values():
-        assert set(target.native) <= set(names()) and "relu" in target.native
-        assert all(
-            "github.com/" in n.source or ".com/" in n.source or ".ai/" in n.source for n in target.native.values()
-        )
+    for name in names():
+        for target, native in entry(name).targets.items():
+            assert target in TARGETS and any(site in native.source for site in ("github.com/", ".com/", ".ai/"))
+    assert all(native_form("relu", target) for target in TARGETS)
 
 
 def test_what_folds_is_judged_by_what_it_becomes() -> None:
-    for target in TARGETS.values():
-        assert native_form("arelu", target) == target.native.get("leaky_relu") == native_form("rrelu", target)
-    assert native_form("arelu", find_target("edgetpu")) is None
+    for target in TARGETS:
+        assert native_form("arelu", target) == native_form("leaky_relu", target) == native_form("rrelu", target)
+    assert native_form("arelu", "edgetpu") is None
 
 
 def test_a_model_is_warned_of_what_its_target_does_not_run(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
 from rtdetr_act import calibrate, create, find_sites, names, patch_model, refit, set_epoch
-from rtdetr_act.activations.channels import PReLU
 from rtdetr_act.activations.dyrelu import DyReLUC
+from rtdetr_act.activations.prelu import PReLU
 from rtdetr_act.activations.registry import entry
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, ModelError, SpecError

@@ -4,14 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.channels import channel_dim, check_count
+from rtdetr_act.activations.checks import channel_dim, check_count
+from rtdetr_act.activations.fitting import fit_curve
+from rtdetr_act.activations.protocol import GRID, POOLS_OVER_POSITIONS, Entry, Folded, Layout
+from rtdetr_act.activations.torch_native import SILU
 from rtdetr_act.errors import quote
-from rtdetr_act.kernels.acon import acon
+from rtdetr_act.kernels.backend import (
+    constexpr,
+    define,
+    on,
+    plain_gradients,
+    records,
+    tl,
+    triton,
+    wants_plain,
+    wants_triton,
+    wide,
+    widened,
+)
+from rtdetr_act.kernels.blocks import (
+    Block,
+    as_map,
+    block_size,
+    blocks,
+    dense,
+    empty_like,
+    from_map,
+    in_blocks,
+    is_small,
+    like,
+    row_sums,
+    scratch,
+)
 from rtdetr_act.kernels.pool import mean_over_positions
+from rtdetr_act.kernels.tiles import place, tile
 
 INITS = ("paper", "silu")
 
@@ -38,7 +69,7 @@ class AconC(nn.Module):
     True
     """
 
-    def __init__(self, channels: int, init: str = "paper", *, layout: str = "map") -> None:
+    def __init__(self, channels: int, init: str = "paper", *, layout: Layout = "map") -> None:
         super().__init__()
         self.channels = check_count("channels", channels)
         channel_dim(layout)
@@ -99,7 +130,7 @@ class MetaAconC(nn.Module):
         pooled = mean_over_positions(x, self.squeeze.weight.dtype)
         return torch.sigmoid(self.expand(self.squeeze(pooled)))
 
-    def named_coefficients(self, x: Tensor) -> dict[str, Tensor]:
+    def coefficients(self, x: Tensor) -> dict[str, Tensor]:
         """Return what the input decides, by name: `beta`, (B, C)."""
         return {"beta": self.switch(x)}
 
@@ -114,3 +145,260 @@ def _start_slopes(channels: int, init: str) -> tuple[nn.Parameter, nn.Parameter]
     if init == "silu":
         return nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
     return nn.Parameter(torch.randn(channels)), nn.Parameter(torch.randn(channels))
+
+
+# ---------------------------------------------------------------- answers
+
+_LARGEST_BETA = 10.0  # with p1 = 1 and p2 = 0 it is then ReLU to 0.028 everywhere
+
+
+def _curve(p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
+    return (p1 - p2) * GRID * torch.sigmoid(beta * (p1 - p2) * GRID) + p2 * GRID
+
+
+@torch.no_grad()
+def _fit(module: AconC, target: Tensor) -> Tensor:
+    values, curve = fit_curve(_curve, target, (1.0, 0.0, 1.0), (-3, -3, 0.1), (3, 3, _LARGEST_BETA))
+    for parameter, value in zip((module.p1, module.p2, module.beta), values, strict=True):
+        parameter.fill_(value)
+    return curve
+
+
+def _fold(module: AconC) -> Folded | None:
+    pairs = ((module.p1, 1), (module.p2, 0), (module.beta, 1))
+    return Folded(SILU) if all(bool(torch.all(values == number)) for values, number in pairs) else None
+
+
+# ---------------------------------------------------------------- op
+
+
+def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor, layout: Layout = "map") -> Tensor:
+    """Return the ACON-C of x, in the type and layout of x; with a beta per image that is Meta-ACON.
+
+    Args:
+        x: (B, C, ...), or (..., C) with layout "tokens".
+        p1: (C,), the slope towards infinity (for a positive beta).
+        p2: (C,), the slope towards minus infinity.
+        beta: (C,), or (B, C) for maps; how sharply one becomes the other.
+        layout: "map" (default) or "tokens".
+
+    Paper: Ma et al., CVPR 2021, arXiv:2009.04759.
+
+    >>> one, zero = torch.ones(1), torch.zeros(1)
+    >>> acon(torch.tensor([[1.0]]), one, zero, one)  # SiLU
+    tensor([[0.7311]])
+    """
+    # All else is done on (C,) or (B, C), by autograd.
+    step = p1 - p2
+    sharp = beta * step
+    small = is_small(x) and not wants_triton(x) and records(x, p2, step, sharp)
+    if wants_plain(x) or small or not (x.is_cpu or wants_triton(x)):
+        return plain(x, *(_over(t, x.ndim, layout) for t in (p2, step, sharp)))
+    maps = as_map(x, layout)
+    coefficients = [_over(t, 4, "map") for t in (p2, step, sharp)]
+    y = _Acon.apply(maps, *coefficients) if records(x, *coefficients) else _forward(maps, coefficients)
+    return from_map(y, x.shape, layout)
+
+
+def plain(x: Tensor, low: Tensor, step: Tensor, sharp: Tensor) -> Tensor:
+    """Compute `x * (low + step * sigmoid(sharp * x))` in torch's own differentiable operators."""
+    return (x * (low + step * torch.sigmoid(sharp * x))).to(x.dtype)
+
+
+def _over(t: Tensor, ndim: int, layout: Layout) -> Tensor:
+    """View (C,) or (B, C) so that it broadcasts over a map of so many dimensions; over tokens it does."""
+    return t if layout == "tokens" else t.reshape(*t.shape, *(1,) * (ndim - 2))
+
+
+class _Acon(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *coefficients: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *coefficients)
+        return _forward(x, coefficients)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *coefficients = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return tuple(plain_gradients(plain, (x, *coefficients), grad, ctx.needs_input_grad))
+        return (_triton_backward if wants_triton(x) else _cpu_backward)(grad, x, coefficients)
+
+
+def _forward(x: Tensor, coefficients: Any) -> Tensor:
+    return (_triton_forward if wants_triton(x) else _cpu_forward)(x, coefficients)
+
+
+# ---------------------------------------------------------------- CPU
+
+
+def _cpu_forward(x: Tensor, coefficients: Any) -> Tensor:
+    computed = wide(x.dtype)
+    coefficients = widened([_per_image(c) for c in coefficients], computed)
+    if x.numel() <= block_size() and computed == x.dtype:
+        return _forward_block(x, coefficients, None)
+    source = dense(x)
+
+    def run(part: Block, out: Tensor | None) -> Tensor:
+        return _forward_block(source[part].to(computed), _cut(part, coefficients), out)
+
+    return in_blocks(source, computed, run)
+
+
+def _forward_block(x: Tensor, coefficients: Any, out: Tensor | None) -> Tensor:
+    low, step, sharp = coefficients
+    return torch.mul(x, sharp, out=out).sigmoid_().mul_(step).add_(low).mul_(x)
+
+
+def _cpu_backward(grad: Tensor, x: Tensor, coefficients: Any) -> tuple[Tensor, ...]:
+    source, computed = dense(x), wide(x.dtype)
+    grad = like(grad, source)
+    per_image = [_per_image(c.to(computed)) for c in coefficients]
+    parts = blocks(source)
+    if len(parts) == 1:
+        grad_x, sums = _backward_block(grad, source, per_image, None)
+    else:
+        sums = source.new_zeros((3, *source.shape[:2]), dtype=computed)
+
+        def run(part: Block, out: Tensor | None) -> Tensor:
+            found, more = _backward_block(grad[part], source[part], _cut(part, per_image), out)
+            sums[:, part[0], part[1]] += more
+            return found
+
+        grad_x = in_blocks(source, computed, run)
+    return grad_x.to(x.dtype), *_narrow(sums, coefficients)
+
+
+def _backward_block(grad: Tensor, x: Tensor, coefficients: Any, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the gradients of a block of x, and of the coefficients as (3, B, C)."""
+    low, step, sharp = coefficients
+    grad, x = grad.to(low.dtype), x.to(low.dtype)
+    gate = torch.mul(x, sharp, out=out).sigmoid_()
+    product = torch.mul(grad, x, out=scratch(x))
+    for_step, for_low = row_sums(product, gate)
+    through_gate = _sigmoid_backward_out(product, gate, grad_input=product)
+    for_sharp, _ = row_sums(through_gate, x)
+    sums = torch.stack([for_low, for_step, for_sharp * step[..., 0, 0]])
+    grad_x = gate.mul_(step).add_(low).mul_(grad).add_(through_gate.mul_(step * sharp))
+    return grad_x, sums
+
+
+def _narrow(sums: Tensor, coefficients: Any) -> list[Tensor]:
+    """Return (3, B, C) gradients summed to the shapes of the coefficients, in their types."""
+    pairs = zip(sums, coefficients, strict=True)
+    return [total[..., None, None].sum_to_size(of.shape).to(of.dtype) for total, of in pairs]
+
+
+def _per_image(t: Tensor) -> Tensor:
+    return t if t.ndim == 4 else t.unsqueeze(0)
+
+
+def _cut(part: Block, coefficients: Any) -> list[Tensor]:
+    return [c[part[0] if c.shape[0] > 1 else slice(None), part[1]] for c in coefficients]
+
+
+_sigmoid_backward_out = torch.ops.aten.sigmoid_backward.grad_input
+
+
+# ---------------------------------------------------------------- Triton
+
+if triton is not None:
+
+    @triton.jit
+    def _forward_kernel(  # type: ignore[no-untyped-def]
+        x, y, coefficients, images, channels, positions, channel_stride, position_stride,
+        BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
+    ):  # fmt: skip
+        image, _part, c, _s, at, inside = place(
+            channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
+        )
+        known = (c < channels)[:, None]
+        row, step = coefficients + image * channels + c[:, None], images * channels
+        value = tl.load(x + at, inside, 0.0).to(tl.float32)
+        gate = tl.sigmoid(value * tl.load(row + 2 * step, known, 0.0))
+        tl.store(y + at, value * (tl.load(row, known, 0.0) + tl.load(row + step, known, 0.0) * gate), inside)
+
+    @triton.jit
+    def _backward_kernel(  # type: ignore[no-untyped-def]
+        grad, x, grad_x, coefficients, sums, images, channels, positions, channel_stride, position_stride,
+        BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
+    ):  # fmt: skip
+        image, part, c, _s, at, inside = place(
+            channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
+        )
+        known = (c < channels)[:, None]
+        row, step = coefficients + image * channels + c[:, None], images * channels
+        value = tl.load(x + at, inside, 0.0).to(tl.float32)
+        g = tl.load(grad + at, inside, 0.0).to(tl.float32)
+        low, high, sharp = (
+            tl.load(row, known, 0.0),
+            tl.load(row + step, known, 0.0),
+            tl.load(row + 2 * step, known, 0.0),
+        )
+        gate = tl.sigmoid(value * sharp)
+        product = g * value
+        through_gate = product * gate * (1.0 - gate) * high
+        tl.store(grad_x + at, g * (low + high * gate) + through_gate * sharp, inside)
+        of_tile = sums + part.to(tl.int64) * 3 * step + image * channels + c
+        tl.store(of_tile, tl.sum(product, 1), c < channels)
+        tl.store(of_tile + step, tl.sum(product * gate, 1), c < channels)
+        tl.store(of_tile + 2 * step, tl.sum(through_gate * value, 1), c < channels)
+
+    def _run_forward(x: Tensor, coefficients: Tensor) -> Tensor:
+        y, tiling = empty_like(x), tile(x)
+        with on(x):
+            _forward_kernel[tiling.grid](x, y, coefficients, *tiling.arguments, **tiling.constants)
+        return y
+
+    def _run_backward(grad: Tensor, x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        grad_x, tiling = empty_like(x), tile(x)
+        sums = coefficients.new_empty((tiling.along_positions, *coefficients.shape))
+        with on(x):
+            _backward_kernel[tiling.grid](grad, x, grad_x, coefficients, sums, *tiling.arguments, **tiling.constants)
+        return grad_x, sums.sum(0)
+
+    _forward_op = define(
+        "acon", "(Tensor x, Tensor coefficients) -> Tensor", _run_forward, lambda x, coefficients: torch.empty_like(x)
+    )
+    _backward_op = define(
+        "acon_backward",
+        "(Tensor grad, Tensor x, Tensor coefficients) -> (Tensor, Tensor)",
+        _run_backward,
+        lambda grad, x, coefficients: (torch.empty_like(x), torch.empty_like(coefficients)),
+    )
+
+    def _pack(x: Tensor, coefficients: Any) -> Tensor:
+        """Return the coefficients as one (3, B, C) in float32."""
+        return torch.stack([c[..., 0, 0].expand(x.shape[:2]) for c in coefficients]).float()
+
+    def _triton_forward(x: Tensor, coefficients: Any) -> Tensor:
+        return _forward_op(dense(x), _pack(x, coefficients))
+
+    def _triton_backward(grad: Tensor, x: Tensor, coefficients: Any) -> tuple[Tensor, ...]:
+        source = dense(x)
+        grad_x, sums = _backward_op(like(grad, source), source, _pack(x, coefficients))
+        return grad_x, *_narrow(sums, coefficients)
+
+
+_PAPER = "Ma et al., CVPR 2021, arXiv:2009.04759"
+ENTRIES = (
+    Entry(
+        "aconc",
+        AconC,
+        "(p1 − p2)·x·σ(β·(p1 − p2)·x) + p2·x per channel",
+        _PAPER,
+        aliases=("acon_c", "acon"),
+        fit=_fit,
+        fold=_fold,
+    ),
+    Entry(
+        "meta_aconc",
+        MetaAconC,
+        "(p1 − p2)·x·σ(β(x)·(p1 − p2)·x) + p2·x, β(x) = σ(W₂·(W₁·mean(x)))",
+        _PAPER,
+        aliases=("meta_acon_c", "meta_acon"),
+        tokens=False,
+        maps_only_because=POOLS_OVER_POSITIONS,
+        coefficients=MetaAconC.coefficients,
+        held_at=MetaAconC.held_at,
+    ),
+)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rtdetr_act.activations.channels import check_finite, check_positive
+from rtdetr_act.activations.checks import check_finite, check_positive
+from rtdetr_act.activations.exporting import Expression
+from rtdetr_act.activations.fitting import fit_curve
+from rtdetr_act.activations.protocol import GRID, Entry, Folded
+from rtdetr_act.activations.torch_native import SILU
 from rtdetr_act.kernels.backend import plain_gradients, records, wants_plain, wide
 from rtdetr_act.kernels.blocks import block_size, dense, empty_like, flat, is_small, like, scratch
 
+PAPER = "Alexandridis et al., ECCV 2024, arXiv:2407.08567"
 LAMBDA_MIN = 0.0001  # as in the authors' code: the gate divides by lambda
 
 
@@ -49,6 +55,54 @@ class AGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the activation of x, in the type of x."""
         return aglu(x, self.lambd, self.kappa)
+
+
+# ---------------------------------------------------------------- answers
+
+# Well inside the clamp of lambda; with a large kappa it is then ReLU to 0.04 everywhere.
+LEAST_LAMBDA, LARGEST_LAMBDA, LARGEST_KAPPA = 1e-3, 10.0, 10.0
+
+
+def gate_curve(lambd: Tensor, kappa: Tensor) -> Tensor:
+    """Return the gate on the grid of the fits, (1201,)."""
+    return torch.sigmoid(kappa * GRID - torch.log(lambd)) ** (1 / lambd)
+
+
+def _curve(lambd: Tensor, kappa: Tensor) -> Tensor:
+    return GRID * gate_curve(lambd, kappa)
+
+
+@torch.no_grad()
+def fit_gate(module: Any, curve: Callable[..., Tensor], target: Tensor, start: tuple[float, float]) -> Tensor:
+    """Set `lambd` and `kappa` of a module to those whose curve is closest to a target, and return that curve."""
+    low, high = (LEAST_LAMBDA, -LARGEST_KAPPA), (LARGEST_LAMBDA, LARGEST_KAPPA)
+    (lambd, kappa), found = fit_curve(curve, target, start, low, high)
+    module.lambd.fill_(lambd)
+    module.kappa.fill_(kappa)
+    return found
+
+
+def _fit(module: AGLU, target: Tensor) -> Tensor:
+    return fit_gate(module, _curve, target, (1.0, 1.0))  # SiLU
+
+
+def _fold(module: AGLU) -> Folded | None:
+    return Folded(SILU) if float(module.lambd) == 1 == float(module.kappa) else None
+
+
+def write_gate(module: Any) -> Callable[[Tensor], Tensor]:
+    """Return the gate of a module as exp of logarithms, since its power may be 10,000."""
+    rate = torch.clamp(module.lambd.detach().double(), min=LAMBDA_MIN)
+    kappa, shift, power = (float(value) for value in (module.kappa.detach(), torch.log(rate), 1 / rate))
+    return lambda x: torch.exp(F.softplus(shift - kappa * x) * -power)
+
+
+def _exportable(module: AGLU) -> nn.Module:
+    gate = write_gate(module)
+    return Expression(lambda x: x * gate(x))
+
+
+# ---------------------------------------------------------------- op
 
 
 def aglu(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
@@ -138,3 +192,17 @@ def _exponent(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
 
 def _softplus_(t: Tensor) -> Tensor:
     return torch.ops.aten.softplus.out(t, out=t)
+
+
+ENTRIES = (
+    Entry(
+        "aglu",
+        AGLU,
+        "x·σ(κ·x − ln λ)^(1/λ), λ ≥ 0.0001",
+        PAPER,
+        aliases=("adaptive_glu",),
+        fit=_fit,
+        fold=_fold,
+        exportable=_exportable,
+    ),
+)

@@ -1,4 +1,4 @@
-"""The zoo by name: `create`, `resolve`, `entry`, `names`, and `register` for users' own (no torch before it is needed).
+"""The zoo by name: `create`, `resolve`, `entry`, `names`, and `register` for users' own.
 
 Users' own also come from installed packages, through the entry-point group `rtdetr_act.activations`: the name of the
 entry point is the name in the zoo, its object a class, a factory or an `Entry`.
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import pkgutil
 import re
 import warnings
+from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from rtdetr_act.activations.channels import PReLU
-from rtdetr_act.activations.entry import LAYOUTS, Adapter, Details, Entry, parameters_of, without_site
-from rtdetr_act.activations.zoo import ZOO
+import rtdetr_act.activations as folder
+from rtdetr_act.activations.protocol import LAYOUTS, Answers, Entry, Layout, Replaces
 from rtdetr_act.errors import RtdetrActError, SelectionError, SpecError, quote, reason, suggest
 from rtdetr_act.spec import ActSpec
 
@@ -29,13 +31,13 @@ GROUP = "rtdetr_act.activations"
 
 
 def names() -> list[str]:
-    """Return the names of the zoo in alphabetical order, users' own and those of installed packages included.
+    """Return the names of the activations in alphabetical order, users' own and those of installed packages included.
 
     >>> "arelu" in names() and "mish" in names()
     True
     """
-    _load_plugins()
-    return sorted(_entries)
+    _load()
+    return sorted(name for name, item in _entries.items() if item.replaces == "activation")
 
 
 def entry(name: str) -> Entry:
@@ -47,7 +49,7 @@ def entry(name: str) -> Entry:
     >>> entry("nn.SiLU").name, entry("h_swish").name, entry("DyReLU-B").name
     ('silu', 'hardswish', 'dyrelu_b')
     """
-    _load_plugins()
+    _load()
     found = _lookup.get(_normalise(name)) if isinstance(name, str) else None
     if found is None:
         known = [*_entries, *(alias for item in _entries.values() for alias in item.aliases)]
@@ -55,10 +57,14 @@ def entry(name: str) -> Entry:
     return _entries[found]
 
 
-def resolve(spec: str | ActSpec) -> ActSpec:
+def resolve(spec: str | ActSpec, replaces: Replaces = "activation") -> ActSpec:
     """Return the spec under its zoo name, its arguments checked.
 
     Arguments are tried on a tiny instance with 8 channels, without touching the random state.
+
+    Args:
+        spec: A name, a text with literal arguments, or an `ActSpec`.
+        replaces: What it is to take the place of: an "activation" (default) or a "convolution".
 
     Raises:
         SpecError: The name is unknown, or an argument is unknown, missing, too many or has a wrong value.
@@ -74,12 +80,14 @@ def resolve(spec: str | ActSpec) -> ActSpec:
     if not isinstance(spec, ActSpec):
         raise SpecError(f"an activation is a name such as 'arelu' or an ActSpec, not {quote(spec)}")
     found = entry(spec.name)
+    if found.replaces != replaces:
+        raise SpecError(f"'{found.name}' takes the place of a {found.replaces}: it is not an {replaces}")
     spec = ActSpec(found.name, tuple(spec.args), tuple(spec.kwargs))
     _try_arguments(found, spec)
     return spec
 
 
-def create(spec: str | ActSpec, channels: int | None = None, layout: str = "map", **kwargs: Any) -> nn.Module:
+def create(spec: str | ActSpec, channels: int | None = None, layout: Layout = "map", **kwargs: Any) -> nn.Module:
     """Build an activation of the zoo; torch's own module class wherever torch has one, or a subclass (PReLU).
 
     Args:
@@ -102,7 +110,7 @@ def create(spec: str | ActSpec, channels: int | None = None, layout: str = "map"
     return build(resolve(spec), channels, layout)
 
 
-def build(spec: ActSpec, channels: int | None, layout: str) -> nn.Module:
+def build(spec: ActSpec, channels: int | None, layout: Layout) -> nn.Module:
     """Do the work of `create` for a spec already resolved, whose arguments need no second trial at each site."""
     found = entry(spec.name)
     if layout not in LAYOUTS:
@@ -117,6 +125,22 @@ def build(spec: ActSpec, channels: int | None, layout: str) -> nn.Module:
     return _build(found, spec, channels, layout)
 
 
+def entry_of(module: object) -> Entry | None:
+    """Return the entry that answers for a module, by its class; None for a class that the zoo does not know.
+
+    A subclass counts as its parent unless it has a forward of its own.
+
+    >>> entry_of(nn.LeakyReLU(0.1)).name
+    'leaky_relu'
+    """
+    _load()
+    for cls in type(module).__mro__:
+        found = _by_class.get(_qualified(cls))
+        if found is not None and getattr(type(module), "forward", None) is getattr(cls, "forward", None):
+            return found
+    return None
+
+
 def own_classes() -> list[type]:
     """Return the classes of the zoo that torch does not define: what a checkpoint may hold because of this package.
 
@@ -124,16 +148,22 @@ def own_classes() -> list[type]:
     >>> AReLU in own_classes()
     True
     """
-    _load_plugins()
-    found: list[type] = [PReLU]
-    for item in _entries.values():
-        target = item.factory.loaded() if isinstance(item.factory, Adapter) else item.factory
-        if inspect.isclass(target) and not target.__module__.startswith("torch.nn."):
-            found.append(target)
-    return found
+    _load()
+    classes = (cls for item in _entries.values() for cls in _classes_of(item))
+    return [cls for cls in classes if isinstance(cls, type) and not cls.__module__.startswith("torch.nn.")]
 
 
-def register(name: str, factory: Any = None, **details: Unpack[Details]) -> Any:
+def count_parameters(spec: str | ActSpec, channels: int) -> int:
+    """Return how many parameters an activation has at a site of that many channels.
+
+    >>> count_parameters("arelu", 64), count_parameters("prelu(per_channel=True)", 64)
+    (2, 64)
+    """
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in create(spec, channels).parameters())
+
+
+def register(name: str, factory: Any = None, **answers: Unpack[Answers]) -> Any:
     """Add an activation of your own to the zoo, as a call or as a decorator; returns the class or callable.
 
     `channels` (the number of channels at the site) and `layout` ("map" or "tokens") are passed to a class or callable
@@ -145,14 +175,14 @@ def register(name: str, factory: Any = None, **details: Unpack[Details]) -> Any:
     Args:
         name: Its name in the zoo, an identifier.
         factory: A module class, or a callable that returns a module.
-        **details: Any of `aliases`, `formula`, `parameters`, `learnable`, `tokens`, `needs_channels`, `paper` and
-            `note`, as in `Entry`.
+        **answers: What readers should know of it (`formula`, `paper`, `note`, `aliases`, `tokens`),
+            and how it is fitted, folded, exported, recorded and so on, as in `Entry`.
 
     Raises:
         SpecError: The name or an alias is taken or no identifier, or `factory` is not callable.
 
     >>> from torch import nn
-    >>> @register("doctest_cube", learnable=False, formula="x³")
+    >>> @register("doctest_cube", formula="x³")
     ... class Cube(nn.Module):
     ...     def forward(self, x):
     ...         return x**3
@@ -160,15 +190,12 @@ def register(name: str, factory: Any = None, **details: Unpack[Details]) -> Any:
     Cube()
     """
     if factory is None:
-        return lambda decorated: register(name, decorated, **details)
+        return lambda decorated: register(name, decorated, **answers)
     if not callable(factory):
         raise SpecError(f"{quote(name)} needs a module class or a callable that returns a module, not {quote(factory)}")
-    given = parameters_of(factory).get("channels")
-    required = given is not None and given.default is inspect.Parameter.empty
-    aliases = details.get("aliases", ())
-    settings: dict[str, Any] = {**details, "aliases": (aliases,) if isinstance(aliases, str) else tuple(aliases)}
-    settings["needs_channels"] = required or details.get("needs_channels", False)
-    _add(Entry(name, Adapter(factory), **settings))
+    aliases = answers.get("aliases", ())
+    settings: dict[str, Any] = {**answers, "aliases": (aliases,) if isinstance(aliases, str) else tuple(aliases)}
+    _add(Entry(name, factory, **settings))
     return factory
 
 
@@ -181,6 +208,18 @@ def _add(new: Entry) -> None:
             raise SpecError(f"the name '{name}' is taken by the activation '{taken}': choose another")
     _entries[new.name] = new
     _lookup.update({_normalise(name): new.name for name in (new.name, *new.aliases)})
+    for cls in _classes_of(new):
+        path = cls if isinstance(cls, str) else _qualified(cls)
+        if path not in _by_class or _by_class[path].name == new.name:  # another name for a class changes no answer
+            _by_class[path] = new
+
+
+def _classes_of(item: Entry) -> tuple[type | str, ...]:
+    return item.classes or ((item.factory,) if isinstance(item.factory, type) else ())
+
+
+def _qualified(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _read(spec: str | ActSpec) -> ActSpec:
@@ -195,19 +234,45 @@ def _normalise(name: str) -> str:
     return re.sub(r"[_\-\s]", "", bare)
 
 
-def _build(found: Entry, spec: ActSpec, channels: int | None, layout: str) -> nn.Module:
+def build_convolution(spec: ActSpec, conv: nn.Conv2d) -> nn.Module:
+    """Build what takes the place of a convolution, of a spec already resolved."""
+    return _call(entry(spec.name), spec, (conv,), {})
+
+
+def _build(found: Entry, spec: ActSpec, channels: int | None, layout: Layout) -> nn.Module:
+    if found.replaces == "convolution":
+        return _call(found, spec, (nn.Conv2d(channels or 8, channels or 8, 1),), {})
+    site = {name: value for name, value in (("channels", channels), ("layout", layout)) if value is not None}
+    return _call(found, spec, (), site)
+
+
+def _call(found: Entry, spec: ActSpec, site: tuple[Any, ...], named: dict[str, Any]) -> nn.Module:
+    """Call a factory with what its site gives and what the user gave.
+
+    Args:
+        found: The entry.
+        spec: The user's arguments.
+        site: Its first arguments.
+        named: What else the site knows, for parameters of these names.
+    """
     try:
-        module = found.factory(channels, layout, *spec.args, **dict(spec.kwargs))
+        parameters = found.parameters
+        bound = _signature_of(found).bind(*spec.args, **dict(spec.kwargs))
+        bound.arguments.update({name: value for name, value in named.items() if name in parameters})
+        bound.arguments.update(zip(parameters, site, strict=False))
+        call = inspect.BoundArguments(inspect.Signature(list(parameters.values())), bound.arguments)
+        module = found.factory(*call.args, **call.kwargs)
     except RtdetrActError:
         raise
     except _WRONG_ARGUMENTS as error:
         raise _wrong_arguments(found, spec, error) from error
     except (Exception, SystemExit) as error:  # a stranger's factory raises, and exits with, whatever it likes
-        if found.name in _BUILT_IN:
+        if found.name in _built_in:
             raise
         raise SpecError(f"the factory of '{found.name}' failed: {type(error).__name__}: {reason(error)}") from error
     if not isinstance(module, nn.Module):
         raise SpecError(f"the factory of '{found.name}' returned {type(module).__name__}, not a torch.nn.Module")
+    _by_class.setdefault(_qualified(type(module)), found)
     return module
 
 
@@ -220,7 +285,7 @@ _LARGEST_COUNT = 100_000
 
 def _try_arguments(found: Entry, spec: ActSpec) -> None:
     # A whole number is mostly a count of parameters, and building takes gigabytes for one that was mistyped.
-    for value in (*spec.args, *dict(spec.kwargs).values()) if found.name in _BUILT_IN else ():
+    for value in (*spec.args, *dict(spec.kwargs).values()) if found.name in _built_in else ():
         if isinstance(value, int) and abs(value) > _LARGEST_COUNT:
             raise SpecError(
                 f"{quote(str(spec))} is wrong: {quote(value)} is out of all range, whole numbers end at "
@@ -233,7 +298,7 @@ def _try_arguments(found: Entry, spec: ActSpec) -> None:
         except SelectionError:  # for another number of channels, which is a matter of the site
             module = _build(found, spec, None, "map")
             return
-        if (spec.args or spec.kwargs) and found.name in _BUILT_IN:
+        if (spec.args or spec.kwargs) and found.name in _built_in:
             # torch's constructors take anything: LeakyReLU("x") fails in forward only.
             try:
                 module.cpu().eval()(torch.ones(1, 8, 2, 2))
@@ -265,19 +330,39 @@ def _override(spec: str | ActSpec, kwargs: dict[str, Any]) -> ActSpec:
 
 
 def _signature_of(found: Entry) -> inspect.Signature:
-    if isinstance(found.factory, Adapter):
-        return without_site(parameters_of(found.factory.target()))
-    return inspect.Signature(list(inspect.signature(found.factory).parameters.values())[2:])
+    """Return the signature of what a user may give: all but what the site gives."""
+    parameters = list(found.parameters.values())
+    if found.replaces == "convolution":
+        return inspect.Signature(parameters[1:])
+    return inspect.Signature([p for p in parameters if p.name not in ("channels", "layout")])
 
 
-_plugins_loaded = False
+_entries: dict[str, Entry] = {}
+_lookup: dict[str, str] = {}  # names and aliases, as `_normalise` gives them, to names
+_by_class: dict[str, Entry] = {}
+_built_in: set[str] = set()
+_loaded = False
+
+
+def _load() -> None:
+    """Load the files of this folder and the installed packages that have activations, once."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True  # first, because a plugin may ask for names() while it is imported
+    for file in pkgutil.iter_modules(folder.__path__):
+        for item in _entries_in(file.name):
+            _add(item)
+            _built_in.add(item.name)
+    _load_plugins()
+
+
+def _entries_in(file: str) -> Iterator[Entry]:
+    if f"{folder.__name__}.{file}" != __name__:
+        yield from getattr(import_module(f"{folder.__name__}.{file}"), "ENTRIES", ())
 
 
 def _load_plugins() -> None:
-    global _plugins_loaded
-    if _plugins_loaded:
-        return
-    _plugins_loaded = True  # first, because a plugin may ask for names() while it is imported
     for point in entry_points(group=GROUP):
         try:
             found = point.load()
@@ -291,10 +376,3 @@ def _load_plugins() -> None:
                 RuntimeWarning,
                 stacklevel=2,
             )
-
-
-_BUILT_IN = frozenset(item.name for item in ZOO)
-_entries: dict[str, Entry] = {}
-_lookup: dict[str, str] = {}
-for _item in ZOO:
-    _add(_item)

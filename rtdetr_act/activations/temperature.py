@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.channels import check_positive
+from rtdetr_act.activations.checks import check_positive
 from rtdetr_act.spec import TAU_EPOCHS
 
 

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 
+from rtdetr_act.activations.placed import placed_on
+from rtdetr_act.activations.registry import entry_of
 from rtdetr_act.errors import InputError, ModelError, TrainingError
 from rtdetr_act.surgery.functional_calls import unseen_calls
 from rtdetr_act.surgery.modules import put, unwrap
 from rtdetr_act.surgery.rewired import rewire
-from rtdetr_act.surgery.sites import MARK, Site, find_sites
+from rtdetr_act.surgery.sites import Site, find_sites
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -268,7 +270,7 @@ class _Tap(nn.Module):
             site.layer,
             site.section,
             site.current,
-            hasattr(self.activation, MARK),
+            placed_on(self.activation) is not None,
             dead=dead / widths,
             effective_rank=statistics.fmean(ranks),
             rank_share=sum(ranks) / widths,
@@ -291,7 +293,8 @@ class _Tap(nn.Module):
         diagonal, each draw gives it exactly.
         """
         with torch.no_grad():
-            held = self.activation.held_at(x) if hasattr(self.activation, "held_at") else self.activation
+            entry = entry_of(self.activation)
+            held = entry.held_at(self.activation, x) if entry and entry.held_at else self.activation
         leaf = x.clone().requires_grad_()
         signs = torch.randint(0, 2, x.shape, generator=self._draw).to(x) * 2 - 1
         y = held(leaf.clone())  # a copy once more: a leaf cannot be written over

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.activations.placed import placed_on
+from rtdetr_act.activations.registry import entry_of
 from rtdetr_act.surgery.modules import left_as_it_was
 from rtdetr_act.surgery.parameters import slopes
-from rtdetr_act.surgery.sites import MARK, placed_activations
+from rtdetr_act.surgery.sites import placed_activations
 
+Coefficients = Callable[[Any, Tensor], Mapping[str, Tensor]]
 SPREAD = "_spread"  # ends the name of how far a quantity differs between images
 
 
@@ -94,25 +96,23 @@ def read_quantities(model: nn.Module, images: Sequence[Tensor] = (), *, batch: i
     single = {id(parameter) for parameter in slopes(model)}
     measured = _measure(model, images, batch) if images and has_coefficients(model) else {}
     return [
-        Quantity(site, str(getattr(activation, MARK)["activation"]), name, value.item())
+        Quantity(site, placed.spec, name, value.item())
         for site, activation in placed_activations(model)
+        if (placed := placed_on(activation))
         for name, value in chain(_summaries(activation, single), measured.get(site, ()))
     ]
 
 
 def _summaries(activation: nn.Module, single: set[int]) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, scalar) of one activation; `single` has the ids of scalar and per-channel parameters."""
-    if isinstance(activation, AReLU):
-        yield "alpha", activation.slopes()[1]
-        yield "beta", torch.sigmoid(activation.beta)
+    entry = entry_of(activation)
+    if entry and entry.learned:
+        yield from entry.learned(activation).items()
         return
     weights = []
     for name, parameter in activation.named_parameters():
         if id(parameter) in single:
             yield name, parameter.float().mean()
-            if isinstance(activation, nn.PReLU) and parameter.numel() > 1:
-                yield f"{name}_min", parameter.min()
-                yield f"{name}_max", parameter.max()
         else:
             weights.append(parameter.float().norm())
     if weights:
@@ -124,24 +124,27 @@ def has_coefficients(model: nn.Module) -> bool:
     return next(_generators(model), None) is not None
 
 
-def _generators(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    return ((name, module) for name, module in placed_activations(model) if hasattr(module, "named_coefficients"))
+def _generators(model: nn.Module) -> Iterator[tuple[str, nn.Module, Coefficients]]:
+    for name, module in placed_activations(model):
+        entry = entry_of(module)
+        if entry and entry.coefficients:
+            yield name, module, entry.coefficients
 
 
 def _measure(model: nn.Module, images: Sequence[Tensor], batch: int) -> dict[str, list[tuple[str, Tensor]]]:
     """Return (name, scalar) of what the activations generate for the images, by site."""
     seen: dict[str, dict[str, list[tuple[Tensor, Tensor | None]]]] = {}
 
-    def note(site: str, module: Any, inputs: tuple[Tensor, ...]) -> None:
-        for name, value in module.named_coefficients(inputs[0]).items():
+    def note(site: str, found: Mapping[str, Tensor]) -> None:
+        for name, value in found.items():
             seen.setdefault(site, {}).setdefault(name, []).append(_over_positions(value.float()))
 
     device = next(model.parameters()).device
     with left_as_it_was(model):
         model.eval()
         handles = [
-            module.register_forward_pre_hook(lambda module, inputs, site=site: note(site, module, inputs))
-            for site, module in _generators(model)
+            module.register_forward_pre_hook(lambda m, inputs, s=site, c=coefficients: note(s, c(m, inputs[0])))
+            for site, module, coefficients in _generators(model)
         ]
         try:
             for chunk in _chunks(images, batch):

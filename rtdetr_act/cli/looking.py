@@ -39,12 +39,25 @@ def acts(
     table.add_column("formula, parameters, source")
     for name in names():
         item = entry(name)
-        counted = f"{item.parameters} parameters, learned" if item.learnable else "no parameters"
-        lines = Text(f"{item.formula}\n{counted}; {item.paper}")
+        lines = Text(f"{item.formula}\n{_describe_size(name)}; {item.paper}")
         if item.note:
             lines.append(f"\nnot meant for training: {item.note}", style="italic")
         table.add_row(name, "maps, tokens" if item.tokens else "maps", lines)
     Console().print(table)
+
+
+def _describe_size(name: str) -> str:
+    """Say how many parameters an activation has at a site."""
+    from rtdetr_act.activations.registry import count_parameters
+    from rtdetr_act.errors import SpecError
+
+    try:
+        few, many = (count_parameters(name, channels) for channels in (64, 256))
+    except SpecError:  # it has arguments without defaults
+        return "no parameters but its arguments"
+    if few == many:
+        return f"{few} parameters, learned" if few else "no parameters"
+    return f"{few:,} parameters at C = 64, {many:,} at C = 256, learned"
 
 
 def _print_natives(name: str) -> None:
@@ -60,7 +73,7 @@ def _print_natives(name: str) -> None:
         table.add_column(title, overflow="fold")
     others = []
     for activation in names():
-        if native := native_form(activation, target):
+        if native := native_form(activation, name):
             table.add_row(activation, native.note, native.source)
         else:
             others.append(activation)

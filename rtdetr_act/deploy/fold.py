@@ -7,21 +7,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rtdetr_act.activations.placed import leave_placed, placed_on
+from rtdetr_act.activations.protocol import Folded
+from rtdetr_act.activations.registry import entry_of
 from rtdetr_act.errors import FoldError, RtdetrActError
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery import scales
-from rtdetr_act.surgery.forms import Form, torch_form
 from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.modules import evaluating, example_inputs, tensors_of, unwrap
 from rtdetr_act.surgery.patcher import patch_model
 from rtdetr_act.surgery.plan import Plan, Rule
-from rtdetr_act.surgery.sites import MARK, find_sites
+from rtdetr_act.surgery.sites import find_sites
 
 # Of the outputs' difference, in float64: a right fold of rtdetr-x leaves 1e-13. A model that casts to a narrower type
 # inside is granted as many of that type's roundings.
@@ -113,7 +115,7 @@ def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
         raise FoldError("the model is on the device 'meta' and has no weights to scale: load it first")
     with _running("the model"):
         sites = find_sites(root, example_input)
-    forms = {site.name: form for site in sites if (form := torch_form(site.activation))}
+    forms = {site.name: form for site in sites if (form := _folded(site.activation))}
     if not forms:
         return FoldReport(needs=own_classes_in(root))
     factors = {name: form.scale for name, form in forms.items() if form.scale != 1}
@@ -141,6 +143,12 @@ def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
         if site.name in taken
     ]
     return FoldReport(tuple(folds), solution.kept, tuple(sorted(solution.factors)), own_classes_in(root), error)
+
+
+def _folded(activation: Any) -> Folded | None:
+    """Return what an activation equals in evaluation, None where there is nothing but itself."""
+    entry = entry_of(activation)
+    return entry.fold(activation) if entry and entry.fold else None
 
 
 def own_classes_in(model: nn.Module) -> tuple[str, ...]:
@@ -178,14 +186,16 @@ def _running(what: str) -> Iterator[None]:
         ) from error
 
 
-def _apply(root: nn.Module, forms: Mapping[str, Form], factors: Mapping[str, float], example_input: Any) -> None:
+def _apply(root: nn.Module, forms: Mapping[str, Folded], factors: Mapping[str, float], example_input: Any) -> None:
     names: dict[ActSpec, list[str]] = {}
     for name, form in forms.items():
         names.setdefault(form.activation, []).append(glob.escape(name))
     rules = [Rule(spec, include=tuple(found), scope="all") for spec, found in names.items()]
     patch_model(root, Plan(tuple(rules), act_lr=read_plan(root).act_lr), example_input=example_input)
     for name, form in forms.items():
-        getattr(root.get_submodule(name), MARK)["folded"] = form.scale != 1
+        module = root.get_submodule(name)
+        if form.scale != 1 and (placed := placed_on(module)):
+            leave_placed(module, replace(placed, folded=True))
     tensors = tensors_of(root)
     for name, factor in factors.items():
         t = tensors[name]

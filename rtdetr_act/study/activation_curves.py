@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rtdetr_act.surgery.sites import MARK, find_sites
+from rtdetr_act.activations.placed import placed_on
+from rtdetr_act.surgery.sites import find_sites
 from rtdetr_act.surgery.tracing import trace
 
 _LIMIT, _POINTS = 4.0, 65
@@ -28,7 +29,7 @@ def trace_activations(model: nn.Module) -> dict[str, Any]:
     curves = {}
     for site in find_sites(model):
         module = site.activation
-        if not hasattr(module, MARK) or not site.channels or next(module.parameters(), None) is None:
+        if placed_on(module) is None or not site.channels or next(module.parameters(), None) is None:
             continue
         curve = [round(value, 4) for value in trace(module, x, site.channels, site.layout).tolist()]
         curves[site.name] = {"activation": type(module).__name__, "curve": curve}

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from rtdetr_act.activations.dynamic_conv import CONV_MARK, DynamicConv2d, original_of
+from rtdetr_act.activations.dynamic_conv import DynamicConv2d, original_of
+from rtdetr_act.activations.placed import Placed, leave_placed, placed_on
 from rtdetr_act.errors import ModelError, SelectionError, SpecError, suggest
 from rtdetr_act.spec import TAU_EPOCHS, TAU_START, ActSpec
 from rtdetr_act.surgery.model_plan import carries_plan, is_model_yaml, read_plan, set_plan
 from rtdetr_act.surgery.modules import frozen_among, put, unwrap
 from rtdetr_act.surgery.plan import Plan, Rule, format_layers, last_match, require_followers
-from rtdetr_act.surgery.sites import MARK, locate
+from rtdetr_act.surgery.sites import locate
 from rtdetr_act.tables import align
 
 NAME = "dynamic_conv"
@@ -227,12 +228,12 @@ def find_convs(root: nn.Module, name: str, model_yaml: Any) -> list[ConvPlace]:
 def _walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module, str, nn.Conv2d | DynamicConv2d]]:
     """Yield (qualified name, owner, attribute, convolution), leaving out what must stay."""
     reads_weights = any(hasattr(module, method) for method in _OWN_KERNELS)
-    if hasattr(module, MARK) or reads_weights or type(module).__name__ in _OWN_KERNEL_CLASSES:
+    if placed_on(module) or reads_weights or type(module).__name__ in _OWN_KERNEL_CLASSES:
         return
     for attribute, child in module._modules.items():
         qualified = f"{name}.{attribute}" if name else attribute
         if isinstance(child, DynamicConv2d):
-            if hasattr(child, CONV_MARK):
+            if placed_on(child):
                 yield qualified, module, attribute, child
         elif type(child) is nn.Conv2d:  # a subclass computes something else
             yield qualified, module, attribute, child
@@ -271,8 +272,7 @@ def _build(place: ConvPlace, rule: Rule) -> DynamicConv2d:
     if isinstance(original, DynamicConv2d):
         original = _unfolded_original(place.name, original)
     new = DynamicConv2d.from_conv(original, **_settings(rule.activation))
-    # In a list inside a dict, so that torch does not register the old module as a child of the new one.
-    setattr(new, CONV_MARK, {"convolution": str(rule.activation), "original": [original]})
+    leave_placed(new, Placed(str(rule.activation), original, "convolution"))
     return new
 
 
@@ -290,7 +290,7 @@ def install(built: Sequence[tuple[ConvPlace, Rule, DynamicConv2d]], places: Sequ
 def placed_convs(model: nn.Module) -> Iterator[tuple[str, DynamicConv2d]]:
     """Yield (qualified name, convolution) of the dynamic ones that a swap put into a model, at every place."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, DynamicConv2d) and hasattr(module, CONV_MARK):
+        if isinstance(module, DynamicConv2d) and placed_on(module):
             yield name, module
 
 
@@ -327,7 +327,8 @@ def load_plain(model: nn.Module, given: dict[str, torch.Tensor]) -> int:
 
 
 def _unfolded_original(name: str, conv: DynamicConv2d) -> nn.Conv2d:
-    if getattr(conv, CONV_MARK).get("folded"):
+    placed = placed_on(conv)
+    if placed and placed.folded:
         raise ModelError(
             f"the BatchNorm behind {name} was folded into its kernels, which are no longer those of the stock model: "
             "take the model that was fused"

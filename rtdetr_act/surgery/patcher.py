@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations import registry
-from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.activations.placed import Placed, leave_placed, placed_on
+from rtdetr_act.activations.protocol import Entry
 from rtdetr_act.errors import ModelError, SelectionError
 from rtdetr_act.surgery.convolutions import build, find_convs, install, resolve_convolutions, take_out
 from rtdetr_act.surgery.functional_calls import unseen_calls
@@ -20,7 +21,7 @@ from rtdetr_act.surgery.model_plan import carries_plan, read_plan, set_plan
 from rtdetr_act.surgery.modules import put, unwrap
 from rtdetr_act.surgery.plan import Plan, Rule, SwapOptions, format_layers, require_followers
 from rtdetr_act.surgery.rewired import rewire, unwire
-from rtdetr_act.surgery.sites import MARK, Site, find_sites, placed_activations, stock_works_in_place
+from rtdetr_act.surgery.sites import Site, find_sites, placed_activations, stock_works_in_place
 from rtdetr_act.tables import align
 
 
@@ -223,7 +224,7 @@ def unpatch_model(model: Any) -> int:
     """
     root = unwrap(model)
     placed = [(name, module) for name, module in placed_activations(root)]
-    if folded := [name for name, module in placed if getattr(module, MARK).get("folded")]:
+    if folded := [name for name, module in placed if (mark := placed_on(module)) and mark.folded]:
         raise ModelError(
             f"{len(folded)} activations were folded into the weights ({folded[0]} first), which are no longer those of "
             "the stock model: unpatch the one that it was folded from"
@@ -232,7 +233,8 @@ def unpatch_model(model: Any) -> int:
     for name, module in placed:
         path, _, attribute = name.rpartition(".")
         owner = root.get_submodule(path)
-        original = getattr(module, MARK)["original"][0]
+        mark = placed_on(module)
+        original = mark.original if mark else None
         if isinstance(original, nn.Module):
             _move_like(original, module, owner)
         put(owner, attribute, original)
@@ -277,11 +279,11 @@ def _build(site: Site, rule: Rule) -> tuple[nn.Module, float | None]:
         )
     module = registry.build(spec, site.channels, site.layout)
     misfit = match(module, site.activation, site.channels, site.layout) if rule.init == "match" else None
-    _set_inplace(module, site, rule)
+    _set_inplace(module, site, rule, entry)
     return module, misfit
 
 
-def _set_inplace(module: nn.Module, site: Site, rule: Rule) -> None:
+def _set_inplace(module: nn.Module, site: Site, rule: Rule, entry: Entry) -> None:
     """Let an activation write over its input where that saves memory and is safe, and refuse it elsewhere."""
     if getattr(module, "inplace", False) and not site.overwritable:
         raise SelectionError(
@@ -289,22 +291,20 @@ def _set_inplace(module: nn.Module, site: Site, rule: Rule) -> None:
             "that again: leave inplace out, and it is set where it is safe"
         )
     if hasattr(module, "inplace") and "inplace" not in dict(rule.activation.kwargs):
-        # Their backward reads the result, which the next layer keeps anyway: one map less per site. That of SiLU or
-        # Mish reads the input, of which torch would make a copy; LeakyReLU's with a negative slope cannot tell signs.
-        leaky = isinstance(module, nn.LeakyReLU)
-        by_result = isinstance(module, AReLU) or (leaky and module.negative_slope > 0)  # type: ignore[operator]
-        over = site.overwritable if by_result else stock_works_in_place(site.activation) and not leaky
-        module.inplace = over  # type: ignore[assignment]
+        # A backward that reads the result needs what the next layer keeps anyway: one map less per site. That of SiLU
+        # or Mish reads the input, of which torch would make a copy.
+        reads_result = entry.backward_reads_result and entry.backward_reads_result(module)
+        over = stock_works_in_place(site.activation) if reads_result is None else reads_result and site.overwritable
+        module.inplace = bool(over)  # type: ignore[assignment]
 
 
 def _install(site: Site, rule: Rule, module: nn.Module) -> None:
     if site.hidden and not hasattr(site.owner, "hidden_calls"):
         rewire(site.owner)
     current = getattr(site.owner, site.attribute)
-    mark = getattr(current, MARK, None)
-    original = mark["original"][0] if mark else current
-    # In a list inside a dict, so that torch does not register the old module as a child of the new one.
-    setattr(module, MARK, {"activation": str(rule.activation), "original": [original]})
+    placed = placed_on(current)
+    original = placed.original if placed else current
+    leave_placed(module, Placed(str(rule.activation), original))
     _move_like(module, current, site.owner)
     put(site.owner, site.attribute, module)
     _tell_fast_path(site.owner, module)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rtdetr_act.activations.placed import placed_on
 from rtdetr_act.surgery import scales
 from rtdetr_act.surgery.modules import frozen_among, tensors_of
-from rtdetr_act.surgery.sites import MARK, Site, find_sites, placed_activations
+from rtdetr_act.surgery.sites import Site, find_sites, placed_activations
 from rtdetr_act.surgery.tracing import trace
 
 # Between these, factors on the input are tried: hardswish of 100 x is a ReLU, and no longer what was asked for.
@@ -102,4 +103,4 @@ def rescale(root: nn.Module, original: nn.Module, images: Tensor) -> list[str]:
 
 def _has_fixed_form(site: Site) -> bool:
     activation = site.activation
-    return hasattr(activation, MARK) and not any(True for _ in activation.parameters()) and not site.hidden
+    return placed_on(activation) is not None and not any(True for _ in activation.parameters()) and not site.hidden

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rtdetr_act.surgery.forms import HOMOGENEOUS
+from rtdetr_act.activations.registry import entry_of
 from rtdetr_act.surgery.modules import evaluating
 from rtdetr_act.surgery.sites import Site, find_sites, standing_in
 
@@ -179,7 +179,9 @@ def record(root: nn.Module, demanding: Collection[str], inputs: tuple[Any, ...])
 def _kind(site: Site, demanding: Collection[str]) -> str:
     if site.name in demanding:
         return "scaling"
-    return "passing" if isinstance(site.activation, HOMOGENEOUS) else "opaque"
+    entry = entry_of(site.activation)
+    passes = isinstance(site.activation, nn.Identity) or (entry is not None and entry.homogeneous)
+    return "passing" if passes else "opaque"
 
 
 # What an activation demands: the factor that it loses, or the scales before and behind it.

@@ -11,17 +11,14 @@ import torch
 from torch import nn
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
+from rtdetr_act.activations.placed import placed_on
+from rtdetr_act.activations.protocol import Layout
 from rtdetr_act.activations.temperature import Scheduled
 from rtdetr_act.surgery.functional_calls import FUNCTIONS
 from rtdetr_act.surgery.model_plan import is_model_yaml
 from rtdetr_act.surgery.modules import evaluating, example_inputs, put, unwrap
 from rtdetr_act.surgery.rewired import rewired_class
 from rtdetr_act.surgery.rewired.hidden_call import HiddenCall
-
-# What a swap leaves behind on an activation: its spec, and the object that stood there before. Plain data on the
-# module itself, so that it survives deepcopy, pickle and checkpoints, and no state dict shows it.
-MARK = "_rtdetr_act"
-
 
 # Squashing functions that gate or normalise (attention, scores) are no activations to swap.
 _GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
@@ -78,7 +75,7 @@ class Site:
     layer: int | None
     section: str
     channels: int | None
-    layout: str
+    layout: Layout
     activation: Any
     hidden: bool = False
     widths: tuple[int, ...] = ()
@@ -92,8 +89,8 @@ class Site:
     @property
     def current(self) -> str:
         """The activation in words: the spec it was patched with, or its class or function name."""
-        if mark := getattr(self.activation, MARK, None):
-            return str(mark["activation"])
+        if placed := placed_on(self.activation):
+            return placed.spec
         if isinstance(self.activation, nn.Module):
             return type(self.activation).__name__
         return f"F.{FUNCTIONS[self.activation]}"
@@ -145,15 +142,18 @@ def locate(name: str, model_yaml: Any) -> tuple[int | None, str]:
 
 def placed_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield (qualified name, module) of the activations that a swap placed in a model."""
-    return ((name, module) for name, module in model.named_modules() if hasattr(module, MARK))
+    for name, module in model.named_modules():
+        placed = placed_on(module)
+        if placed and placed.replaces == "activation":
+            yield name, module
 
 
 def is_activation_site(attribute: str, owner: nn.Module, child: nn.Module) -> bool:
     """Say whether a child module is an activation to swap: torch's, ours, or whatever a Conv holds as `act`."""
-    if hasattr(child, MARK):
-        return True
     if isinstance(child, _NO_SITES):
         return False
+    if placed_on(child):
+        return True
     if type(child).__module__.startswith(_ACTIVATION_ROOMS):
         return True
     return attribute == "act" and hasattr(type(owner), "default_act") and not isinstance(child, nn.Identity)
@@ -195,7 +195,7 @@ def _section(name: str, layer: int | None, rows: tuple[int, int] | None) -> str:
     return first if first in ("backbone", "neck", "head") else ""
 
 
-def _ask_owner(owner: nn.Module, attribute: str) -> tuple[int | None, str]:
+def _ask_owner(owner: nn.Module, attribute: str) -> tuple[int | None, Layout]:
     """Tell channels and layout from the modules beside the activation, None where they do not say."""
     if isinstance(owner, nn.Sequential):
         before = list(owner._modules.values())[: list(owner._modules).index(attribute)]
@@ -219,8 +219,8 @@ def _ask_owner(owner: nn.Module, attribute: str) -> tuple[int | None, str]:
 
 def stock_works_in_place(activation: Any) -> bool:
     """Say whether what stands at a site, or what stood there before any swap, writes its result over its input."""
-    mark = getattr(activation, MARK, None)
-    stock = mark["original"][0] if mark else activation
+    placed = placed_on(activation)
+    stock = placed.original if placed else activation
     return isinstance(stock, nn.Module) and bool(getattr(stock, "inplace", False))
 
 
@@ -244,7 +244,7 @@ def _out_channels(module: nn.Module) -> int | None:
     return _out_channels(inner) if isinstance(inner, nn.Module) else None
 
 
-def _layout_behind(module: nn.Module) -> str:
+def _layout_behind(module: nn.Module) -> Layout:
     return "tokens" if isinstance(module, nn.Linear) else "map"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rtdetr_act.activations.protocol import Layout
 from rtdetr_act.errors import ModelError
 from rtdetr_act.surgery.modules import evaluating
 
@@ -16,7 +17,7 @@ _CONTEXTS, _SIDE = 8, 3  # 51 sites of DY-ReLU-B take 0.6 s
 
 
 @torch.no_grad()
-def trace(activation: Callable[[Tensor], Tensor], x: Tensor, channels: int | None, layout: str = "map") -> Tensor:
+def trace(activation: Callable[[Tensor], Tensor], x: Tensor, channels: int | None, layout: Layout = "map") -> Tensor:
     """Return f(x) of an activation, in evaluation mode; the random state stays as it is.
 
     What depends on more than the one value is the median over eight random inputs, the same each time.
@@ -52,7 +53,7 @@ def _own_width(activation: object) -> int:
     return getattr(activation, "num_parameters", getattr(activation, "channels", 1))
 
 
-def _trace_alone(activation: Callable[[Tensor], Tensor], x: Tensor, layout: str) -> Tensor | None:
+def _trace_alone(activation: Callable[[Tensor], Tensor], x: Tensor, layout: Layout) -> Tensor | None:
     """Return f(x) with each value an input of its own, None where that is not what the activation takes."""
     try:
         found = _call(activation, x.view(-1, *[1] * (3 if layout == "map" else 2)).clone()).flatten()
@@ -61,7 +62,7 @@ def _trace_alone(activation: Callable[[Tensor], Tensor], x: Tensor, layout: str)
     return found if len(found) == len(x) else None
 
 
-def _trace_embedded(activation: Callable[[Tensor], Tensor], x: Tensor, channels: int, layout: str) -> Tensor:
+def _trace_embedded(activation: Callable[[Tensor], Tensor], x: Tensor, channels: int, layout: Layout) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         maps, place = embed(x, channels, _CONTEXTS, _SIDE)

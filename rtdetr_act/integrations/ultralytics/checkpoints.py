@@ -174,23 +174,3 @@ def find_refused(error: BaseException) -> str | None:
     """
     match = re.search(r"Unsupported global: GLOBAL (\S+) ", str(error.__cause__ or error))
     return match[1] if match else None
-
-
-def refuse_renamed(weight: str | Path, checkpoint: Any) -> None:
-    """Refuse a checkpoint whose `aglu` is the gate alone, which is called `apa` now: rebuilt, it would be another.
-
-    Raises:
-        ModelError: It holds one.
-    """
-    from torch import nn
-
-    from rtdetr_act.surgery.sites import MARK, placed_activations
-
-    model = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
-    for name, module in placed_activations(model) if isinstance(model, nn.Module) else ():
-        named = str(getattr(module, MARK)["activation"]).partition("(")[0]
-        if named == "aglu" and type(module).__module__.startswith("ultralytics."):
-            raise ModelError(
-                f"{quote(str(weight))} was made when 'aglu' was the gate without its input, at {name}: that is 'apa' "
-                "now, so train anew with the one that you mean"
-            )

@@ -26,7 +26,7 @@ BUILDING_ERRORS = (
     MemoryError, SyntaxError,
 )  # fmt: skip
 # Whose errors are about the YAML that they build; a dynamic convolution gives torch what a row has for its Conv.
-_BUILDERS = ("ultralytics.", "torch.", "torchvision.", "ast", "rtdetr_act.kernels.dynamic_conv")
+_BUILDERS = ("ultralytics.", "torch.", "torchvision.", "ast", "rtdetr_act.activations.dynamic_conv")
 
 
 def check_form(model_yaml: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from rtdetr_act.activations.protocol import Layout
+
 
 @dataclass(frozen=True)
 class HiddenCall:
@@ -15,4 +17,4 @@ class HiddenCall:
 
     original: Callable[[Any], nn.Module]
     channels: Callable[[Any], int]
-    layout: str = "map"
+    layout: Layout = "map"

@@ -163,13 +163,12 @@ def load_model_yaml(original: Callable[..., Any], path: str | Path) -> dict[str,
 def _allow_safe_load() -> None:
     import torch
 
-    from rtdetr_act.activations.dynamic_conv import DynamicConv2d
     from rtdetr_act.activations.registry import own_classes
     from rtdetr_act.activations.temperature import Temperature
     from rtdetr_act.surgery.rewired import ultralytics as rewired
 
     if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
-        own: list[Any] = [*own_classes(), *rewired.CLASSES.values(), Temperature, DynamicConv2d]
+        own: list[Any] = [*own_classes(), *rewired.CLASSES.values(), Temperature]
         torch.serialization.add_safe_globals(own)
 
 
@@ -191,7 +190,6 @@ def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: An
         ) from error
     finally:
         _loading.reset(token)
-    checkpoints.refuse_renamed(weight, found[0])
     return found
 
 

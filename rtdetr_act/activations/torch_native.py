@@ -1,0 +1,354 @@
+"""The activations that torch has: its own classes, with what it does not know of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rtdetr_act.activations.checks import channel_dim
+from rtdetr_act.activations.edge_targets import (
+    CORAL,
+    HAILO,
+    HAILO_STAFF,
+    OPENVINO,
+    OPENVINO_FUSED,
+    PG338,
+    RKNN,
+    UG1414,
+    Native,
+)
+from rtdetr_act.activations.exporting import expression
+from rtdetr_act.activations.fitting import best_slopes
+from rtdetr_act.activations.protocol import GRID, Entry, Folded, Layout
+from rtdetr_act.spec import ActSpec
+
+RELU, RELU6, SILU, ELU = ActSpec("relu"), ActSpec("relu6"), ActSpec("silu"), ActSpec("elu")
+_ALONE = "on its own, not fused into the convolution"
+_PREVIEW = "a preview, in the form that the compiler recognises"
+_SIXTHS = "slope 1/6, offset 1/2"
+_ON_CPU = "on the CPU on RK3566 and RK3568"
+_SHRINKS = "starves inputs around 0 of gradient, where BatchNorm puts most of them"
+_COMPETES = "makes the channels share a sum of 1, so the signal shrinks by about 1/C at every site"
+_SATURATES = "saturates on both sides, so gradients vanish through many layers"
+
+
+def leaky_relu(slope: float) -> ActSpec:
+    """Return the spec of a LeakyReLU with that negative slope, that of ReLU for 0.
+
+    >>> str(leaky_relu(0.1)), str(leaky_relu(0.0))
+    ('leaky_relu(negative_slope=0.1)', 'relu')
+    """
+    return ActSpec("leaky_relu", kwargs=(("negative_slope", slope),)) if slope else RELU
+
+
+# ---------------------------------------------------------------- softmaxes: over the channels, wherever they are
+
+
+def softmax(dim: int | None = None, *, layout: Layout = "map") -> nn.Softmax:
+    """Build a softmax over the channels (dimension 1 of maps, the last one of tokens) or over `dim` where given.
+
+    >>> softmax(), softmax(layout="tokens")
+    (Softmax(dim=1), Softmax(dim=-1))
+    """
+    return nn.Softmax(dim=channel_dim(layout) if dim is None else dim)
+
+
+def softmin(dim: int | None = None, *, layout: Layout = "map") -> nn.Softmin:
+    """Build a softmin over the channels (dimension 1 of maps, the last one of tokens) or over `dim` where given.
+
+    >>> softmin()
+    Softmin(dim=1)
+    """
+    return nn.Softmin(dim=channel_dim(layout) if dim is None else dim)
+
+
+def log_softmax(dim: int | None = None, *, layout: Layout = "map") -> nn.LogSoftmax:
+    """Build a log-softmax over the channels (dimension 1 of maps, the last one of tokens) or over `dim` where given.
+
+    >>> log_softmax(layout="tokens")
+    LogSoftmax(dim=-1)
+    """
+    return nn.LogSoftmax(dim=channel_dim(layout) if dim is None else dim)
+
+
+# ---------------------------------------------------------------- answers
+
+
+@torch.no_grad()
+def _fit_leaky_relu(module: nn.LeakyReLU, target: Tensor) -> Tensor:
+    _, below = best_slopes(target)
+    module.negative_slope = below
+    return torch.where(GRID > 0, GRID, below * GRID)
+
+
+def _fold_leaky_relu(module: nn.LeakyReLU) -> Folded | None:
+    return Folded(RELU) if module.negative_slope == 0 else None
+
+
+def _fold_rrelu(module: nn.RReLU) -> Folded:
+    return Folded(leaky_relu((module.lower + module.upper) / 2))
+
+
+def _fold_threshold(module: nn.Threshold) -> Folded | None:
+    return Folded(RELU) if module.threshold == module.value == 0 else None
+
+
+def _fold_hardtanh(module: nn.Hardtanh) -> Folded | None:
+    return Folded(RELU6) if (module.min_val, module.max_val) == (0, 6) else None
+
+
+def _fold_celu(module: nn.CELU) -> Folded | None:
+    return Folded(ELU) if module.alpha == 1 else None
+
+
+def _write_threshold(module: Any, x: Tensor) -> Tensor:
+    above = torch.clamp(torch.sign(x - module.threshold), min=0)  # no comparison, which NCNN lacks
+    return x * above + (1 - above) * module.value
+
+
+def _write_hardshrink(module: Any, x: Tensor) -> Tensor:
+    return x * torch.clamp(torch.sign(x.abs() - module.lambd), min=0)
+
+
+# ---------------------------------------------------------------- entries
+
+
+def _entry(name: str, factory: Any, formula: str, note: str = "", **answers: Any) -> Entry:
+    return Entry(name, factory, formula, "torch.nn", note, **answers)
+
+
+# The exportable forms are for those that an exporter refuses or gets wrong. PNNX, on the way to NCNN, takes
+# x / (1 + |x|), x - tanh(x) and softmax(-x) for the functions that they are, and then finds no layer: hence their other
+# forms. `scripts/parity.py` compares the results.
+ENTRIES = (
+    _entry(
+        "relu",
+        nn.ReLU,
+        "max(x, 0)",
+        homogeneous=True,
+        targets={
+            "rknn": Native(RKNN),
+            "hailo": Native(HAILO),
+            "edgetpu": Native(CORAL),
+            "vitis-dpu": Native(UG1414),
+            "openvino": Native(OPENVINO_FUSED),
+        },
+    ),
+    _entry(
+        "leaky_relu",
+        nn.LeakyReLU,
+        "x for x ≥ 0, 0.01·x for x < 0",
+        aliases=("lrelu",),
+        fit=_fit_leaky_relu,
+        fold=_fold_leaky_relu,
+        homogeneous=True,
+        # With a negative slope the sign of the result does not tell that of the input.
+        backward_reads_result=lambda module: module.negative_slope > 0,
+        targets={
+            "rknn": Native(RKNN),
+            "hailo": Native(HAILO),
+            "vitis-dpu": Native(PG338, "the slope becomes 26/256 = 0.1016, whatever was trained"),
+            "openvino": Native(OPENVINO_FUSED),
+        },
+    ),
+    _entry(
+        "rrelu",
+        nn.RReLU,
+        "x for x ≥ 0, a·x for x < 0, a ~ U(1/8, 1/3) in training, 11/48 else",
+        fold=_fold_rrelu,
+        homogeneous=True,
+        folds_to="leaky_relu",
+    ),
+    _entry(
+        "hardtanh",
+        nn.Hardtanh,
+        "clamp(x, −1, 1)",
+        _SATURATES,
+        fold=_fold_hardtanh,
+        targets={"openvino": Native(OPENVINO_FUSED)},
+    ),
+    _entry(
+        "relu6",
+        nn.ReLU6,
+        "min(max(x, 0), 6)",
+        targets={
+            "rknn": Native(RKNN, "clipping to 0..6"),
+            "hailo": Native(HAILO),
+            "edgetpu": Native(CORAL),
+            "vitis-dpu": Native(UG1414),
+            "openvino": Native(OPENVINO_FUSED),
+        },
+    ),
+    _entry(
+        "sigmoid",
+        nn.Sigmoid,
+        "1 / (1 + e⁻ˣ)",
+        _SATURATES,
+        targets={
+            "rknn": Native(RKNN),
+            "hailo": Native(HAILO),
+            "edgetpu": Native(CORAL),
+            "openvino": Native(OPENVINO_FUSED),
+        },
+    ),
+    _entry(
+        "hardsigmoid",
+        nn.Hardsigmoid,
+        "clamp(x/6 + 1/2, 0, 1)",
+        _SATURATES,
+        aliases=("hsigmoid",),
+        targets={
+            "rknn": Native(RKNN, _SIXTHS),
+            "hailo": Native(HAILO),
+            "vitis-dpu": Native(UG1414),
+            "openvino": Native(OPENVINO, _ALONE),
+        },
+    ),
+    _entry(
+        "tanh",
+        nn.Tanh,
+        "tanh(x)",
+        _SATURATES,
+        targets={
+            "rknn": Native(RKNN),
+            "hailo": Native(HAILO),
+            "edgetpu": Native(CORAL),
+            "openvino": Native(OPENVINO_FUSED),
+        },
+    ),
+    _entry(
+        "silu",
+        nn.SiLU,
+        "x·σ(x)",
+        aliases=("swish",),
+        targets={"rknn": Native(RKNN), "hailo": Native(HAILO_STAFF), "openvino": Native(OPENVINO_FUSED)},
+    ),
+    _entry(
+        "mish",
+        nn.Mish,
+        "x·tanh(ln(1 + eˣ))",
+        targets={"rknn": Native(RKNN), "hailo": Native(HAILO_STAFF), "openvino": Native(OPENVINO_FUSED)},
+    ),
+    _entry(
+        "hardswish",
+        nn.Hardswish,
+        "x·clamp(x/6 + 1/2, 0, 1)",
+        aliases=("hswish", "hardsilu"),
+        targets={
+            "rknn": Native(RKNN, _SIXTHS),
+            "hailo": Native(HAILO_STAFF, _PREVIEW),
+            "vitis-dpu": Native(UG1414, "some were seen on the CPU: github.com/Xilinx/Vitis-AI/issues/1245"),
+            "openvino": Native(OPENVINO_FUSED),
+        },
+    ),
+    _entry(
+        "elu",
+        nn.ELU,
+        "x for x > 0, α·(eˣ − 1) for x ≤ 0, α = 1",
+        targets={"rknn": Native(RKNN, "alpha = 1 only"), "hailo": Native(HAILO), "openvino": Native(OPENVINO_FUSED)},
+    ),
+    _entry("celu", nn.CELU, "max(x, 0) + min(0, α·(e^(x/α) − 1)), α = 1", fold=_fold_celu),
+    _entry(
+        "selu",
+        nn.SELU,
+        "1.0507·(x for x > 0, 1.6733·(eˣ − 1) for x ≤ 0)",
+        targets={"openvino": Native(OPENVINO, _ALONE)},
+    ),
+    _entry(
+        "gelu",
+        nn.GELU,
+        "x·Φ(x), Φ the normal distribution function",
+        targets={
+            "rknn": Native(RKNN, _ALONE),
+            "hailo": Native(HAILO_STAFF, _PREVIEW),
+            "openvino": Native(OPENVINO_FUSED),
+        },
+    ),
+    _entry(
+        "hardshrink",
+        nn.Hardshrink,
+        "x for |x| > λ, 0 else, λ = 0.5",
+        _SHRINKS,
+        exportable=expression(_write_hardshrink),  # unknown to OpenVINO
+    ),
+    _entry(
+        "softshrink",
+        nn.Softshrink,
+        "sign(x)·max(|x| − λ, 0), λ = 0.5",
+        _SHRINKS,
+        exportable=expression(lambda m, x: x - x.clamp(-m.lambd, m.lambd)),  # unknown to OpenVINO
+    ),
+    _entry(
+        "logsigmoid",
+        nn.LogSigmoid,
+        "ln σ(x)",
+        "is negative everywhere and flat where x > 0, so the signal vanishes",
+        exportable=expression(lambda _, x: F.softplus(x * -1) * -1),  # log(sigmoid(x)) in ONNX, -inf from -104 on
+    ),
+    _entry(
+        "softplus",
+        nn.Softplus,
+        "ln(1 + e^(βx)) / β, β = 1",
+        targets={"rknn": Native(RKNN), "openvino": Native(OPENVINO, _ALONE)},
+    ),
+    _entry(
+        "softsign",
+        nn.Softsign,
+        "x / (1 + |x|)",
+        _SATURATES,
+        exportable=expression(lambda _, x: x * (x.abs() + 1).reciprocal()),  # unknown to NCNN
+        targets={"openvino": Native(OPENVINO, _ALONE)},
+    ),
+    _entry(
+        "tanhshrink",
+        nn.Tanhshrink,
+        "x − tanh(x)",
+        _SHRINKS,
+        exportable=expression(lambda _, x: (torch.tanh(x) - x) * -1),  # unknown to NCNN
+    ),
+    _entry(
+        "softmin",
+        softmin,
+        "e⁻ˣ / Σ e⁻ˣ over the channels",
+        _COMPETES,
+        classes=(nn.Softmin,),
+        exportable=expression(lambda m, x: torch.softmax(x * -1, m.dim)),  # unknown to NCNN
+    ),
+    _entry(
+        "softmax",
+        softmax,
+        "eˣ / Σ eˣ over the channels",
+        _COMPETES,
+        classes=(nn.Softmax,),
+        targets={"rknn": Native(RKNN, _ON_CPU), "openvino": Native(OPENVINO, _ALONE)},
+    ),
+    _entry(
+        "softmax2d",
+        nn.Softmax2d,
+        "eˣ / Σ eˣ over the channels of a map",
+        _COMPETES,
+        tokens=False,
+        maps_only_because="it needs height and width",
+        targets={"rknn": Native(RKNN, _ON_CPU), "openvino": Native(OPENVINO, _ALONE)},
+    ),
+    _entry(
+        "log_softmax",
+        log_softmax,
+        "x − ln Σ eˣ over the channels",
+        "is negative everywhere and ties every channel to all others",
+        classes=(nn.LogSoftmax,),
+        targets={"openvino": Native(OPENVINO, _ALONE)},
+    ),
+    _entry(
+        "threshold",
+        nn.Threshold,
+        "x for x > threshold, value else (both must be given)",
+        "passes no gradient below its threshold and may jump there",
+        fold=_fold_threshold,
+        # In ONNX with a threshold of 0 only, unknown to OpenVINO and NCNN.
+        exportable=expression(_write_threshold),
+    ),
+)
