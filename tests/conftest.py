@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,20 @@ def rows_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the tiny RT-DETR with `activation: arelu` and two rows that name their own."""
     model_yaml = tiny.with_rows(tiny.RTDETR, {3: "prelu", 14: "gelu"}, activation="arelu")
     return tiny.write_yaml(tmp_path_factory.mktemp("models") / "rows.yaml", model_yaml)
+
+
+@pytest.fixture
+def own_zoo() -> Iterator[None]:
+    """Take back what a test registers."""
+    from rtdetr_act.activations import registry
+
+    registry.names()
+    tables = (registry._entries, registry._lookup, registry._by_class)
+    copies = [dict(table) for table in tables]
+    yield
+    for table, before in zip(tables, copies, strict=True):
+        table.clear()
+        table.update(before)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent))
 from reference import REFERENCE
 
-from rtdetr_act.activations import registry
 from rtdetr_act.activations.acon import AconC, MetaAconC
 from rtdetr_act.activations.aglu import AGLU, LAMBDA_MIN
 from rtdetr_act.activations.arelu import AReLU
@@ -82,18 +80,6 @@ VARIANTS = [
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def own_zoo() -> Iterator[None]:
-    """Take back what a test registers."""
-    names()
-    tables = (registry._entries, registry._lookup, registry._by_class)
-    copies = [dict(table) for table in tables]
-    yield
-    for table, before in zip(tables, copies, strict=True):
-        table.clear()
-        table.update(before)
 
 
 def build(name: str, layout: str = "map", channels: int = 6, **kwargs: object) -> nn.Module:

@@ -87,7 +87,7 @@ def _fit(module: AGLU, target: Tensor) -> Tensor:
 
 
 def _fold(module: AGLU) -> Folded | None:
-    return Folded(SILU) if float(module.lambd) == 1 == float(module.kappa) else None
+    return Folded(SILU) if module.lambd.item() == 1 == module.kappa.item() else None
 
 
 def write_gate(module: Any) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,367 @@
+"""The conformance suite of an activation: what the package expects of its own, for anybody's.
+
+>>> import numpy as np
+>>> check_activation("leaky_relu", lambda x, state, axis: np.where(x >= 0, x, 0.01 * x))
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rtdetr_act.activations.fitting import relative_error
+from rtdetr_act.activations.protocol import GRID, Entry, Layout
+from rtdetr_act.activations.registry import create, entry, entry_of, names, resolve
+from rtdetr_act.deploy.fold import fold_activations
+from rtdetr_act.errors import FoldError
+from rtdetr_act.surgery.patcher import patch_model, unpatch_model
+from rtdetr_act.surgery.plan import Plan
+from rtdetr_act.surgery.tracing import trace
+
+Reference: TypeAlias = Callable[[np.ndarray, Mapping[str, np.ndarray], int], Any]
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """An activation at a site, whose parameters have moved away from their start, where errors could hide."""
+
+    spec: str
+    entry: Entry
+    layout: Layout
+    channels: int
+    reference: Reference | None
+
+    def build(self, dtype: torch.dtype = torch.float32, channels: int | None = None) -> nn.Module:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            module = create(self.spec, channels or self.channels, self.layout)
+            for parameter in module.parameters():
+                parameter.add_(0.2 * torch.rand_like(parameter))
+            for name, buffer in module.named_buffers():
+                if buffer.is_floating_point():  # a variance stays positive
+                    buffer.copy_(torch.rand_like(buffer) + (0.5 if "var" in name else 0.0))
+        return module.to(dtype).eval()
+
+    def draw(self, dtype: torch.dtype = torch.float32, channels: int | None = None) -> Tensor:
+        c = channels or self.channels
+        shape = (2, c, 5, 4) if self.layout == "map" else (2, 7, c)
+        return (2 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).to(dtype)
+
+    def expect(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Return the result in float64: by the reference, else by the module itself."""
+        if self.reference is None:
+            with torch.no_grad():
+                expected: Tensor = copy.deepcopy(module).double()(x.double())
+                return expected
+        state = {name: value.detach().double().numpy() for name, value in module.state_dict().items()}
+        axis = 1 if self.layout == "map" else x.ndim - 1
+        return torch.from_numpy(np.asarray(self.reference(x.detach().double().numpy(), state, axis)))
+
+
+def check_activation(
+    activation: str | type[nn.Module], reference: Reference | None = None, *, channels: int = 6
+) -> None:
+    """Check that an activation of the zoo does all that the package relies on.
+
+    It computes its formula in float64, has the right gradients, is accurate in half types, under autocast and compiled
+    without graph breaks; it keeps channels_last, its type and its shape, down to one image of one pixel; it survives
+    deepcopy, pickle, a state dict and a checkpoint, and a plan with it survives YAML; swapping it in leaves the random
+    state alone and can be undone. Its answers hold: what it folds to and its exportable form compute the same, a fit
+    comes closer to its target and gives the curve that it returns, and where its backward reads the result, writing
+    over the input changes no gradient.
+
+    Args:
+        activation: A name, with literal arguments or not, or a registered class.
+        reference: An independent formula: maps x, float64 of any shape, the module's state by name and the dimension of
+            the channels to the result. None: the module in float64, so that the formula itself is not checked.
+        channels: C of the inputs.
+
+    Raises:
+        SpecError: The activation is unknown.
+        AssertionError: Naming the activation, the check and the layout that failed.
+    """
+    resolved = resolve(activation if isinstance(activation, str) else _registered_name(activation))
+    known = entry(resolved.name)
+    for layout in ("map", "tokens") if known.tokens else ("map",):
+        case = _Case(str(resolved), known, layout, channels, reference)
+        for check in _CHECKS:
+            with torch.random.fork_rng(devices=[]), _named(case, check):
+                torch.manual_seed(0)
+                check(case)
+
+
+def _registered_name(cls: type[nn.Module]) -> str:
+    for name in names():
+        if entry(name).factory is cls:
+            return name
+    raise AssertionError(f"{cls.__name__} is not registered: register('its_name', {cls.__name__})")
+
+
+@contextmanager
+def _named(case: _Case, check: Callable[[_Case], None]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        what = (check.__doc__ or check.__name__).strip().rstrip(".")
+        said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        raise AssertionError(f"{case.spec} ({case.layout}): {what}: {said}") from error
+
+
+# ---------------------------------------------------------------- what it computes
+
+
+def _check_formula(case: _Case) -> None:
+    """It is its formula in float64."""
+    module, x = case.build(torch.float64), case.draw(torch.float64)
+    torch.testing.assert_close(module(x), case.expect(module, x), rtol=1e-9, atol=1e-9)
+
+
+def _check_gradients(case: _Case) -> None:
+    """Its gradients are those of finite differences."""
+    channels = 3 if case.channels > 3 else case.channels
+    module = case.build(torch.float64, channels)
+    x = case.draw(torch.float64, channels)[..., :3, :].contiguous()
+    x = torch.where(x.abs() < 0.05, 0.3, x).requires_grad_()  # away from a kink at 0
+    keys = [key for key, _ in module.named_parameters()]
+
+    def call(x: Tensor, *values: Tensor) -> Any:
+        return torch.func.functional_call(module, dict(zip(keys, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(call, (x, *module.parameters()))
+
+
+def _check_half_types(case: _Case) -> None:
+    """Half types are rounded about once."""
+    for dtype in HALF:
+        module, x = case.build(dtype), case.draw(dtype)
+        y, exact, step = module(x), case.expect(module, x), torch.finfo(dtype).eps
+        assert y.dtype == dtype, f"{dtype} became {y.dtype}"
+        torch.testing.assert_close(y.double(), exact, rtol=4 * step, atol=6 * step * max(1.0, float(exact.abs().max())))
+
+
+def _check_autocast(case: _Case) -> None:
+    """Autocast takes float32 and bfloat16, and parameters get float32 gradients."""
+    module, x = case.build(), case.draw().requires_grad_()
+    for given in (x, x.bfloat16()):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = module(given)
+        exact = case.expect(module, given)
+        error = float((y.detach().double() - exact).abs().max())
+        assert error < 0.05 * max(1.0, float(exact.abs().max())), f"off by {error:.2g}"
+        y.float().sum().backward()
+    wrong = [name for name, p in module.named_parameters() if p.grad is None or p.grad.dtype != torch.float32]
+    assert not wrong, f"no float32 gradient for {', '.join(wrong)}"
+
+
+def _check_memory_format(case: _Case) -> None:
+    """It keeps channels_last, but for torch's own kernels, some of which answer in the other format."""
+    if case.layout == "map":
+        module, x = case.build(), case.draw().to(memory_format=torch.channels_last)
+        y = module(x)
+        kept = y.is_contiguous(memory_format=torch.channels_last)
+        assert kept or type(module).__module__.startswith("torch.nn."), "the result is contiguous"
+        torch.testing.assert_close(y, module(x.contiguous()), rtol=1e-4, atol=1e-5)
+
+
+def _check_small_inputs(case: _Case) -> None:
+    """It takes one image of one pixel, in training too, and no image at all."""
+    one = (1, case.channels, 1, 1) if case.layout == "map" else (1, 1, case.channels)
+    for training in (True, False):
+        x = torch.randn(one, requires_grad=True)
+        y = case.build().train(training)(x)
+        y.sum().backward()
+        assert y.shape == x.shape and x.grad is not None and bool(torch.isfinite(x.grad).all()), "one pixel"
+    assert case.build()(case.draw()[:0]).shape == case.draw()[:0].shape, "no image"
+
+
+def _check_compile(case: _Case) -> None:
+    """It compiles without a graph break, to the same result and gradients."""
+    module, x = case.build(), case.draw()
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=False)
+    parameters = list(module.parameters())
+    x.requires_grad_()
+    found = torch.autograd.grad(compiled(x).square().sum(), [x, *parameters])
+    expected = torch.autograd.grad(module(x).square().sum(), [x, *parameters])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------- what it survives
+
+
+def _check_copies(case: _Case) -> None:
+    """Copies, pickles and state dicts compute the same and share nothing."""
+    module, x = case.build(), case.draw()
+    loaded = case.build()
+    loaded.load_state_dict(module.state_dict())
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), loaded):
+        assert type(twin) is type(module), f"a {type(module).__name__} became a {type(twin).__name__}"
+        torch.testing.assert_close(twin(x), module(x))
+        own = {p.data_ptr() for p in twin.parameters()}
+        assert own.isdisjoint(p.data_ptr() for p in module.parameters()), "a copy shares parameters"
+
+
+def _check_parameters(case: _Case) -> None:
+    """Scalars and per-channel parameters have one dimension, by which the optimizer's groups tell them."""
+    module = case.build()
+    inner = {f"{name}." for name, child in module.named_modules() if name and isinstance(child, _WEIGHT_LAYERS)}
+    wrong = [n for n, p in module.named_parameters() if p.ndim != 1 and not n.startswith(tuple(inner))]
+    assert not wrong, f"{', '.join(wrong)} has another number of dimensions"
+
+
+_WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+
+
+def _check_swap(case: _Case) -> None:
+    """It is swapped in with a random state left alone, kept by a checkpoint and by YAML, and taken out again."""
+    net = _network(case)
+    before, state = copy.deepcopy(net), torch.get_rng_state()
+    plan = Plan.parse(case.spec, scope="all")
+    assert Plan.from_yaml(plan.to_yaml()) == plan, "its plan does not survive YAML"
+    assert len(patch_model(net, plan, example_input=_input(case))) == 1, "it was not swapped in"
+    assert torch.equal(torch.get_rng_state(), state), "the random state moved"
+    content = io.BytesIO()
+    torch.save(net, content)
+    content.seek(0)
+    loaded = torch.load(content, weights_only=False)
+    torch.testing.assert_close(loaded.eval()(_input(case)), net.eval()(_input(case)))
+    for patched in (net, loaded):
+        assert unpatch_model(patched) == 1, "it was not taken out"
+        torch.testing.assert_close(patched.eval()(_input(case)), before.eval()(_input(case)))
+
+
+def _network(case: _Case) -> nn.Sequential:
+    c = case.channels
+    if case.layout == "tokens":
+        return nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, 2))
+    return nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.SiLU(), nn.Conv2d(c, 2, 1))
+
+
+def _input(case: _Case) -> Tensor:
+    return case.draw()
+
+
+# ---------------------------------------------------------------- its answers
+
+
+def _check_fold(case: _Case) -> None:
+    """It folds to what computes the same, in a network too."""
+    if case.entry.fold is None:
+        return
+    module, x = case.build(torch.float64), case.draw(torch.float64)
+    folded = case.entry.fold(module)
+    if folded is None:
+        return
+    found = folded.scale * create(folded.activation, case.channels, case.layout).double().eval()(x)
+    torch.testing.assert_close(found, module(x), rtol=1e-9, atol=1e-9)
+    assert folded.scale > 0 and (folded.scale == 1 or entry(folded.activation.name).homogeneous), (
+        "its factor can go nowhere"
+    )
+    net = _network(case).double().eval()
+    patch_model(net, Plan.parse(case.spec, scope="all"), example_input=_input(case).double())
+    expected = net(x)
+    try:
+        report = fold_activations(net, x)
+    except FoldError as error:
+        raise AssertionError(str(error)) from error
+    assert len(report) == 1, f"kept in a network: {dict(report.kept)}"
+    torch.testing.assert_close(net(x), expected, rtol=1e-8, atol=1e-8)
+
+
+def _check_homogeneous(case: _Case) -> None:
+    """A factor on its input is one on its output, where it says so."""
+    if case.entry.homogeneous:
+        module, x = case.build(torch.float64), case.draw(torch.float64)
+        torch.testing.assert_close(module(3.7 * x), 3.7 * module(x), rtol=1e-9, atol=1e-9)
+
+
+def _check_exportable(case: _Case) -> None:
+    """Its exportable form computes the same, and torch.export takes it."""
+    module, x = case.build(), case.draw()
+    written = case.entry.exportable(module).eval() if case.entry.exportable else module
+    torch.testing.assert_close(written(x), module(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.export.export(written, (x,)).module()(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+def _check_fit(case: _Case) -> None:
+    """A fit gives the curve that it returns, and is no farther from its target than the start."""
+    if case.entry.fit is None:
+        return
+    for old in (nn.SiLU(), nn.ReLU()):
+        module = create(case.spec, case.channels, case.layout)
+        target = trace(old, GRID.float(), case.channels, case.layout).double()
+        start = relative_error(trace(module, GRID.float(), case.channels, case.layout).double(), target)
+        curve = case.entry.fit(module, target)
+        if case.entry.held_at is None:  # an attention over positions is another one in a network
+            found = trace(module, GRID.float(), case.channels, case.layout).double()
+            torch.testing.assert_close(found, curve, rtol=1e-4, atol=1e-4)
+        error = relative_error(curve, target)
+        assert error <= start + 1e-6, f"{error:.3f} off {type(old).__name__}, {start:.3f} before"
+
+
+def _check_in_place(case: _Case) -> None:
+    """Where its backward reads the result, writing over the input changes no gradient."""
+    answer = case.entry.backward_reads_result
+    module = case.build(torch.float64)
+    if answer is None or not answer(module) or not hasattr(module, "inplace"):
+        return
+    gradients = []
+    for inplace in (False, True):
+        module.inplace = inplace  # type: ignore[assignment]
+        x = case.draw(torch.float64).requires_grad_()
+        norm = nn.BatchNorm1d(x.shape[1]).double() if x.ndim == 3 else nn.BatchNorm2d(x.shape[1]).double()
+        y = module(norm(x))
+        gradients.append(torch.autograd.grad(y.square().sum(), [x, *module.parameters()]))
+    for plain, over in zip(*gradients, strict=True):
+        torch.testing.assert_close(over, plain, rtol=1e-9, atol=1e-9)
+
+
+def _check_recorded(case: _Case) -> None:
+    """What it records and generates are numbers by name, and what it is at an input has its value there."""
+    module, x = case.build(), case.draw()
+    if case.entry.learned:
+        for name, value in case.entry.learned(module).items():
+            assert isinstance(name, str) and value.numel() == 1, f"{name} is not one number"
+    if case.entry.coefficients:
+        for name, value in case.entry.coefficients(module, x).items():
+            assert len(value) == len(x), f"{name} is not a value per image"
+    if case.entry.held_at:
+        torch.testing.assert_close(case.entry.held_at(module, x)(x), module(x), rtol=1e-5, atol=1e-6)
+
+
+def _check_known(case: _Case) -> None:
+    """Its entry is found by its class, which is how the package asks a module."""
+    found = entry_of(case.build())
+    assert found is not None, f"no entry for {type(case.build()).__name__}: name it under classes="
+
+
+_CHECKS: tuple[Callable[[_Case], None], ...] = (
+    _check_known,
+    _check_formula,
+    _check_gradients,
+    _check_half_types,
+    _check_autocast,
+    _check_memory_format,
+    _check_small_inputs,
+    _check_compile,
+    _check_copies,
+    _check_parameters,
+    _check_swap,
+    _check_fold,
+    _check_homogeneous,
+    _check_exportable,
+    _check_fit,
+    _check_in_place,
+    _check_recorded,
+)

@@ -1,0 +1,97 @@
+"""The example of an activation outside the package does, through its entry point, all that ours do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "example_activation"
+# One process, since each takes seconds to start. Prints a line of JSON behind what the commands print.
+_CODE = """
+import json, sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rtdetr_act.activations.registry import entry_of, names
+from rtdetr_act.cli.main import app
+from rtdetr_act.surgery.sites import find_sites
+from rtdetr_act.testing import check_activation
+
+model_yaml, data = sys.argv[1:]
+
+def run(*words):
+    app([*words], standalone_mode=False)
+
+check_activation("scaled_relu", lambda x, state, axis: np.exp(state["log_scale"]) * np.maximum(x, 0))
+run("train", "--act", "scaled_relu", "--init", "match", "--model", model_yaml, "--data", data, "epochs=1", "imgsz=64",
+    "batch=4", "workers=0", "plots=False", "name=run")
+best = "runs/detect/run/weights/best.pt"
+trained = torch.load(best, weights_only=False)["model"]
+scales = [float(m.log_scale.exp()) for m in trained.modules() if type(m).__name__ == "ScaledReLU"]
+run("learned", best, "-o", "learned.png")
+run("fold", best)
+folded = torch.load("runs/detect/run/weights/best-folded.pt", weights_only=False)["model"]
+run("export", best, "format=onnx", "imgsz=64")
+run("bench", "--act", "scaled_relu", "--model", model_yaml, "imgsz=64", "batch=2", "--turns", "2")
+print(json.dumps({
+    "scales": scales,
+    "sites": [site.current for site in find_sites(folded)],
+    "history": Path("runs/detect/run/activations.csv").read_text().splitlines()[:2],
+    "files": [Path(name).is_file() for name in ("learned.png", "runs/detect/run/weights/best.onnx")],
+    "bench": Path("runs/bench/stock.json").read_text(),
+}))
+"""
+
+
+def test_one_file_trains_matches_folds_exports_is_recorded_and_benchmarked(data, stock_yaml, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    _install(tmp_path)
+    path = os.pathsep.join(map(str, (FOLDER, tmp_path, ROOT)))
+    done = tiny.run_python(_CODE, tmp_path, stock_yaml, data.detect, PYTHONPATH=path, MPLBACKEND="agg")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["scales"]) == tiny.CONV_SITES
+    # Matched to SiLU, whose best slope for positive inputs is 0.83, and to ReLU; then trained.
+    assert 0.8 < min(found["scales"]) < max(found["scales"]) < 1.1 and len(set(found["scales"])) > 2
+    assert set(found["sites"]) & {"relu", "scaled_relu"} == {"relu"}
+    assert re.search(r"^0,.*,scaled_relu,scale,", found["history"][1])
+    assert found["files"] == [True, True]
+    assert "scaled_relu" in found["bench"]
+
+
+def _install(folder: Path) -> None:
+    """Write what pip would write for the example: its entry point."""
+    text = (FOLDER / "pyproject.toml").read_text(encoding="utf-8")
+    pattern = r'^\[project\.entry-points\."([\w.]+)"\]\n((?:\w+ = "[\w.:]+"\n)+)'
+    group, points = re.search(pattern, text, re.MULTILINE).groups()
+    info = folder / "scaled_relu-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scaled-relu\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n" + points.replace('"', ""))
+
+
+def test_its_kernels_run_in_the_interpreter(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    code = (
+        "import torch, scaled_relu as example\n"
+        "for dtype in (torch.float32, torch.float16):\n"
+        "    x = torch.randn(2, 3, 40, 20).to(dtype).requires_grad_()\n"
+        "    scale = torch.tensor([1.7], requires_grad=True)\n"
+        "    y = example.scaled_relu(x, scale)\n"
+        "    found = torch.autograd.grad(y.float().square().sum(), [x, scale])\n"
+        "    plain = torch.relu(x.double()) * scale.double()\n"
+        "    expected = torch.autograd.grad(plain.square().sum(), [x, scale])\n"
+        "    for one, other in zip((y, *found), (plain, *expected)):\n"
+        "        torch.testing.assert_close(one.double(), other.double(), rtol=2e-3, atol=2e-3)\n"
+        "print('right')\n"
+    )
+    done = tiny.run_python(code, tmp_path, PYTHONPATH=os.pathsep.join(map(str, (FOLDER, ROOT))), TRITON_INTERPRET="1")
+    assert done.stdout.strip() == "right"
