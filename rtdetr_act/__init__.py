@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from rtdetr_act.integrations.ultralytics.hooks.tasks import default_act as default_act
     from rtdetr_act.integrations.ultralytics.shapes import shapes as shapes
     from rtdetr_act.surgery.calibrate import calibrate as calibrate
-    from rtdetr_act.surgery.convolutions import ConvReport as ConvReport
-    from rtdetr_act.surgery.convolutions import patch_convs as patch_convs
     from rtdetr_act.surgery.epochs import set_epoch as set_epoch
     from rtdetr_act.surgery.patcher import PatchReport as PatchReport
+    from rtdetr_act.surgery.patcher import patch_convs as patch_convs
     from rtdetr_act.surgery.patcher import patch_model as patch_model
     from rtdetr_act.surgery.patcher import unpatch_model as unpatch_model
     from rtdetr_act.surgery.plan import Plan as Plan
@@ -46,10 +45,9 @@ _MODULES = {
     "default_act": "integrations.ultralytics.hooks.tasks",
     "shapes": "integrations.ultralytics.shapes",
     "calibrate": "surgery.calibrate",
-    "ConvReport": "surgery.convolutions",
-    "patch_convs": "surgery.convolutions",
     "set_epoch": "surgery.epochs",
     "PatchReport": "surgery.patcher",
+    "patch_convs": "surgery.patcher",
     "patch_model": "surgery.patcher",
     "unpatch_model": "surgery.patcher",
     "Plan": "surgery.plan",

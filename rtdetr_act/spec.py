@@ -9,10 +9,6 @@ from typing import Any
 
 from rtdetr_act.errors import SpecError, quote
 
-# Dynamic convolution's paper lets the temperature fall from 30 over the first ten epochs.
-TAU_START, TAU_EPOCHS = 30.0, 10
-
-
 LONGEST_PLAN, LONGEST_RULE = 20_000, 2_000  # characters
 
 

@@ -36,9 +36,9 @@ from rtdetr_act.errors import InputError, ModelError, SelectionError, SpecError
 from rtdetr_act.integrations.ultralytics import hooks
 from rtdetr_act.integrations.ultralytics.models import load_variant
 from rtdetr_act.integrations.ultralytics.optimizer import keep_stacks_out_of_muon
-from rtdetr_act.surgery.convolutions import placed_convs
 from rtdetr_act.surgery.epochs import set_epoch
 from rtdetr_act.surgery.model_plan import normalise_model_yaml, split_model_yaml
+from rtdetr_act.surgery.sites import placed_convolutions
 
 
 @pytest.fixture(autouse=True)
@@ -235,7 +235,7 @@ def test_shared_and_special_convolutions() -> None:
     shared, frozen = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1).requires_grad_(False)
     net = nn.ModuleList([nn.Conv2d(3, 4, 3), shared, RepConv(), Odd(4, 4, 1), frozen, nn.Sequential(shared)])
     report = patch_convs(net)
-    assert report.places == ["1", "5.0"] and net[1] is net[5][0]
+    assert report.sites == ["1", "5.0"] and net[1] is net[5][0]
     assert unpatch_model(net) == 2 and net[1] is shared and net[5][0] is shared
     every = copy.deepcopy(net).requires_grad_(False)  # as a checkpoint's network is
     report = patch_convs(every, include=["1", "4"])
@@ -264,14 +264,14 @@ def test_the_plan_carries_convolutions() -> None:
     spec = "dynamic_conv(kernels=2, tau_start=None)"
     model_yaml = tiny.with_rows(tiny.yolo(), {}, convolution=f"{spec}@backbone, dynamic_conv@5")
     plan = split_model_yaml(model_yaml)[1]
-    assert plan and not plan.rules
+    assert plan and {rule.replaces for rule in plan.rules} == {"convolution"}
     assert str(plan) == f"{spec}@backbone, dynamic_conv@5"
     whole = normalise_model_yaml({**model_yaml, "activation": "arelu"})
-    assert "convolution" not in whole and len(whole["activation"]["convolutions"]) == 2
+    assert "convolution" not in whole and len(whole["activation"]["rules"]) == 3
     assert Plan.from_yaml(whole["activation"]) == split_model_yaml(whole)[1]
     assert Plan.from_yaml(plan.to_yaml()) == plan
-    stacked = plan.followed_by(Plan.from_yaml({"convolutions": [{"activation": "dynamic_conv", "layers": "5"}]}))
-    assert len(stacked.convolutions) == 2
+    stacked = plan.followed_by(Plan.from_yaml({"rules": [{"activation": "dynamic_conv", "layers": "5"}]}))
+    assert len(stacked.rules) == 2
     wrong = {"dynamic_conf": "did you mean 'dynamic_conv'", "dynamic_conv(kernel=3)": "did you mean 'kernels'"}
     for text, words in wrong.items():
         with pytest.raises(SpecError, match=words):
@@ -285,38 +285,41 @@ def test_which_convolutions_of_ultralytics() -> None:
     head = stock.model[-1]
     predicts = {f"model.5.{branch}.{i}.2" for branch in ("cv2", "cv3") for i in range(head.nl)}
     expected = [n for n in names if n not in predicts and n not in ("model.0.conv", "model.5.dfl.conv")]
-    assert [name for name, _ in placed_convs(model)] == expected
+    assert [name for name, _ in placed_convolutions(model)] == expected
     rtdetr = tasks.RTDETRDetectionModel({**tiny.RTDETR, "convolution": "dynamic_conv"}, verbose=False)
-    placed = {name for name, _ in placed_convs(rtdetr)}
+    placed = {name for name, _ in placed_convolutions(rtdetr)}
     assert placed and not any("model.13.m.0" in name for name in placed)  # RepC3's RepConv
     assert {f"model.14.input_proj.{i}.0" for i in range(3)} <= placed
     # The activations of a patched model are found beside them, and the other way round.
     assert len(find_sites(rtdetr)) == len(find_sites(tasks.RTDETRDetectionModel(tiny.RTDETR, verbose=False)))
     assert len(patch_model(rtdetr, "dyrelu_b")) == tiny.CONV_SITES
-    assert len(split_model_yaml(rtdetr.yaml)[1].convolutions) == 1
+    assert len(split_model_yaml(rtdetr.yaml)[1].rules) == 2
     report = patch_convs(rtdetr, layers="1-3", tau_start=None)
-    assert {swap.place.layer for swap in report.swaps} == {1, 2, 3}
-    assert str(report.plan) == "dyrelu_b, dynamic_conv, dynamic_conv(tau_start=None)@1-3"
-    assert "depthwise" in str(report)
+    assert {swap.site.layer for swap in report.swaps} == {1, 2, 3}
+    assert str(report.plan) == "dynamic_conv, dyrelu_b, dynamic_conv(tau_start=None)@1-3"
+    assert "dynamic_conv" in str(report)
+    stock = tasks.RTDETRDetectionModel(tiny.RTDETR, verbose=False)
+    assert "depthwise" in str(patch_convs(stock, layers="1-3"))
     unpatch_model(rtdetr)
-    assert not list(placed_convs(rtdetr)) and "activation" not in rtdetr.yaml
+    assert not list(placed_convolutions(rtdetr)) and "activation" not in rtdetr.yaml
 
 
 def test_a_plan_as_plain_data_places_both(tmp_path: Path) -> None:
     file = tiny.write_yaml(tmp_path / "m.yaml", tiny.yolo())
-    plan = {"rules": [{"activation": "arelu"}], "convolutions": [{"activation": "dynamic_conv", "layers": "1-3"}]}
-    for data in (plan, {"convolutions": plan["convolutions"]}):
+    convolutions = [{"activation": "dynamic_conv", "layers": "1-3"}]
+    for rules in ([{"activation": "arelu"}], []):
+        data = {"rules": [*rules, *convolutions]}
         name, model = load_variant(str(file), data)
         assert name == str(Plan.from_yaml(data)) and "dynamic_conv@1-3" in name
-        assert {found.split(".")[1] for found, _ in placed_convs(model.model)} == {"1", "2", "3"}
-        assert tiny.count(model.model, AReLU) == ("rules" in data) * len(find_sites(model))
+        assert {found.split(".")[1] for found, _ in placed_convolutions(model.model)} == {"1", "2", "3"}
+        assert tiny.count(model.model, AReLU) == bool(rules) * len(find_sites(model))
     name, model = load_variant(str(file), "mish", conv="dynamic_conv@backbone")
     assert name == "mish, dynamic_conv@backbone" and model.model.model[1].conv.kernels == 4
     assert load_variant(str(file), "stock", conv="dynamic_conv")[0] == "stock"
     # Nothing is changed where anything is wrong.
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     with pytest.raises(SelectionError):
-        patch_model(net, Plan.from_yaml({**plan, "convolutions": [{"activation": "dynamic_conv"}]}))
+        patch_model(net, Plan.from_yaml({"rules": [{"activation": "arelu"}, {"activation": "dynamic_conv"}]}))
     assert type(net[1]) is nn.ReLU
 
 
@@ -326,12 +329,12 @@ def test_starts_as_the_stock_network_of_the_same_seed() -> None:
     torch.manual_seed(0)
     model = tasks.DetectionModel({**tiny.yolo(), "convolution": "dynamic_conv"}, verbose=False)
     weights = stock.state_dict()
-    for name, conv in placed_convs(model):
+    for name, conv in placed_convolutions(model):
         torch.testing.assert_close(conv.weight.mean(0), weights[f"{name}.weight"], rtol=0, atol=1e-6)
     # And a stock checkpoint goes into every kernel.
     other = tasks.DetectionModel(tiny.yolo(), verbose=False)
     model.load(other, verbose=False)
-    for name, conv in placed_convs(model):
+    for name, conv in placed_convolutions(model):
         torch.testing.assert_close(conv.weight.mean(0), other.state_dict()[f"{name}.weight"], rtol=0, atol=1e-6)
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -411,13 +414,13 @@ def test_biases_are_not_decayed(data: Data, tmp_path: Path) -> None:
 
 def check_trained(file: Path, data: Data, kind: type) -> None:
     """Look at a checkpoint: its kernels were trained apart, and it reloads, fuses, validates and predicts."""
-    convs = dict(placed_convs(tiny.load(file)))
+    convs = dict(placed_convolutions(tiny.load(file)))
     assert convs
     for conv in convs.values():
         assert conv.weight.shape[0] == 4
         assert all(conv.weight[k].ne(conv.weight[0]).any() for k in range(1, 4))
     model = kind(str(file))
-    assert [name for name, _ in placed_convs(model.model)] == list(convs)
+    assert [name for name, _ in placed_convolutions(model.model)] == list(convs)
     metrics = model.val(data=str(data.detect), imgsz=64, batch=4, workers=0, plots=False, device="cpu", verbose=False)
     assert metrics is not None
     fused = copy.deepcopy(model.model).fuse(verbose=False)
@@ -432,8 +435,8 @@ def test_patched_in_python_it_trains_and_comes_back(data: Data, stock_yaml: Path
     model = RTDETR(str(stock_yaml))
     report = patch_convs(model, exclude="model.14.*")
     file = tiny.train(model, data.detect, tmp_path)
-    trained = dict(placed_convs(tiny.load(file)))
-    assert list(trained) == report.places
+    trained = dict(placed_convolutions(tiny.load(file)))
+    assert list(trained) == report.sites
     check_trained(file, data, RTDETR)
 
 
@@ -450,7 +453,7 @@ def test_command_and_yaml_train_it(data: Data, tmp_path: Path, monkeypatch: pyte
     assert "arelu" in printed
     file = tmp_path / "both" / "weights" / "last.pt"
     check_trained(file, data, YOLO)
-    assert str(split_model_yaml(tiny.load(file).yaml)[1]) == "arelu, dynamic_conv@backbone"
+    assert str(split_model_yaml(tiny.load(file).yaml)[1]) == "dynamic_conv@backbone, arelu"
     with pytest.raises(InputError, match="leave --act out"):
         run("train", "--model", str(plain), "--act", "stock", "--conv", "dynamic_conv", *common)
 
@@ -464,7 +467,7 @@ def test_stock_ultralytics_refuses_it() -> None:
             tasks.DetectionModel(model.yaml, verbose=False)
     finally:
         hooks.install()
-    assert len(list(placed_convs(tasks.DetectionModel(model.yaml, verbose=False)))) > 0
+    assert len(list(placed_convolutions(tasks.DetectionModel(model.yaml, verbose=False)))) > 0
 
 
 def test_mobilenet_learns() -> None:

@@ -53,7 +53,7 @@ def settled(folder: Path, activation: str, model_yaml: dict | None = None) -> An
     if activation != "stock":
         patch_model(model, activation)
     for site in find_sites(model):
-        for parameter in site.activation.parameters() if isinstance(site.activation, nn.Module) else ():
+        for parameter in site.module.parameters() if isinstance(site.module, nn.Module) else ():
             parameter.data += 0.2 * torch.randn_like(parameter)
     for module in model.model.modules():
         if isinstance(module, nn.BatchNorm2d):

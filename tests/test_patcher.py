@@ -301,7 +301,7 @@ def test_a_stock_activation_keeps_its_stock_meaning() -> None:
     model = YOLO("yolov8n.yaml").model
     model_yaml = {**model.yaml, "activation": "torch.nn.LeakyReLU(0.2)"}
     rebuilt = DetectionModel(model_yaml, verbose=False)
-    shared = {id(site.activation): site.activation for site in find_sites(rebuilt)}
+    shared = {id(site.module): site.module for site in find_sites(rebuilt)}
     assert len(shared) == 1
     assert next(iter(shared.values())).negative_slope == 0.2
     assert rebuilt.yaml["activation"] == "torch.nn.LeakyReLU(0.2)"
@@ -325,11 +325,11 @@ def tiny_rtdetr() -> nn.Module:
 def test_arelu_works_in_place_behind_the_batch_norm_of_a_convolution() -> None:
     model = tiny_rtdetr()
     # Ultralytics sets it on all its activations, or on none (8.4).
-    stock = {site.name for site in find_sites(model) if getattr(site.activation, "inplace", False)}
+    stock = {site.name for site in find_sites(model) if getattr(site.module, "inplace", False)}
     patch_model(model, "arelu", scope="all")
     placed = {site.name: site for site in find_sites(model)}
     convolutions = {name for name, site in placed.items() if hasattr(type(site.owner), "default_act")}
-    assert {name for name, site in placed.items() if site.activation.inplace} == convolutions | stock
+    assert {name for name, site in placed.items() if site.module.inplace} == convolutions | stock
     assert len(convolutions) == tiny.CONV_SITES
 
 

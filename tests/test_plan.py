@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import tiny
@@ -28,12 +29,23 @@ MODEL = {
 }
 
 
+class Place(NamedTuple):
+    """What a rule can select."""
+
+    name: str
+    layer: int
+    section: str
+    layout: str = "map"
+    replaces: str = "activation"
+
+
 def test_words_behind_a_rule_say_how_it_starts() -> None:
     plan = Plan.parse("prelu(init=0.1)@backbone init=match, mish, dynamic_conv(kernels=2)@neck")
-    first, second = plan.rules
+    first, second, third = plan.rules
     assert (first.init, second.init) == ("match", "paper")
     assert first.activation == ActSpec("prelu", (), (("init", 0.1),)) and first.sections == ("backbone",)
-    assert plan.convolutions == (Rule(ActSpec("dynamic_conv", (), (("kernels", 2),)), sections=("neck",)),)
+    assert third == Rule(ActSpec("dynamic_conv", (), (("kernels", 2),)), sections=("neck",))
+    assert [rule.replaces for rule in plan.rules] == ["activation", "activation", "convolution"]
     assert Plan.parse(str(plan)) == plan
     assert [rule.init for rule in Plan.parse("prelu, mish", init="match").rules] == ["match", "match"]
     with pytest.raises(SpecError, match="did you mean 'match'"):
@@ -66,7 +78,7 @@ def test_layers_read_back_from_ranges(layers: set[int]) -> None:
 
 @given(rules, st.integers(0, 60), st.sampled_from(SECTIONS), st.sampled_from(["map", "tokens"]))
 def test_a_rule_selects_what_it_says(rule: Rule, layer: int, section: str, layout: str) -> None:
-    selected = rule.selects("model.1.cv2.act", layer, section, layout)
+    selected = rule.selects(Place("model.1.cv2.act", layer, section, layout))
     if layout == "tokens" and rule.scope == "conv":
         assert not selected
     elif not (rule.layers or rule.sections or rule.include or rule.exclude):
@@ -80,9 +92,9 @@ def test_a_rule_selects_what_it_says(rule: Rule, layer: int, section: str, layou
 def test_the_plan_string_of_the_readme() -> None:
     plan = Plan.parse("dyrelu_b@backbone, dyrelu_c@neck, silu@22-27")
     assert [str(rule) for rule in plan.rules] == ["dyrelu_b@backbone", "dyrelu_c@neck", "silu@22-27"]
-    assert str(plan.winner("model.3.act", 3, "backbone", "map")) == "dyrelu_b@backbone"
-    assert str(plan.winner("model.22.act", 22, "neck", "map")) == "silu@22-27", "the later rule wins"
-    assert plan.winner("model.28.act", 28, "head", "map") is None
+    assert str(plan.winner(Place("model.3.act", 3, "backbone"))) == "dyrelu_b@backbone"
+    assert str(plan.winner(Place("model.22.act", 22, "neck"))) == "silu@22-27", "the later rule wins"
+    assert plan.winner(Place("model.28.act", 28, "head")) is None
 
 
 def test_commas_inside_arguments_split_nothing() -> None:

@@ -90,11 +90,11 @@ def test_stages_follow_resolution(stock_yaml: Path) -> None:
 )
 def test_stages_of_whole_models(model: str, expected: list[str]) -> None:
     loaded = load_model(model)
-    before = {site.name: site.activation for site in find_sites(loaded)}
+    before = {site.name: site.module for site in find_sites(loaded)}
     stages = find_stages(loaded, ("arelu", "dyrelu_c"))
     assert names(stages) == expected
     assert sum(stage.sites for stage in stages) == 77
-    assert {site.name: site.activation for site in find_sites(loaded)} == before
+    assert {site.name: site.module for site in find_sites(loaded)} == before
 
 
 @pytest.mark.parametrize("task", ["detect", "classify"])
@@ -112,7 +112,7 @@ def test_plan_puts_each_activation_in_its_stage(task: str, tmp_path: Path) -> No
         by_layer = {k: expected[act] for stage, act in zip(stages, assignment, strict=True) for k in stage.layers}
         sites = find_sites(model)
         assert sites
-        assert all(type(site.activation).__name__ == by_layer[site.layer] for site in sites)
+        assert all(type(site.module).__name__ == by_layer[site.layer] for site in sites)
 
 
 @given(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from known import SITES, Twice
@@ -12,8 +14,8 @@ from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
 from rtdetr_act import find_sites, patch_model
 from rtdetr_act.surgery.functional_calls import unseen_calls
-from rtdetr_act.surgery.modules import evaluating, put
-from rtdetr_act.surgery.sites import _Recorder
+from rtdetr_act.surgery.modules import evaluating
+from rtdetr_act.surgery.sites import Site, observing
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -39,16 +41,17 @@ def test_counts(name: str) -> None:
 def test_channels_and_layout_are_those_of_a_real_forward_pass(name: str) -> None:
     model = build(name)
     sites = [site for site in find_sites(model) if not site.hidden]
-    recorders = {}
-    for site in sites:
-        recorders[site.name] = _Recorder(site.activation)
-        put(site.owner, site.attribute, recorders[site.name])
-    with evaluating(model), torch.no_grad():
+    shapes: dict[str, list[torch.Size]] = {site.name: [] for site in sites}
+
+    def observe(site: Site) -> Callable[..., torch.Tensor]:
+        return lambda module, x: shapes[site.name].append(x.shape) or module(x)
+
+    with observing(sites, observe), evaluating(model), torch.no_grad():
         model(torch.zeros(1, 3, 160, 160))  # fewer positions than queries are an error in old releases
-    called = [site for site in sites if recorders[site.name].shapes]
+    called = [site for site in sites if shapes[site.name]]
     assert len(called) > 0.8 * len(sites)  # in evaluation, v10 leaves its one-to-many head out
     for site in called:
-        for shape in recorders[site.name].shapes:
+        for shape in shapes[site.name]:
             assert site.layout == ("map" if len(shape) == 4 else "tokens"), site.name
             assert site.channels == (shape[1] if len(shape) == 4 else shape[-1]), site.name
 

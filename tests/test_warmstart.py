@@ -75,7 +75,7 @@ def test_second_swap_starts_from_the_first_one() -> None:
         rebuilt = RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False).eval()
         rebuilt.load_state_dict(model.state_dict())
         assert torch.equal(output(rebuilt, IMAGES), output(model, IMAGES))
-        found = {site.section: type(site.activation) for site in find_sites(rebuilt) if site.layout == "map"}
+        found = {site.section: type(site.module) for site in find_sites(rebuilt) if site.layout == "map"}
         assert (found["backbone"], found["neck"]) == (kind, nn.Mish)
         patch_model(model, "hardswish@backbone")
 
@@ -352,7 +352,7 @@ def test_rescaled_network_is_the_one_with_scaled_activations(name: str) -> None:
     maps = [site for site in find_sites(model, images) if site.layout == "map" and not site.hidden]
     # YOLO11's attention, and with it what is added to it, keeps its scale.
     assert len(maps) * 0.9 < len(names) <= len(maps)
-    old = {site.name: site.activation for site in find_sites(original, images)}
+    old = {site.name: site.module for site in find_sites(original, images)}
     for site in names:
         c, a = find_gain(nn.Hardswish(), old[site], 8)
         module = expected.get_submodule(site)

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from rtdetr_act.activations.checks import check_count
 from rtdetr_act.activations.placed import leave_placed, placed_on, without_original
 from rtdetr_act.activations.protocol import Entry
-from rtdetr_act.activations.temperature import Temperature
+from rtdetr_act.activations.temperature import TAU_EPOCHS, TAU_START, Temperature
 from rtdetr_act.kernels.backend import is_tracing, wide
 from rtdetr_act.kernels.pool import mean_over_positions
-from rtdetr_act.spec import TAU_EPOCHS, TAU_START
 
 # Of the standard deviation of the weights. Kernels that were equal would get nearly equal gradients while tau is high,
 # and never part. The attention starts within 0.01 of 1/K at tau = 30, so that what does not cancel of this noise is

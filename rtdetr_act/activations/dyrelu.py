@@ -14,7 +14,7 @@ from rtdetr_act.activations.checks import check_count, check_positive
 from rtdetr_act.activations.exporting import as_convolution, scaled_copy
 from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, POOLS_OVER_POSITIONS, Entry
-from rtdetr_act.activations.temperature import Temperature
+from rtdetr_act.activations.temperature import TAU_EPOCHS, Temperature
 from rtdetr_act.kernels.backend import (
     constexpr,
     define,
@@ -43,7 +43,6 @@ from rtdetr_act.kernels.blocks import (
 from rtdetr_act.kernels.logits import logits, weighted_sum
 from rtdetr_act.kernels.pool import mean_over_positions
 from rtdetr_act.kernels.tiles import place, tile
-from rtdetr_act.spec import TAU_EPOCHS
 
 
 class _DyReLU(nn.Module):

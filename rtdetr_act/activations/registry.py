@@ -30,14 +30,17 @@ if TYPE_CHECKING:
 GROUP = "rtdetr_act.activations"
 
 
-def names() -> list[str]:
-    """Return the names of the activations in alphabetical order, users' own and those of installed packages included.
+def names(replaces: Replaces = "activation") -> list[str]:
+    """Return the names of the zoo in alphabetical order, users' own and those of installed packages included.
+
+    Args:
+        replaces: Of what takes the place of an "activation" (default) or of a "convolution".
 
     >>> "arelu" in names() and "mish" in names()
     True
     """
     _load()
-    return sorted(name for name, item in _entries.items() if item.replaces == "activation")
+    return sorted(name for name, item in _entries.items() if item.replaces == replaces)
 
 
 def entry(name: str) -> Entry:
@@ -84,6 +87,9 @@ def resolve(spec: str | ActSpec, replaces: Replaces = "activation") -> ActSpec:
         raise SpecError(f"'{found.name}' takes the place of a {found.replaces}: it is not an {replaces}")
     spec = ActSpec(found.name, tuple(spec.args), tuple(spec.kwargs))
     _try_arguments(found, spec)
+    if replaces == "convolution":  # its arguments by name, since a schedule that is over is taken out of them
+        given = _signature_of(found).bind(*spec.args, **dict(spec.kwargs)).arguments
+        spec = ActSpec(found.name, (), tuple(given.items()))
     return spec
 
 
@@ -139,6 +145,29 @@ def entry_of(module: object) -> Entry | None:
         if found is not None and getattr(type(module), "forward", None) is getattr(cls, "forward", None):
             return found
     return None
+
+
+def replaced_by(name: str) -> Replaces:
+    """Return what the activation of that name takes the place of; an "activation" for a name that is unknown.
+
+    >>> replaced_by("arelu"), replaced_by("dynamic_conv")
+    ('activation', 'convolution')
+    """
+    _load()
+    found = _lookup.get(_normalise(name))
+    return _entries[found].replaces if found else "activation"
+
+
+def defaults_of(name: str) -> dict[str, Any]:
+    """Return the defaults of the arguments of an activation by name; empty for a name that is unknown.
+
+    >>> defaults_of("leaky_relu")
+    {'negative_slope': 0.01, 'inplace': False}
+    """
+    _load()
+    found = _lookup.get(_normalise(name))
+    parameters = _signature_of(_entries[found]).parameters.values() if found else ()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 def own_classes() -> list[type]:
@@ -278,8 +307,6 @@ def _call(found: Entry, spec: ActSpec, site: tuple[Any, ...], named: dict[str, A
 
 # What constructors raise on arguments that they cannot use: torch asserts some.
 _WRONG_ARGUMENTS = (TypeError, ValueError, AssertionError, OverflowError, RuntimeError)
-
-
 _LARGEST_COUNT = 100_000
 
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_act.activations.checks import check_positive
-from rtdetr_act.spec import TAU_EPOCHS
+
+# Dynamic convolution's paper lets the temperature fall from 30 over the first ten epochs.
+TAU_START, TAU_EPOCHS = 30.0, 10
 
 
 class Scheduled(nn.Module):

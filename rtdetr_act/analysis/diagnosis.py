@@ -29,7 +29,7 @@ from rtdetr_act.errors import InputError, ModelError, TrainingError
 from rtdetr_act.surgery.functional_calls import unseen_calls
 from rtdetr_act.surgery.modules import put, unwrap
 from rtdetr_act.surgery.rewired import rewire
-from rtdetr_act.surgery.sites import Site, find_sites
+from rtdetr_act.surgery.sites import Observer, Site, find_sites
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -176,7 +176,7 @@ def _tap(work: nn.Module, example_input: Any) -> list[_Tap]:
             rewire(owner)
     taps = [_Tap(site, getattr(site.owner, site.attribute)) for site in sites]
     for tap in taps:
-        put(tap.site.owner, tap.site.attribute, tap)
+        put(tap.site.owner, tap.site.attribute, Observer(tap.activation, tap.call))
     return taps
 
 
@@ -212,11 +212,10 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class _Tap(nn.Module):
-    """Stands where an activation stood, calls it, and adds up what its quantities need."""
+class _Tap:
+    """Calls an activation in the place of its owner, and adds up what its quantities need."""
 
     def __init__(self, site: Site, activation: Any) -> None:
-        super().__init__()
         self.site, self.activation = site, activation
         self._draw = torch.Generator().manual_seed(0)  # its own: the model's draws stay those of an untapped one
         self._calls: list[_Tap] = []
@@ -226,7 +225,8 @@ class _Tap(nn.Module):
         self._steepest: dict[int, Tensor] = {}
         self._grams: dict[int, Tensor] = {}
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def call(self, _: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Call the activation, as an `Observer` does."""
         if not torch.is_grad_enabled():  # such as a first pass of gradient checkpointing: nothing comes back
             return self.activation(x, *args, **kwargs)
         self._calls.append(self)

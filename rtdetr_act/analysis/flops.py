@@ -6,6 +6,7 @@ Ultralytics counts by `thop`, which knows layers by their class: what an activat
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
 from rtdetr_act.surgery.modules import evaluating, example_inputs
-from rtdetr_act.surgery.sites import find_sites, standing_in
+from rtdetr_act.surgery.sites import Site, find_sites, observing
 
 # Operations per element of torch's compound activations, written out: an elementary function such as exp, tanh or erf
 # counts as one, as do a product, a sum and a comparison.
@@ -54,9 +55,16 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
     if inputs is None:
         return math.nan
     image = inputs[0].new_zeros(1, inputs[0].shape[1], imgsz, imgsz)
-    sites = [site for site in find_sites(model) if isinstance(site.activation, nn.Module)]
+    sites = [site for site in find_sites(model) if isinstance(site.module, nn.Module)]
     shapes: list[tuple[nn.Module, torch.Size]] = []
-    stand_ins = [(site, _Pass(site.activation, shapes)) for site in sites]
+
+    def observe(site: Site) -> Callable[[nn.Module, Tensor], Tensor]:
+        def skip(module: nn.Module, x: Tensor) -> Tensor:
+            shapes.append((module, x.shape))
+            return x
+
+        return skip
+
     counter = FlopCounterMode(display=False)
     pooled: list[int] = []
     hooks = [
@@ -65,7 +73,7 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
         if isinstance(module, DynamicConv2d)
     ]
     try:
-        with standing_in(stand_ins), evaluating(model), torch.no_grad(), counter:
+        with observing(sites, observe), evaluating(model), torch.no_grad(), counter:
             model(image)
     finally:
         for hook in hooks:
@@ -87,18 +95,6 @@ def count_activation(activation: nn.Module, shape: tuple[int, ...]) -> int:
     with torch.no_grad(), counter:
         deepcopy(activation).to("meta").eval()(torch.empty(shape, device="meta"))
     return counter.total
-
-
-class _Pass(nn.Module):
-    """Stands in for an activation, notes the shape of its input and passes it on."""
-
-    def __init__(self, activation: nn.Module, shapes: list[tuple[nn.Module, torch.Size]]) -> None:
-        super().__init__()
-        self._note = lambda x: shapes.append((activation, x.shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self._note(x)
-        return x
 
 
 class _Counter(TorchDispatchMode):

@@ -26,11 +26,11 @@ def write_exportable(model: nn.Module) -> int:
     """
     count = 0
     for site in find_sites(model):
-        if hasattr(site.activation, "inplace"):
-            site.activation.inplace = False
-        entry = entry_of(site.activation)
+        if hasattr(site.module, "inplace"):
+            site.module.inplace = False
+        entry = entry_of(site.module)
         if entry and entry.exportable:
-            put(site.owner, site.attribute, _like(entry.exportable(site.activation), site.activation))
+            put(site.owner, site.attribute, _like(entry.exportable(site.module), site.module))
             count += 1
     return count
 

@@ -115,7 +115,7 @@ def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
         raise FoldError("the model is on the device 'meta' and has no weights to scale: load it first")
     with _running("the model"):
         sites = find_sites(root, example_input)
-    forms = {site.name: form for site in sites if (form := _folded(site.activation))}
+    forms = {site.name: form for site in sites if (form := _folded(site.module))}
     if not forms:
         return FoldReport(needs=own_classes_in(root))
     factors = {name: form.scale for name, form in forms.items() if form.scale != 1}

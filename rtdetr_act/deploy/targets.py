@@ -95,7 +95,7 @@ def warnings_for(model: Any, name: str) -> list[str]:
         ModelError: The model is exported, wrapped or compiled.
     """
     target = find_target(name)
-    counts = Counter(_name_of(site.activation) for site in find_sites(model))
+    counts = Counter(_name_of(site.module) for site in find_sites(model))
     found = []
     for activation, count in counts.items():
         native, sites = _native(activation, name), f"{count} site{'s' if count > 1 else ''}"

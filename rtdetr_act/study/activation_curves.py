@@ -28,7 +28,7 @@ def trace_activations(model: nn.Module) -> dict[str, Any]:
     x = torch.linspace(-_LIMIT, _LIMIT, _POINTS)
     curves = {}
     for site in find_sites(model):
-        module = site.activation
+        module = site.module
         if placed_on(module) is None or not site.channels or next(module.parameters(), None) is None:
             continue
         curve = [round(value, 4) for value in trace(module, x, site.channels, site.layout).tolist()]

@@ -25,8 +25,7 @@ def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Pla
         raise SpecError(f"a model YAML is a mapping with 'backbone' and 'head', not {quote(model_yaml)}")
     plan = Plan.from_yaml(model_yaml.get("activation"))
     if (convolution := model_yaml.get("convolution")) is not None:
-        named = Plan.parse(convolution)
-        plan = replace(plan, convolutions=plan.convolutions + named.rules + named.convolutions)
+        plan = replace(plan, rules=plan.rules + Plan.parse_convolutions(convolution).rules)
     stock = {key: value for key, value in model_yaml.items() if key not in ("activation", "convolution")}
     rules, index = [], 0
     for part in ("backbone", "head"):

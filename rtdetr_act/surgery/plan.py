@@ -12,54 +12,36 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from rtdetr_act.errors import SelectionError, SpecError, quote, suggest
-from rtdetr_act.spec import LONGEST_PLAN, LONGEST_RULE, TAU_EPOCHS, TAU_START, ActSpec, is_stock_activation
+from rtdetr_act.spec import LONGEST_PLAN, LONGEST_RULE, ActSpec, is_stock_activation
 
 if TYPE_CHECKING:
     from typing import TypeGuard
 
+    from rtdetr_act.activations.protocol import Layout, Replaces
 
+
+Scope = Literal["conv", "all"]
+Init = Literal["paper", "match"]
 SECTIONS = ("backbone", "neck", "head")
-
-
-SCOPES = ("conv", "all")
-
-
-INITS = ("paper", "match")
-
-
+SCOPES: tuple[Scope, ...] = ("conv", "all")
+INITS: tuple[Init, ...] = ("paper", "match")
 _RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope", "init")
-
-
-_PLAN_KEYS = ("rules", "default_act", "act_lr", "base", "convolutions", "fitted")
-
-
+_PLAN_KEYS = ("rules", "default_act", "act_lr", "base", "fitted")
 _MOST_LAYERS = 10_000
-
-
 _LARGEST = 1e9  # of any number in a plan
-
-
 _DEEPEST_BASE = 50  # plans that start from one another
-
-
-CONVOLUTIONS = ("dynamic_conv",)  # what a rule may put in the place of a convolution, not of an activation
-
-
-_TAU_STARTS = {"dynamic_conv": TAU_START}  # of those that have one where none is given
-
-
 _SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments that matter until the last epoch of a schedule
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One activation and the sites it is meant for.
+    """One activation and the sites it is meant for, or what takes the place of convolutions.
 
     Attributes:
-        activation: What to place.
+        activation: What to place, such as `arelu` or `dynamic_conv`.
         layers: Ultralytics layer indices; with `sections` the union of both, empty means every layer.
         sections: Any of "backbone", "neck", "head".
         include: Glob patterns on qualified site names, at least one must match if any is given.
@@ -73,18 +55,25 @@ class Rule:
     sections: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    scope: str = "conv"
-    init: str = "paper"
+    scope: Scope = "conv"
+    init: Init = "paper"
 
-    def selects(self, name: str, layer: int | None, section: str, layout: str) -> bool:
-        """Say whether the rule means the site of that qualified name, layer index, section and layout."""
-        if self.scope == "conv" and layout != "map":
+    @property
+    def replaces(self) -> Replaces:
+        """What its activation takes the place of, an "activation" or a "convolution"."""
+        from rtdetr_act.activations.registry import replaced_by  # brings torch, which the command line starts without
+
+        return replaced_by(self.activation.name)
+
+    def selects(self, site: Selectable) -> bool:
+        """Say whether the rule means a site, by what stands there, its name, layer, section and layout."""
+        if site.replaces != self.replaces or (self.scope == "conv" and site.layout != "map"):
             return False
-        if (self.layers or self.sections) and layer not in self.layers and section not in self.sections:
+        if (self.layers or self.sections) and site.layer not in self.layers and site.section not in self.sections:
             return False
-        if self.include and not any(fnmatchcase(name, pattern) for pattern in self.include):
+        if self.include and not any(fnmatchcase(site.name, pattern) for pattern in self.include):
             return False
-        return not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+        return not any(fnmatchcase(site.name, pattern) for pattern in self.exclude)
 
     @property
     def where(self) -> str:
@@ -98,11 +87,12 @@ class Rule:
 
     def settled(self, epoch: float) -> Rule:
         """Return the rule without a schedule that is over after that many epochs of training."""
-        end = _tau_end(self.activation)
+        end = _schedule_end(self.activation)
         if end is None or end > epoch:
             return self
         kept = [(key, value) for key, value in self.activation.kwargs if key not in _SCHEDULE_KEYS]
-        kept += [("tau_start", None)] if self.activation.name in _TAU_STARTS else []
+        starts_by_default = _defaults_of(self.activation.name).get("tau_start") is not None
+        kept += [("tau_start", None)] if starts_by_default else []
         return replace(self, activation=replace(self.activation, kwargs=tuple(kept)))
 
     def to_yaml(self) -> dict[str, Any]:
@@ -146,9 +136,9 @@ class Rule:
 class SwapOptions(TypedDict, total=False):
     """How activations are swapped in, beside which and where; the meanings are those of `patch_model`."""
 
-    scope: str
+    scope: Scope
     act_lr: float
-    init: str
+    init: Init
 
 
 @dataclass(frozen=True)
@@ -160,7 +150,6 @@ class Plan:
         default_act: A stock `activation:` such as "nn.ReLU()", which keeps its stock meaning below the rules.
         act_lr: Factor on the learning rate of scalar and per-channel activation parameters, 1.0 by default.
         base: The plan of the network that rules with `init="match"` start from; None for the stock one.
-        convolutions: Rules of the same form for convolutions, such as `dynamic_conv@backbone`.
         fitted: Whether the network has had the start that rules with `init="match"` ask for, which a training gives
             it once.
 
@@ -173,7 +162,6 @@ class Plan:
     default_act: str | None = None
     act_lr: float = 1.0
     base: Plan | None = None
-    convolutions: tuple[Rule, ...] = ()
     fitted: bool = False
 
     @classmethod
@@ -184,9 +172,9 @@ class Plan:
         layers: str | int | Iterable[int] | None = None,
         include: str | Iterable[str] | None = None,
         exclude: str | Iterable[str] | None = None,
-        scope: str = "conv",
+        scope: Scope = "conv",
         act_lr: float = 1.0,
-        init: str = "paper",
+        init: Init = "paper",
     ) -> Plan:
         """Parse `activation[@section or layers] [init=match][, …]`; also `dynamic_conv[@…]`.
 
@@ -208,23 +196,27 @@ class Plan:
             rule = _parse_rule(part)
             if narrowed and (rule.layers or rule.sections):
                 raise SpecError(f"{quote(part)} names its layers already: drop either '@…' or layers=")
-            rules.append(
-                replace(
-                    rule,
-                    layers=rule.layers or narrowed,
-                    include=_strings(include),
-                    exclude=_strings(exclude),
-                    scope=check_scope(scope),
-                    init=rule.init if rule.init != "paper" else _check_init(init),
-                )
-            )
-        swaps = tuple(rule for rule in rules if rule.activation.name not in CONVOLUTIONS)
-        convolutions = (rule for rule in rules if rule.activation.name in CONVOLUTIONS)
-        return cls(
-            swaps,
-            act_lr=_check_act_lr(act_lr),
-            convolutions=tuple(replace(rule, scope="conv", init="paper") for rule in convolutions),
-        )
+            rule = replace(rule, layers=rule.layers or narrowed, include=_strings(include), exclude=_strings(exclude))
+            check_scope(scope)
+            _check_init(init)
+            if rule.replaces == "activation":
+                rule = replace(rule, scope=scope, init=rule.init if rule.init != "paper" else init)
+            else:  # it starts as the convolution that it replaces
+                rule = replace(rule, init="paper")
+            rules.append(rule)
+        return cls(tuple(rules), act_lr=_check_act_lr(act_lr))
+
+    @classmethod
+    def parse_convolutions(cls, text: str) -> Plan:
+        """Parse a plan of convolutions alone, such as `dynamic_conv(kernels=2)@backbone`; raises SpecError."""
+        plan = cls.parse(text)
+        for rule in plan.rules:
+            if rule.replaces != "convolution":
+                from rtdetr_act.activations.registry import names
+
+                known, name = names("convolution"), rule.activation.name
+                raise SpecError(f"there is no convolution {quote(name)} to put in{suggest(name, known)}")
+        return plan
 
     @classmethod
     def from_yaml(cls, data: object) -> Plan:
@@ -246,34 +238,25 @@ class Plan:
         if not isinstance(data, Mapping):
             raise SpecError(f"'activation:' is a name such as 'arelu', or a mapping with 'rules', not {quote(data)}")
         _check_keys("activation", data, _PLAN_KEYS)
-        lists: dict[str, Any] = {key: data.get(key) for key in ("rules", "convolutions")}
-        lists = {key: [] if value is None else value for key, value in lists.items()}
-        for key, value in lists.items():
-            if not isinstance(value, list):
-                raise SpecError(f"'{key}' under 'activation' must be a list, not {quote(value)}")
-        rules, convolutions = (tuple(Rule.from_yaml(rule) for rule in value) for value in lists.values())
+        rules = data.get("rules")
+        if rules is not None and not isinstance(rules, list):
+            raise SpecError(f"'rules' under 'activation' must be a list, not {quote(rules)}")
         default_act = data.get("default_act")
         if default_act is not None and not is_stock_activation(default_act):
             raise SpecError(f"'default_act' is a stock form such as 'nn.SiLU()', not {quote(default_act)}")
         return cls(
-            rules,
+            tuple(map(Rule.from_yaml, rules or ())),
             default_act,
             _check_act_lr(data.get("act_lr", 1.0)),
             (cls._from_yaml(data["base"], depth + 1) or None) if data.get("base") else None,  # as `to_yaml` writes it
-            convolutions,
             _check_fitted(data.get("fitted", False)),
         )
 
     def to_yaml(self) -> dict[str, Any] | str | None:
-        """Return the value for `model.yaml["activation"]`: plain data with rules, the stock form (or None) without.
-
-        Rules for convolutions stand there too, so that stock Ultralytics refuses them like those for activations.
-        """
+        """Return the value for `model.yaml["activation"]`: plain data with rules, the stock form (or None) without."""
         if not self:
             return self.default_act
         data: dict[str, Any] = {"rules": [rule.to_yaml() for rule in self.rules]}
-        if self.convolutions:
-            data["convolutions"] = [rule.to_yaml() for rule in self.convolutions]
         if self.default_act:
             data["default_act"] = self.default_act
         if self.act_lr != 1.0:
@@ -289,18 +272,20 @@ class Plan:
         """Whether the next training is to give the network a start close to what it was."""
         return not self.fitted and any(rule.init == "match" for rule in self.rules)
 
-    def winner(self, name: str, layer: int | None, section: str, layout: str) -> Rule | None:
-        """Return the last rule that selects the site, or None."""
-        return last_match(self.rules, name, layer, section, layout)
+    def winner(self, site: Selectable) -> Rule | None:
+        """Return the last rule that selects a site, or None."""
+        return next((rule for rule in reversed(self.rules) if rule.selects(site)), None)
 
     def followed_by(self, other: Plan) -> Plan:
         """Return this plan with the rules of `other` behind its own; a rule with the same selection is replaced."""
-        convolutions = _behind(self.convolutions, other.convolutions)
+        act_lr = other.act_lr if any(rule.replaces == "activation" for rule in other.rules) else self.act_lr
         if any(rule.init == "match" for rule in other.rules):
-            base = replace(self.settled(), convolutions=())
-            return replace(other, default_act=self.default_act, base=base or None, convolutions=convolutions)
-        rules = _behind(self.rules, other.rules)
-        return replace(self, rules=rules, convolutions=convolutions, act_lr=other.act_lr)
+            base = self.settled()
+            base = replace(base, rules=tuple(rule for rule in base.rules if rule.replaces == "activation"))
+            kept = tuple(rule for rule in self.rules if rule.replaces == "convolution")
+            rules = _override(kept, other.rules)
+            return replace(other, rules=rules, default_act=self.default_act, base=base or None)
+        return replace(self, rules=_override(self.rules, other.rules), act_lr=act_lr)
 
     def settled(self, epoch: float = math.inf) -> Plan:
         """Return the plan without the schedules that are over after that many epochs of training; inf ends all.
@@ -309,30 +294,24 @@ class Plan:
         >>> str(plan.settled(4)), str(plan.settled(5))
         ('dyrelu_c(tau_start=30.0, tau_epochs=5)', 'dyrelu_c')
         """
-        rules, convolutions = (tuple(r.settled(epoch) for r in part) for part in (self.rules, self.convolutions))
-        return replace(self, rules=rules, convolutions=convolutions)
+        return replace(self, rules=tuple(rule.settled(epoch) for rule in self.rules))
 
     def schedule_ends(self) -> tuple[float, ...]:
         """Return the epochs after which a schedule of the plan is over."""
-        ends = {_tau_end(rule.activation) for rule in self.rules + self.convolutions}
+        ends = {_schedule_end(rule.activation) for rule in self.rules}
         return tuple(sorted(end for end in ends if end is not None))
 
     def __bool__(self) -> bool:
         """A plan without rules changes nothing."""
-        return bool(self.rules or self.convolutions)
+        return bool(self.rules)
 
     def __str__(self) -> str:
-        """Return the rules in order, those for convolutions last, as in `dyrelu_b@backbone, silu@22-27`."""
-        return ", ".join(map(str, self.rules + self.convolutions))
-
-
-def last_match(rules: tuple[Rule, ...], name: str, layer: int | None, section: str, layout: str) -> Rule | None:
-    """Return the last of some rules that selects a place, or None."""
-    return next((rule for rule in reversed(rules) if rule.selects(name, layer, section, layout)), None)
+        """Return the rules in order, as in `dyrelu_b@backbone, silu@22-27`."""
+        return ", ".join(map(str, self.rules))
 
 
 class Selectable(Protocol):
-    """What a rule can select: an activation site, or the place of a convolution, whose layout is "map"."""
+    """What a rule can select: a site of an activation or of a convolution."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -340,34 +319,37 @@ class Selectable(Protocol):
     def layer(self) -> int | None: ...  # noqa: D102
     @property
     def section(self) -> str: ...  # noqa: D102
+    @property
+    def layout(self) -> Layout: ...  # noqa: D102
+    @property
+    def replaces(self) -> Replaces: ...  # noqa: D102
 
 
-def require_followers(rules: Sequence[Rule], places: Iterable[Selectable]) -> None:
-    """Refuse a rule that selects places of which later rules take every one.
+def check_overrides(rules: Sequence[Rule], sites: Iterable[Selectable]) -> None:
+    """Refuse a rule that selects sites, every one of which later rules take.
 
     Raises:
-        SelectionError: Naming the rule, and those that take its places.
+        SelectionError: Naming the rule, and those that take its sites.
     """
-    followers: dict[int, list[Rule]] = {}  # of each rule that selects anything, the winner at each of its places
-    for place in places:
-        layout = getattr(place, "layout", "map")
-        chosen = [n for n, r in enumerate(rules) if r.selects(place.name, place.layer, place.section, layout)]
+    winners: dict[int, list[Rule]] = {}  # of each rule that selects anything, the last rule at each of its sites
+    for site in sites:
+        chosen = [number for number, rule in enumerate(rules) if rule.selects(site)]
         for number in chosen:
-            followers.setdefault(number, []).append(rules[chosen[-1]])
-    for number, winners in followers.items():
-        if not any(winner is rules[number] for winner in winners):
-            others = " and ".join(dict.fromkeys(f"'{winner}'" for winner in winners))  # an argument may be a list
+            winners.setdefault(number, []).append(rules[chosen[-1]])
+    for number, last in winners.items():
+        if not any(rule is rules[number] for rule in last):
+            others = " and ".join(dict.fromkeys(f"'{rule}'" for rule in last))  # an argument may be a list
             raise SelectionError(
-                f"'{rules[number]}' would stand nowhere, since {others} behind it takes all of its {len(winners)} "
-                "places: leave one of them out, or give each its own place; for two runs, repeat --act"
+                f"'{rules[number]}' would stand nowhere, since {others} behind it takes all of its {len(last)} "
+                "sites: leave one of them out, or give each its own sites; for two runs, repeat --act"
             )
 
 
-def _behind(rules: tuple[Rule, ...], later: tuple[Rule, ...]) -> tuple[Rule, ...]:
+def _override(rules: tuple[Rule, ...], later: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """Return rules with later ones behind them, which replace those of the same selection."""
 
-    def selection(rule: Rule) -> Rule:
-        return replace(rule, activation=ActSpec("any"), init="paper")
+    def selection(rule: Rule) -> tuple[Rule, Replaces]:
+        return replace(rule, activation=ActSpec("any"), init="paper"), rule.replaces
 
     replaced = {selection(rule) for rule in later}
     return tuple(rule for rule in rules if selection(rule) not in replaced) + later
@@ -484,11 +466,12 @@ def _check_sections(sections: tuple[str, ...]) -> tuple[str, ...]:
     return sections
 
 
-def check_scope(scope: object) -> str:
+def check_scope(scope: object) -> Scope:
     """Return a scope, "conv" or "all"; raises SpecError."""
-    if scope not in SCOPES:
-        raise SpecError(f"scope is 'conv' or 'all', not {quote(scope)}")
-    return str(scope)
+    for known in SCOPES:
+        if scope == known:
+            return known
+    raise SpecError(f"scope is 'conv' or 'all', not {quote(scope)}")
 
 
 def _check_act_lr(value: object) -> float:
@@ -501,10 +484,11 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
-def _check_init(value: object) -> str:
-    if value not in INITS:
-        raise SpecError(f"init is 'paper' or 'match', not {quote(value)}{suggest(value, INITS)}")
-    return str(value)
+def _check_init(value: object) -> Init:
+    for known in INITS:
+        if value == known:
+            return known
+    raise SpecError(f"init is 'paper' or 'match', not {quote(value)}{suggest(value, INITS)}")
 
 
 def _check_fitted(value: object) -> bool:
@@ -513,14 +497,19 @@ def _check_fitted(value: object) -> bool:
     return value
 
 
-def _tau_end(activation: ActSpec) -> float | None:
-    """Return the epoch after which an activation's temperature is constant, None where it always is."""
-    given = dict(activation.kwargs)
-    start = given.get("tau_start", _TAU_STARTS.get(activation.name))
-    epochs = given.get("tau_epochs", TAU_EPOCHS)
+def _schedule_end(activation: ActSpec) -> float | None:
+    """Return the epoch from which on an activation's temperature is constant, None where it always is."""
+    given = {**_defaults_of(activation.name), **dict(activation.kwargs)}
+    epochs = given.get("tau_epochs", 0)
     if not _is_number(epochs):
-        raise SpecError(f"tau_epochs is a number of epochs such as {TAU_EPOCHS}, not {quote(epochs)}")
-    return float(epochs) if start is not None else None
+        raise SpecError(f"tau_epochs is a number of epochs such as 10, not {quote(epochs)}")
+    return float(epochs) if given.get("tau_start") is not None else None
+
+
+def _defaults_of(name: str) -> dict[str, Any]:
+    from rtdetr_act.activations.registry import defaults_of  # brings torch, which the command line starts without
+
+    return defaults_of(name)
 
 
 def _check_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -80,11 +80,11 @@ def rescale(root: nn.Module, original: nn.Module, images: Tensor) -> list[str]:
         The names of the activations that got factors.
     """
     sites = find_sites(root, images)
-    before = {site.name: site.activation for site in find_sites(original, images)}
+    before = {site.name: site.module for site in find_sites(original, images)}
     demands: dict[str, scales.Demand] = {}
     for site in sites:
         if _has_fixed_form(site) and site.layout == "map" and site.name in before:
-            c, a = find_gain(site.activation, before[site.name], site.channels)
+            c, a = find_gain(site.module, before[site.name], site.channels)
             if c != 1:
                 demands[site.name] = c, 1 / a
     if not demands:
@@ -102,5 +102,5 @@ def rescale(root: nn.Module, original: nn.Module, images: Tensor) -> list[str]:
 
 
 def _has_fixed_form(site: Site) -> bool:
-    activation = site.activation
+    activation = site.module
     return placed_on(activation) is not None and not any(True for _ in activation.parameters()) and not site.hidden

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from rtdetr_act.activations.registry import entry_of
 from rtdetr_act.surgery.modules import evaluating
-from rtdetr_act.surgery.sites import Site, find_sites, standing_in
+from rtdetr_act.surgery.sites import Site, find_sites, observing
 
 ONE = 0  # the node of everything that must keep its scale
 
@@ -57,8 +57,6 @@ _LAYERS = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias"),
     "group_norm": ("input", "num_groups", "weight", "bias"),
 }
-
-
 # What a cast from float64 loses.
 _EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 
@@ -165,12 +163,22 @@ def record(root: nn.Module, demanding: Collection[str], inputs: tuple[Any, ...])
     """
     sites = find_sites(root, inputs)
     # Functions are seen when they are called.
-    modules = [s for s in sites if isinstance(s.activation, nn.Module) and s.attribute in s.owner._modules]
+    modules = [s for s in sites if isinstance(s.module, nn.Module) and s.attribute in s.owner._modules]
     kinds = [(site, _kind(site, demanding)) for site in modules]
     flow = Flow(calls={site.name: [] for site, kind in kinds if kind == "scaling"})
     recorder = _Recorder(flow, {id(t): name for name, t in [*root.named_parameters(), *root.named_buffers()]})
-    stand_ins = [(site, _StandIn(site, kind, recorder)) for site, kind in kinds]
-    with standing_in(stand_ins), evaluating(root), torch.no_grad(), recorder:
+    kinds_by_name = {site.name: kind for site, kind in kinds}
+
+    def observe(site: Site) -> Callable[[nn.Module, Tensor], Tensor]:
+        def call(module: nn.Module, x: Tensor) -> Tensor:
+            with recorder.paused():
+                y: Tensor = module.forward(x.clone())  # it may work in place
+            recorder.saw_activation(site.name, kinds_by_name[site.name], x, y)
+            return y
+
+        return call
+
+    with observing(modules, observe), evaluating(root), torch.no_grad(), recorder:
         result = root(*inputs)
     recorder.finish(result)
     return flow
@@ -179,8 +187,8 @@ def record(root: nn.Module, demanding: Collection[str], inputs: tuple[Any, ...])
 def _kind(site: Site, demanding: Collection[str]) -> str:
     if site.name in demanding:
         return "scaling"
-    entry = entry_of(site.activation)
-    passes = isinstance(site.activation, nn.Identity) or (entry is not None and entry.homogeneous)
+    entry = entry_of(site.module)
+    passes = isinstance(site.module, nn.Identity) or (entry is not None and entry.homogeneous)
     return "passing" if passes else "opaque"
 
 
@@ -345,21 +353,6 @@ class _Recorder(TorchFunctionMode):
                 other = first.setdefault(weight, layer)
                 scales.join(layer.before, other.before)
                 scales.join(layer.after, other.after)
-
-
-class _StandIn(nn.Module):
-    """Calls an activation unseen, and writes down what it is to the flow."""
-
-    def __init__(self, site: Site, kind: str, recorder: _Recorder) -> None:
-        super().__init__()
-        self._run, self._name = site.activation.forward, site.name
-        self._kind, self._recorder = kind, recorder
-
-    def forward(self, x: Tensor) -> Tensor:
-        with self._recorder.paused():
-            y = self._run(x.clone())  # it may work in place
-        self._recorder.saw_activation(self._name, self._kind, x, y)
-        return y
 
 
 def _name_of(func: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,61 +12,53 @@ from torch import nn
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
 from rtdetr_act.activations.placed import placed_on
-from rtdetr_act.activations.protocol import Layout
+from rtdetr_act.activations.protocol import Layout, Replaces
 from rtdetr_act.activations.temperature import Scheduled
 from rtdetr_act.surgery.functional_calls import FUNCTIONS
 from rtdetr_act.surgery.model_plan import is_model_yaml
-from rtdetr_act.surgery.modules import evaluating, example_inputs, put, unwrap
+from rtdetr_act.surgery.modules import evaluating, example_inputs, frozen_among, put, unwrap
 from rtdetr_act.surgery.rewired import rewired_class
 from rtdetr_act.surgery.rewired.hidden_call import HiddenCall
 
-# Squashing functions that gate or normalise (attention, scores) are no activations to swap.
-_GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
-
-
+# Squashing functions that gate or normalise (attention, scores) are not activations to swap; GLU halves the channels.
+ACTIVATIONS: tuple[Replaces, ...] = ("activation",)
 _NO_SITES = (
-    *_GATES,
-    nn.GLU,
-    nn.MultiheadAttention,
-    DynamicConv2d,
-    Scheduled,
-)  # GLU halves the channels: no drop-in of the same shape
-
-
-_ACTIVATION_ROOMS = ("torch.nn.modules.activation", "ultralytics.nn.modules.activation", "rtdetr_act.activations")
-
-
+    nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention,
+    DynamicConv2d, Scheduled,
+)  # fmt: skip
+_ACTIVATION_MODULES = ("torch.nn.modules.activation", "ultralytics.nn.modules.activation", "rtdetr_act.activations")
 # The normalising flow inside Ultralytics' Pose26 loss: its SiLU and Tanh shape a density, not features.
 _OPAQUE = ("RealNVP",)
-
-
 _SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.LayerNorm)
-
-
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, DynamicConv2d)
-
-
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.SyncBatchNorm)
+# Blocks that compute one kernel from several by reading the weights of the convolutions inside: RepConv, RepVGGDW and
+# Conv2 of Ultralytics, RepVGG and MobileOne of timm.
+_WEIGHT_READERS = ("get_equivalent_kernel_bias", "fuse_convs", "reparameterize", "switch_to_deploy")
+_WEIGHT_READING_CLASSES = ("RepVGGDW",)
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place where an activation stands.
+    """One place where an activation stands, or a convolution that something else may take the place of.
 
     Attributes:
         name: Qualified name, as in `model.9.m.3.cv2.act`.
-        owner: The module that calls the activation.
-        attribute: Its attribute that holds (or will hold) the activation.
+        owner: The module that calls what stands there.
+        attribute: Its attribute that holds (or will hold) it.
         layer: Index of the Ultralytics layer, None for other models.
         section: "backbone", "neck" or "head" for Ultralytics models and models with such children, else "".
-        channels: Channels at the site; None where they are unknown or differ between the calls of one module.
+        channels: Channels at the site, of a convolution those of its result; None where they are unknown or differ
+            between the calls of one module.
         layout: "map" for (B, C, H, W), "tokens" for (B, N, C).
-        activation: What stands there now; for a hidden functional call, a module equal to it.
+        module: What stands there now: a module, or a function such as `F.relu`; for a hidden functional call, a module
+            equal to it.
         hidden: Whether it is a functional call in the owner's forward, or one of several calls of one module.
         widths: Channel counts seen by a probing forward pass, one per call; empty where none was needed.
         overwritable: Whether an activation may write its result over its input: nobody reads that again, neither
             another layer nor the backward of what made it. So it is behind the BatchNorm of an Ultralytics
             convolution, and where the stock activation works in place.
+        replaces: What stands there: an "activation" or a "convolution".
     """
 
     name: str
@@ -76,10 +68,11 @@ class Site:
     section: str
     channels: int | None
     layout: Layout
-    activation: Any
+    module: Any
     hidden: bool = False
     widths: tuple[int, ...] = ()
     overwritable: bool = False
+    replaces: Replaces = "activation"
 
     @property
     def owner_class(self) -> str:
@@ -88,12 +81,12 @@ class Site:
 
     @property
     def current(self) -> str:
-        """The activation in words: the spec it was patched with, or its class or function name."""
-        if placed := placed_on(self.activation):
+        """What stands there in words: the spec it was patched with, else its class, function or kernel size."""
+        if placed := placed_on(self.module):
             return placed.spec
-        if isinstance(self.activation, nn.Module):
-            return type(self.activation).__name__
-        return f"F.{FUNCTIONS[self.activation]}"
+        if self.replaces == "convolution":
+            return _describe_convolution(self.module)
+        return type(self.module).__name__ if isinstance(self.module, nn.Module) else f"F.{FUNCTIONS[self.module]}"
 
 
 def find_sites(model: nn.Module, example_input: Any = None) -> list[Site]:
@@ -116,22 +109,58 @@ def find_sites(model: nn.Module, example_input: Any = None) -> list[Site]:
     ['1', '3']
     """
     root = unwrap(model)
-    return walk(root, "", getattr(root, "yaml", None), example_input)
+    return walk(root, "", getattr(root, "yaml", None), ACTIVATIONS, example_input)
 
 
-def walk(root: nn.Module, name: str, model_yaml: Any, example_input: Any = None) -> list[Site]:
-    """Do the work of `find_sites` below a module of that qualified name, whose model has that YAML (or None)."""
+def walk(
+    root: nn.Module, name: str, model_yaml: Any, kinds: Collection[Replaces], example_input: Any = None
+) -> list[Site]:
+    """Find the sites below a module, in the order of the modules.
+
+    Convolutions that something may take the place of are those of exactly the class `Conv2d` (and those that are
+    dynamic already), but for the first of the model, frozen ones, the predictions of an Ultralytics head, and those
+    inside activations or blocks that read their weights.
+
+    Args:
+        root: The module.
+        name: Its qualified name in the model, "" for the model itself.
+        model_yaml: The YAML of an Ultralytics model, else None.
+        kinds: What to find, "activation" and "convolution".
+        example_input: As in `find_sites`.
+    """
     found = []
-    for site, owner, attribute, activation, call in _walk(root, name, set()):
-        layer, section = locate(site, model_yaml)
-        channels, layout = (call.channels(owner), call.layout) if call else _ask_owner(owner, attribute)
-        over = _is_overwritable(owner, attribute, activation)
-        known = Site(site, owner, attribute, layer, section, channels, layout, activation, call is not None)
-        found.append(replace(known, overwritable=over))
-    return _probe(root, found, is_model_yaml(model_yaml), example_input)
+    for site, owner, attribute, module, call in _walk(root, name, set(), "convolution" in kinds):
+        layer, section = _locate(site, model_yaml)
+        if isinstance(module, (nn.Conv2d, DynamicConv2d)):
+            conv = Site(site, owner, attribute, layer, section, module.out_channels, "map", module)
+            found.append(replace(conv, replaces="convolution"))
+        elif "activation" in kinds:
+            channels, layout = (call.channels(owner), call.layout) if call else _ask_owner(owner, attribute)
+            over = _is_overwritable(owner, attribute, module)
+            known = Site(site, owner, attribute, layer, section, channels, layout, module, call is not None)
+            found.append(replace(known, overwritable=over))
+    stays = _convolutions_that_stay(root, found, is_model_yaml(model_yaml))
+    return _probe(root, [s for s in found if s.name not in stays], is_model_yaml(model_yaml), example_input)
 
 
-def locate(name: str, model_yaml: Any) -> tuple[int | None, str]:
+def _convolutions_that_stay(root: nn.Module, sites: Sequence[Site], ultralytics: bool) -> set[str]:
+    """Return the names of the convolutions that nothing may take the place of."""
+    convs = [site for site in sites if site.replaces == "convolution"]
+    first = next((m for m in root.modules() if isinstance(m, (nn.Conv2d, DynamicConv2d))), None)
+    frozen = frozen_among(site.module.weight for site in convs)
+    stays = set()
+    for site in convs:
+        # bias_init writes the class frequencies into the biases of these.
+        bare = isinstance(site.owner, (nn.Sequential, nn.ModuleList))
+        predicts = ultralytics and site.section == "head" and site.module.bias is not None and bare
+        # The DFL's weights are numbers to count with, even where everything is frozen.
+        counts = type(site.owner).__name__ == "DFL"
+        if site.module is first or id(site.module.weight) in frozen or predicts or counts:
+            stays.add(site.name)
+    return stays
+
+
+def _locate(name: str, model_yaml: Any) -> tuple[int | None, str]:
     """Return the layer index and the section of a qualified name in a model that has that YAML (or None)."""
     rows = None
     if is_model_yaml(model_yaml):
@@ -148,37 +177,60 @@ def placed_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def placed_convolutions(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield (qualified name, module) of what a swap put in the place of convolutions, at every place."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        placed = placed_on(module)
+        if placed and placed.replaces == "convolution":
+            yield name, module
+
+
 def is_activation_site(attribute: str, owner: nn.Module, child: nn.Module) -> bool:
     """Say whether a child module is an activation to swap: torch's, ours, or whatever a Conv holds as `act`."""
     if isinstance(child, _NO_SITES):
         return False
     if placed_on(child):
         return True
-    if type(child).__module__.startswith(_ACTIVATION_ROOMS):
+    if type(child).__module__.startswith(_ACTIVATION_MODULES):
         return True
     return attribute == "act" and hasattr(type(owner), "default_act") and not isinstance(child, nn.Identity)
 
 
-def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module, str, Any, HiddenCall | None]]:
-    """Yield (qualified name, owner, attribute, activation, hidden call) in module order, each owner once."""
+def _walk(
+    module: nn.Module, name: str, seen: set[int], convolutions: bool
+) -> Iterator[tuple[str, nn.Module, str, Any, HiddenCall | None]]:
+    """Yield (qualified name, owner, attribute, what stands there, hidden call) in module order, each owner once."""
     seen.add(id(module))
     dot = f"{name}." if name else ""
     cls = rewired_class(module)
     calls: dict[str, HiddenCall] = cls.hidden_calls if cls else {}
     covered = (*calls, *getattr(cls, "unused", ()))
+    reads_weights = any(hasattr(module, method) for method in _WEIGHT_READERS)
+    convolutions = convolutions and not reads_weights and type(module).__name__ not in _WEIGHT_READING_CLASSES
     for attribute, child in module._modules.items():
         if child is None or attribute in covered:
             continue
-        if is_activation_site(attribute, module, child):
+        if is_activation_site(attribute, module, child) or (convolutions and _is_convolution_site(child)):
             yield dot + attribute, module, attribute, child, None
         elif id(child) not in seen and type(child).__name__ not in _OPAQUE:
-            yield from _walk(child, dot + attribute, seen)
+            yield from _walk(child, dot + attribute, seen, convolutions)
     for attribute, call in calls.items():
         activation = module._modules[attribute] if attribute in module._modules else call.original(module)
         yield dot + attribute, module, attribute, activation, call
     for attribute, value in vars(module).items():
         if callable(value) and not isinstance(value, type) and _is_function(value):
             yield dot + attribute, module, attribute, value, None
+
+
+def _is_convolution_site(child: nn.Module) -> bool:
+    # A subclass of Conv2d computes something else; a dynamic one that no swap placed is a user's own.
+    return type(child) is nn.Conv2d or (isinstance(child, DynamicConv2d) and placed_on(child) is not None)
+
+
+def _describe_convolution(conv: Any) -> str:
+    size = "x".join(map(str, conv.kernel_size))
+    depthwise = conv.groups == conv.in_channels > 1
+    return f"{size} depthwise" if depthwise else f"{size} in {conv.groups} groups" if conv.groups > 1 else size
 
 
 def _is_function(value: Any) -> bool:
@@ -248,61 +300,83 @@ def _layout_behind(module: nn.Module) -> Layout:
     return "tokens" if isinstance(module, nn.Linear) else "map"
 
 
-class _Recorder(nn.Module):
-    """Stands in for an activation during the probing pass and notes the shapes it is called with."""
+class Observer(nn.Module):
+    """Stands where an activation stood, and lets a function call it.
 
-    def __init__(self, activation: Any) -> None:
+    Args:
+        module: What stood there, a module or a function.
+        observe: Called with it and with what it is called with; returns the result.
+    """
+
+    def __init__(self, module: Any, observe: Callable[..., torch.Tensor]) -> None:
         super().__init__()
-        self.activation = activation
-        self.shapes: list[tuple[int, ...]] = []
+        self.module, self.observe = module, observe
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.shapes.append(tuple(x.shape))
-        return self.activation(x, *args, **kwargs)
+        """Return what the function makes of the call."""
+        return self.observe(self.module, x, *args, **kwargs)
+
+
+@contextmanager
+def observing(sites: Iterable[Site], observe: Callable[[Site], Callable[..., torch.Tensor]]) -> Iterator[None]:
+    """Let functions call the activations of sites inside the block.
+
+    Args:
+        sites: The sites.
+        observe: Returns the function for a site, as `Observer` takes it.
+    """
+    pairs = [(site, Observer(site.module, observe(site))) for site in sites]
+    try:
+        for site, observer in pairs:
+            put(site.owner, site.attribute, observer)
+        yield
+    finally:
+        for site, _ in pairs:
+            put(site.owner, site.attribute, site.module)
 
 
 def _probe(root: nn.Module, sites: list[Site], ultralytics: bool, example_input: Any) -> list[Site]:
     """Complete the sites from a forward pass: those without channels, or all visible ones of a foreign model."""
-    wanted = [site for site in sites if not site.hidden and (not ultralytics or site.channels is None)]
-    if not wanted:
-        return sites
-    recorders = {(id(site.owner), site.attribute): _Recorder(site.activation) for site in wanted}
-    inputs = example_inputs(root, example_input)
+    unknown = [
+        site
+        for site in sites
+        if site.replaces == "activation" and not site.hidden and (not ultralytics or site.channels is None)
+    ]
+    inputs = example_inputs(root, example_input) if unknown else None
     if inputs is None:
         return sites
-    stand_ins = [(site, recorders[id(site.owner), site.attribute]) for site in wanted]
-    with standing_in(stand_ins), evaluating(root), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    shapes: dict[tuple[int, str], list[tuple[int, ...]]] = {}
+
+    def observe(site: Site) -> Callable[..., torch.Tensor]:
+        seen = shapes.setdefault((id(site.owner), site.attribute), [])
+
+        def call(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            seen.append(tuple(x.shape))
+            result: torch.Tensor = module(x, *args, **kwargs)
+            return result
+
+        return call
+
+    with observing(unknown, observe), evaluating(root), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             root(*inputs)
         except Exception:
             if example_input is not None:
                 raise
             # A model that does not take an image says nothing here; what its owners tell must do.
-    return [_complete(site, recorders.get((id(site.owner), site.attribute))) for site in sites]
+    return [_complete(site, shapes.get((id(site.owner), site.attribute), [])) for site in sites]
 
 
-def _complete(site: Site, recorder: _Recorder | None) -> Site:
-    if recorder is None or not recorder.shapes:
+def _complete(site: Site, shapes: Sequence[tuple[int, ...]]) -> Site:
+    """Return a site with the channels and the layout that calls of those shapes show."""
+    if not shapes:
         return site
-    shape = recorder.shapes[0]
+    shape = shapes[0]
     # What stands beside the activation knows more than the shape: (B, C, L) behind a Conv1d is a map, (B, H, W, C)
     # behind a Linear (ConvNeXt, Swin) is tokens.
     if site.channels is not None and site.channels == shape[1 if site.layout == "map" else -1]:
         layout = site.layout
     else:
         layout = "map" if len(shape) >= 4 else "tokens"
-    widths = tuple(shape[1] if layout == "map" else shape[-1] for shape in recorder.shapes)
+    widths = tuple(shape[1] if layout == "map" else shape[-1] for shape in shapes)
     return replace(site, layout=layout, channels=widths[0] if len(set(widths)) == 1 else None, widths=widths)
-
-
-@contextmanager
-def standing_in(stand_ins: Iterable[tuple[Site, nn.Module]]) -> Iterator[None]:
-    """Put other modules where the activations of sites stand, and the activations back afterwards."""
-    pairs = list(stand_ins)
-    try:
-        for site, stand_in in pairs:
-            put(site.owner, site.attribute, stand_in)
-        yield
-    finally:
-        for site, _ in pairs:
-            put(site.owner, site.attribute, site.activation)

@@ -27,10 +27,9 @@ from rtdetr_act.errors import (
 from rtdetr_act.integrations.ultralytics.arguments import check_file_name
 from rtdetr_act.integrations.ultralytics.configs import config_names, find_config
 from rtdetr_act.integrations.ultralytics.model_yaml import BUILDING_ERRORS, explain_forward, is_head
-from rtdetr_act.surgery.convolutions import patch_by_rules
 from rtdetr_act.surgery.model_plan import read_plan, split_model_yaml
 from rtdetr_act.surgery.modules import left_as_it_was, unwrap
-from rtdetr_act.surgery.patcher import apply_to, patch_model, unpatch_model
+from rtdetr_act.surgery.patcher import apply_plan, patch_model, unpatch_model
 from rtdetr_act.surgery.plan import Plan, SwapOptions
 
 if TYPE_CHECKING:
@@ -176,11 +175,11 @@ def load_variant(
         unpatch_model(model)
     elif isinstance(activation, Mapping):
         plan = replace(Plan.from_yaml(activation), act_lr=how.get("act_lr", 1.0))
-        apply_to(unwrap(model), plan, typed=True)
+        apply_plan(unwrap(model), plan, strict=True)
     elif activation is not None:
         patch_model(model, activation, **how)
     if conv is not None and activation != STOCK:
-        patch_by_rules(model, conv)
+        apply_plan(unwrap(model), Plan.parse_convolutions(conv), strict=True)
         return (f"{activation}, {conv}" if isinstance(activation, str) else _plan_in(model)), model
     return activation if isinstance(activation, str) else _plan_in(model) or STOCK, model
 

@@ -20,8 +20,6 @@ from rtdetr_act.surgery.plan import Plan, Rule
 if TYPE_CHECKING:
     from torch import nn
 
-    from rtdetr_act.surgery.patcher import PatchReport
-
 
 _sentinels: list[tuple[nn.Module, str, float]] = []  # open default_act() blocks: stand-in, activation, act_lr
 
@@ -77,8 +75,8 @@ def _init_decoder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> No
 
 
 def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbose: bool = True) -> Any:
-    from rtdetr_act.surgery.convolutions import build, find_convs, install
-    from rtdetr_act.surgery.patcher import resolve_plan
+    from rtdetr_act.surgery.patcher import KINDS, resolve_plan, swap_sites
+    from rtdetr_act.surgery.sites import walk
 
     stock, plan = split_model_yaml(d)
     model_yaml.check_form(stock)
@@ -96,25 +94,15 @@ def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbo
                 raise
             raise explained from error
     if plan:
-        report = _apply_plans(layers, d, plan)
-        places = find_convs(layers, "model", d) if plan.convolutions else []
-        convs = install(build(places, plan.convolutions), places)
+        report = swap_sites(walk(layers, "model", d, KINDS), plan)
         for layer in layers:
             layer.np = sum(parameter.numel() for parameter in layer.parameters())  # what info(detailed=True) prints
         if verbose:
-            swapped = f"{len(report)} activations swapped" + (f", {len(convs)} dynamic convolutions" if convs else "")
-            log(f"{swapped}: {plan} ({report.parameters + convs.parameters:,} parameters)")
+            convolutions = len(report.of("convolution"))
+            swapped = f"{len(report.of('activation'))} activations swapped"
+            swapped += f", {convolutions} dynamic convolutions" if convolutions else ""
+            log(f"{swapped}: {plan} ({report.parameters:,} parameters)")
     return layers, save
-
-
-def _apply_plans(layers: nn.Module, d: dict[str, Any], plan: Plan) -> PatchReport:
-    """Place a plan on top of the one it starts from, and return the report of the last."""
-    from rtdetr_act.surgery.patcher import apply_plan, resolve_plan
-    from rtdetr_act.surgery.sites import walk
-
-    if plan.base:
-        _apply_plans(layers, d, resolve_plan(plan.base))
-    return apply_plan(walk(layers, "model", d), plan)
 
 
 @contextmanager
@@ -203,7 +191,7 @@ def _load(
     result = original(self, weights, verbose, *args, **kwargs)
     plan = read_plan(self)
     model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
-    if plan.convolutions:
+    if any(rule.replaces == "convolution" for rule in plan.rules):
         from rtdetr_act.surgery.convolutions import load_plain
 
         if (count := load_plain(self, model.float().state_dict())) and verbose:
@@ -241,12 +229,12 @@ def _init_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
 
     stand_in, activation, act_lr = _sentinels[-1]
     sites = find_sites(self)
-    names = tuple(site.name for site in sites if site.activation is stand_in)
+    names = tuple(site.name for site in sites if site.module is stand_in)
     if not names:
         raise ModelError(
             "default_act() reached no activation, since the model YAML names its own: use patch_model on the model"
         )
-    everywhere = all(site.activation is stand_in for site in sites if site.layout == "map")
+    everywhere = all(site.module is stand_in for site in sites if site.layout == "map")
     rule = Rule(ActSpec.parse(activation), include=() if everywhere else names)
     patch_model(self, Plan((rule,), act_lr=act_lr))
 
