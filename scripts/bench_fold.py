@@ -29,7 +29,7 @@ from ultralytics.utils import LOGGER
 from rtdetr_act import fold_activations, patch_model
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.integrations.ultralytics.export import export_model
-from rtdetr_act.integrations.ultralytics.latency import runner
+from rtdetr_act.integrations.ultralytics.latency import load_runner
 from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.surgery.scales import tensors
 from rtdetr_act.timing import Ratio, ratios, take_turns
@@ -76,7 +76,7 @@ def _judge(source: str, folder: Path, imgsz: int, turns: int) -> dict[str, Any]:
         files[name] = export_model(each, "onnx", imgsz=imgsz, fold=False)
         counts = Counter(node.op_type for node in onnx.load(files[name]).graph.node)
         graphs[name] = {kind: counts[kind] for kind in COUNTED}
-    times = take_turns({name: runner(path, imgsz) for name, path in files.items()}, turns, repeat=3)
+    times = take_turns({name: load_runner(path, imgsz) for name, path in files.items()}, turns, repeat=3)
     with torch.no_grad():
         difference = _difference(unfolded.model(images), folded.model(images))
     return {

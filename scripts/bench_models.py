@@ -16,7 +16,9 @@ import typer
 from published import PublishedAReLU, PublishedDyReLUB
 
 from rtdetr_act import register
-from rtdetr_act.integrations.ultralytics.costs import Cost, bench_model, print_costs, write_costs
+from rtdetr_act.cli.bench import print_costs
+from rtdetr_act.integrations.ultralytics.costs import Cost, compare_costs, write_costs
+from rtdetr_act.integrations.ultralytics.models import STOCK, load_variants
 
 ACTIVATIONS = ["silu", "arelu", "prelu", "aconc", "frelu", "dyrelu_a", "dyrelu_b", "dyrelu_c"]
 PUBLISHED = ["published_arelu", "published_dyrelu_b"]
@@ -38,7 +40,8 @@ def main(
     register("published_dyrelu_b", PublishedDyReLUB)
     costs: dict[str, list[Cost]] = {}
     for model, activations, imgsz, batch in RUNS:
-        found = bench_model(model, activations, imgsz=imgsz, batch=batch, device=device, turns=turns)
+        variants = load_variants(model, [STOCK, *activations])
+        found = compare_costs(variants, imgsz=imgsz, batch=batch, device=device, turns=turns)
         title = f"{Path(model).stem}, {imgsz} pixels, batch {batch}"
         print_costs(f"{title}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}", found)
         costs[title] = found

@@ -123,10 +123,9 @@ def preload() -> None:
     Not what starts threads on import, which no fork survives.
     """
     for name in (
-        "rtdetr_act.cli.running", "rtdetr_act.cli.studying", "rtdetr_act.cli.searching", "rtdetr_act.cli.looking",
-        "rtdetr_act.cli.diagnosing", "rtdetr_act.cli.deploying", "ultralytics.models", "ultralytics.engine.exporter",
-        "ultralytics.engine.trainer", "matplotlib.figure", "rtdetr_act.integrations.ultralytics.latency",
-        "rtdetr_act.workflows.diagnose", "torch.jit", "torch.onnx", "torch._dynamo",
+        "rtdetr_act.cli.main", "ultralytics.models", "ultralytics.engine.exporter", "ultralytics.engine.trainer",
+        "matplotlib.figure", "rtdetr_act.workflows.bench", "rtdetr_act.workflows.train",
+        "rtdetr_act.analysis.diagnosis", "torch.jit", "torch.onnx", "torch._dynamo",
     ):  # fmt: skip
         importlib.import_module(name)
 

@@ -31,7 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rtdetr_act import create
 from rtdetr_act.analysis.memory import saved_bytes
-from rtdetr_act.integrations.ultralytics.costs import bench_model
+from rtdetr_act.integrations.ultralytics.costs import compare_costs
+from rtdetr_act.integrations.ultralytics.models import STOCK, load_variants
 from rtdetr_act.kernels import blocks
 from rtdetr_act.kernels.backend import triton
 from rtdetr_act.timing import Ratio, ratios, take_turns
@@ -417,7 +418,8 @@ def bench_detector(source: str, batch: int, half: bool, device: str, imgsz: int 
     # Without its cache, which would hold the casts of one step's weights for the next one.
     scope = torch.autocast(device, torch.float16, cache_enabled=False) if half else nullcontext()
     with scope:
-        costs = bench_model(source, VARIANTS, imgsz=imgsz, batch=batch, device=device, turns=turns)
+        models = load_variants(source, [STOCK, *VARIANTS])
+        costs = compare_costs(models, imgsz=imgsz, batch=batch, device=device, turns=turns)
     found: dict[str, Ratio | float] = {}
     for cost in costs:
         found[f"{cost.activation}, step"], found[f"{cost.activation}, inference"] = cost.train, cost.inference

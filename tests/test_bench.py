@@ -19,8 +19,9 @@ from rtdetr_act import patch_model
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.analysis.memory import peak_bytes, saved_bytes
 from rtdetr_act.errors import InputError, RtdetrActError
-from rtdetr_act.integrations.ultralytics.costs import bench_model, draw_bars, draw_batch
+from rtdetr_act.integrations.ultralytics.costs import draw_bars, draw_batch
 from rtdetr_act.timing import ratios, take_turns
+from rtdetr_act.workflows.bench import bench_training
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,7 @@ def test_models_keep_less_with_arelu_than_with_silu_and_learn_the_same(source: s
 @pytest.mark.parametrize("task", tiny.YOLO_HEADS)
 def test_every_task_has_a_training_step(task: str, tmp_path: Path) -> None:
     path = tiny.write_yaml(tmp_path / f"tiny-{task}.yaml", tiny.yolo(task))
-    stock, arelu = bench_model(str(path), ["arelu"], imgsz=64, batch=2, turns=2)
+    (stock, arelu), _ = bench_training(str(path), ["arelu"], tmp_path / "bench", imgsz=64, batch=2, turns=2)
     assert stock.train.median == stock.inference.median == stock.peak == stock.saved == 1
     assert arelu.activation == "arelu"
     assert arelu.saved < 1  # the stock activation is SiLU
@@ -119,11 +120,11 @@ def test_command_prints_a_table_and_writes_figures_and_a_chart(tmp_path: Path) -
         ((), "name activations with --act"),
         (("--act", "arelu", "epochs=3"), "bench takes imgsz, batch, device, not 'epochs'"),
         (("--act", "arleu"), "did you mean 'arelu'"),
-        (("--act", "arelu", "imgsz=0"), "imgsz is a side in pixels"),
-        (("--act", "arelu", "imgsz=[64,64]"), "imgsz is one whole number"),
+        (("--act", "arelu", "imgsz=0"), "imgsz must be a size in pixels"),
+        (("--act", "arelu", "imgsz=[64,64]"), "imgsz must be one positive integer"),
         (("--act", "arelu", "device=cuda:77"), "device 'cuda:77' cannot be used"),
         (("--act", "arelu", "device=abacus"), "device 'abacus' cannot be used"),
-        (("--act", "arelu", "device=0,0"), "device is one"),
+        (("--act", "arelu", "device=0,0"), "device must be a single one"),
     ],
 )
 def test_command_says_what_is_wrong(words: tuple[str, ...], error: str) -> None:

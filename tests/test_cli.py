@@ -21,7 +21,7 @@ from rtdetr_act.activations.registry import entry, names, register
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
 from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
-from rtdetr_act.integrations.ultralytics.failures import one_sentence
+from rtdetr_act.integrations.ultralytics.failures import translate_errors
 from rtdetr_act.integrations.ultralytics.runs import run_training, slug
 
 TINY = ["epochs=1", "imgsz=64", "batch=4", "amp=False", "plots=False", "workers=0", "optimizer=AdamW"]
@@ -156,11 +156,11 @@ def test_plot_samples_are_the_functions_themselves() -> None:
         (["plot", "arelu", "-o", "nowhere/x.png"], 2, "no folder"),
         (["sites", "model.onnx"], 2, "exported"),
         (["train", "--act", "arelu, silu"], 2, "repeat --act"),
-        (["train", "--act", "arelu", "imgsz=-1"], 2, "imgsz is a side in pixels"),
-        (["train", "--act", "arelu", "imgsz=[]"], 2, "imgsz is a side in pixels"),
-        (["train", "--act", "arelu", "batch=0"], 2, "batch is a number of images"),
-        (["train", "--act", "arelu", "batch=-2"], 2, "batch is a number of images"),
-        (["train", "--act", "arelu", "workers=-1"], 2, "workers is a whole number"),
+        (["train", "--act", "arelu", "imgsz=-1"], 2, "imgsz must be a size in pixels"),
+        (["train", "--act", "arelu", "imgsz=[]"], 2, "imgsz must be a size in pixels"),
+        (["train", "--act", "arelu", "batch=0"], 2, "batch must be a number of images"),
+        (["train", "--act", "arelu", "batch=-2"], 2, "batch must be a number of images"),
+        (["train", "--act", "arelu", "workers=-1"], 2, "workers must be an integer"),
         (["train", "--act", "arelu", "epochs=0"], 2, "epochs"),
         (["train", "--act", "arelu", "epochs={[]:1}"], 2, "epochs"),
         (["train", "--act", "arelu", "epochs=" + "9" * 5000], 2, "epochs"),
@@ -288,7 +288,7 @@ def test_what_fails_removes_no_folder_that_was_there_before(
     monkeypatch.chdir(tmp_path / "elsewhere")
     # A validator makes its folder, and then looks for the device.
     arguments = {"data": str(data.detect), "device": 77, "project": str(tmp_path / project)}
-    with pytest.raises(InputError, match="Invalid CUDA"), one_sentence(**arguments):
+    with pytest.raises(InputError, match="Invalid CUDA"), translate_errors(**arguments):
         RTDETR(str(stock_yaml)).val(**arguments)
     assert {path.name for path in tmp_path.rglob("*")} == {"there", "elsewhere"}
 

@@ -35,7 +35,8 @@ from op_checks import (
 )
 
 from rtdetr_act.analysis.memory import peak_bytes
-from rtdetr_act.integrations.ultralytics.costs import bench_model
+from rtdetr_act.integrations.ultralytics.costs import compare_costs
+from rtdetr_act.integrations.ultralytics.models import load_variants
 from rtdetr_act.kernels.backend import triton, wants_triton
 from rtdetr_act.timing import take_turns
 
@@ -137,5 +138,6 @@ def test_memory_and_time_are_those_of_the_device_that_is_named() -> None:
 
 def test_a_model_is_measured() -> None:
     pytest.importorskip("ultralytics")
-    stock, arelu = bench_model("yolo11n.yaml", ["arelu"], imgsz=64, batch=2, device="cuda", turns=2)
+    models = load_variants("yolo11n.yaml", ["stock", "arelu"])
+    stock, arelu = compare_costs(models, imgsz=64, batch=2, device="cuda", turns=2)
     assert stock.peak_bytes > arelu.peak_bytes > 0

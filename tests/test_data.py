@@ -160,7 +160,7 @@ def test_a_set_that_cannot_be_written_is_used_if_it_is_whole(copied: Path, monke
     os.utime(copied / "images" / "val" / "0013.png", (1, 1))
     shapes_module.shapes(copied.parent)
     (copied / "images" / "val" / "0013.png").unlink()
-    with pytest.raises(InputError, match=r"is damaged and cannot be mended \(.*[Rr]ead-only.*\): make it writable"):
+    with pytest.raises(InputError, match=r"is damaged and cannot be repaired \(.*[Rr]ead-only.*\): make it writable"):
         shapes_module.shapes(copied.parent)
 
 

@@ -356,11 +356,11 @@ def test_what_cannot_be_diagnosed_is_said() -> None:
         (("epochs=3",), "diagnose takes imgsz, batch and device, not 'epochs'"),
         (("--act", "relu", "--model", "rtdetr-n.yaml", "--model", "yolo11n.yaml"), "in one --model"),
         (("--scope", "all"), "name one with --act"),
-        (("imgsz=0",), "imgsz is a side in pixels"),
-        (("imgsz=[64,64]",), "imgsz is one whole number"),
+        (("imgsz=0",), "imgsz must be a size in pixels"),
+        (("imgsz=[64,64]",), "imgsz must be one positive integer"),
         (("--data", "nowhere.yaml"), "there is no data set"),
         (("device=cuda:77", "imgsz=32"), "device 'cuda:77' cannot be used"),
-        (("device=0,0", "imgsz=32"), "device is one"),
+        (("device=0,0", "imgsz=32"), "device must be a single one"),
     ],
 )
 def test_command_says_what_is_wrong(words: tuple[str, ...], error: str, data: Data, tmp_path: Path) -> None:

@@ -179,9 +179,9 @@ def test_what_cannot_be_exported_is_refused_before_any_work(tmp_path: Path) -> N
         "ncnn": "NCNN cannot hold RT-DETR's decoder",
     }
     if find_spec("coremltools") is None:
-        wrong["coreml"] = "format=coreml needs what is not installed here: pip install coremltools"
+        wrong["coreml"] = "format=coreml needs packages that are not installed: pip install coremltools"
     if find_spec("tensorrt") is None:
-        wrong["TensorRT"] = "format=engine needs what is not installed here: pip install tensorrt"
+        wrong["TensorRT"] = "format=engine needs packages that are not installed: pip install tensorrt"
     for form, words in wrong.items():
         if form == "ncnn" and not find_spec("pnnx"):
             continue

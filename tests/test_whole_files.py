@@ -33,7 +33,7 @@ from rtdetr_act.analysis.learned import Quantity
 from rtdetr_act.errors import InputError, RtdetrActError
 from rtdetr_act.integrations.ultralytics.costs import Cost, write_costs
 from rtdetr_act.integrations.ultralytics.export import export_model, export_staged
-from rtdetr_act.integrations.ultralytics.latency import Latency, bench_formats, write_latencies
+from rtdetr_act.integrations.ultralytics.latency import Latency, measure_latencies, write_latencies
 from rtdetr_act.timing import Ratio
 from rtdetr_act.workflows.fold import fold_checkpoint
 
@@ -234,8 +234,8 @@ def test_an_export_on_a_full_disk_leaves_the_old_files(form: str, arelu: bytes, 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("batch=-1",), "batch is a whole number of images from 1"),
-        (("batch=0.5",), "batch is a whole number of images from 1"),
+        (("batch=-1",), "batch must be a positive number of images"),
+        (("batch=0.5",), "batch must be a positive number of images"),
         (("opset=30",), "this torch cannot write this opset of ONNX"),
     ],
 )
@@ -378,10 +378,10 @@ def test_a_benchmark_of_formats_that_fails_leaves_the_old_files(arelu: bytes, st
 
     models["arelu"].add_callback("on_export_start", stop)
     with pytest.raises(KeyboardInterrupt):
-        bench_formats(models, ["torchscript"], folder, imgsz=64, turns=2)
+        measure_latencies(models, ["torchscript"], folder, imgsz=64, turns=2)
     assert not folder.exists()
     models["arelu"].clear_callback("on_export_start")
-    found = bench_formats({"arelu": models["arelu"]}, ["torchscript"], folder, imgsz=64, turns=2)
+    found = measure_latencies({"arelu": models["arelu"]}, ["torchscript"], folder, imgsz=64, turns=2)
     names = ["arelu/model.pt", "arelu/model.torchscript"]
     assert sorted(read_all(folder)) == names
     assert sorted(each.path for each in found) == [str(folder / name) for name in names]

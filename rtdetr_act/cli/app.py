@@ -1,4 +1,4 @@
-"""The application that commands register with, and what holds for all of them."""
+"""The application that commands register with, and the options and errors that all of them share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rtdetr_act.version import __version__
 
 
 class _Commands(TyperGroup):
-    """Runs a command; Ctrl-C and a disk that cannot be written are errors of one sentence in each of them."""
+    """Command group in which Ctrl-C and an OSError, such as that of a full disk, are errors of one sentence."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -22,11 +22,11 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the files that were there are as they were") from None
         except OSError as error:
-            from rtdetr_act.integrations.ultralytics.failures import explain
+            from rtdetr_act.integrations.ultralytics.failures import translate
 
-            if (explained := explain(error)) is None:
+            if (translated := translate(error)) is None:
                 raise
-            raise explained from error
+            raise translated from error
 
 
 app = typer.Typer(
@@ -39,8 +39,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(__version__)
         raise typer.Exit
 

@@ -1,4 +1,4 @@
-"""Fold a checkpoint into another one."""
+"""Fold the activations of a checkpoint into its weights."""
 
 from __future__ import annotations
 
@@ -19,56 +19,58 @@ from rtdetr_act.surgery.sites import find_sites
 
 
 def fold_checkpoint(source: str, output: Path | None = None) -> tuple[FoldReport, Path]:
-    """Fold a checkpoint into another one, which trains, validates, predicts and exports like any.
+    """Fold the activations of a checkpoint into its weights, and write another checkpoint.
 
-    Tensors keep the type they have in the file, float16 as a rule; those that were multiplied become float32, so that
-    no second rounding comes on top. Optimizer and EMA are left out, as in a finished training.
+    The folded checkpoint trains, validates, predicts and exports like any other. Tensors keep the dtype that they have
+    in the file, float16 as a rule; those that were scaled become float32, so that they are not rounded a second time.
+    Optimizer and EMA are left out, as in a checkpoint of a finished training.
 
     Args:
-        source: A .pt checkpoint; an interrupted training's last.pt gives its EMA.
-        output: The .pt file to write, which appears only when complete; `best-folded.pt` beside `best.pt` if None.
+        source: A .pt checkpoint; of the last.pt of an interrupted training, the EMA is folded.
+        output: The .pt file to write, which appears only when complete; None (default) for `best-folded.pt` beside
+            `best.pt`.
 
     Returns:
         The report, and the path written.
 
     Raises:
         FoldError: The fold would change what the model computes.
-        InputError: There is nothing to fold, the source is no checkpoint, or the output cannot be written.
+        InputError: There is nothing to fold, the source is not a checkpoint, or the output cannot be written.
         ModelError: The checkpoint holds a class that is not installed.
     """
     if Path(source).suffix != ".pt":
         raise InputError(f"{quote(source)} is not a checkpoint to fold: give a .pt file")
-    target = output or Path(source).with_name(f"{Path(source).stem}-folded.pt")
-    if target.suffix != ".pt":
-        raise InputError(f"{quote(str(target))} is not the name of a checkpoint: let it end in .pt")
+    path = output or Path(source).with_name(f"{Path(source).stem}-folded.pt")
+    if path.suffix != ".pt":
+        raise InputError(f"{quote(str(path))} is not the name of a checkpoint: let it end in .pt")
     model = load_model(source)
-    if _is_same(target, source):
+    if _is_same(path, source):
         raise InputError(
-            f"{quote(str(target))} is the checkpoint to fold: name another file, since a fold cannot be undone"
+            f"{quote(str(path))} is the checkpoint to fold: name another file, since a fold cannot be undone"
         )
-    with output_folder(target.parent):
+    with output_folder(path.parent):
         report = fold_activations(model)
         if not report:
             kinds = Counter(site.current.partition("(")[0] for site in find_sites(model))
             found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
             raise InputError(f"there is nothing to fold in {quote(source)}: its activations are {found}")
         stored, _ = torch_safe_load(source)
-        types = {name: t.dtype for name, t in tensors_of(stored.get("ema") or stored["model"]).items()}
-        for name, t in tensors_of(model.model).items():
-            if t.is_floating_point() and name not in report.changed:
-                t.data = t.data.to(types.get(name, t.dtype))
+        dtypes = {name: tensor.dtype for name, tensor in tensors_of(stored.get("ema") or stored["model"]).items()}
+        for name, tensor in tensors_of(model.model).items():
+            if tensor.is_floating_point() and name not in report.changed:
+                tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
         left_out = {key: None for key in ("ema", "optimizer", "updates", "scaler") if key in stored}
-        _write({**stored, **left_out, "epoch": -1, "model": model.model}, target)
-    return report, target
+        _write({**stored, **left_out, "epoch": -1, "model": model.model}, path)
+    return report, path
 
 
-def _is_same(target: Path, source: str) -> bool:
-    with writing(target):  # the system does not even look for a name that is too long
-        return target.exists() and target.samefile(source)
+def _is_same(path: Path, source: str) -> bool:
+    with writing(path):  # the system refuses a name that is too long before it looks for it
+        return path.exists() and path.samefile(source)
 
 
 def _write(checkpoint: dict[str, Any], output: Path) -> None:
-    content = io.BytesIO()  # torch's own writer knows no errno, and none of its errors is an OSError
+    content = io.BytesIO()  # torch's own writer raises RuntimeErrors without an errno
     torch.save(checkpoint, content)
     with writing(output):
         write_atomically(output, content.getvalue())

@@ -1,18 +1,20 @@
-"""Read what the activations of a checkpoint learned, with the history of its run."""
+"""Report what the activations of a checkpoint learned, with the history of its run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtdetr_act.analysis.history import HISTORY_FILE, read_history
+from rtdetr_act.analysis.figures import check_picture
+from rtdetr_act.analysis.history import HISTORY_FILE, as_history, read_history
+from rtdetr_act.analysis.history_figure import draw_history
 from rtdetr_act.analysis.learned import Quantity, has_coefficients, read_quantities
 from rtdetr_act.errors import InputError, ModelError, quote
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
-from rtdetr_act.integrations.ultralytics.images import open_validation, pick_images, trained_side
+from rtdetr_act.integrations.ultralytics.images import open_validation, pick_images, training_imgsz
 from rtdetr_act.integrations.ultralytics.models import load_model
 
 if TYPE_CHECKING:
@@ -21,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Learned:
-    """What the activations of a checkpoint learned.
+    """Learned parameters and generated coefficients of the activations of a checkpoint.
 
     Attributes:
-        quantities: What they are now, in the order of the sites.
-        start: What they were before the first step, by (site, quantity); empty where that is not known.
-        history: The `activations.csv` of the run that the checkpoint lies in, if it has one.
-        note: What the reader should know of where the coefficients come from, or "".
+        quantities: Current values, in the order of the sites.
+        start: Values before the first step, by (site, quantity); empty where they are not known.
+        history: The `activations.csv` of the run that the checkpoint lies in; None where there is none.
+        note: Where the coefficients come from, or why they are missing, in one sentence; "" where nothing is to say.
     """
 
     quantities: list[Quantity]
@@ -36,19 +38,50 @@ class Learned:
     note: str = ""
 
 
-def read_checkpoint(weights: str, data: str | None = None) -> Learned:
-    """Read what the activations of a checkpoint learned, with the history of its run where that is there.
-
-    What Dynamic ReLU and Meta-ACON generate depends on images: it is measured on validation images of `data`, else
-    taken from the last epoch of the history, else left out.
+def report_learned(
+    weights: str,
+    output: Path,
+    data: str | None = None,
+    *,
+    show: Callable[[Learned], object] | None = None,
+) -> tuple[Learned, Path]:
+    """Read what the activations of a checkpoint learned, and draw it.
 
     Args:
-        weights: A checkpoint. The history is looked for where Ultralytics puts checkpoints, as `../activations.csv`.
-        data: A data set YAML, or "shapes".
+        weights: A .pt checkpoint.
+        output: PNG, SVG or PDF file to write.
+        data: As in `read_learned`.
+        show: Called with the values before they are drawn.
+
+    Returns:
+        The values, and the path written.
 
     Raises:
-        ModelError: The file is no checkpoint, or none of its activations learns.
-        InputError: There is no such file or data set, or the history is damaged.
+        ModelError: The file is not a checkpoint, or none of its activations learns.
+        InputError: The checkpoint or the data set does not exist, the history is damaged, or the figure cannot be
+            written.
+    """
+    check_picture(output)
+    found = read_learned(weights, data)
+    if show:
+        show(found)
+    history = as_history(found.quantities) if found.history is None else found.history
+    return found, draw_history(history, output, weights)
+
+
+def read_learned(weights: str, data: str | None = None) -> Learned:
+    """Read what the activations of a checkpoint learned, with the history of its run where there is one.
+
+    Coefficients that Dynamic ReLU and Meta-ACON generate depend on the image. They are measured on 16 validation images
+    of `data`, else taken from the last epoch of the history, else left out.
+
+    Args:
+        weights: A .pt checkpoint. Its history is `../activations.csv`, seen from the folder of the checkpoint.
+        data: Data set, as in Ultralytics, or "shapes"; None (default) to measure nothing.
+
+    Raises:
+        ModelError: The file is not a checkpoint, or none of its activations learns.
+        InputError: The checkpoint or the data set does not exist, or the history is damaged.
     """
     if not weights.endswith(".pt"):
         raise InputError(f"{quote(weights)} is not a checkpoint: give a .pt file")
@@ -68,8 +101,7 @@ def read_checkpoint(weights: str, data: str | None = None) -> Learned:
         start = {(site, name): value for site, name, value in first.iter_rows()}
     if has_coefficients(model):
         if source is not None:
-            known = check_data(source, str(loaded.task))
-            _, dataset = open_validation(loaded, known, trained_side(loaded, 640))
+            _, dataset = open_validation(loaded, check_data(source, str(loaded.task)), training_imgsz(loaded, 640))
             quantities = read_quantities(model, pick_images(dataset))
         elif history is not None:
             quantities, note = _complete(quantities, history)
@@ -81,16 +113,16 @@ def read_checkpoint(weights: str, data: str | None = None) -> Learned:
 
 
 def _complete(quantities: Sequence[Quantity], history: polars.DataFrame) -> tuple[list[Quantity], str]:
-    """Add what the last epoch of a history knows beyond a checkpoint, site by site."""
+    """Add the quantities of the last epoch of a history that a checkpoint does not hold, site by site."""
     last = int(history["epoch"].max() or 0)  # type: ignore[arg-type]
     rows = history.filter(history["epoch"] == last).select("site", "activation", "quantity", "value").iter_rows()
-    known: dict[str, list[Quantity]] = {}
+    recorded: dict[str, list[Quantity]] = {}
     for row in rows:
-        known.setdefault(row[0], []).append(Quantity(*row))
-    found = []
-    for site, group in groupby(quantities, key=lambda read: read.site):
+        recorded.setdefault(row[0], []).append(Quantity(*row))
+    completed: list[Quantity] = []
+    for site, group in groupby(quantities, key=lambda quantity: quantity.site):
         own = list(group)
-        names = {read.name for read in own}
-        found += [*own, *(read for read in known.get(site, ()) if read.name not in names)]
+        names = {quantity.name for quantity in own}
+        completed += [*own, *(quantity for quantity in recorded.get(site, ()) if quantity.name not in names)]
     note = f"coefficients made from the image are of epoch {last} in {HISTORY_FILE}: --data DATASET.yaml measures them"
-    return found, note
+    return completed, note

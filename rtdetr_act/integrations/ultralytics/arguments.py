@@ -1,56 +1,51 @@
-"""Arguments of Ultralytics: read from `key=value` words, checked with suggestions."""
+"""Parse Ultralytics' arguments from `key=value` words, and check them."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 from ultralytics.utils.torch_utils import select_device
 
-from rtdetr_act.errors import (
-    InputError,
-    quote,
-    reason,
-    suggest,
-)
+from rtdetr_act.errors import InputError, quote, reason, suggest
 from rtdetr_act.integrations.ultralytics.argument_ranges import check_ranges
-from rtdetr_act.integrations.ultralytics.failures import one_sentence
+from rtdetr_act.integrations.ultralytics.failures import translate_errors
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def check_counts(**counts: object) -> None:
-    """Check that each is a whole number from 1: Ultralytics' `imgsz` may be a list, its `batch` a share of the memory.
+def parse_arguments(pairs: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, Any]:
+    """Parse `key=value` words into Ultralytics arguments, and check them.
+
+    Args:
+        pairs: Words such as "epochs=100".
+        reserved: Keys that the command sets itself.
+
+    Returns:
+        Values by key, as `split_pairs` parses them.
 
     Raises:
-        InputError: One is not.
+        InputError: A word is not a pair, a key is unknown or reserved, or a value has a wrong type or is out of range.
     """
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise InputError(f"{name} is one whole number from 1 here, not {quote(count)}")
-
-
-def check_file_name(source: str) -> None:
-    """Refuse what no file can be called, such as 300 characters; raises InputError."""
-    try:
-        Path(source).exists()
-    except (OSError, ValueError) as error:  # ValueError: a zero byte, before Python 3.12
-        raise InputError(f"{quote(source)} cannot be the name of a file: {reason(error)}") from None
-
-
-def parse_arguments(pairs: Iterable[str], taken: Iterable[str] = ()) -> dict[str, Any]:
-    """Turn `key=value` words into Ultralytics arguments, checked as `check_arguments` does; raises InputError."""
     arguments = split_pairs(pairs)
-    check_arguments(arguments, taken)
+    check_arguments(arguments, reserved)
     return arguments
 
 
 def split_pairs(pairs: Iterable[str]) -> dict[str, Any]:
-    """Turn `key=value` words into values by key: Python literals, `True`, `none` and the like in any case, or text.
+    """Parse `key=value` words into values by key.
+
+    A value is a Python literal, or True, False or None in any case (`none`, `null`), or else the text itself.
 
     Raises:
-        InputError: A word is no pair.
+        InputError: A word is not a pair.
+
+    >>> split_pairs(["epochs=100", "imgsz=[640, 480]", "cos_lr=true", "name=first"])
+    {'epochs': 100, 'imgsz': [640, 480], 'cos_lr': True, 'name': 'first'}
     """
     arguments: dict[str, Any] = {}
     for pair in pairs:
@@ -61,18 +56,34 @@ def split_pairs(pairs: Iterable[str]) -> dict[str, Any]:
     return arguments
 
 
-def check_arguments(arguments: Mapping[str, Any], taken: Iterable[str] = ()) -> None:
-    """Check Ultralytics arguments, with a suggestion where Ultralytics has no such key.
+def _parse_value(text: str) -> Any:
+    constants = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in constants:
+        return constants[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+    ):  # "{[]: 1}" and "((((…" raise the last ones
+        return text
+
+
+def check_arguments(arguments: Mapping[str, Any], reserved: Iterable[str] = ()) -> None:
+    """Check Ultralytics arguments; an unknown key is answered with a suggestion.
 
     Args:
-        arguments: Their values by key.
-        taken: Keys that the caller sets itself.
+        arguments: Values by key.
+        reserved: Keys that the caller sets itself.
 
     Raises:
-        InputError: A key is unknown or taken, or a value has a wrong type.
+        InputError: A key is unknown or reserved, or a value has a wrong type or is out of range.
     """
     for key, value in arguments.items():
-        if key in taken:
+        if key in reserved:
             raise InputError(f"'{key}' is set by this command itself: leave {quote(f'{key}={value}')} out")
         if key not in DEFAULT_CFG_DICT:
             hint = suggest(key, DEFAULT_CFG_DICT) or ", see docs.ultralytics.com/usage/cfg"
@@ -84,17 +95,59 @@ def check_arguments(arguments: Mapping[str, Any], taken: Iterable[str] = ()) -> 
     check_ranges(arguments)
 
 
-def _parse_value(text: str) -> Any:
-    words = {"none": None, "null": None, "true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
+def check_positive_integers(**values: object) -> None:
+    """Check that every value is an integer of at least 1.
+
+    Ultralytics' `imgsz` may also be a list and its `batch` a fraction of the GPU memory; benchmarks and diagnoses take
+    neither.
+
+    Raises:
+        InputError: A value is not a positive integer.
+    """
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} must be one positive integer here, not {quote(value)}")
+
+
+def check_file_name(source: str) -> None:
+    """Check that a text can be a file name; one of 300 characters cannot.
+
+    Raises:
+        InputError: The system refuses the name.
+    """
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # as of '{[]: 1}' and of '((((…'
-        return text
+        Path(source).exists()
+    except (OSError, ValueError) as error:  # ValueError: a null byte, before Python 3.12
+        raise InputError(f"{quote(source)} cannot be the name of a file: {reason(error)}") from None
 
 
 def check_device(device: Any) -> None:
-    """Check a device as Ultralytics does once a run has its folder already; raises InputError."""
-    with one_sentence():
+    """Check a device as Ultralytics does, before a run folder is made.
+
+    Args:
+        device: Ultralytics' `device`, such as "cpu", 0 or [0, 1]; None to let Ultralytics choose.
+
+    Raises:
+        InputError: The device does not exist here.
+    """
+    with translate_errors():
         select_device("" if device is None else device, verbose=False)
+
+
+def move_to(module: nn.Module, device: Any) -> nn.Module:
+    """Move a module to a single device.
+
+    Args:
+        module: The module, moved in place.
+        device: What `torch.nn.Module.to` takes: "cpu", "cuda:1" or an index.
+
+    Raises:
+        InputError: The device does not exist here, or is not a single one.
+    """
+    if not isinstance(device, (str, int)) or isinstance(device, bool):
+        raise InputError(f"device must be a single one, such as cpu or cuda:1, not {quote(device)}")
+    try:
+        return module.to(device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise InputError(f"device {quote(str(device))} cannot be used: {first_line}") from None

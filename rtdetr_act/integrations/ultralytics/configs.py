@@ -1,4 +1,4 @@
-"""The model YAMLs that come with the package, found by bare name."""
+"""Find the model YAMLs that ship with the package by bare name."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from pathlib import Path
 
 
 def configs_folder() -> Path:
-    """Return the folder of the shipped YAMLs: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped YAMLs: inside an installed package, or at the root of a checkout."""
     installed = Path(__file__).parent / "model_configs"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "configs"
 
 
 def find_config(path: str | Path) -> Path | None:
-    """Return the shipped YAML meant by a bare name, or None; a file of that name in the working folder goes first.
+    """Return the shipped YAML of a bare name.
 
-    A scale letter may stand in the name, as for Ultralytics: `yolo11s-arelu.yaml` is `yolo11-arelu.yaml` at scale s.
+    The name may contain a scale, as in Ultralytics: `yolo11s-arelu.yaml` is `yolo11-arelu.yaml` at scale s.
+
+    Returns:
+        The path; None for a path with a folder, for a name that is not shipped, and for a file that exists in the
+        working folder, which takes precedence.
     """
     path = Path(path)
     if path.exists() or path.parent != Path():
@@ -26,5 +30,5 @@ def find_config(path: str | Path) -> Path | None:
 
 
 def config_names() -> list[str]:
-    """List the shipped model YAMLs."""
+    """Return the names of the shipped model YAMLs, sorted."""
     return sorted(file.name for file in configs_folder().glob("*.yaml"))

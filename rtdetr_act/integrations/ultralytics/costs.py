@@ -1,4 +1,4 @@
-"""Time and memory of an Ultralytics model with other activations against its stock form, all in one run."""
+"""Measure time and memory of Ultralytics models with other activations against the stock one, all in one run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from ultralytics.cfg import get_cfg
 
@@ -21,30 +19,25 @@ from rtdetr_act.analysis.figures import COLOURS, render, write_picture
 from rtdetr_act.analysis.memory import peak_bytes, saved_bytes
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import making_folder, write_together, writing
-from rtdetr_act.integrations.ultralytics.argument_ranges import move_to
-from rtdetr_act.integrations.ultralytics.arguments import check_counts
-from rtdetr_act.integrations.ultralytics.models import STOCK, load_variant
+from rtdetr_act.integrations.ultralytics.arguments import check_positive_integers, move_to
 from rtdetr_act.timing import Ratio, ratios, take_turns
 
-# Ultralytics' losses read these of a batch; so many objects stand in each drawn image.
-_OBJECTS = 8
-
-
+_OBJECTS_PER_IMAGE = 8
 _DPI = 110
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one variant of a model costs, in units of the stock model.
+    """Time and memory of one variant of a model, relative to the first variant measured.
 
     Attributes:
-        activation: The plan, or "stock".
-        train: One training step: forward, loss, backward.
-        inference: One forward pass of the fused model.
-        peak: Peak memory of a training step, weights left out.
-        saved: Bytes that autograd keeps between forward and backward.
-        peak_bytes: The former in bytes.
-        saved_bytes: The former in bytes.
+        activation: Name of the variant: its plan, or "stock".
+        train: Time of a training step: forward, loss and backward.
+        inference: Time of a forward pass of the fused model on one image.
+        peak: Peak memory of a training step, parameters not counted, as a ratio.
+        saved: Memory that autograd keeps between forward and backward, as a ratio.
+        peak_bytes: Peak memory in bytes.
+        saved_bytes: Memory kept for backward in bytes.
     """
 
     activation: str
@@ -56,64 +49,56 @@ class Cost:
     saved_bytes: int
 
 
-def bench_model(
-    source: str,
-    activations: Sequence[str],
-    *,
-    imgsz: int = 224,
-    batch: int = 8,
-    device: str = "cpu",
-    turns: int = 15,
-    scope: str = "conv",
+def compare_costs(
+    models: Mapping[str, Any], *, imgsz: int = 224, batch: int = 8, device: str = "cpu", turns: int = 15
 ) -> list[Cost]:
-    """Compare variants of a model with its stock form; the weights are random, the images and objects too.
+    """Compare variants of a model on random images and objects.
+
+    The variants take turns, so that a machine that slows down slows all of them alike.
 
     Args:
-        source: Model YAML or checkpoint.
-        activations: Plans, as in `patch_model`.
+        models: RTDETR or YOLO objects of one task by name, the reference first. They are moved to the device, and stay
+            in training mode.
         imgsz: Side of the images, in pixels.
         batch: Images of a training step; inference takes one.
         device: "cpu", "cuda" or "cuda:1".
-        turns: Turns of the training step; inference takes twice as many, of six passes.
-        scope: "conv" or "all".
+        turns: Turns of the training step; inference takes twice as many, of six passes each.
 
     Returns:
-        The stock model's cost first, then those of the variants.
+        The costs, in the order of `models`.
 
     Raises:
-        RtdetrActError: The model, a plan or the device is wrong.
+        InputError: The device, imgsz or batch cannot be used, or the task has no benchmark.
     """
-    models: dict[str, Any] = {}
-    for name in (STOCK, *activations):
-        _, loaded = load_variant(source, name, scope=scope)
-        models[name] = _prepare(loaded.model, device)
-    drawn = draw_batch(models["stock"], str(loaded.task), imgsz, batch, device)
-    steps = {name: _training_step(model, drawn) for name, model in models.items()}
-    train = ratios(take_turns(steps, turns, device=device), "stock")
+    reference = next(iter(models))
+    modules = {name: _prepare_training(model.model, device) for name, model in models.items()}
+    drawn = draw_batch(modules[reference], str(models[reference].task), imgsz, batch, device)
+    steps = {name: _training_step(module, drawn) for name, module in modules.items()}
+    train = ratios(take_turns(steps, turns, device=device), reference)
     peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
-    saved = {name: saved_bytes(lambda m=model: m.loss(drawn), model) for name, model in models.items()}  # type: ignore[misc]
+    saved = {name: saved_bytes(lambda m=module: m.loss(drawn), module) for name, module in modules.items()}  # type: ignore[misc]
     image = drawn["img"][:1]
-    passes = {name: make_inference(model, image) for name, model in models.items()}
-    inference = ratios(take_turns(passes, 2 * turns, repeat=6, device=device), "stock")
+    passes = {name: make_inference(module, image) for name, module in modules.items()}
+    inference = ratios(take_turns(passes, 2 * turns, repeat=6, device=device), reference)
     return [
         Cost(
-            name,
-            train[name],
-            inference[name],
-            peaks[name] / peaks["stock"],
-            saved[name] / saved["stock"],
-            peaks[name],
-            saved[name],
+            activation=name,
+            train=train[name],
+            inference=inference[name],
+            peak=peaks[name] / peaks[reference],
+            saved=saved[name] / saved[reference],
+            peak_bytes=peaks[name],
+            saved_bytes=saved[name],
         )
         for name in models
     ]
 
 
-def _prepare(model: nn.Module, device: str) -> nn.Module:
+def _prepare_training(model: nn.Module, device: str) -> nn.Module:
     model = move_to(model, device).train()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    # What a trainer sets: the gains of the losses, and the number of classes.
+    # Attributes that a trainer sets: the weights of the losses, and the number of classes.
     model.args, model.nc = get_cfg(), model.yaml["nc"]  # type: ignore[index]
     return model
 
@@ -128,18 +113,24 @@ def _training_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[]
 
 
 def time_training_step(model: Any, imgsz: int, batch: int, device: str = "cpu") -> float:
-    """Return the seconds of a training step of an RTDETR or YOLO object on random images, without its optimizer.
+    """Return the time of a training step on random images, in seconds: forward, loss and backward, no optimizer step.
+
+    Args:
+        model: RTDETR or YOLO object. It is moved to the device, and stays in training mode.
+        imgsz: Side of the images, in pixels.
+        batch: Images of the step.
+        device: "cpu", "cuda" or "cuda:1".
 
     Raises:
-        InputError: The device, imgsz or batch cannot be used, or the task is none of those that `draw_batch` knows.
+        InputError: The device, imgsz or batch cannot be used, or the task has no benchmark.
     """
-    prepared = _prepare(model.model, device)
-    step = _training_step(prepared, draw_batch(prepared, str(model.task), imgsz, batch, device))
+    module = _prepare_training(model.model, device)
+    step = _training_step(module, draw_batch(module, str(model.task), imgsz, batch, device))
     return statistics.median(take_turns({"step": step}, 3, warmup=1, device=device)["step"])
 
 
 def make_inference(model: nn.Module, image: Tensor) -> Callable[[], Any]:
-    """Return a call that runs a fused copy of a task model on images, (B, 3, H, W)."""
+    """Return a function that runs a fused copy of a task model in evaluation mode on images (B, 3, H, W)."""
     fused = deepcopy(model).eval()
     fused.fuse(verbose=False)  # type: ignore[operator]
 
@@ -151,17 +142,32 @@ def make_inference(model: nn.Module, image: Tensor) -> Callable[[], Any]:
 
 
 def draw_batch(model: nn.Module, task: str, imgsz: int, batch: int, device: str) -> dict[str, Tensor]:
-    """Return random images and objects in the form of Ultralytics' data loaders, for any of its tasks.
+    """Return a batch of random images and objects, as Ultralytics' data loaders make them.
+
+    Args:
+        model: Task model, whose number of classes and of keypoints the labels fit.
+        task: "detect", "segment", "pose", "obb" or "classify".
+        imgsz: Side of the images, in pixels.
+        batch: Number of images.
+        device: Device of the tensors.
+
+    Returns:
+        Images under "img", float (B, 3, imgsz, imgsz) in [0, 1), and the labels of eight objects per image; those of a
+        classification task are one class per image.
 
     Raises:
-        InputError: The task has another form of batch, or imgsz or batch is below 1.
+        InputError: The task is another one, or imgsz or batch is not a positive integer.
     """
-    check_counts(imgsz=imgsz, batch=batch)
+    check_positive_integers(imgsz=imgsz, batch=batch)
     random = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, imgsz, imgsz, generator=random)
-    count, classes = batch * _OBJECTS, int(model.nc)  # type: ignore[arg-type]
+    count, classes = batch * _OBJECTS_PER_IMAGE, int(model.nc)  # type: ignore[arg-type]
     labels = torch.randint(0, classes, (count, 1), generator=random).float()
-    drawn = {"img": images, "cls": labels, "batch_idx": torch.arange(batch).repeat_interleave(_OBJECTS).float()}
+    drawn = {
+        "img": images,
+        "cls": labels,
+        "batch_idx": torch.arange(batch).repeat_interleave(_OBJECTS_PER_IMAGE).float(),
+    }
     boxes = torch.rand(count, 4, generator=random) * 0.3 + 0.3
     if task == "classify":
         drawn = {"img": images, "cls": labels[:batch, 0].long()}
@@ -173,38 +179,30 @@ def draw_batch(model: nn.Module, task: str, imgsz: int, batch: int, device: str)
         raise InputError(f"there is no benchmark for the task '{task}' yet: detect, segment, pose, obb or classify")
     if task == "segment":
         side = imgsz // 4
-        drawn["masks"] = torch.randint(0, _OBJECTS + 1, (batch, side, side), generator=random).float()
+        drawn["masks"] = torch.randint(0, _OBJECTS_PER_IMAGE + 1, (batch, side, side), generator=random).float()
         drawn["sem_masks"] = torch.randint(0, classes, (batch, side, side), generator=random)
     if task == "pose":
         drawn["keypoints"] = torch.rand(count, *model.yaml["kpt_shape"], generator=random)  # type: ignore[index]
     return {name: value.to(device) for name, value in drawn.items()}
 
 
-def print_costs(title: str, costs: Sequence[Cost]) -> None:
-    """Print costs as a table, ratios with the quartiles of their turns."""
-    table = Table(title=f"{title}: in units of the stock model, median (quartiles) of the turns")
-    table.add_column("activation", overflow="fold")
-    for column in ("training step", "inference", "peak memory", "saved for backward"):
-        table.add_column(column, justify="right")
-    for cost in costs:
-        if cost.activation == "stock":
-            times = f"{cost.train.seconds * 1e3:.1f} ms", f"{cost.inference.seconds * 1e3:.2f} ms"
-            memory = f"{cost.peak_bytes / 2**20:.1f} MiB", f"{cost.saved_bytes / 2**20:.1f} MiB"
-        else:
-            times, memory = (str(cost.train), str(cost.inference)), (f"{cost.peak:.2f}", f"{cost.saved:.2f}")
-        table.add_row(cost.activation, *times, *memory)
-    Console(width=110).print(table)
-
-
 def write_costs(costs: Mapping[str, Sequence[Cost]], folder: Path, name: str) -> list[Path]:
-    """Write costs by model as `name.json`, and draw them as `name.png`, both or none.
+    """Write costs as `<name>.json` and draw them as `<name>.png`, both files or neither.
+
+    Args:
+        costs: Costs by title of the model, the reference first.
+        folder: Folder of the files, which is made if need be.
+        name: Name of the files.
+
+    Returns:
+        The paths written.
 
     Raises:
-        InputError: The folder cannot be written; its files are then as they were.
+        InputError: The folder cannot be written to; its files are then as they were.
     """
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for model, found in costs.items():
-        for cost in found[1:]:  # the stock model is 1 everywhere
+        for cost in found[1:]:  # the ratios of the reference are 1
             times = {"training step": cost.train.median, "inference, batch 1": cost.inference.median}
             memory = {"peak memory": cost.peak, "saved for backward": cost.saved}
             panels.setdefault(model, {})[cost.activation] = {**times, **memory}
@@ -217,38 +215,38 @@ def write_costs(costs: Mapping[str, Sequence[Cost]], folder: Path, name: str) ->
 
 
 def draw_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], output: Path | str, *, axis: str) -> Path:
-    """Draw bars, a panel above the other, in each a group of bars for each row, and a line at 1.
+    """Draw panels of horizontal bars, a group of bars per row, with a line at 1.
 
     Args:
-        panels: Values by title of the panel, row and name; names are told apart by colour.
+        panels: Values by title of the panel, row and name; each name has a colour.
         output: PNG, SVG or PDF file to write.
-        axis: What the values are.
+        axis: Label of the horizontal axis.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: The file cannot be written; the old one is then as it was.
+        InputError: The file cannot be written; an old one is then as it was.
     """
     return write_picture(bars_figure(panels, axis), Path(output), dpi=_DPI)
 
 
 def bars_figure(panels: Mapping[str, Mapping[str, Mapping[str, float]]], axis: str) -> Figure:
-    """Return the figure of `draw_bars`."""
+    """Return the figure that `draw_bars` writes."""
     names = list(dict.fromkeys(name for rows in panels.values() for values in rows.values() for name in values))
     heights = [len(rows) for rows in panels.values()]
     size = 9, 1.3 + 0.7 * len(panels) + 0.17 * sum(heights) * len(names)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights, sharex=True)
-    thick = 0.8 / len(names)
+    thickness = 0.8 / len(names)
     for axes, (title, rows) in zip(grid[:, 0], panels.items(), strict=True):
         for index, name in enumerate(names):
-            there = [(row, values[name]) for row, values in enumerate(rows.values()) if name in values]
-            places = [row + (index - (len(names) - 1) / 2) * thick for row, _ in there]
+            bars = [(row, values[name]) for row, values in enumerate(rows.values()) if name in values]
+            positions = [row + (index - (len(names) - 1) / 2) * thickness for row, _ in bars]
             label = name if axes is grid[0, 0] else None
             colour = COLOURS[index % len(COLOURS)]
-            bars = axes.barh(places, [value for _, value in there], thick, label=label, color=colour)
-            axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=7)
+            drawn = axes.barh(positions, [value for _, value in bars], thickness, label=label, color=colour)
+            axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=7)
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)

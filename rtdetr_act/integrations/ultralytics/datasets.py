@@ -1,4 +1,4 @@
-"""Data sets by name, found, generated or refused."""
+"""Find data sets by name, and check them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,22 @@ from typing import Any
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.utils import ROOT
 
-from rtdetr_act.errors import (
-    InputError,
-    RtdetrActError,
-    origin,
-    quote,
-    reason,
-    suggest,
-)
+from rtdetr_act.errors import InputError, RtdetrActError, origin, quote, reason, suggest
 from rtdetr_act.integrations.ultralytics.arguments import check_file_name
-from rtdetr_act.integrations.ultralytics.failures import one_sentence
+from rtdetr_act.integrations.ultralytics.failures import translate_errors
 from rtdetr_act.integrations.ultralytics.model_yaml import BUILDING_ERRORS
 from rtdetr_act.integrations.ultralytics.shapes import VERSION, shapes
 
 
 def resolve_data(source: str) -> str:
-    """Return what to give Ultralytics as `data`: a path for `shapes` (generated if need be) and for local files.
+    """Return Ultralytics' `data` argument for a data set.
+
+    Args:
+        source: "shapes" for the embedded one, which is generated if need be; a path or URL of a YAML; a name of one of
+            Ultralytics' own, such as "coco8.yaml"; for classification a folder or a name such as "imagenet10".
 
     Raises:
-        InputError: There is no such data set.
+        InputError: The data set does not exist, or "shapes" cannot be written.
     """
     check_file_name(source)
     if source in ("shapes", "shapes.yaml") and not Path(source).exists():
@@ -40,37 +37,48 @@ def resolve_data(source: str) -> str:
 
 
 def training_data(model: Any) -> str:
-    """Return the data set that a checkpoint was trained with, as `resolve_data` does.
+    """Return the data set that a checkpoint was trained on, as `resolve_data` does.
+
+    Args:
+        model: RTDETR or YOLO object, loaded from the checkpoint.
 
     Raises:
-        InputError: The checkpoint does not tell, or the data set is no longer there. Ultralytics would take coco8 then.
+        InputError: The checkpoint does not name a data set, or it no longer exists. Ultralytics itself would validate
+            on coco8 then.
     """
     data = ((model.ckpt or {}).get("train_args") or {}).get("data")
     if not isinstance(data, str) or not data:
-        raise InputError("the checkpoint does not tell what it was trained with: name a data set with --data")
+        raise InputError("the checkpoint does not tell what it was trained on: name a data set with --data")
     if (Path(data).parent.name, Path(data).name) == (f"shapes-v{VERSION}", "shapes.yaml"):
-        data = "shapes"  # of another machine, or of a cache that was cleared
+        data = "shapes"  # its path is that of another machine, or of a cache that was cleared
     try:
         return resolve_data(data)
     except InputError:
         raise InputError(
-            f"the data set that the checkpoint was trained with, {quote(data)}, is not here: name one with --data"
+            f"the data set that the checkpoint was trained on, {quote(data)}, is not here: name one with --data"
         ) from None
 
 
 def check_data(data: str, task: str) -> dict[str, Any]:
-    """Return what Ultralytics knows of a data set, paths of its images among it, downloading it where it can.
+    """Check a data set with Ultralytics, which downloads it if it can.
+
+    Args:
+        data: Ultralytics' `data` argument, as `resolve_data` returns it.
+        task: Ultralytics' task, such as "detect".
+
+    Returns:
+        Ultralytics' dictionary of the data set: paths of the splits, number of classes `nc`, `names` and so on.
 
     Raises:
         InputError: Images are missing, or the YAML is wrong.
     """
     try:
-        with one_sentence():
+        with translate_errors():
             return check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
     except RtdetrActError as error:
         raise InputError(f"data set {quote(data)}: {error}") from error
-    except BUILDING_ERRORS as error:  # a YAML with other contents raises whatever its use raised
+    except BUILDING_ERRORS as error:  # Ultralytics does not validate a YAML before it uses its values
         if origin(error).startswith("rtdetr_act."):
             raise
-        why = f"{type(error).__name__}: {reason(error)}"
-        raise InputError(f"{quote(data)} is not a data set that Ultralytics can read ({why})") from error
+        problem = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"{quote(data)} is not a data set that Ultralytics can read ({problem})") from error

@@ -1,4 +1,4 @@
-"""Export a model through Ultralytics, folded and in whole files, and refuse beforehand what cannot be exported."""
+"""Export models through Ultralytics: folded, in complete files, and checked before the export starts."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import InputError, RtdetrActError, quote, reason, suggest
 from rtdetr_act.files import move_together, partial_path, remove_leftovers
 from rtdetr_act.integrations.ultralytics.datasets import training_data
-from rtdetr_act.integrations.ultralytics.failures import is_full
+from rtdetr_act.integrations.ultralytics.failures import is_write_error
 from rtdetr_act.integrations.ultralytics.log import log
 
 _ALIASES = {"tensorrt": "engine", "trt": "engine", "mlpackage": "coreml", "mlmodel": "coreml", "vitis": "xilinx"}
-# Modules that an export imports, and the packages that bring them. Ultralytics would install what is missing while it
-# runs, into whatever environment that is.
+# Modules that an export imports, and the packages that they are in. Ultralytics would install missing packages at run
+# time, into the current environment.
 _ONNX = {"onnx": "onnx", "onnxslim": "onnxslim"}
 _TENSORFLOW = {"tensorflow": "tensorflow", "onnx2tf": "onnx2tf"}
-_TOOLS = {
+_REQUIREMENTS = {
     "onnx": _ONNX,
     "openvino": {"openvino": "openvino"},
     "engine": {**_ONNX, "tensorrt": "tensorrt"},
@@ -55,104 +55,111 @@ _TOOLS = {
     "rknn": {**_ONNX, "rknn": "rknn-toolkit2"},
     "executorch": {"executorch": "executorch"},
 }
-_INT8_TOOLS = {"onnx": {"onnxruntime": "onnxruntime"}, "openvino": {"nncf": "nncf"}}
-# Ultralytics without a list of its own.
-_INT8_BEFORE = ("openvino", "engine", "coreml", "saved_model", "tflite", "edgetpu", "tfjs")
+_INT8_REQUIREMENTS = {"onnx": {"onnxruntime": "onnxruntime"}, "openvino": {"nncf": "nncf"}}
+# For releases of Ultralytics that have no such list.
+_INT8_FORMATS = ("openvino", "engine", "coreml", "saved_model", "tflite", "edgetpu", "tfjs")
 
-_TEXTS = (".json", ".param", ".py", ".txt", ".xml", ".yaml")
+_TEXT_SUFFIXES = (".json", ".param", ".py", ".txt", ".xml", ".yaml")
 
-_folds: bool | None = None  # inside `exporting`: whether it folds
+_fold_inside: bool | None = None  # whether the innermost `exporting` block folds; None outside of any
 
 
-def export_model(model: Any, form: str = "onnx", *, int8: bool = False, fold: bool = True, **arguments: Any) -> Path:
-    """Export a model through Ultralytics, its activations folded; the model itself stays as it is.
+def export_model(
+    model: Any, export_format: str = "onnx", *, int8: bool = False, fold: bool = True, **arguments: Any
+) -> Path:
+    """Export a model through Ultralytics, its activations folded; the model itself is not changed.
 
     Args:
-        model: RTDETR or YOLO, with a checkpoint's or any weights.
-        form: Ultralytics' name of the format, such as "onnx", "openvino", "ncnn", "engine".
-        int8: Quantise weights and activations to 8 bits, calibrated on `data`, else on what the model was trained on.
-        fold: Fold activations first.
+        model: RTDETR or YOLO object.
+        export_format: Ultralytics' name of the format, such as "onnx" (default), "openvino", "ncnn" or "engine".
+        int8: Quantize weights and activations to 8 bits, calibrated on `data`, else on the data of the training.
+        fold: Fold the activations first.
         **arguments: Ultralytics' arguments of `export`, such as imgsz, dynamic, data and split.
 
     Returns:
         The file or folder written.
 
     Raises:
-        InputError: This cannot be exported, or not here: unknown format, missing tool, no calibration data, or no room
-            on the disk. What was exported before is then as it was.
+        InputError: The model cannot be exported to the format here: the format is unknown, a package is missing, there
+            is no calibration data, or the disk is full. Files of an earlier export are then as they were.
     """
-    form = check_export(model, form, int8=int8)
+    export_format = check_export(model, export_format, int8=int8)
     batch = arguments.get("batch", 1)
-    if not isinstance(batch, int) or batch < 1:  # a training's may be a share of the memory
-        raise InputError(f"batch is a whole number of images from 1 in an exported file, not {quote(batch)}")
+    if not isinstance(batch, int) or batch < 1:  # that of a training may be a fraction of the GPU memory
+        raise InputError(f"batch must be a positive number of images in an exported file, not {quote(batch)}")
     if int8:
         arguments["data"] = arguments.get("data") or training_data(model)
         arguments.update(_int8_argument())
     with exporting(fold=fold):
-        return Path(model.export(format=form, **arguments))
+        return Path(model.export(format=export_format, **arguments))
 
 
 @contextmanager
 def exporting(*, fold: bool = True) -> Iterator[None]:
-    """Export inside the block as `export_model` does, models without a swap too: in whole files, folded or not."""
-    global _folds
-    _folds, before = fold, _folds
+    """Let Ultralytics export as `export_model` does inside the block, models without a swap included.
+
+    Args:
+        fold: Fold the activations first.
+    """
+    global _fold_inside
+    _fold_inside, before = fold, _fold_inside
     try:
         yield
     finally:
-        _folds = before
+        _fold_inside = before
 
 
 def is_our_export() -> bool:
-    """Say whether this is inside of `exporting`."""
-    return _folds is not None
+    """Return whether an `exporting` block is open."""
+    return _fold_inside is not None
 
 
 def export_staged(original: Callable[..., Any], exporter: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Call an exporter of Ultralytics on a prepared copy of a model, and give its files their names when it is through.
+    """Run an exporter of Ultralytics on a prepared copy of a model, in a hidden folder whose files are moved last.
 
-    It writes beside the checkpoint, over what is there; so it gets a hidden folder there for its place. A folder that
-    it makes, such as `best_openvino_model`, replaces the one before wholly. Callbacks of the end come after all that.
+    Ultralytics writes beside the checkpoint, over the files that are there, so that a full disk would leave a truncated
+    file in the place of a good one. A folder such as `best_openvino_model` replaces an older one as a whole. The
+    callbacks `on_export_end` run after the files have been moved.
 
     Args:
         original: `Exporter.__call__`.
         exporter: The exporter.
         model: The task model.
-        *args: For `original`, after the model.
-        **kwargs: For `original`.
+        *args: Positional arguments of `original` after the model.
+        **kwargs: Keyword arguments of `original`.
 
     Returns:
         What `original` returns, with the final path.
 
     Raises:
-        InputError: The files cannot be written; then all is as it was.
+        InputError: The files cannot be written; older ones are then as they were.
     """
-    copy = prepare(model, fold=_folds is not False)
+    copy = prepare_for_export(model, fold=_fold_inside is not False)
     file = _checkpoint_of(copy)
-    if not file.name:  # a module from elsewhere: Ultralytics says that it has no name
+    if not file.name:  # not a task model: Ultralytics reports that it has no name
         return original(exporter, copy, *args, **kwargs)
     target = file.with_name(f"{file.stem}-export")
     stage = partial_path(target)
     suffix = ".pt"
-    while suffix in str(stage / file.stem):  # Ultralytics replaces it by "_openvino_model" wherever the path has it
+    while suffix in str(stage / file.stem):  # Ultralytics replaces each ".pt" in the path by "_openvino_model"
         suffix += "_"
     staged = stage / f"{file.stem}{suffix}"
     copy.pt_path = str(staged)  # type: ignore[assignment]
-    last = exporter.callbacks.get("on_export_end", [])
+    callbacks = exporter.callbacks.get("on_export_end", [])
     exporter.callbacks["on_export_end"] = []
     try:
         with _writing(file, stage):
             remove_leftovers(target)
-            shutil.rmtree(stage, ignore_errors=True)  # of a killed process with this one's number
+            shutil.rmtree(stage, ignore_errors=True)  # left by a killed process that had this process's id
             stage.mkdir()
-        with _final_names(staged, file):
-            result = _call(original, file, stage, exporter, copy, *args, **kwargs)
+        with _final_paths_in_log(staged, file):
+            result = _run_exporter(original, file, stage, exporter, copy, *args, **kwargs)
         with _writing(file, stage):
-            _name_finally(stage)
+            _write_final_paths(stage)
             move_together({file.with_name(path.name): path for path in stage.iterdir()})
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        exporter.callbacks["on_export_end"] = last
+        exporter.callbacks["on_export_end"] = callbacks
     exporter.file = file
     exporter.run_callbacks("on_export_end")
     if not isinstance(result, (str, Path)):
@@ -161,37 +168,38 @@ def export_staged(original: Callable[..., Any], exporter: Any, model: nn.Module,
 
 
 def _checkpoint_of(model: Any) -> Path:
-    """Return the path from which Ultralytics derives those of the exported files."""
+    """Return the path that Ultralytics derives the paths of the exported files from."""
     names = (getattr(model, "pt_path", None), getattr(model, "yaml_file", None))
     file = Path(next(filter(None, names), None) or getattr(model, "yaml", {}).get("yaml_file", ""))
     return Path(file.name) if file.suffix in (".yaml", ".yml") else file
 
 
-def _call(original: Callable[..., Any], file: Path, stage: Path, *args: Any, **kwargs: Any) -> Any:
+def _run_exporter(original: Callable[..., Any], file: Path, stage: Path, *args: Any, **kwargs: Any) -> Any:
     try:
-        with _interruptible(), _scripts_in_memory():
+        with _interruptible(), _torchscript_written_by_python():
             result = original(*args, **kwargs)
-    # With a full disk OpenVINO raises a RuntimeError and removes its file, Python's own writers raise an OSError, and
-    # what is left of a small file fails an assert.
+    # On a full disk OpenVINO raises a RuntimeError and removes its file, Python raises an OSError, and an assert of
+    # Ultralytics fails on a truncated file.
     except Exception as error:
-        if is_full(error):
+        if is_write_error(error):
             raise _not_written(file, stage, error) from error
-        if full := _try_disk(stage):
+        if full := _probe_disk(stage):
             raise _not_written(file, stage, full) from error
         if "onnx_opset_version" in str(error):  # "Unsupported onnx_opset_version: 30"
             raise InputError(f"this torch cannot write this opset of ONNX: {reason(error)}") from error
         raise
-    if full := _try_disk(stage):  # a tool that does not look at what became of its writes
+    if full := _probe_disk(stage):  # some tools ignore that a write failed
         raise _not_written(file, stage, full)
     return result
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C be one in OpenVINO too.
+    """Raise KeyboardInterrupt on Ctrl-C inside the block, in OpenVINO too.
 
-    Its frontend calls Python from C++, where an exception becomes a failed conversion, or the end of the process. So
-    Ctrl-C waits until it has come back from there, and whatever an exporter makes of one, it is a KeyboardInterrupt.
+    OpenVINO's frontend calls Python from C++, where an exception becomes a failed conversion or ends the process. So
+    Ctrl-C is deferred until OpenVINO has returned. Any other exception that an exporter raises after a Ctrl-C becomes a
+    KeyboardInterrupt.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
@@ -201,7 +209,7 @@ def _interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if _is_inside("openvino", frame):
-            timer = threading.Timer(0.1, interrupt_main)  # and looks again
+            timer = threading.Timer(0.1, interrupt_main)  # calls this handler again
             timer.daemon = True
             timer.start()
             pressed.append(timer)
@@ -234,23 +242,23 @@ def _is_inside(package: str, frame: FrameType | None) -> bool:
 
 
 @contextmanager
-def _scripts_in_memory() -> Iterator[None]:
-    """Let Python write traced modules: torch's writer aborts the process when the disk is full (2.4 and 2.15 do)."""
-    traced: Any = torch.jit.ScriptModule
-    original = traced.save
+def _torchscript_written_by_python() -> Iterator[None]:
+    """Serialize TorchScript in memory: torch's own writer aborts the process on a full disk (2.4 and 2.15 do)."""
+    script_module: Any = torch.jit.ScriptModule
+    original = script_module.save
 
     def save(self: Any, f: str | os.PathLike[str], **kwargs: Any) -> None:
         Path(f).write_bytes(self.save_to_buffer(**kwargs))
 
-    traced.save = save
+    script_module.save = save
     try:
         yield
     finally:
-        traced.save = original
+        script_module.save = original
 
 
-def _try_disk(stage: Path) -> OSError | None:
-    """Return why nothing more can be written to the disk, if that is so; nor a file larger than the largest there."""
+def _probe_disk(stage: Path) -> OSError | None:
+    """Return the error of writing to the disk, at an offset of the size of the largest file there; None without one."""
     probe = stage / ".probe"
     try:
         largest = max((path.stat().st_size for path in stage.rglob("*") if path.is_file()), default=0)
@@ -274,20 +282,20 @@ def _writing(file: Path, stage: Path) -> Iterator[None]:
 
 
 def _not_written(file: Path, stage: Path, error: Exception) -> InputError:
-    found = [file.with_name(path.name) for path in stage.iterdir() if path.name != ".probe"] if stage.is_dir() else []
-    what = ", ".join(quote(str(path)) for path in found) or f"the exported files to {quote(str(file.parent))}"
-    why = getattr(error, "strerror", None) or reason(error)
-    return InputError(f"cannot write {what}: {why}; what was exported there before is as it was")
+    paths = [file.with_name(path.name) for path in stage.iterdir() if path.name != ".probe"] if stage.is_dir() else []
+    names = ", ".join(quote(str(path)) for path in paths) or f"the exported files to {quote(str(file.parent))}"
+    problem = getattr(error, "strerror", None) or reason(error)
+    return InputError(f"cannot write {names}: {problem}; what was exported there before is as it was")
 
 
 @contextmanager
-def _final_names(staged: Path, file: Path) -> Iterator[None]:
-    """Let Ultralytics' logger write the names that files will have, for those that they have in the meantime."""
+def _final_paths_in_log(staged: Path, file: Path) -> Iterator[None]:
+    """Let Ultralytics' log show the final paths of the files, not those in the hidden folder."""
 
     def rename(record: logging.LogRecord) -> bool:
         text = record.getMessage()
         if staged.parent.name in text:
-            if str(staged) in text:  # "starting from 'best.pt' with … (0.0 MB)", since it is not there
+            if str(staged) in text:  # "starting from 'best.pt' with … (0.0 MB)": the staged checkpoint does not exist
                 text = text.replace(str(staged), str(file)).replace("(0.0 MB)", f"({file_size(file):.1f} MB)")
             record.msg, record.args = without_stage(text, staged.parent), None
         return True
@@ -299,23 +307,28 @@ def _final_names(staged: Path, file: Path) -> Iterator[None]:
         LOGGER.removeFilter(rename)
 
 
-def _name_finally(stage: Path) -> None:
-    """Put the final paths into what names its own files, as NCNN's `model_ncnn.py` does."""
+def _write_final_paths(stage: Path) -> None:
+    """Replace staged paths by the final ones in text files that contain paths, such as NCNN's `model_ncnn.py`."""
     for path in stage.rglob("*"):
-        if path.suffix in _TEXTS and path.is_file():
+        if path.suffix in _TEXT_SUFFIXES and path.is_file():
             text = path.read_bytes().decode(errors="surrogateescape")
             if stage.name in text:
                 path.write_bytes(without_stage(text, stage).encode(errors="surrogateescape"))
 
 
 def without_stage(text: str, stage: Path) -> str:
-    """Return a text with the paths that what lies in a hidden folder will have beside it."""
+    """Return a text with the name of a hidden folder removed from its paths."""
     name = re.escape(stage.name)
     return re.sub(rf"{name}[/\\]|[/\\]?{name}", "", text)
 
 
-def prepare(model: nn.Module, *, fold: bool = True) -> nn.Module:
-    """Return a copy of a model as it should be exported: activations folded, and in operators that exporters know."""
+def prepare_for_export(model: nn.Module, *, fold: bool = True) -> nn.Module:
+    """Return a copy of a model for export: activations folded, and the rest in operators that exporters support.
+
+    Args:
+        model: Task model, which is not changed.
+        fold: Fold the activations; where that fails, they are exported unfolded with a warning.
+    """
     copy = deepcopy(model)
     if fold:
         try:
@@ -327,36 +340,47 @@ def prepare(model: nn.Module, *, fold: bool = True) -> nn.Module:
     return copy
 
 
-def check_export(model: Any, form: str, *, int8: bool = False) -> str:
-    """Return Ultralytics' name of a format, if a model can be exported to it here.
+def check_export(model: Any, export_format: str, *, int8: bool = False) -> str:
+    """Check that a model can be exported to a format here.
+
+    Args:
+        model: RTDETR or YOLO object.
+        export_format: Ultralytics' name of the format in any case, or an alias such as "tensorrt".
+        int8: Whether it is to be quantized to 8 bits.
+
+    Returns:
+        Ultralytics' name of the format.
 
     Raises:
-        InputError: The format is unknown, its tools are missing, or it cannot hold the model.
+        InputError: The format is unknown, a package that it needs is missing, or it does not support the model.
     """
     known = list(exporter.export_formats()["Argument"])[1:]
-    form = _ALIASES.get(form.lower(), form.lower())
-    if form == "tflite" and form not in known and "litert" in known:
-        form = "litert"  # its name since 8.4.83
-    if form not in known:
-        raise InputError(f"there is no export format {quote(form)} in Ultralytics {__version__}{suggest(form, known)}")
+    name = _ALIASES.get(export_format.lower(), export_format.lower())
+    if name == "tflite" and name not in known and "litert" in known:
+        name = "litert"  # since 8.4.83
+    if name not in known:
+        raise InputError(f"there is no export format {quote(name)} in Ultralytics {__version__}{suggest(name, known)}")
     missing = [
         package
-        for module, package in {**_TOOLS.get(form, {}), **(_INT8_TOOLS.get(form, {}) if int8 else {})}.items()
+        for module, package in {
+            **_REQUIREMENTS.get(name, {}),
+            **(_INT8_REQUIREMENTS.get(name, {}) if int8 else {}),
+        }.items()
         if find_spec(module) is None
     ]
     if missing:
-        raise InputError(f"format={form} needs what is not installed here: pip install {' '.join(missing)}")
-    if form == "engine" and not torch.cuda.is_available():
+        raise InputError(f"format={name} needs packages that are not installed: pip install {' '.join(missing)}")
+    if name == "engine" and not torch.cuda.is_available():
         raise InputError("format=engine builds for the GPU it runs on, and there is none here")
-    if form == "ncnn" and type(model.model.model[-1]).__name__ == "RTDETRDecoder":
+    if name == "ncnn" and type(model.model.model[-1]).__name__ == "RTDETRDecoder":
         raise InputError(
             "NCNN cannot hold RT-DETR's decoder, whose operators work across the batch: use onnx or openvino"
         )
-    if int8 and form not in getattr(exporter, "INT8_FORMATS", _INT8_BEFORE):
+    if int8 and name not in getattr(exporter, "INT8_FORMATS", _INT8_FORMATS):
         raise InputError(
-            f"Ultralytics {__version__} has no INT8 export to {form}: use openvino, or a newer Ultralytics"
+            f"Ultralytics {__version__} has no INT8 export to {name}: use openvino, or a newer Ultralytics"
         )
-    return form
+    return name
 
 
 def _int8_argument() -> dict[str, Any]:

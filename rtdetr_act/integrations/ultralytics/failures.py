@@ -1,4 +1,7 @@
-"""What Ultralytics, torch and the system raise because of what a user gave, as a sentence; bugs stay what they are."""
+"""Translate exceptions that Ultralytics, torch and the system raise on user input into errors of one sentence.
+
+Bugs keep their tracebacks.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from ultralytics.utils import SETTINGS
 
 from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError, origin, quote, reason
 
-# Ultralytics' modules that check what a user gave. What is raised elsewhere is no user's mistake.
-_CHECKING = (
+# Modules of Ultralytics that validate user input. An exception from another module is a bug.
+_VALIDATING_MODULES = (
     "ultralytics.cfg", "ultralytics.data", "ultralytics.engine", "ultralytics.utils.checks", "ultralytics.utils.export",
     "ultralytics.utils.torch_utils",
 )  # fmt: skip
-_REFUSALS = (
+_VALIDATION_ERRORS = (
     ValueError,
     TypeError,
     NotImplementedError,
@@ -31,91 +34,98 @@ _REFUSALS = (
     FileNotFoundError,
     ConnectionError,
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
-_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def explain(error: BaseException) -> RtdetrActError | None:
-    """Return the sentence for what Ultralytics or torch raised because of what a user gave, None for a bug.
+def translate(error: BaseException) -> RtdetrActError | None:
+    """Return the error of one sentence for an exception that user input caused; None for a bug.
 
-    A bug is whatever was not raised on purpose, in words, by code that checks what a user gave.
+    Any exception is a bug that is not raised explicitly, with a message, by code that validates user input.
+
+    Args:
+        error: Exception of Ultralytics, torch or the system; an `RtdetrActError` is returned as it is.
     """
     if isinstance(error, RtdetrActError):
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted")
-    words = reason(error)
-    if is_full(error):
+    message = reason(error)
+    if is_write_error(error):
         place = f" {quote(str(error.filename))}" if isinstance(error, OSError) and error.filename else ""
-        return InputError(f"cannot write{place}: {getattr(error, 'strerror', None) or words}")
+        return InputError(f"cannot write{place}: {getattr(error, 'strerror', None) or message}")
     if isinstance(error, RuntimeError):
-        if any(words_of in str(error) for words_of in _MEMORY):
+        if any(phrase in str(error) for phrase in _OUT_OF_MEMORY):
             return TrainingError("memory ran out: try a smaller batch or imgsz")
         if "NaN" in str(error):
-            return TrainingError(f"{words}; try a smaller lr0, or amp=False")
+            return TrainingError(f"{message}; try a smaller lr0, or amp=False")
         if str(error).startswith("Dataset"):
-            return InputError(words)
-    if isinstance(error, _REFUSALS) and origin(error).startswith(_CHECKING) and _is_deliberate(error):
-        return InputError(words)
+            return InputError(message)
+    validating = origin(error).startswith(_VALIDATING_MODULES)
+    if validating and isinstance(error, _VALIDATION_ERRORS) and _is_raised_explicitly(error):
+        return InputError(message)
     return None
 
 
-def _is_deliberate(error: BaseException) -> bool:
-    """Say whether code checked something and refused it in words, rather than ran into something unforeseen."""
+def _is_raised_explicitly(error: BaseException) -> bool:
+    """Return whether an exception comes from a `raise` or `assert` statement and has a message."""
     line = traceback.extract_tb(error.__traceback__)[-1].line or ""
     return line.lstrip().startswith(("raise ", "assert ")) and bool(str(error).strip())
 
 
-def is_full(error: BaseException) -> bool:
-    """Say whether an error is of a disk that is full or cannot be written."""
+def is_write_error(error: BaseException) -> bool:
+    """Return whether an exception says that the disk is full or cannot be written to."""
     if isinstance(error, OSError):
-        return error.errno in _FULL
-    # torch's own writer knows no errno.
+        return error.errno in _UNWRITABLE
+    # torch's own writer raises RuntimeErrors without an errno.
     return isinstance(error, RuntimeError) and any(
-        word in str(error) for word in ("PytorchStreamWriter", "inline_container", "iostream error")
+        name in str(error) for name in ("PytorchStreamWriter", "inline_container", "iostream error")
     )
 
 
-def find_holder(error: BaseException) -> Any:
-    """Return the trainer, validator or predictor that was at work when an error was raised, or None."""
+def find_engine(error: BaseException) -> Any:
+    """Return the trainer, validator or predictor that was running when an exception was raised, or None."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        holder = frame.f_locals.get("self")
-        if isinstance(holder, (BaseTrainer, BaseValidator, BasePredictor)) and getattr(holder, "save_dir", None):
-            return holder
+        engine = frame.f_locals.get("self")
+        if isinstance(engine, (BaseTrainer, BaseValidator, BasePredictor)) and getattr(engine, "save_dir", None):
+            return engine
     return None
 
 
-def find_roots(arguments: Mapping[str, Any]) -> frozenset[Path]:
-    """Return the folders that there are already where a run with these arguments of Ultralytics puts its results.
+def existing_folders(arguments: Mapping[str, Any]) -> frozenset[Path]:
+    """Return the folders that exist before a run, where it will put its results.
 
     Args:
-        arguments: `project` and `name` count. Some releases take a relative project from where they are called, others
-            from below `runs_dir` of Ultralytics' settings and the task.
+        arguments: Ultralytics' arguments of the run, of which `project` and `name` are read. A relative project is
+            relative to the working folder in some releases, to `<runs_dir>/<task>` of Ultralytics' settings in others.
+
+    Returns:
+        The run folders themselves that exist, and the closest existing parent of each.
     """
     named = Path(str(arguments.get("project") or ""), str(arguments.get("name") or ""))
-    with suppress(OSError, ValueError):  # of a name that no folder can have, which Ultralytics will say
-        places = [path.resolve() for path in (named, *(Path(SETTINGS["runs_dir"], task, named) for task in TASKS))]
-        above = (next((folder for folder in place.parents if folder.is_dir()), place) for place in places)
-        return frozenset([*above, *(place for place in places if place.is_dir())])
+    with suppress(OSError, ValueError):  # of a name that no folder can have, which Ultralytics reports itself
+        folders = [path.resolve() for path in (named, *(Path(SETTINGS["runs_dir"], task, named) for task in TASKS))]
+        parents = (next((parent for parent in folder.parents if parent.is_dir()), folder) for folder in folders)
+        return frozenset([*parents, *(folder for folder in folders if folder.is_dir())])
     return frozenset()
 
 
-def remove_empty(folder: Path, roots: Collection[Path]) -> None:
-    """Remove a folder for results in which there are none, and those above it that were made for it.
+def remove_empty_folders(folder: Path, existing: Collection[Path]) -> None:
+    """Remove a run folder that holds no file, and those of its parents that were made for it.
 
     Args:
-        folder: Where a run would have put its results.
-        roots: What `find_roots` found before the run; neither these nor anything outside of them is removed.
+        folder: The run folder.
+        existing: What `existing_folders` returned before the run. Only folders below one of these are removed.
     """
     folder = folder.resolve()
-    if folder in roots or not any(root in folder.parents for root in roots):
+    if folder in existing or not any(parent in folder.parents for parent in existing):
         return
     for path in sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else ():
         if path.is_dir():
             with suppress(OSError):
                 path.rmdir()
     for path in (folder, *folder.parents):
-        if path in roots:
+        if path in existing:
             return
         try:
             path.rmdir()
@@ -126,28 +136,28 @@ def remove_empty(folder: Path, roots: Collection[Path]) -> None:
 
 
 @contextmanager
-def one_sentence(**arguments: Any) -> Iterator[None]:
-    """Turn what Ultralytics raises on wrong arguments and data into errors of one sentence; bugs stay tracebacks.
+def translate_errors(**arguments: Any) -> Iterator[None]:
+    """Translate exceptions that user input causes inside the block, as `translate` does; bugs keep their tracebacks.
 
-    A folder that was made for results and got none is removed.
+    A run folder that was made inside the block and holds no file is removed.
 
     Args:
-        **arguments: Those that Ultralytics is called with; `project` and `name` say where results go.
+        **arguments: Ultralytics' arguments of the run inside the block; `project` and `name` tell its folder.
 
     Raises:
-        InputError: For a device, format or data set that Ultralytics cannot use, and for a full disk.
-        TrainingError: For a loss that stayed NaN, and where memory ran out.
+        InputError: Ultralytics cannot use a device, a format or a data set, or the disk is full.
+        TrainingError: The loss stayed NaN, or memory ran out.
         Interrupted: The user pressed Ctrl-C.
     """
-    roots = find_roots(arguments)
+    existing = existing_folders(arguments)
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        explained = explain(error)
-        if explained is None:
+        translated = translate(error)
+        if translated is None:
             raise
-        if holder := find_holder(error):
-            remove_empty(Path(holder.save_dir), roots)
-        if explained is error:
+        if engine := find_engine(error):
+            remove_empty_folders(Path(engine.save_dir), existing)
+        if translated is error:
             raise
-        raise explained from error
+        raise translated from error

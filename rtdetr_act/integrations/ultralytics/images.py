@@ -1,4 +1,4 @@
-"""Images of an Ultralytics data set, for looking at a network."""
+"""Images and labelled batches of Ultralytics' data sets, to run a model on."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from ultralytics.utils.checks import check_imgsz
 
-from rtdetr_act.integrations.ultralytics.arguments import check_counts
-from rtdetr_act.integrations.ultralytics.failures import one_sentence
+from rtdetr_act.integrations.ultralytics.arguments import check_positive_integers
+from rtdetr_act.integrations.ultralytics.failures import translate_errors
 
-_AT_HAND = ("buffer", "ims", "im_hw0", "im_hw")  # where Ultralytics keeps them: numbers, images, sizes
+# Attributes in which Ultralytics keeps loaded images: their indices, pixels, and sizes before and after resizing.
+_BUFFERS = ("buffer", "ims", "im_hw0", "im_hw")
 
 
 def pick_images(dataset: Any, count: int = 16) -> list[Tensor]:
-    """Return images of an Ultralytics data set, always the same, evenly spread; a training that uses it sees nothing.
+    """Return evenly spaced images of an Ultralytics data set, the same in every call; a training is not affected.
 
-    Ultralytics draws a random number for each image, for the order of its colours, even where it changes nothing. And
-    it keeps images for mosaics, listed in a buffer that only those come to which it does not keep yet: one that is kept
-    without being listed would leave the first mosaic without any.
+    The random states are restored, since Ultralytics draws a random number per image even without augmentation. So are
+    the buffers of images for mosaics: an image is added to the list of indices only when it is loaded, so that one that
+    is loaded but not in the list would leave the first mosaic without images.
 
     Args:
-        dataset: What a loader of Ultralytics draws from, with or without augmentation.
-        count: How many, at most.
+        dataset: Data set of one of Ultralytics' data loaders, with or without augmentation.
+        count: Number of images; fewer where the data set has fewer.
 
     Returns:
-        Images (C, H, W), bytes or, for classification, floats.
+        Images (C, H, W), uint8 or, for classification, float.
     """
     python, numpy = random.getstate(), np.random.get_state()
     lists = [
         value
-        for part in getattr(dataset, "datasets", [dataset])  # of several, put together
-        for name in _AT_HAND
+        for part in getattr(dataset, "datasets", [dataset])  # those of a ConcatDataset
+        for name in _BUFFERS
         if isinstance(value := getattr(part, name, None), list)
     ]
-    at_hand = [value.copy() for value in lists]
+    copies = [value.copy() for value in lists]
     try:
         with torch.random.fork_rng(devices=[]):
-            # What augmentation draws is the same for every worker.
+            # Augmentation draws the same random numbers in every process.
             random.seed(0)
             np.random.seed(0)
             torch.manual_seed(0)
@@ -53,40 +54,40 @@ def pick_images(dataset: Any, count: int = 16) -> list[Tensor]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        for value, before in zip(lists, at_hand, strict=True):
+        for value, before in zip(lists, copies, strict=True):
             value[:] = before
 
 
-def trained_side(model: Any, otherwise: int) -> int:
-    """Return the side in pixels of the images that a checkpoint was trained with, the longer one of height and width.
+def training_imgsz(model: Any, default: int) -> int:
+    """Return the image size that a checkpoint was trained with, the larger one of height and width, in pixels.
 
     Args:
-        model: The Ultralytics model loaded from it.
-        otherwise: The side where it does not say.
+        model: RTDETR or YOLO object, loaded from the checkpoint.
+        default: Size to return where the checkpoint does not tell.
     """
-    side = model.overrides.get("imgsz") or otherwise
-    return int(max(side) if isinstance(side, (list, tuple)) else side)
+    imgsz = model.overrides.get("imgsz") or default
+    return int(max(imgsz) if isinstance(imgsz, (list, tuple)) else imgsz)
 
 
 def open_validation(
     model: Any, data: Mapping[str, Any], imgsz: int, batch: int = 1, device: str = "cpu"
 ) -> tuple[Any, Any]:
-    """Return Ultralytics' validator for a model, and the data set it would validate on: labelled, without augmentation.
+    """Return Ultralytics' validator for a model, and the data set that it validates on, labelled and not augmented.
 
     Args:
         model: RTDETR or YOLO object.
-        data: What Ultralytics knows of the data set.
-        imgsz: Side of the images, in pixels, brought to a multiple of the model's stride.
+        data: The data set as `check_data` returns it.
+        imgsz: Side of the images, in pixels; rounded up to a multiple of the model's stride.
         batch: Images of a batch.
-        device: Where the validator's `preprocess` takes batches.
+        device: Device that the validator's `preprocess` moves batches to.
 
     Raises:
         InputError: Ultralytics cannot use the data or an argument.
     """
     stride = max(int(max(getattr(model.model, "stride", [32]))), 32)
     arguments = {"task": model.task, "mode": "val", "imgsz": check_imgsz(imgsz, stride), "batch": batch, "workers": 0}
-    # A validator makes a folder for its results; no result of this one goes there.
-    with one_sentence(), tempfile.TemporaryDirectory() as folder:
+    # A validator makes a folder for its results on construction; this one writes none.
+    with translate_errors(), tempfile.TemporaryDirectory() as folder:
         validator = model.task_map[model.task]["validator"](save_dir=Path(folder), args=arguments)
         validator.data, validator.stride, validator.device = data, stride, torch.device(device)
         validator.names = data["names"]
@@ -96,20 +97,23 @@ def open_validation(
 def load_batches(
     model: Any, data: Mapping[str, Any], images: int, imgsz: int, batch: int, device: str = "cpu"
 ) -> list[dict[str, Any]]:
-    """Return labelled batches of a data set, as Ultralytics validates on them: without augmentation, images in 0..1.
+    """Return labelled batches of the validation split, as Ultralytics' validators take them, without augmentation.
 
     Args:
         model: RTDETR or YOLO object.
-        data: What Ultralytics knows of the data set.
-        images: Number of images, at equal distances in the validation split; fewer where it has fewer.
-        imgsz: Side of the images, in pixels, brought to a multiple of the model's stride.
-        batch: Images of a batch.
-        device: Where the batches lie.
+        data: The data set as `check_data` returns it.
+        images: Number of evenly spaced images; fewer where the split has fewer.
+        imgsz: Side of the images, in pixels; rounded up to a multiple of the model's stride.
+        batch: Images of a batch; the last batch may be smaller.
+        device: Device of the batches.
+
+    Returns:
+        Batches with the images under "img", float (B, 3, H, W) in [0, 1], and labels as the task's loss takes them.
 
     Raises:
         InputError: Ultralytics cannot use the data or an argument.
     """
-    check_counts(images=images, imgsz=imgsz, batch=batch)
+    check_positive_integers(images=images, imgsz=imgsz, batch=batch)
     validator, dataset = open_validation(model, data, imgsz, batch, device)
     count = min(images, len(dataset))
     chosen = Subset(dataset, [index * len(dataset) // count for index in range(count)])

@@ -1,11 +1,10 @@
-"""What each activation costs and scores where it is deployed: latency, size, and mAP, in each format, in one run."""
+"""Measure latency, size and scores of exported models, in several formats, all in one run."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
-import math
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import LOGGER
 
@@ -35,33 +32,45 @@ from rtdetr_act.files import (
     write_together,
     writing,
 )
-from rtdetr_act.integrations.ultralytics.arguments import check_counts
+from rtdetr_act.integrations.ultralytics.arguments import check_positive_integers
 from rtdetr_act.integrations.ultralytics.datasets import training_data
 from rtdetr_act.integrations.ultralytics.export import check_export, export_model, without_stage
-from rtdetr_act.integrations.ultralytics.failures import one_sentence
+from rtdetr_act.integrations.ultralytics.failures import translate_errors
 from rtdetr_act.integrations.ultralytics.runs import read_scores, slug
 from rtdetr_act.timing import Ratio, ratios, time_turns
 
-TORCH = "torch"
-_MARKS = "osD^vP*X"
+TORCH = "torch"  # the format that is not exported
+_MARKERS = "osD^vP*X"
 _DPI = 110
 
 
 @dataclass(frozen=True)
+class Export:
+    """A format to export to, quantized to 8 bits or not."""
+
+    format: str
+    int8: bool = False
+
+    def __str__(self) -> str:
+        """Return the name of the format, followed by " int8" where it is quantized."""
+        return f"{self.format} int8" if self.int8 else self.format
+
+
+@dataclass(frozen=True)
 class Latency:
-    """One activation in one format.
+    """Latency, size and scores of one variant in one format.
 
     Attributes:
-        activation: The plan, "stock", or the name of the run.
-        format: "torch", "onnx", "openvino", …, with " int8" behind it where quantised.
-        median: Median time of one image, in ms, batch 1, pre- and postprocessing left out.
-        p95: Its 95th percentile, in ms.
-        ratio: The time in units of the first activation's in the same format, turn by turn.
-        parameters: Parameters of the folded network.
-        gflops: Its operations for one image, activations included, in 1e9.
+        activation: Name of the variant: its plan, "stock", or the name of the run.
+        format: "torch", "onnx", "openvino" and so on, followed by " int8" where it is quantized.
+        median: Median time of one image, in ms, without pre- and postprocessing.
+        p95: 95th percentile of that time, in ms.
+        ratio: Time relative to that of the first variant in the same format, turn by turn.
+        parameters: Number of parameters of the folded model.
+        gflops: Floating-point operations for one image, activations included, in 1e9.
         megabytes: Size of the file, or of all files of the folder, in 1e6 bytes.
         path: The file or folder.
-        scores: The two headline scores of the task on the data given, or None.
+        scores: The two headline scores of the task on the data given; None without data.
     """
 
     activation: str
@@ -76,9 +85,9 @@ class Latency:
     scores: dict[str, float] | None = None
 
 
-def bench_formats(
+def measure_latencies(
     models: Mapping[str, Any],
-    forms: Sequence[str],
+    formats: Sequence[str],
     folder: Path,
     *,
     imgsz: int = 224,
@@ -86,53 +95,54 @@ def bench_formats(
     int8: bool = False,
     data: str | None = None,
 ) -> list[Latency]:
-    """Export variants of a model, and measure them in turns on the CPU.
+    """Export variants of a model, and measure the files in turns on the CPU.
 
     Args:
-        models: RTDETR or YOLO objects by the name of their activation; the first is what others are compared with.
-        forms: Formats beside torch, of those that run here: "onnx", "openvino", "torchscript", "ncnn".
-        folder: Where the files go, when all of them were measured; until then those there are as they were.
+        models: RTDETR or YOLO objects by name, the reference first. Their activations are folded in place.
+        formats: Formats to export to, of those that run here: "onnx", "openvino", "torchscript", "ncnn". PyTorch itself
+            is always measured.
+        folder: Folder of the exported files. They are put there once all are measured; until then, older ones stay.
         imgsz: Side of the image, in pixels.
         turns: Turns of three measurements each.
-        int8: Also quantise, to those of the formats that can be, calibrated on `data`.
-        data: Data set to score every file on; None for no scores.
+        int8: Also quantize to 8 bits, where the format can, calibrated on `data`, else on the data of the training.
+        data: Data set to score every file on; None (default) for no scores.
 
     Returns:
-        One entry per format and activation, in that order.
+        One latency per format and variant, in that order.
 
     Raises:
         InputError: A format cannot be exported or run here, or the folder cannot be written to.
     """
-    check_counts(imgsz=imgsz, turns=turns)
-    wanted = [(form, False) for form in forms]
-    wanted += [(form, True) for form in forms if int8 and form in ("onnx", "openvino")]
+    check_positive_integers(imgsz=imgsz, turns=turns)
+    exports = [Export(name) for name in formats]
+    exports += [Export(name, int8=True) for name in formats if int8 and name in ("onnx", "openvino")]
     for model in models.values():
-        for form, quantised in wanted:
-            check_export(model, form, int8=quantised)
-            if quantised and data is None:
+        for export in exports:
+            check_export(model, export.format, int8=export.int8)
+            if export.int8 and data is None:
                 training_data(model)
     with _staged(folder) as stage, _quiet():
-        found = _measure(models, wanted, stage, imgsz, turns, data)
-    return [replace(each, path=str(folder / Path(each.path).relative_to(stage))) for each in found]
+        latencies = _measure(models, exports, stage, imgsz, turns, data)
+    return [replace(each, path=str(folder / Path(each.path).relative_to(stage))) for each in latencies]
 
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """Give the body a hidden folder to fill, a folder per variant in it, and move what is in these to their places."""
+    """Yield a hidden folder; at the end, move the files in its subfolders to the same subfolders of `folder`."""
     target = folder / "exported"
     stage = partial_path(target)
     with output_folder(folder):
         remove_leftovers(target)
-        shutil.rmtree(stage, ignore_errors=True)  # of a killed process with this one's number
+        shutil.rmtree(stage, ignore_errors=True)  # left by a killed process that had this process's id
         try:
             stage.mkdir()
             yield stage
-            found = {folder / path.relative_to(stage): path for path in stage.glob("*/*")}
+            staged = {folder / path.relative_to(stage): path for path in stage.glob("*/*")}
             with writing(folder), ExitStack() as stack:
-                for parent in {path.parent for path in found}:
+                for parent in {path.parent for path in staged}:
                     stack.enter_context(making_folder(parent))
-                move_together(found)
-        except InputError as error:  # of what cannot be written there
+                move_together(staged)
+        except InputError as error:  # its path may be that of the hidden folder
             raise InputError(without_stage(str(error), stage)) from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
@@ -140,7 +150,7 @@ def _staged(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ultralytics from describing each of many exports and validations; warnings still show."""
+    """Suppress Ultralytics' log of each export and validation, warnings excepted."""
     level = LOGGER.level
     LOGGER.setLevel(logging.WARNING)
     try:
@@ -150,38 +160,33 @@ def _quiet() -> Iterator[None]:
 
 
 def _measure(
-    models: Mapping[str, Any],
-    wanted: Sequence[tuple[str, bool]],
-    folder: Path,
-    imgsz: int,
-    turns: int,
-    data: str | None,
+    models: Mapping[str, Any], exports: Sequence[Export], folder: Path, imgsz: int, turns: int, data: str | None
 ) -> list[Latency]:
-    files: dict[str, dict[str, Path]] = {TORCH: {}}
+    paths: dict[str, dict[str, Path]] = {TORCH: {}}
     for number, (name, model) in enumerate(models.items(), 1):
         fold_activations(model)
-        place = folder / slug(name)
-        files[TORCH][name] = _save(model, (folder / f"{slug(name)}-{number}" if place.exists() else place) / "model.pt")
-        for form, quantised in wanted:
-            more: dict[str, Any] = {"data": data, "split": "train"} if quantised else {}
-            path = export_model(model, form, int8=quantised, imgsz=imgsz, **more)
-            files.setdefault(f"{form} int8" if quantised else form, {})[name] = path
+        own = folder / slug(name)
+        paths[TORCH][name] = _save(model, (folder / f"{slug(name)}-{number}" if own.exists() else own) / "model.pt")
+        for export in exports:
+            calibration: dict[str, Any] = {"data": data, "split": "train"} if export.int8 else {}
+            path = export_model(model, export.format, int8=export.int8, imgsz=imgsz, **calibration)
+            paths.setdefault(str(export), {})[name] = path
     gflops = {name: count_gflops(model.model, imgsz) for name, model in models.items()}
-    found = []
-    for form in sorted(files, key=lambda form: (form != TORCH, form)):
-        # A format at a time, so that the threads of one runtime do not hold up those of another.
-        calls = {name: runner(path, imgsz) for name, path in files[form].items()}
-        rows = time_turns(calls, turns, repeat=4)
-        middles = {name: [statistics.median(row) for row in each] for name, each in rows.items()}
-        for name, path in files[form].items():
-            every = np.concatenate(rows[name]) * 1e3
-            found.append(
+    latencies = []
+    for export_format in sorted(paths, key=lambda name: (name != TORCH, name)):
+        # One format at a time, so that the threads of one runtime do not slow down those of another.
+        calls = {name: load_runner(path, imgsz) for name, path in paths[export_format].items()}
+        times = time_turns(calls, turns, repeat=4)
+        medians = {name: [statistics.median(turn) for turn in each] for name, each in times.items()}
+        for name, path in paths[export_format].items():
+            milliseconds = np.concatenate(times[name]) * 1e3
+            latencies.append(
                 Latency(
                     activation=name,
-                    format=form,
-                    median=float(np.median(every)),
-                    p95=float(np.percentile(every, 95)),
-                    ratio=ratios(middles, next(iter(models)))[name],
+                    format=export_format,
+                    median=float(np.median(milliseconds)),
+                    p95=float(np.percentile(milliseconds, 95)),
+                    ratio=ratios(medians, next(iter(models)))[name],
                     parameters=sum(parameter.numel() for parameter in models[name].model.parameters()),
                     gflops=gflops[name],
                     megabytes=_size(path) / 1e6,
@@ -189,13 +194,13 @@ def _measure(
                     scores=_score(models[name], path, data, imgsz) if data else None,
                 )
             )
-    return found
+    return latencies
 
 
 def _save(model: Any, path: Path) -> Path:
-    """Write a checkpoint in Ultralytics' way, and let exports go to its side."""
+    """Write a checkpoint as Ultralytics does, and make it the one that exports are written beside."""
     model.ckpt = model.ckpt or {}  # None in 8.3 for a model made from a YAML
-    content = io.BytesIO()  # torch's own writer knows no errno
+    content = io.BytesIO()  # torch's own writer raises RuntimeErrors without an errno
     model.save(content)
     with writing(path):
         path.parent.mkdir()
@@ -204,11 +209,16 @@ def _save(model: Any, path: Path) -> Path:
     return path
 
 
-def runner(path: Path, imgsz: int) -> Callable[[], Any]:
-    """Return a call that runs a file on one image, as Ultralytics' predict does.
+def load_runner(path: Path, imgsz: int) -> Callable[[], Any]:
+    """Return a function that runs an exported file or a checkpoint on one random image, as Ultralytics' predict does.
 
-    ONNX Runtime's threads wait for more work by spinning. With several sessions in one process they hold up one another
-    (three alike on two cores: 95th percentile 30 ms for a median of 14, ratios of 0.7 to 1.5), so here they sleep.
+    ONNX Runtime's threads wait for work by spinning. With several sessions in one process they slow down one another
+    (three equal ones on two cores: 95th percentile 30 ms for a median of 14 ms, ratios of 0.7 to 1.5), so spinning is
+    switched off.
+
+    Args:
+        path: File or folder, such as `best.onnx` or `best_openvino_model`.
+        imgsz: Side of the image, in pixels.
     """
     image = torch.rand(1, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
     if path.suffix == ".onnx":
@@ -235,64 +245,59 @@ def _size(path: Path) -> int:
 
 
 def _score(model: Any, path: Path, data: str, imgsz: int) -> dict[str, float]:
-    # An exported file takes square batches of one; so does the checkpoint here, or it would see other images.
-    kind = type(model)
-    loaded = kind(str(path)) if kind.__name__ == "RTDETR" else kind(str(path), task=model.task)
+    # An exported file takes one square image at a time. So does the checkpoint, to be scored on the same images.
+    cls = type(model)
+    loaded = cls(str(path)) if cls.__name__ == "RTDETR" else cls(str(path), task=model.task)
     settings: dict[str, Any] = {"batch": 1, "rect": False, "workers": 0, "plots": False, "verbose": False}
-    with one_sentence():
+    with translate_errors():
         return read_scores(loaded.val(data=data, imgsz=imgsz, device="cpu", **settings))
 
 
-def print_latencies(title: str, found: Sequence[Latency]) -> None:
-    """Print latencies as a table."""
-    scores = list(dict.fromkeys(name for entry in found for name in entry.scores or {}))
-    table = Table(title=title)
-    table.add_column("activation", overflow="fold")
-    table.add_column("format")
-    for column in ("ms", "p95", f"/ {found[0].activation}", "parameters", "GFLOPs", "MB", *scores):
-        table.add_column(column, justify="right")
-    for entry in found:
-        ratio = str(entry.ratio) if entry.activation != found[0].activation else "1"
-        cells = f"{entry.median:.2f}", f"{entry.p95:.2f}", ratio, f"{entry.parameters:,}", f"{entry.gflops:.3f}"
-        marks = [f"{(entry.scores or {}).get(name, math.nan):.3f}" for name in scores]
-        table.add_row(entry.activation, entry.format, *cells, f"{entry.megabytes:.2f}", *marks)
-    Console(width=130).print(table)
+def write_latencies(latencies: Sequence[Latency], folder: Path, name: str) -> list[Path]:
+    """Write latencies as `<name>.json` and, if they have scores, draw them as `<name>.png`, both files or neither.
 
+    Args:
+        latencies: At least one.
+        folder: Folder of the files, which is made if need be.
+        name: Name of the files.
 
-def write_latencies(found: Sequence[Latency], folder: Path, name: str) -> list[Path]:
-    """Write latencies as `name.json` and, where there are scores, draw them as `name.png`, both or none.
+    Returns:
+        The paths written.
 
     Raises:
         InputError: The folder cannot be written to; its files are then as they were.
     """
-    contents = {folder / f"{name}.json": json.dumps([asdict(entry) for entry in found], indent=1).encode()}
-    if all(entry.scores for entry in found):
-        contents[folder / f"{name}.png"] = render(draw_pareto(found), dpi=_DPI)
+    contents = {folder / f"{name}.json": json.dumps([asdict(latency) for latency in latencies], indent=1).encode()}
+    if all(latency.scores for latency in latencies):
+        contents[folder / f"{name}.png"] = render(draw_pareto(latencies), dpi=_DPI)
     with writing(folder), making_folder(folder):
         write_together(contents)
     return list(contents)
 
 
-def draw_pareto(found: Sequence[Latency]) -> Figure:
-    """Draw score against latency: colours are activations, marks are formats, lines join those that nothing beats.
+def draw_pareto(latencies: Sequence[Latency]) -> Figure:
+    """Draw score against latency: a colour per activation, a marker per format, and the Pareto front of each format.
 
-    A point is on the line of its format if no other is both faster and better.
+    Args:
+        latencies: Latencies with scores; the last score of each is drawn.
     """
-    activations, forms = list(dict.fromkeys(e.activation for e in found)), list(dict.fromkeys(e.format for e in found))
-    score = list(found[0].scores or {})[-1]
+    activations = list(dict.fromkeys(latency.activation for latency in latencies))
+    formats = list(dict.fromkeys(latency.format for latency in latencies))
+    score = list(latencies[0].scores or {})[-1]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for index, form in enumerate(forms):
-        points = [(e.median, (e.scores or {})[score], e.activation) for e in found if e.format == form]
+    for index, export_format in enumerate(formats):
+        own = [latency for latency in latencies if latency.format == export_format]
+        points = [(latency.median, (latency.scores or {})[score], latency.activation) for latency in own]
         for x, y, activation in points:
             colour = COLOURS[activations.index(activation) % len(COLOURS)]
-            axes.plot(x, y, _MARKS[index % len(_MARKS)], color=colour, markersize=8)
+            axes.plot(x, y, _MARKERS[index % len(_MARKERS)], color=colour, markersize=8)
         front = pareto_front([(x, y) for x, y, _ in points])
         axes.plot([x for x, _ in front], [y for _, y in front], color="grey", linewidth=0.8, zorder=0)
     for index, activation in enumerate(activations):
         axes.plot([], [], "s", color=COLOURS[index % len(COLOURS)], label=activation)
-    for index, form in enumerate(forms):
-        axes.plot([], [], _MARKS[index % len(_MARKS)], color="black", fillstyle="none", label=form)
+    for index, export_format in enumerate(formats):
+        axes.plot([], [], _MARKERS[index % len(_MARKERS)], color="black", fillstyle="none", label=export_format)
     axes.set(xlabel="median latency of an image, ms", ylabel=score, xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=9, loc="outside right upper")
@@ -300,7 +305,7 @@ def draw_pareto(found: Sequence[Latency]) -> Figure:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points (time, score) that no other one beats in both, fastest first.
+    """Return the points (time, score) on the Pareto front, fastest first: no other is both faster and better.
 
     >>> pareto_front([(1.0, 0.5), (2.0, 0.4), (3.0, 0.6)])
     [(1.0, 0.5), (3.0, 0.6)]

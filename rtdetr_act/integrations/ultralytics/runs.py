@@ -1,4 +1,4 @@
-"""Run a training, read what came out of it, and say in a sentence what went wrong."""
+"""Run a training of Ultralytics, and read its outcome."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from typing import Any
 import torch
 
 from rtdetr_act.analysis.flops import count_gflops
-from rtdetr_act.errors import (
-    TrainingError,
+from rtdetr_act.errors import TrainingError
+from rtdetr_act.integrations.ultralytics.failures import (
+    existing_folders,
+    find_engine,
+    is_write_error,
+    remove_empty_folders,
+    translate,
 )
-from rtdetr_act.integrations.ultralytics.failures import explain, find_holder, find_roots, is_full, remove_empty
 from rtdetr_act.integrations.ultralytics.trainers import started_here
 from rtdetr_act.surgery.modules import unwrap
 from rtdetr_act.surgery.sites import placed_activations
@@ -23,17 +27,18 @@ from rtdetr_act.surgery.sites import placed_activations
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training one variant gave.
+    """Outcome of the training of one variant.
 
     Attributes:
         activation: The plan as the user wrote it, or "stock".
-        sites: Number of sites swapped.
-        parameters: Parameters of the whole model.
-        gflops: Floating-point operations of one image at the training size, in 1e9, activations included.
-        scores: The two headline metrics of the task on the best checkpoint, such as {"mAP50": …, "mAP50-95": …}.
-        seconds_per_epoch: Mean wall time of an epoch, validation included.
-        folder: The run folder with Ultralytics' own files.
-        failure: Why the run gave no result, else "".
+        sites: Number of sites whose activation was swapped.
+        parameters: Number of parameters of the whole model.
+        gflops: Floating-point operations of one image at the training size, activations included, in 1e9.
+        scores: The two headline scores of the task on the best checkpoint, such as {"mAP50": …, "mAP50-95": …}; None
+            for a training that failed.
+        seconds_per_epoch: Mean wall time of an epoch, validation included, in seconds; NaN where it is not known.
+        folder: The run folder with Ultralytics' own files; None for a training that failed.
+        failure: Why the training failed, in one sentence; "" if it did not.
     """
 
     activation: str
@@ -47,7 +52,12 @@ class Outcome:
 
 
 def outcome_of(name: str, model: Any) -> Outcome:
-    """Return what the training of an RTDETR or YOLO object gave, under the name of its activation."""
+    """Return the outcome of a finished training.
+
+    Args:
+        name: Name of the variant, such as its activation.
+        model: RTDETR or YOLO object that was trained in this process.
+    """
     return Outcome(
         activation=name,
         sites=count_sites(model),
@@ -60,7 +70,14 @@ def outcome_of(name: str, model: Any) -> Outcome:
 
 
 def run_training(model: Any, **arguments: Any) -> Any:
-    """Train, and return Ultralytics' metrics; a run that fails before its first checkpoint leaves no folder.
+    """Train a model; a run that fails before its first checkpoint leaves no folder behind.
+
+    Args:
+        model: RTDETR or YOLO object.
+        **arguments: Ultralytics' arguments of `train`.
+
+    Returns:
+        Ultralytics' metrics of the best checkpoint.
 
     Raises:
         InputError: Ultralytics cannot use an argument or the data, or the run folder cannot be written.
@@ -69,36 +86,39 @@ def run_training(model: Any, **arguments: Any) -> Any:
     """
     model.add_callback("on_train_epoch_end", stop_at_non_finite_loss)
     model.add_callback("on_pretrain_routine_start", started_here)
-    place = Path(str(arguments.get("project")), str(arguments.get("name")))
+    folder = Path(str(arguments.get("project")), str(arguments.get("name")))
     resumed, started = bool(arguments.get("resume")), time.time()
-    reused = resumed or (bool(arguments.get("exist_ok")) and place.exists())
-    roots = find_roots(arguments)
+    reused = resumed or (bool(arguments.get("exist_ok")) and folder.exists())
+    existing = existing_folders(arguments)
     try:
         return model.train(**arguments)
     except (Exception, KeyboardInterrupt) as error:
-        explained = explain(error)
-        if explained is None:
+        translated = translate(error)
+        if translated is None:
             raise
-        trainer = find_holder(error)
+        trainer = find_engine(error)
         last = Path(trainer.last) if hasattr(trainer, "last") else None
-        # The last.pt of a folder that is used again may be of the run before. File systems keep time to two seconds.
-        begun = last is not None and last.exists() and (resumed or last.stat().st_mtime > started - 2)
-        if trainer is not None and not reused and not begun:
+        # The last.pt of a folder that is used again may be of an earlier run. FAT stores times in steps of two seconds.
+        resumable = last is not None and last.exists() and (resumed or last.stat().st_mtime > started - 2)
+        if trainer is not None and not reused and not resumable:
             shutil.rmtree(trainer.save_dir, ignore_errors=True)
-            remove_empty(Path(trainer.save_dir), roots)
-        if isinstance(error, KeyboardInterrupt) or is_full(error):
-            on = f"go on with: rtdetr-act resume {last}" if begun else "no epoch was finished"
-            raise type(explained)(f"{explained}; {on}") from error
-        if explained is error:
+            remove_empty_folders(Path(trainer.save_dir), existing)
+        if isinstance(error, KeyboardInterrupt) or is_write_error(error):
+            advice = f"go on with: rtdetr-act resume {last}" if resumable else "no epoch was finished"
+            raise type(translated)(f"{translated}; {advice}") from error
+        if translated is error:
             raise
-        raise explained from error
+        raise translated from error
 
 
 def stop_at_non_finite_loss(trainer: Any) -> None:
-    """End a training whose loss is NaN or infinite after its first epoch, where Ultralytics would go on.
+    """Stop a training whose loss is NaN or infinite after an epoch that Ultralytics cannot recover from.
 
-    From the second epoch on, Ultralytics goes back to the last checkpoint by itself, three times (8.3.220 does, 8.3.210
+    From the second epoch on, newer releases restore the last checkpoint themselves, three times (8.3.220 does, 8.3.210
     did not).
+
+    Raises:
+        TrainingError: The loss is not finite.
     """
     recovers = hasattr(trainer, "_handle_nan_recovery") and trainer.epoch > trainer.start_epoch
     if not recovers and not bool(torch.isfinite(trainer.loss).all()):
@@ -109,7 +129,7 @@ def stop_at_non_finite_loss(trainer: Any) -> None:
 
 
 def count_sites(model: Any) -> int:
-    """Return how many sites of a model hold a swapped activation."""
+    """Return the number of sites of a model whose activation was swapped."""
     return sum(1 for _ in placed_activations(unwrap(model)))
 
 
@@ -143,6 +163,10 @@ def read_epoch_time(results: Path) -> float:
 
 
 def slug(text: str) -> str:
-    """Turn a plan into a folder name: `leaky_relu(0.1)@0-9` becomes `leaky_relu-0.1-0-9`."""
+    """Return a folder name for a plan, of 80 characters at most.
+
+    >>> slug("leaky_relu(0.1)@0-9")
+    'leaky_relu-0.1-0-9'
+    """
     words = "".join(char if char.isalnum() or char in "._-" else " " for char in text).split()
     return "-".join(words)[:80]

@@ -1,4 +1,4 @@
-"""Commands that bring a trained checkpoint to its target: fold, export."""
+"""Commands that prepare a trained checkpoint for deployment: fold, export."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from rtdetr_act.cli.app import app
-from rtdetr_act.cli.running import Data, Pairs, TargetOption, Weights, prepare, warn_for
+from rtdetr_act.cli.options import Data, Pairs, TargetOption, Weights
+from rtdetr_act.cli.printing import print_warning
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 
 
@@ -39,11 +40,12 @@ def export(
     target: TargetOption = None,
 ) -> None:
     """Export a checkpoint, folded: format=onnx (default), openvino, torchscript, ncnn and the others of Ultralytics."""
-    from rtdetr_act.integrations.ultralytics.export import export_model
-    from rtdetr_act.integrations.ultralytics.failures import one_sentence
+    from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
+    from rtdetr_act.workflows.export import export_checkpoint
 
-    model, arguments = prepare(weights, pairs, data)
-    warn_for(model, target)
-    form = str(arguments.pop("format", None) or "onnx")
-    with one_sentence(**arguments):
-        print(f"file: {export_model(model, form, int8=int8, fold=fold, **arguments)}")
+    arguments = parse_arguments(pairs or [], reserved=("model", "task", "mode", "resume", "data"))
+    export_format = str(arguments.pop("format", None) or "onnx")
+    path = export_checkpoint(
+        weights, export_format, data, arguments, int8=int8, fold=fold, target=target, warn=print_warning
+    )
+    print(f"file: {path}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rtdetr_act.cli.app import app
-from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL
+from rtdetr_act.cli.options import DEFAULT_DATA, DEFAULT_MODEL
 from rtdetr_act.errors import InputError, Interrupted, TrainingError, quote
 
 if TYPE_CHECKING:

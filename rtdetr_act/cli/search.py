@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rtdetr_act.cli.app import app
-from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL, Pairs
-from rtdetr_act.cli.studying import run_folders, time_rows
+from rtdetr_act.cli.options import DEFAULT_DATA, DEFAULT_MODEL, Pairs
+from rtdetr_act.cli.study import run_folders, time_rows
 from rtdetr_act.errors import InputError
 
 if TYPE_CHECKING:

@@ -1,18 +1,21 @@
-"""The command that looks at what activations do inside a network: diagnose."""
+"""The command that measures what activations do inside a network: diagnose."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from rtdetr_act.cli.app import app
-from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL
+from rtdetr_act.cli.options import DEFAULT_DATA, DEFAULT_MODEL, ScopeOption
+from rtdetr_act.errors import InputError
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 
 if TYPE_CHECKING:
     from rtdetr_act.analysis.diagnosis import Diagnosis
+    from rtdetr_act.surgery.plan import Scope
 
 
 @app.command()
@@ -36,7 +39,7 @@ def diagnose(
     ] = None,
     data: Annotated[str, typer.Option("--data", help="Data set YAML, or 'shapes', the embedded one.")] = DEFAULT_DATA,
     images: Annotated[int, typer.Option("--images", min=1, help="Labelled images to look at.")] = 16,
-    scope: Annotated[str, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = "conv",
+    scope: ScopeOption = "conv",
     sites: Annotated[bool, typer.Option("--sites", help="Print every site, not only a summary per section.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the CSV file and the figure.")] = Path(
         "runs/diagnosis"
@@ -47,11 +50,9 @@ def diagnose(
     Nothing is trained and no file of the model changes. A checkpoint is diagnosed as it is; with --act, from its
     weights, or those of a fresh model, with the stock activations first and each of the others beside them.
     """
-    from rtdetr_act.errors import InputError
-    from rtdetr_act.files import output_folder
     from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
-    from rtdetr_act.integrations.ultralytics.models import STOCK, check_variants
-    from rtdetr_act.workflows.diagnose import diagnose_variants
+    from rtdetr_act.integrations.ultralytics.models import STOCK
+    from rtdetr_act.workflows.diagnose import diagnose_variants, title_of
 
     sources = model or [DEFAULT_MODEL]
     arguments = parse_arguments(pairs or [])
@@ -61,26 +62,32 @@ def diagnose(
         raise InputError("--act compares activations in one --model: leave it out to compare several checkpoints")
     if scope != "conv" and not act:
         raise InputError("--scope says how an activation is swapped in: name one with --act")
-    variants: list[str | None] = list(dict.fromkeys([STOCK, *act])) if act else [None]
-    for source in sources:  # before the first of them takes its minute
-        check_variants(source, variants, scope=scope)
-    with output_folder(output):  # which is not made in vain, nor found wrong after minutes
-        found = diagnose_variants(sources, variants, data, images=images, scope=scope, **arguments)
-        _report(found, sources, data, sites, output)
 
+    def show(diagnoses: Mapping[str, Diagnosis]) -> None:
+        _print_diagnoses(title_of(sources, data), diagnoses, sites)
 
-def _report(found: dict[str, Diagnosis], sources: list[str], data: str, sites: bool, output: Path) -> None:
-    from rtdetr_act.analysis.diagnosis_report import judge_gradients, print_sites, print_summary, write_diagnosis
-    from rtdetr_act.workflows.diagnose import name_of
-
-    title = f"{name_of(sources[0]) if len(sources) == 1 else f'{len(sources)} models'} on {Path(data).stem}"
-    if sites:
-        print_sites(title, found)
-    else:
-        print_summary(f"{title}: medians over the sites, means of shares", found)
-    for sentence in judge_gradients(found):
-        print(sentence)
-    if left_out := list(dict.fromkeys(name for each in found.values() for name in each.left_out)):
-        print(f"not seen: {', '.join(left_out)}")
-    for path in write_diagnosis(found, output, title):
+    _, files = diagnose_variants(
+        sources,
+        list(dict.fromkeys([STOCK, *act])) if act else [None],
+        data,
+        output,
+        images=images,
+        scope=cast("Scope", scope),  # `patch_model` refuses other words
+        show=show,
+        **arguments,
+    )
+    for path in files:
         print(f"file: {path}")
+
+
+def _print_diagnoses(title: str, diagnoses: Mapping[str, Diagnosis], sites: bool) -> None:
+    from rtdetr_act.analysis.diagnosis_report import judge_gradients, print_sites, print_summary
+
+    if sites:
+        print_sites(title, diagnoses)
+    else:
+        print_summary(f"{title}: medians over the sites, means of shares", diagnoses)
+    for sentence in judge_gradients(diagnoses):
+        print(sentence)
+    if left_out := list(dict.fromkeys(name for each in diagnoses.values() for name in each.left_out)):
+        print(f"not seen: {', '.join(left_out)}")

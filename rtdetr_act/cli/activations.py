@@ -1,0 +1,88 @@
+"""Commands that show activations on their own: acts, plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rtdetr_act.cli.app import app
+
+
+@app.command()
+def acts(
+    target: Annotated[
+        str | None,
+        typer.Option("--for", help="Say which of them rknn, hailo, edgetpu, vitis-dpu or openvino runs natively."),
+    ] = None,
+) -> None:
+    """List the activations: formula, parameters per site, where they can stand, source."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from rtdetr_act.activations.registry import entry, names
+
+    if target:
+        _print_natives(target)
+        return
+    table = Table(title="x: input; C: channels at the site; parameters are those of one site", show_lines=True)
+    table.add_column("name", no_wrap=True)
+    table.add_column("on", no_wrap=True)
+    table.add_column("formula, parameters, source")
+    for name in names():
+        item = entry(name)
+        lines = Text(f"{item.formula}\n{_describe_size(name)}; {item.paper}")
+        if item.note:
+            lines.append(f"\nnot meant for training: {item.note}", style="italic")
+        table.add_row(name, "maps, tokens" if item.tokens else "maps", lines)
+    Console().print(table)
+
+
+def _describe_size(name: str) -> str:
+    """Return the number of parameters of an activation at a site, in words."""
+    from rtdetr_act.activations.registry import count_parameters
+    from rtdetr_act.errors import SpecError
+
+    try:
+        few, many = (count_parameters(name, channels) for channels in (64, 256))
+    except SpecError:  # it has arguments without defaults
+        return "no parameters but its arguments"
+    if few == many:
+        return f"{few} parameters, learned" if few else "no parameters"
+    return f"{few:,} parameters at C = 64, {many:,} at C = 256, learned"
+
+
+def _print_natives(name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtdetr_act.activations.registry import names
+    from rtdetr_act.deploy.targets import find_target, native_form
+
+    target = find_target(name)
+    table = Table(title=f"native on {name}: {target.title}")
+    for title in ("activation", "condition", "source"):
+        table.add_column(title, overflow="fold")
+    others = []
+    for activation in names():
+        if native := native_form(activation, name):
+            table.add_row(activation, native.note, native.source)
+        else:
+            others.append(activation)
+    Console().print(table)
+    print(f"not native: {', '.join(others)}")
+    for sentence in filter(None, (target.otherwise, target.caveat)):
+        print(sentence)
+
+
+@app.command()
+def plot(
+    activations: Annotated[list[str], typer.Argument(help="Names or specs, such as arelu silu 'leaky_relu(0.1)'.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG or SVG file to write.")] = Path("curves.png"),
+) -> None:
+    """Draw activations and their gradients at their initial parameters, dynamic ones as a band over inputs."""
+    from rtdetr_act.analysis.curves import plot_activations
+
+    print(f"file: {plot_activations(activations, output)}")

@@ -1,0 +1,125 @@
+"""The command that measures what activations cost: bench."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from rtdetr_act.cli.app import app
+from rtdetr_act.cli.options import DEFAULT_MODEL, ScopeOption
+from rtdetr_act.errors import InputError
+from rtdetr_act.integrations.ultralytics.downloads import no_downloads
+
+if TYPE_CHECKING:
+    from rtdetr_act.integrations.ultralytics.costs import Cost
+    from rtdetr_act.integrations.ultralytics.latency import Latency
+    from rtdetr_act.surgery.plan import Scope
+
+
+@app.command()
+@no_downloads()
+def bench(
+    pairs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key=value]…", help="imgsz=224 (default); without --format batch=8 and device=cpu."),
+    ] = None,
+    act: Annotated[list[str] | None, typer.Option("--act", help="Activation or plan to measure; repeatable.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Model YAML or checkpoint, rtdetr-n.yaml if not given; repeatable with --format."),
+    ] = None,
+    scope: ScopeOption = "conv",
+    formats: Annotated[
+        str | None, typer.Option("--format", help="Measure deployed networks: onnx,openvino,torchscript,ncnn.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="With --format: also quantised to 8 bits.")] = False,
+    data: Annotated[str | None, typer.Option("--data", help="With --format: data set to score every file on.")] = None,
+    turns: Annotated[int | None, typer.Option("--turns", min=2, help="Measurements that count, per variant.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the JSON and the chart.")] = Path(
+        "runs/bench"
+    ),
+) -> None:
+    """Measure what activations cost: in training, against the stock model, or with --format where they are deployed.
+
+    Training steps, inference and memory of --act in one model; or, with --format, latency, size and, with --data, the
+    scores of exported files, for every --model and --act.
+    """
+    from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
+    from rtdetr_act.workflows.bench import bench_exports, bench_training
+
+    models = model or [DEFAULT_MODEL]
+    known = ("imgsz",) if formats else ("imgsz", "batch", "device")
+    arguments = parse_arguments(pairs or [])
+    if unknown := set(arguments) - set(known):
+        raise InputError(f"bench takes {', '.join(known)}{' with --format' * bool(formats)}, not '{min(unknown)}'")
+    if (int8 or data) and not formats:
+        raise InputError("--int8 and --data measure exported networks: name their formats with --format onnx,openvino")
+    if not formats and (not act or len(models) > 1):
+        raise InputError("bench compares one --model with its stock form: name activations with --act, or --format")
+    swapped = cast("Scope", scope)  # `patch_model` refuses other words
+    if formats:
+        names = [name.strip() for name in formats.split(",")]
+        _, files = bench_exports(
+            models,
+            act or [None],
+            names,
+            output,
+            int8=int8,
+            data=data,
+            turns=turns or 100,
+            scope=swapped,
+            show=_print_latencies,
+            **arguments,
+        )
+    else:
+        (source,) = models
+
+        def show(costs: Sequence[Cost]) -> None:
+            print_costs(Path(source).stem, costs)
+
+        _, files = bench_training(source, act or [], output, turns=turns or 15, scope=swapped, show=show, **arguments)
+    for path in files:
+        print(f"file: {path}")
+
+
+def print_costs(title: str, costs: Sequence[Cost]) -> None:
+    """Print costs as a table: those of the reference, then those of the variants relative to it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{title}: in units of the stock model, median (quartiles) of the turns")
+    table.add_column("activation", overflow="fold")
+    for column in ("training step", "inference", "peak memory", "saved for backward"):
+        table.add_column(column, justify="right")
+    for number, cost in enumerate(costs):
+        if number == 0:
+            times = f"{cost.train.seconds * 1e3:.1f} ms", f"{cost.inference.seconds * 1e3:.2f} ms"
+            memory = f"{cost.peak_bytes / 2**20:.1f} MiB", f"{cost.saved_bytes / 2**20:.1f} MiB"
+        else:
+            times, memory = (str(cost.train), str(cost.inference)), (f"{cost.peak:.2f}", f"{cost.saved:.2f}")
+        table.add_row(cost.activation, *times, *memory)
+    Console(width=110).print(table)
+
+
+def _print_latencies(latencies: Sequence[Latency]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    base = latencies[0].activation
+    scores = list(dict.fromkeys(name for latency in latencies for name in latency.scores or {}))
+    table = Table(title="Latency of one image on this CPU, median and 95th percentile")
+    table.add_column("activation", overflow="fold")
+    table.add_column("format")
+    for column in ("ms", "p95", f"/ {base}", "parameters", "GFLOPs", "MB", *scores):
+        table.add_column(column, justify="right")
+    for latency in latencies:
+        ratio = "1" if latency.activation == base else str(latency.ratio)
+        times = f"{latency.median:.2f}", f"{latency.p95:.2f}", ratio
+        sizes = f"{latency.parameters:,}", f"{latency.gflops:.3f}", f"{latency.megabytes:.2f}"
+        cells = [f"{(latency.scores or {}).get(name, math.nan):.3f}" for name in scores]
+        table.add_row(latency.activation, latency.format, *times, *sizes, *cells)
+    Console(width=130).print(table)

@@ -1,0 +1,117 @@
+"""Commands that show the activations inside a model: sites, learned."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from rtdetr_act.cli.app import app
+from rtdetr_act.cli.options import Data, ScopeOption, Weights
+from rtdetr_act.integrations.ultralytics.downloads import no_downloads
+
+if TYPE_CHECKING:
+    from rtdetr_act.surgery.plan import Scope
+    from rtdetr_act.workflows.learned import Learned
+    from rtdetr_act.workflows.sites import SiteListing
+
+
+@app.command()
+@no_downloads()
+def sites(
+    model: Annotated[str, typer.Argument(help="Model YAML or checkpoint; shipped ones by bare name.")],
+    act: Annotated[str | None, typer.Option("--act", help="Activation or plan to show the effect of.")] = None,
+    scope: ScopeOption = "conv",
+) -> None:
+    """List the activation sites of a model and, with --act, what a plan would change there; nothing is written."""
+    from rtdetr_act.workflows.sites import list_sites
+
+    listing = list_sites(model, act or None, scope=cast("Scope", scope))
+    _print_sites(model, listing)
+    if listing.report:
+        print(listing.report)
+    elif listing.unreachable:
+        print(f"no swap reaches: {', '.join(listing.unreachable)}")
+
+
+def _print_sites(model: str, listing: SiteListing) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{model}: {len(listing.sites)} activation sites")
+    after = {swap.site.name: swap.after for swap in listing.report.swaps} if listing.report else None
+    titles = (
+        "layer",
+        "section",
+        "site",
+        "owner",
+        "channels",
+        "layout",
+        "before",
+        *(["after"] if listing.report else []),
+    )
+    for title in titles:
+        table.add_column(title, justify="right" if title in ("layer", "channels") else "left", overflow="fold")
+    for site in listing.sites:
+        layer = "" if site.layer is None else str(site.layer)
+        channels = "" if site.channels is None else str(site.channels)
+        cells = [site.current] if after is None else [site.current, after.get(site.name, "")]
+        table.add_row(layer, site.section, site.name, site.owner_class, channels, site.layout, *cells)
+    Console().print(table)
+
+
+@app.command()
+@no_downloads()
+def learned(
+    weights: Weights,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, SVG or PDF file to write.")] = Path(
+        "learned.png"
+    ),
+    data: Data = None,
+) -> None:
+    """Show what the activations of a checkpoint learned, per site, since their start where the run kept its history.
+
+    What DY-ReLU and Meta-ACON make from the image is measured on validation images of --data, else as the run
+    noted it: mean ± standard deviation over images.
+    """
+    from rtdetr_act.workflows.learned import report_learned
+
+    _, path = report_learned(weights, output, data, show=_print_learned)
+    print(f"file: {path}")
+
+
+def _print_learned(found: Learned) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtdetr_act.analysis.history_figure import worth_showing
+    from rtdetr_act.analysis.learned import layer_of
+
+    for activation in dict.fromkeys(each.activation for each in found.quantities):
+        own = [each for each in found.quantities if each.activation == activation]
+        names, _ = worth_showing(each.name for each in own)
+        table = Table(title=f"{activation}: {'start → now' if found.start else 'now'}")
+        for title in ("layer", "site", *names):
+            table.add_column(title, justify="left" if title == "site" else "right", overflow="fold")
+        for site, group in groupby(own, key=lambda each: each.site):
+            values = {each.name: each.value for each in group}
+            layer = layer_of(site)
+            cells = [_format_change(found, site, name, values) for name in names]
+            table.add_row("" if layer is None else str(layer), site, *cells)
+        Console().print(table)
+    if found.note:
+        print(found.note)
+
+
+def _format_change(found: Learned, site: str, name: str, values: dict[str, float]) -> str:
+    """Return `0.9 → 0.873`, and below it `± 0.021` where the value differs between images."""
+    from rtdetr_act.analysis.learned import SPREAD
+
+    if name not in values:
+        return ""
+    start = found.start.get((site, name))
+    spread = values.get(name + SPREAD)
+    before = "" if start is None else f"{start:.3g} → "
+    return f"{before}{values[name]:.3g}" + ("" if spread is None else f"\n± {spread:.2g}")

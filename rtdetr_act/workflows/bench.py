@@ -1,0 +1,104 @@
+"""Measure what activations cost, in training and where they are deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rtdetr_act.files import output_folder
+from rtdetr_act.integrations.ultralytics.costs import Cost, compare_costs, write_costs
+from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
+from rtdetr_act.integrations.ultralytics.latency import TORCH, Latency, measure_latencies, write_latencies
+from rtdetr_act.integrations.ultralytics.models import STOCK, load_variant, load_variants
+from rtdetr_act.surgery.plan import Scope
+
+
+def bench_training(
+    source: str,
+    activations: Sequence[str],
+    output: Path,
+    *,
+    imgsz: int = 224,
+    batch: int = 8,
+    device: str = "cpu",
+    turns: int = 15,
+    scope: Scope = "conv",
+    show: Callable[[Sequence[Cost]], object] | None = None,
+) -> tuple[list[Cost], list[Path]]:
+    """Measure training steps, inference and memory of variants of a model against its stock form.
+
+    Args:
+        source: Model YAML or checkpoint.
+        activations: Plans, as `patch_model` takes them.
+        output: Folder for `<model>.json` and the chart `<model>.png`, which is made if need be.
+        imgsz: Side of the random images, in pixels.
+        batch: Images of a training step; inference takes one.
+        device: "cpu", "cuda" or "cuda:1".
+        turns: Measurements of the training step that count, per variant; inference takes twice as many.
+        scope: "conv" for convolutional sites, "all" for transformer sites too.
+        show: Called with the costs before they are written.
+
+    Returns:
+        The costs, those of the stock model first, and the files written.
+
+    Raises:
+        RtdetrActError: The model, a plan or the device is wrong, or the folder cannot be written to.
+    """
+    models = load_variants(source, [STOCK, *activations], scope=scope)
+    name = Path(source).stem
+    with output_folder(output):  # which is not made in vain, nor found wrong after minutes
+        costs = compare_costs(models, imgsz=imgsz, batch=batch, device=device, turns=turns)
+        if show:
+            show(costs)
+        return costs, write_costs({name: costs}, output, name)
+
+
+def bench_exports(
+    sources: Sequence[str],
+    activations: Sequence[str | None],
+    formats: Sequence[str],
+    output: Path,
+    *,
+    imgsz: int = 224,
+    int8: bool = False,
+    data: str | None = None,
+    turns: int = 100,
+    scope: Scope = "conv",
+    show: Callable[[Sequence[Latency]], object] | None = None,
+) -> tuple[list[Latency], list[Path]]:
+    """Export variants of models, and measure the latency, size and scores of the files on the CPU.
+
+    Args:
+        sources: Model YAMLs or checkpoints.
+        activations: For each of them: plans, "stock", or None for the model as its file has it.
+        formats: Formats to export to, of "onnx", "openvino", "torchscript" and "ncnn". "torch" is always measured.
+        output: Folder for `formats.json`, with `data` the chart `formats.png`, and the exported files.
+        imgsz: Side of the image, in pixels.
+        int8: Also quantize to 8 bits, where the format can, calibrated on `data`.
+        data: Data set to score every file on; None (default) for no scores.
+        turns: Measurements that count, per file.
+        scope: "conv" for convolutional sites, "all" for transformer sites too.
+        show: Called with the latencies before they are written.
+
+    Returns:
+        One latency per format and variant, in that order, and the files written.
+
+    Raises:
+        RtdetrActError: A model, a plan, a format or the data is wrong, or the folder cannot be written to.
+    """
+    models: dict[str, Any] = {}
+    for source in sources:
+        for activation in activations:
+            name, model = load_variant(source, activation, scope=scope)
+            name = name if len(sources) == 1 or not activation else f"{Path(source).stem} {name}"
+            models[f"{name} {len(models) + 1}" if name in models else name] = model
+    if data is not None:  # before minutes of exporting
+        data = resolve_data(data)
+        for task in {str(model.task) for model in models.values()}:
+            check_data(data, task)
+    exported = [name for name in formats if name != TORCH]
+    latencies = measure_latencies(models, exported, output, imgsz=imgsz, turns=turns, int8=int8, data=data)
+    if show:
+        show(latencies)
+    return latencies, write_latencies(latencies, output, "formats")

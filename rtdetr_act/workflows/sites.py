@@ -1,0 +1,49 @@
+"""List the activation sites of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rtdetr_act.integrations.ultralytics.models import load_model
+from rtdetr_act.surgery.functional_calls import unseen_calls
+from rtdetr_act.surgery.modules import unwrap
+from rtdetr_act.surgery.patcher import PatchReport, patch_model
+from rtdetr_act.surgery.plan import Scope, check_scope
+from rtdetr_act.surgery.sites import Site, find_sites
+
+
+@dataclass(frozen=True)
+class SiteListing:
+    """The activation sites of a model.
+
+    Attributes:
+        sites: All sites as they were before the swap, in module order.
+        report: Report of the swap; None without a plan.
+        unreachable: Functional activations that no swap can reach; empty with a plan, whose report names them.
+    """
+
+    sites: tuple[Site, ...]
+    report: PatchReport | None = None
+    unreachable: tuple[str, ...] = ()
+
+
+def list_sites(source: str, activation: str | None = None, *, scope: Scope = "conv") -> SiteListing:
+    """List the activation sites of a model and, with a plan, what it would change there; no file is written.
+
+    Args:
+        source: Model YAML or checkpoint.
+        activation: Activation or plan, as `patch_model` takes it; None to list the sites only.
+        scope: "conv" for convolutional sites, "all" to swap at transformer sites too. All sites are listed with both.
+
+    Raises:
+        InputError: The model file does not exist or is not a model YAML.
+        ModelError: The file is not a checkpoint, or the model cannot be patched.
+        SpecError: The plan or the scope cannot be understood.
+        SelectionError: The plan matches no site, or its activation cannot stand at one of its sites.
+    """
+    check_scope(scope)
+    model = load_model(source)
+    sites = tuple(find_sites(model))
+    if activation is None:
+        return SiteListing(sites, unreachable=tuple(unseen_calls(unwrap(model))))
+    return SiteListing(sites, patch_model(model, activation, scope=scope))
