@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,11 +13,11 @@ from rtdetr_act.cli.app import app
 from rtdetr_act.cli.options import DEFAULT_MODEL, ScopeOption
 from rtdetr_act.errors import InputError
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
+from rtdetr_act.surgery.plan import check_scope
 
 if TYPE_CHECKING:
     from rtdetr_act.integrations.ultralytics.costs import Cost
     from rtdetr_act.integrations.ultralytics.latency import Latency
-    from rtdetr_act.surgery.plan import Scope
 
 
 @app.command()
@@ -60,7 +60,7 @@ def bench(
         raise InputError("--int8 and --data measure exported networks: name their formats with --format onnx,openvino")
     if not formats and (not act or len(models) > 1):
         raise InputError("bench compares one --model with its stock form: name activations with --act, or --format")
-    swapped = cast("Scope", scope)  # `patch_model` refuses other words
+    swapped = check_scope(scope)
     if formats:
         names = [name.strip() for name in formats.split(",")]
         _, files = bench_exports(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,10 +12,10 @@ from rtdetr_act.cli.app import app
 from rtdetr_act.cli.options import DEFAULT_DATA, DEFAULT_MODEL, ScopeOption
 from rtdetr_act.errors import InputError
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
+from rtdetr_act.surgery.plan import check_scope
 
 if TYPE_CHECKING:
     from rtdetr_act.analysis.diagnosis import Diagnosis
-    from rtdetr_act.surgery.plan import Scope
 
 
 @app.command()
@@ -72,7 +72,7 @@ def diagnose(
         data,
         output,
         images=images,
-        scope=cast("Scope", scope),  # `patch_model` refuses other words
+        scope=check_scope(scope),
         show=show,
         **arguments,
     )

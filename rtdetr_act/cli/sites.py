@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rtdetr_act.cli.app import app
 from rtdetr_act.cli.options import Data, ScopeOption, Weights
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
+from rtdetr_act.surgery.plan import check_scope
 
 if TYPE_CHECKING:
-    from rtdetr_act.surgery.plan import Scope
     from rtdetr_act.workflows.learned import Learned
     from rtdetr_act.workflows.sites import SiteListing
 
@@ -28,7 +28,7 @@ def sites(
     """List the activation sites of a model and, with --act, what a plan would change there; nothing is written."""
     from rtdetr_act.workflows.sites import list_sites
 
-    listing = list_sites(model, act or None, scope=cast("Scope", scope))
+    listing = list_sites(model, act or None, scope=check_scope(scope))
     _print_sites(model, listing)
     if listing.report:
         print(listing.report)

@@ -11,7 +11,7 @@ from rtdetr_act.cli.app import app
 from rtdetr_act.cli.options import DEFAULT_DATA, DEFAULT_MODEL, Pairs, ScopeOption, TargetOption, Weights
 from rtdetr_act.cli.printing import print_scores, print_warning
 from rtdetr_act.errors import InputError, TrainingError, quote
-from rtdetr_act.surgery.plan import SwapOptions
+from rtdetr_act.surgery.plan import SwapOptions, check_init, check_scope
 
 if TYPE_CHECKING:
     from rtdetr_act.integrations.ultralytics.runs import Outcome
@@ -50,7 +50,7 @@ def train(
     from rtdetr_act.workflows.train import train_variants
 
     arguments = parse_arguments(pairs or [], reserved=("model", "data", "pretrained", "task", "mode", "resume"))
-    options: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init}
+    options: SwapOptions = {"scope": check_scope(scope), "act_lr": act_lr, "init": check_init(init)}
     _check_options(act or [], options, conv, pretrained)
     outcomes: list[Outcome] = []
     try:

@@ -122,7 +122,7 @@ class Rule:
             _strings(data.get("include")),
             _strings(data.get("exclude")),
             check_scope(data.get("scope", "conv")),
-            _check_init(data.get("init", "paper")),
+            check_init(data.get("init", "paper")),
         )
 
     def __str__(self) -> str:
@@ -198,7 +198,7 @@ class Plan:
                 raise SpecError(f"{quote(part)} names its layers already: drop either '@…' or layers=")
             rule = replace(rule, layers=rule.layers or narrowed, include=_strings(include), exclude=_strings(exclude))
             check_scope(scope)
-            _check_init(init)
+            check_init(init)
             if rule.replaces == "activation":
                 rule = replace(rule, scope=scope, init=rule.init if rule.init != "paper" else init)
             else:  # it starts as the convolution that it replaces
@@ -413,7 +413,7 @@ def _parse_rule(text: str) -> Rule:
                 layers += parse_layers(part)
             else:
                 sections += _check_sections((part,))
-    return Rule(ActSpec.parse(match["act"]), tuple(sorted(set(layers))), sections, init=_check_init(init))
+    return Rule(ActSpec.parse(match["act"]), tuple(sorted(set(layers))), sections, init=check_init(init))
 
 
 def _split_init(text: str) -> tuple[str, str]:
@@ -484,7 +484,8 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
-def _check_init(value: object) -> Init:
+def check_init(value: object) -> Init:
+    """Return a start, "paper" or "match"; raises SpecError."""
     for known in INITS:
         if value == known:
             return known
