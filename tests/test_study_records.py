@@ -21,13 +21,13 @@ from typer.testing import CliRunner
 
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError
+from rtdetr_act.integrations.ultralytics.results import read_results
 from rtdetr_act.study.folder import Latencies, StudyRecord, read_record, write_json
 from rtdetr_act.study.grid import make_rows, make_study, read_study
 from rtdetr_act.study.preparation import read_rows
 from rtdetr_act.study.process import read_progress
 from rtdetr_act.study.records import read_records, read_run
 from rtdetr_act.study.report import conclude
-from rtdetr_act.study.results import read_results
 from rtdetr_act.study.search import Pick, Rung, Search, check_folder, read_picks, read_trials
 from rtdetr_act.study.stages import Stage
 

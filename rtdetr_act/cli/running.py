@@ -185,7 +185,7 @@ def warn_for(model: Any, target: str | None) -> None:
 
 
 def _print_scores(metrics: Any) -> None:
-    from rtdetr_act.integrations.ultralytics.runs import read_scores
+    from rtdetr_act.integrations.ultralytics.results import read_scores
 
     print("  ".join(f"{name} {score:.4f}" for name, score in read_scores(metrics).items()))
 

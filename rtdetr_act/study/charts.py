@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rtdetr_act.integrations.ultralytics.results import read_results
 from rtdetr_act.study.folder import SHAPES_FILE, Shapes, read_record
 from rtdetr_act.study.leaderboard import Line
 from rtdetr_act.study.record import Record
-from rtdetr_act.study.results import read_results
 from rtdetr_act.study.statistics import Comparison, Summary, summarise
 from rtdetr_act.study.wording import join_words, keep_finite, write_count, write_score
 

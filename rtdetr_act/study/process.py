@@ -14,8 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
+from rtdetr_act.integrations.ultralytics.results import read_results
 from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, Attempt, Result, read_record, write_json
-from rtdetr_act.study.results import read_results
 
 LOG_FILE = "log.txt"
 _MEMORY = ("out of memory", "MemoryError", "DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory")

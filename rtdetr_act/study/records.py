@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 
 from rtdetr_act.errors import InputError, quote
+from rtdetr_act.integrations.ultralytics.results import read_results
 from rtdetr_act.study.folder import ROW_FILE, is_folder
 from rtdetr_act.study.grid import command_of, label, read_row
 from rtdetr_act.study.process import read_attempts, read_result
 from rtdetr_act.study.record import Record
-from rtdetr_act.study.results import read_results
 from rtdetr_act.study.ultralytics_runs import read_foreign
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.errors import InputError, RtdetrActError, quote
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_model
+from rtdetr_act.integrations.ultralytics.results import RESULTS_FILE, Results, read_results
 from rtdetr_act.integrations.ultralytics.runs import count_sites
 from rtdetr_act.study.decode import MOST_INT, is_plain
 from rtdetr_act.study.naming import name_values, show
 from rtdetr_act.study.record import Record
-from rtdetr_act.study.results import RESULTS_FILE, Results, read_results
 from rtdetr_act.study.wording import write_count
 from rtdetr_act.study.yaml_files import read_mapping
 from rtdetr_act.surgery.model_plan import read_plan

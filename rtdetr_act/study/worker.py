@@ -27,7 +27,8 @@ from ultralytics.utils.torch_utils import get_cpu_info
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
 from rtdetr_act.integrations.ultralytics.datasets import resolve_data
 from rtdetr_act.integrations.ultralytics.models import load_model, load_variant
-from rtdetr_act.integrations.ultralytics.runs import outcome_of, read_scores, run_training
+from rtdetr_act.integrations.ultralytics.results import read_results, read_scores
+from rtdetr_act.integrations.ultralytics.runs import outcome_of, run_training
 from rtdetr_act.integrations.ultralytics.trainers import task_model
 from rtdetr_act.study.activation_curves import trace_activations
 from rtdetr_act.study.folder import (
@@ -43,7 +44,6 @@ from rtdetr_act.study.folder import (
 )
 from rtdetr_act.study.grid import Row, command_of, read_row
 from rtdetr_act.study.process import is_finished
-from rtdetr_act.study.results import read_results
 from rtdetr_act.study.snapshot import Snapshots
 from rtdetr_act.version import __version__
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
-import rtdetr_act.analysis.diagnosis  # noqa: F401
 import tiny
 import torch
 import torchvision  # noqa: F401
@@ -25,6 +24,7 @@ import yaml
 from ultralytics.nn import tasks
 from ultralytics.utils import USER_CONFIG_DIR
 
+import rtdetr_act.analysis.diagnosis  # noqa: F401
 import rtdetr_act.integrations.ultralytics.latency  # noqa: F401
 import rtdetr_act.surgery.match  # noqa: F401
 from fuzzing.watch import Refusal, Target, captured

@@ -39,7 +39,8 @@ from rtdetr_act.integrations.ultralytics.arguments import check_counts
 from rtdetr_act.integrations.ultralytics.datasets import training_data
 from rtdetr_act.integrations.ultralytics.export import check_export, export_model, without_stage
 from rtdetr_act.integrations.ultralytics.failures import one_sentence
-from rtdetr_act.integrations.ultralytics.runs import read_scores, slug
+from rtdetr_act.integrations.ultralytics.results import read_scores
+from rtdetr_act.integrations.ultralytics.runs import slug
 from rtdetr_act.timing import Ratio, ratios, time_turns
 
 TORCH = "torch"
