@@ -7,8 +7,8 @@ import re
 import reprlib
 from collections.abc import Iterable
 
-_LONGEST = 80  # characters of a value that a message quotes
-_LONGEST_REASON = 300  # and of what another library says
+_MAX_VALUE_CHARS = 80  # characters of a value that a message quotes
+_MAX_REASON_CHARS = 300  # and of what another library says
 
 
 class RtdetrActError(Exception):
@@ -73,7 +73,7 @@ def suggest(word: object, known: Iterable[str]) -> str:
     >>> suggest("arlu", ["arelu", "mish"]), suggest("adum", ["SGD", "Adam"])
     ("; did you mean 'arelu'?", "; did you mean 'Adam'?")
     """
-    if not isinstance(word, str) or len(word) > _LONGEST:
+    if not isinstance(word, str) or len(word) > _MAX_VALUE_CHARS:
         return ""
     spelled = {each.lower(): each for each in known}
     near = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
@@ -91,10 +91,10 @@ def quote(value: object) -> str:
     """
     if not isinstance(value, str):
         shown = escape(_REPR.repr(value))
-        return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+        return shown if len(shown) <= _MAX_VALUE_CHARS else f"{shown[:_MAX_VALUE_CHARS]}…"
     line = (value.splitlines() or [""])[0]
-    shown = line[:_LONGEST]
-    while len(escape(shown)) > _LONGEST:  # ten characters stand for one that does not print
+    shown = line[:_MAX_VALUE_CHARS]
+    while len(escape(shown)) > _MAX_VALUE_CHARS:  # ten characters stand for one that does not print
         shown = shown[:-1]
     return f"'{escape(shown)}{'…' if shown != value else ''}'"
 
@@ -107,10 +107,10 @@ def reason(error: BaseException) -> str:
     """
     uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = escape(" ".join(uncoloured.removeprefix("ERROR ❌️ ").split()))
-    return (f"{text[:_LONGEST_REASON]}…" if len(text) > _LONGEST_REASON else text) or type(error).__name__
+    return (f"{text[:_MAX_REASON_CHARS]}…" if len(text) > _MAX_REASON_CHARS else text) or type(error).__name__
 
 
-def origin(error: BaseException) -> str:
+def raising_module(error: BaseException) -> str:
     """Return the name of the module whose code raised an error, "" for one that was not raised."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -123,7 +123,7 @@ class _ShortRepr(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel, self.maxdict, self.maxstring, self.maxother = 2, 4, 40, _LONGEST
+        self.maxlevel, self.maxdict, self.maxstring, self.maxother = 2, 4, 40, _MAX_VALUE_CHARS
 
     def repr_int(self, x: int, level: int) -> str:
         if x.bit_length() > 1000:  # Python refuses to write integers of more than 4300 digits

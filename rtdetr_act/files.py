@@ -21,10 +21,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: The disk is full or the folder cannot be written; the old file is then untouched.
     """
-    write_together({path: content})
+    write_files_atomically({path: content})
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
+def write_files_atomically(contents: Mapping[Path, bytes]) -> None:
     """Write several files, all of them or none: they get their names when the last of them lies whole on the disk.
 
     After an error or Ctrl-C the old files are there as they were. A process killed while it renames leaves some of the
@@ -36,21 +36,21 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     partials: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
-            target = _follow(path)
+            target = _resolve_link(path)
             remove_leftovers(target)
             partials[target] = partial_path(target)
             with partials[target].open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _move(partials)
+        _replace(partials)
     except BaseException:
         for partial in partials.values():
-            _remove(partial)
+            _delete(partial)
         raise
 
 
-def move_together(sources: Mapping[Path, Path]) -> None:
+def move_files_atomically(sources: Mapping[Path, Path]) -> None:
     """Give files and folders that were written elsewhere on the same disk their final names, all of them or none.
 
     Args:
@@ -59,19 +59,19 @@ def move_together(sources: Mapping[Path, Path]) -> None:
     Raises:
         OSError: One of them cannot be moved; then all are where they were, and so are the old files and folders.
     """
-    moves = {_follow(target): source for target, source in sources.items()}
+    moves = {_resolve_link(target): source for target, source in sources.items()}
     for target, source in moves.items():
         remove_leftovers(target)
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
             if path.is_file():
                 with path.open("r+b") as file:  # Windows flushes what is open for writing only
                     os.fsync(file.fileno())
-    _move(moves)
+    _replace(moves)
 
 
 def partial_path(path: Path) -> Path:
     """Return where this process writes a file before it gets its name; short enough wherever the file's name is."""
-    return path.with_name(f"{_hidden(path.name)}.{os.getpid()}.partial")
+    return path.with_name(f"{_hidden_name(path.name)}.{os.getpid()}.partial")
 
 
 def remove_leftovers(path: Path) -> None:
@@ -79,7 +79,7 @@ def remove_leftovers(path: Path) -> None:
 
     An old one that they had moved aside, and not replaced yet, gets its name back.
     """
-    pattern = re.compile(re.escape(_hidden(path.name)) + r"\.(\d{1,9})\.(partial|before)")
+    pattern = re.compile(re.escape(_hidden_name(path.name)) + r"\.(\d{1,9})\.(partial|before)")
     try:
         found = [match for each in path.parent.iterdir() if (match := pattern.fullmatch(each.name))]
     except OSError:  # no such folder: the error that follows says more
@@ -88,13 +88,13 @@ def remove_leftovers(path: Path) -> None:
         if _is_running(int(match[1])):
             continue
         if match[2] == "before":
-            _settle(path.with_name(match[0]), path)
+            _restore_or_discard(path.with_name(match[0]), path)
         else:
-            _remove(path.with_name(match[0]))
+            _delete(path.with_name(match[0]))
 
 
 @contextlib.contextmanager
-def making_folder(folder: Path) -> Iterator[None]:
+def create_folder(folder: Path) -> Iterator[None]:
     """Make a folder and its parents for what the body writes; if the body fails, those that are new and empty go again.
 
     Raises:
@@ -112,7 +112,7 @@ def making_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def convert_write_errors(path: Path) -> Iterator[None]:
     """Turn what the system says of a write in the body, to a file or into a folder, into an InputError."""
     try:
         yield
@@ -122,27 +122,27 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """Make the folder that the body writes to at its end, as `making_folder` does.
+    """Make the folder that the body writes to at its end, as `create_folder` does.
 
     Raises:
         InputError: The folder cannot be made or written to, which is found before the body begins.
     """
     with contextlib.ExitStack() as stack:
-        with writing(folder):
+        with convert_write_errors(folder):
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"cannot write to {quote(str(folder))}: it is a file, not a folder")
-            stack.enter_context(making_folder(folder))
+            stack.enter_context(create_folder(folder))
             tempfile.TemporaryFile(dir=folder).close()
         yield
 
 
-def check_output(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Check that a file can be written, before the time is spent that its content takes.
 
     Raises:
         InputError: Its folder is not there or cannot be written to, it is a folder itself, or its name is too long.
     """
-    with writing(path):
+    with convert_write_errors(path):
         if path.is_dir():
             raise InputError(f"cannot write {quote(str(path))}: it is a folder")
         if not path.parent.is_dir():
@@ -152,7 +152,7 @@ def check_output(path: Path) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
 
 
-def _move(moves: Mapping[Path, Path]) -> None:
+def _replace(moves: Mapping[Path, Path]) -> None:
     for target, source in moves.items():
         if target.is_dir() and not source.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
@@ -161,20 +161,22 @@ def _move(moves: Mapping[Path, Path]) -> None:
     if len(moves) == 1 and (source := next(iter(moves.values()))).is_file():
         source.replace(next(iter(moves)))  # in one step, so that there is nothing to put back
     else:
-        _exchange(moves)
+        _replace_all(moves)
     for folder in {target.parent for target in moves}:
         _sync_folder(folder)
 
 
-def _exchange(moves: Mapping[Path, Path]) -> None:
+def _replace_all(moves: Mapping[Path, Path]) -> None:
     """Rename all, keeping the old ones beside until the last is renamed."""
-    befores = {target: target.with_name(f"{_hidden(target.name)}.{os.getpid()}.before") for target in moves}
+    befores = {target: target.with_name(f"{_hidden_name(target.name)}.{os.getpid()}.before") for target in moves}
     moving = False
     try:
         for target, before in befores.items():
-            _settle(before, target)  # left by a killed process that had this one's number, as happens in containers
+            _restore_or_discard(
+                before, target
+            )  # left by a killed process that had this one's number, as happens in containers
             if target.is_file():
-                _link(target, before)
+                _back_up(target, before)
         moving = True
         for target, source in moves.items():
             if target.is_dir():
@@ -184,29 +186,29 @@ def _exchange(moves: Mapping[Path, Path]) -> None:
         for target, source in moves.items():
             if moving and not source.exists():
                 target.replace(source)
-            _settle(befores[target], target)
+            _restore_or_discard(befores[target], target)
         raise
     for before in befores.values():
-        _remove(before)
+        _delete(before)
 
 
-def _link(target: Path, before: Path) -> None:
+def _back_up(target: Path, before: Path) -> None:
     try:
         os.link(target, before)
     except OSError:  # the disk has no hard links, as FAT: then the file is away for a moment
         target.rename(before)
 
 
-def _settle(before: Path, target: Path) -> None:
+def _restore_or_discard(before: Path, target: Path) -> None:
     """Give an old file or folder its name back where nothing has taken its place, else remove it."""
     if before.exists():
         if target.exists():
-            _remove(before)
+            _delete(before)
         else:
             before.rename(target)
 
 
-def _remove(path: Path) -> None:
+def _delete(path: Path) -> None:
     with contextlib.suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -214,12 +216,12 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _follow(path: Path) -> Path:
+def _resolve_link(path: Path) -> Path:
     """Return what a link points to, which is to be written, and not the link."""
     return path.resolve() if path.is_symlink() else path
 
 
-def _hidden(name: str) -> str:
+def _hidden_name(name: str) -> str:
     encoded = os.fsencode(name)
     # File systems limit a name to 255 bytes, encrypting ones to 143.
     return f".{name}" if len(encoded) <= 100 else f".{name[:24]}-{zlib.crc32(encoded):08x}"

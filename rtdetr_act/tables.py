@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of cells as lines whose columns stand below one another.
 
-    >>> align([("section", "sites"), ("neck", "8")])
+    >>> align_columns([("section", "sites"), ("neck", "8")])
     ['section  sites', 'neck     8']
     """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -39,7 +39,7 @@ class Ratio:
         return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
-def take_turns(
+def time_medians(
     calls: Mapping[Key, Callable[[], Any]],
     turns: int,
     *,
@@ -60,11 +60,11 @@ def take_turns(
     Returns:
         Seconds of each turn, by name.
     """
-    found = time_turns(calls, turns, warmup=warmup, repeat=repeat, device=device)
+    found = time_rounds(calls, turns, warmup=warmup, repeat=repeat, device=device)
     return {name: [statistics.median(row) for row in rows] for name, rows in found.items()}
 
 
-def time_turns(
+def time_rounds(
     calls: Mapping[Key, Callable[[], Any]],
     turns: int,
     *,
@@ -72,7 +72,7 @@ def time_turns(
     repeat: int = 1,
     device: torch.device | str = "cpu",
 ) -> dict[Key, list[list[float]]]:
-    """Do the work of `take_turns`, and return the seconds of every call of each turn, the first of several left out."""
+    """Return the seconds of every call of each round; arguments as in `time_medians`."""
     found: dict[Key, list[list[float]]] = {name: [] for name in calls}
     names = list(calls)
     collecting = gc.isenabled()
@@ -81,7 +81,7 @@ def time_turns(
         for turn in range(-warmup, turns):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                row = [_time(calls[name], device) for _ in range(repeat)]
+                row = [_time_call(calls[name], device) for _ in range(repeat)]
                 if turn >= 0:
                     found[name].append(row[1:] or row)
             gc.collect()
@@ -91,17 +91,17 @@ def time_turns(
     return found
 
 
-def _time(call: Callable[[], Any], device: torch.device | str) -> float:
-    _wait(device)
+def _time_call(call: Callable[[], Any], device: torch.device | str) -> float:
+    _synchronize(device)
     start = time.perf_counter()
     result = call()
-    _wait(device)
+    _synchronize(device)
     seconds = time.perf_counter() - start
     del result  # freed after the clock has stopped
     return seconds
 
 
-def _wait(device: torch.device | str) -> None:
+def _synchronize(device: torch.device | str) -> None:
     if is_cuda(device):
         torch.cuda.synchronize(device)  # of the device given: without one it waits for the current device
 
@@ -111,10 +111,10 @@ def is_cuda(device: torch.device | str) -> bool:
     return torch.device(device).type == "cuda"
 
 
-def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, Ratio]:
+def compute_ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, Ratio]:
     """Return the times in units of those of `base`, turn by turn.
 
-    >>> print(ratios({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 9.0]}, "a")["b"])
+    >>> print(compute_ratios({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 9.0]}, "a")["b"])
     2.00 (2.00-2.50)
     """
     found = {}

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from rtdetr_act.activations import registry
-from rtdetr_act.analysis.figures import COLOURS, check_picture, write_picture
+from rtdetr_act.analysis.figures import COLOURS, check_figure_path, write_figure
 from rtdetr_act.surgery.tracing import embed
 
-_CHANNELS, _SIDE, _CONTEXTS = 16, 5, 64
+_CHANNELS, _SIZE, _CONTEXTS = 16, 5, 64
 
 
 def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float = 4.0) -> Path:
@@ -36,7 +36,7 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
         SpecError: An activation is unknown.
         InputError: The file's ending or folder is wrong, or it cannot be written.
     """
-    path = check_picture(output)
+    path = check_figure_path(output)
     names = [str(registry.resolve(spec)) for spec in specs]
 
     x = torch.linspace(-limit, limit, 401)
@@ -44,7 +44,7 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
     axes = figure.subplots(1, 2)
     for index, name in enumerate(names):
         style = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
-        for axis, values in zip(axes, sample(name, x), strict=True):
+        for axis, values in zip(axes, sample_activation(name, x), strict=True):
             low, middle, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95]), dim=0)
             axis.plot(x, middle, label=name, linewidth=1.8, **style)
             if float((high - low).max()) > 1e-4:
@@ -56,10 +56,10 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
         axis.axhline(0, color="0.4", linewidth=0.8)
         axis.axvline(0, color="0.4", linewidth=0.8)
     axes[0].legend(frameon=False)
-    return write_picture(figure, path, dpi=150)
+    return write_figure(figure, path, dpi=150)
 
 
-def sample(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
+def sample_activation(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return f(x) and f'(x) of an activation inside random inputs.
 
     Args:
@@ -75,7 +75,7 @@ def sample(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
         for part in module.modules():
             if isinstance(part, (nn.Linear, nn.Conv2d)) and not part.weight.any():
                 part.reset_parameters()
-        inputs, place = embed(x, _CHANNELS, _CONTEXTS, _SIDE)
+        inputs, place = embed(x, _CHANNELS, _CONTEXTS, _SIZE)
     inputs.requires_grad_()
     values = module(inputs.clone())[place]  # a copy, which an activation in place may overwrite
     (gradient,) = torch.autograd.grad(values.sum(), inputs)

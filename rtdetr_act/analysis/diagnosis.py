@@ -32,13 +32,13 @@ from rtdetr_act.surgery.sites import MARK, Site, find_sites
 Loss = Callable[[Any, Any], Tensor]
 
 
-SATURATED = 0.01  # an element whose slope is smaller passes on less than a hundredth of its gradient
+SATURATION_THRESHOLD = 0.01  # an element whose slope is smaller passes on less than a hundredth of its gradient
 
 
-DEAD = 1e-6  # a slope that is zero but for the tail of a smooth function: GELU's at -5.7, SiLU's at -17
+DEAD_THRESHOLD = 1e-6  # a slope that is zero but for the tail of a smooth function: GELU's at -5.7, SiLU's at -17
 
 
-COLUMNS = 4096  # positions drawn per call for the effective rank
+MAX_POSITIONS = 4096  # positions drawn per call for the effective rank
 
 
 @dataclass(frozen=True)
@@ -135,19 +135,19 @@ def diagnose(
     >>> [round(each.sites[0].gain_active, 4) for each in found]
     [1.0, 1.8808]
     """
-    work = _copy(unwrap(model))
+    work = _copy_model(unwrap(model))
     missed = unseen_calls(work)
-    taps = _tap(work, example_input)
-    calls: list[_Tap] = []
+    taps = _insert_probes(work, example_input)
+    calls: list[_Probe] = []
     count = 0
-    with own_random_state(), torch.enable_grad():
+    with preserve_random_state(), torch.enable_grad():
         for count, batch in enumerate(batches, 1):
             seed_all(seed + count - 1)
             for tap in taps:
-                tap.open_batch(calls)
-            _run(work, batch, loss or training_loss, calls, count)
+                tap.start_batch(calls)
+            _run_batch(work, batch, loss or compute_training_loss, calls, count)
             for tap in taps:
-                tap.close_batch()
+                tap.finish_batch()
     if not count:
         raise InputError("there is no batch to diagnose the model on")
     ran = list(dict.fromkeys(calls))
@@ -155,7 +155,7 @@ def diagnose(
     return Diagnosis(tuple(tap.summarise() for tap in ran), count, (*idle, *missed))
 
 
-def _copy(root: nn.Module) -> nn.Module:
+def _copy_model(root: nn.Module) -> nn.Module:
     try:
         work = copy.deepcopy(root)
     except Exception as error:
@@ -165,20 +165,20 @@ def _copy(root: nn.Module) -> nn.Module:
     return work.train().requires_grad_(False)
 
 
-def _tap(work: nn.Module, example_input: Any) -> list[_Tap]:
+def _insert_probes(work: nn.Module, example_input: Any) -> list[_Probe]:
     sites = find_sites(work, example_input)
     if not sites:
         raise ModelError("this model has no activation site to diagnose")
     for owner in {id(site.owner): site.owner for site in sites if site.hidden}.values():
         if not hasattr(owner, "hidden_calls"):
             rewire(owner)
-    taps = [_Tap(site, getattr(site.owner, site.attribute)) for site in sites]
+    taps = [_Probe(site, getattr(site.owner, site.attribute)) for site in sites]
     for tap in taps:
         put(tap.site.owner, tap.site.attribute, tap)
     return taps
 
 
-def _run(work: nn.Module, batch: Any, loss: Loss, calls: list[_Tap], number: int) -> None:
+def _run_batch(work: nn.Module, batch: Any, loss: Loss, calls: list[_Probe], number: int) -> None:
     before = len(calls)
     value = loss(work, batch)
     if not isinstance(value, Tensor) or value.numel() != 1:
@@ -192,7 +192,7 @@ def _run(work: nn.Module, batch: Any, loss: Loss, calls: list[_Tap], number: int
 
 
 @contextmanager
-def own_random_state() -> Iterator[None]:
+def preserve_random_state() -> Iterator[None]:
     """Put the random states of Python, NumPy and torch back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -210,39 +210,39 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class _Tap(nn.Module):
+class _Probe(nn.Module):
     """Stands where an activation stood, calls it, and adds up what its quantities need."""
 
     def __init__(self, site: Site, activation: Any) -> None:
         super().__init__()
         self.site, self.activation = site, activation
         self._draw = torch.Generator().manual_seed(0)  # its own: the model's draws stay those of an untapped one
-        self._calls: list[_Tap] = []
+        self._calls: list[_Probe] = []
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._batches: defaultdict[str, list[float]] = defaultdict(list)
         # By width, since one module may be called at several.
-        self._steepest: dict[int, Tensor] = {}
+        self._max_derivatives: dict[int, Tensor] = {}
         self._grams: dict[int, Tensor] = {}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not torch.is_grad_enabled():  # such as a first pass of gradient checkpointing: nothing comes back
             return self.activation(x, *args, **kwargs)
         self._calls.append(self)
-        self._note_slopes(x.detach())
+        self._record_derivatives(x.detach())
         active = x.detach() > 0
         own = (x if x.requires_grad else x.detach().requires_grad_()).clone()
-        own.register_hook(lambda grad: self._note_gradient("in", grad, active))
+        own.register_hook(lambda grad: self._record_gradient("in", grad, active))
         y: Tensor = self.activation(own, *args, **kwargs)
-        self._note_output(y.detach())
+        self._record_output(y.detach())
         if y.requires_grad:
-            y.register_hook(lambda grad: self._note_gradient("out", grad, active))
+            y.register_hook(lambda grad: self._record_gradient("out", grad, active))
         return y
 
-    def open_batch(self, calls: list[_Tap]) -> None:
+    def start_batch(self, calls: list[_Probe]) -> None:
         """Start anew, and note each call in a list that all sites share."""
         self._calls, self._sums = calls, defaultdict(float)
 
-    def close_batch(self) -> None:
+    def finish_batch(self) -> None:
         """Turn the sums of a batch into its quantities, those that are defined."""
         s = self._sums
         if "out" in s:
@@ -259,8 +259,8 @@ class _Tap(nn.Module):
     def summarise(self) -> SiteDiagnosis:
         """Return the quantities of all batches together."""
         widths = sum(self._grams)
-        dead = sum(int((steepest <= DEAD).sum()) for steepest in self._steepest.values())
-        ranks = [_effective_rank(gram) for gram in self._grams.values()]
+        dead = sum(int((steepest <= DEAD_THRESHOLD).sum()) for steepest in self._max_derivatives.values())
+        ranks = [_compute_effective_rank(gram) for gram in self._grams.values()]
         averaged = ("gradient_in", "gradient_out", "gain", "gain_active", "scale", "mean", "saturation")
         site = self.site
         return SiteDiagnosis(
@@ -275,16 +275,16 @@ class _Tap(nn.Module):
             **{name: statistics.fmean(self._batches.get(name) or [math.nan]) for name in averaged},
         )
 
-    def _note_slopes(self, x: Tensor) -> None:
+    def _record_derivatives(self, x: Tensor) -> None:
         # Forked, so that an activation that draws its slopes (RReLU) draws the same ones in the call itself.
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            slopes = self._slopes(x).abs()
-        self._sums["flat"] += int((slopes < SATURATED).sum())
-        steepest = self._columns(slopes).amax(1)
+            slopes = self._compute_derivatives(x).abs()
+        self._sums["flat"] += int((slopes < SATURATION_THRESHOLD).sum())
+        steepest = self._to_columns(slopes).amax(1)
         width = len(steepest)
-        self._steepest[width] = torch.maximum(steepest, self._steepest.get(width, steepest))
+        self._max_derivatives[width] = torch.maximum(steepest, self._max_derivatives.get(width, steepest))
 
-    def _slopes(self, x: Tensor) -> Tensor:
+    def _compute_derivatives(self, x: Tensor) -> Tensor:
         """Return the derivative of each element by itself.
 
         With random signs v, the diagonal of the Jacobian J is the mean of v * (J' v); where J is nothing but its
@@ -298,35 +298,35 @@ class _Tap(nn.Module):
         (found,) = torch.autograd.grad(y, leaf, signs) if y.requires_grad else (torch.zeros_like(x),)
         return found * signs
 
-    def _note_output(self, y: Tensor) -> None:
+    def _record_output(self, y: Tensor) -> None:
         self._sums["elements"] += y.numel()
-        self._sums["squares"] += _square(y)
-        self._sums["sum"] += float(y.mean(dtype=_wide(y))) * y.numel()
-        columns = self._columns(y)
+        self._sums["squares"] += _sum_of_squares(y)
+        self._sums["sum"] += float(y.mean(dtype=_accumulation_dtype(y))) * y.numel()
+        columns = self._to_columns(y)
         width, count = columns.shape
-        if count > COLUMNS:
-            columns = columns[:, torch.randperm(count, generator=self._draw)[:COLUMNS].to(y.device)]
+        if count > MAX_POSITIONS:
+            columns = columns[:, torch.randperm(count, generator=self._draw)[:MAX_POSITIONS].to(y.device)]
         columns = columns.cpu().double()  # a singular value is the root of an eigenvalue, and loses half the digits
         self._grams[width] = self._grams.get(width, 0) + columns @ columns.T
 
-    def _note_gradient(self, where: str, grad: Tensor, active: Tensor) -> None:
-        self._sums[where] += _square(grad)
-        self._sums[f"{where} active"] += _square(grad[active])
+    def _record_gradient(self, where: str, grad: Tensor, active: Tensor) -> None:
+        self._sums[where] += _sum_of_squares(grad)
+        self._sums[f"{where} active"] += _sum_of_squares(grad[active])
 
-    def _columns(self, t: Tensor) -> Tensor:
+    def _to_columns(self, t: Tensor) -> Tensor:
         """Return a tensor as channels by positions of all images."""
         return t.movedim(1 if self.site.layout == "map" and t.ndim > 1 else -1, 0).flatten(1)
 
 
-def _wide(t: Tensor) -> torch.dtype:
+def _accumulation_dtype(t: Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
 
 
-def _square(t: Tensor) -> float:
-    return float(torch.linalg.vector_norm(t, dtype=_wide(t))) ** 2
+def _sum_of_squares(t: Tensor) -> float:
+    return float(torch.linalg.vector_norm(t, dtype=_accumulation_dtype(t))) ** 2
 
 
-def _effective_rank(gram: Tensor) -> float:
+def _compute_effective_rank(gram: Tensor) -> float:
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     total = values.sum()
     if not total > 0:
@@ -335,7 +335,7 @@ def _effective_rank(gram: Tensor) -> float:
     return math.exp(float(-torch.special.xlogy(shares, shares).sum()))
 
 
-def training_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
+def compute_training_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
     """Return the training loss of an Ultralytics task model on a batch of its data loaders.
 
     Raises:

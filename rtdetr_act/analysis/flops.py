@@ -56,7 +56,7 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
     image = inputs[0].new_zeros(1, inputs[0].shape[1], imgsz, imgsz)
     sites = [site for site in find_sites(model) if isinstance(site.activation, nn.Module)]
     shapes: list[tuple[nn.Module, torch.Size]] = []
-    stand_ins = [(site, _Pass(site.activation, shapes)) for site in sites]
+    stand_ins = [(site, _ShapeRecorder(site.activation, shapes)) for site in sites]
     counter = FlopCounterMode(display=False)
     pooled: list[int] = []
     hooks = [
@@ -73,23 +73,23 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
     known: dict[tuple[int, torch.Size], int] = {}
     total = counter.get_total_flops() + sum(pooled)
     for activation, shape in shapes:
-        total += known.setdefault((id(activation), shape), count_activation(activation, shape))
+        total += known.setdefault((id(activation), shape), count_activation_flops(activation, shape))
     return total / 1e9
 
 
-def count_activation(activation: nn.Module, shape: tuple[int, ...]) -> int:
+def count_activation_flops(activation: nn.Module, shape: tuple[int, ...]) -> int:
     """Return the floating-point operations of an activation on an input of that shape, in evaluation.
 
-    >>> count_activation(nn.SiLU(), (1, 8, 10, 10))  # a sigmoid and a product each
+    >>> count_activation_flops(nn.SiLU(), (1, 8, 10, 10))  # a sigmoid and a product each
     1600
     """
-    counter = _Counter()
+    counter = _OperationCounter()
     with torch.no_grad(), counter:
         deepcopy(activation).to("meta").eval()(torch.empty(shape, device="meta"))
     return counter.total
 
 
-class _Pass(nn.Module):
+class _ShapeRecorder(nn.Module):
     """Stands in for an activation, notes the shape of its input and passes it on."""
 
     def __init__(self, activation: nn.Module, shapes: list[tuple[nn.Module, torch.Size]]) -> None:
@@ -101,7 +101,7 @@ class _Pass(nn.Module):
         return x
 
 
-class _Counter(TorchDispatchMode):
+class _OperationCounter(TorchDispatchMode):
     """Adds up the operations of all operators."""
 
     def __init__(self) -> None:

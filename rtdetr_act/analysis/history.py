@@ -16,13 +16,13 @@ from rtdetr_act.files import write_atomically
 HISTORY_FILE = "activations.csv"  # in the run folder
 
 
-PICTURE_FILE = "activations.png"
+FIGURE_FILE = "activations.png"
 
 
 COLUMNS = ("epoch", "site", "layer", "activation", "quantity", "value")
 
 
-def save_quantities(path: Path, epoch: int, quantities: Sequence[Quantity]) -> None:
+def write_quantities(path: Path, epoch: int, quantities: Sequence[Quantity]) -> None:
     """Write the rows of an epoch, 0 for the state before the first step, whole or not at all.
 
     Rows of this epoch and later ones, which a training left that was then resumed before them, are replaced.
@@ -35,11 +35,11 @@ def save_quantities(path: Path, epoch: int, quantities: Sequence[Quantity]) -> N
     for read in quantities:
         layer = "" if read.layer is None else read.layer
         rows.writerow((epoch, read.site, layer, read.activation, read.name, f"{read.value:.6g}"))
-    lines = [",".join(COLUMNS), *_lines_before(path, epoch)]
+    lines = [",".join(COLUMNS), *_read_earlier_lines(path, epoch)]
     write_atomically(path, ("\n".join(lines) + "\n" + text.getvalue()).encode())
 
 
-def _lines_before(path: Path, epoch: int) -> list[str]:
+def _read_earlier_lines(path: Path, epoch: int) -> list[str]:
     try:
         header, *lines = path.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, ValueError):  # ValueError: the file is empty or no text
@@ -61,7 +61,7 @@ def read_history(path: Path) -> polars.DataFrame:
         raise InputError(f"'{path}' cannot be read as the history of activations: {reason}") from None
 
 
-def as_history(quantities: Sequence[Quantity], epoch: int = 0) -> polars.DataFrame:
+def make_history(quantities: Sequence[Quantity], epoch: int = 0) -> polars.DataFrame:
     """Return quantities of one moment in the form of a history."""
     rows = [(epoch, read.site, read.layer, read.activation, read.name, read.value) for read in quantities]
     return polars.DataFrame(rows, schema=list(COLUMNS), orient="row")

@@ -19,7 +19,7 @@ from rtdetr_act.surgery.sites import MARK, placed_activations
 SPREAD = "_spread"  # ends the name of how far a quantity differs between images
 
 
-_IMAGES = 16
+_BATCH_SIZE = 16
 
 
 _LAYER = re.compile(r"(?:^|\.)model\.(\d+)\.")
@@ -44,13 +44,13 @@ class Quantity:
     @property
     def layer(self) -> int | None:
         """Index of the Ultralytics layer, None in other models."""
-        return layer_of(self.site)
+        return layer_index(self.site)
 
 
-def layer_of(site: str) -> int | None:
+def layer_index(site: str) -> int | None:
     """Return the index of the Ultralytics layer that a site is in, None in other models.
 
-    >>> layer_of("model.9.m.3.cv2.act"), layer_of("features.0.1")
+    >>> layer_index("model.9.m.3.cv2.act"), layer_index("features.0.1")
     (9, None)
     """
     found = _LAYER.search(site)
@@ -70,7 +70,7 @@ def learned_parameters(model: nn.Module, images: Sequence[Tensor] = ()) -> dict[
 
 
 @torch.no_grad()
-def read_quantities(model: nn.Module, images: Sequence[Tensor] = (), *, batch: int = _IMAGES) -> list[Quantity]:
+def read_quantities(model: nn.Module, images: Sequence[Tensor] = (), *, batch: int = _BATCH_SIZE) -> list[Quantity]:
     """Read what the activations learned that a swap placed in a model.
 
     AReLU's are as it uses them, `alpha` clamped to 0.01..0.99 and `beta` the sigmoid of the stored one. A parameter
@@ -92,15 +92,15 @@ def read_quantities(model: nn.Module, images: Sequence[Tensor] = (), *, batch: i
         The quantities in the order of the sites; empty for a model without learnable placed activations.
     """
     single = {id(parameter) for parameter in slopes(model)}
-    measured = _measure(model, images, batch) if images and has_coefficients(model) else {}
+    measured = _measure_coefficients(model, images, batch) if images and has_coefficients(model) else {}
     return [
         Quantity(site, str(getattr(activation, MARK)["activation"]), name, value.item())
         for site, activation in placed_activations(model)
-        for name, value in chain(_summaries(activation, single), measured.get(site, ()))
+        for name, value in chain(_summarise_parameters(activation, single), measured.get(site, ()))
     ]
 
 
-def _summaries(activation: nn.Module, single: set[int]) -> Iterator[tuple[str, Tensor]]:
+def _summarise_parameters(activation: nn.Module, single: set[int]) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, scalar) of one activation; `single` has the ids of scalar and per-channel parameters."""
     if isinstance(activation, AReLU):
         yield "alpha", activation.slopes()[1]
@@ -121,55 +121,57 @@ def _summaries(activation: nn.Module, single: set[int]) -> Iterator[tuple[str, T
 
 def has_coefficients(model: nn.Module) -> bool:
     """Say whether a model has activations that generate their coefficients from the input."""
-    return next(_generators(model), None) is not None
+    return next(_find_generators(model), None) is not None
 
 
-def _generators(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _find_generators(model: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in placed_activations(model) if hasattr(module, "named_coefficients"))
 
 
-def _measure(model: nn.Module, images: Sequence[Tensor], batch: int) -> dict[str, list[tuple[str, Tensor]]]:
+def _measure_coefficients(
+    model: nn.Module, images: Sequence[Tensor], batch: int
+) -> dict[str, list[tuple[str, Tensor]]]:
     """Return (name, scalar) of what the activations generate for the images, by site."""
     seen: dict[str, dict[str, list[tuple[Tensor, Tensor | None]]]] = {}
 
     def note(site: str, module: Any, inputs: tuple[Tensor, ...]) -> None:
         for name, value in module.named_coefficients(inputs[0]).items():
-            seen.setdefault(site, {}).setdefault(name, []).append(_over_positions(value.float()))
+            seen.setdefault(site, {}).setdefault(name, []).append(_reduce_positions(value.float()))
 
     device = next(model.parameters()).device
     with left_as_it_was(model):
         model.eval()
         handles = [
             module.register_forward_pre_hook(lambda module, inputs, site=site: note(site, module, inputs))
-            for site, module in _generators(model)
+            for site, module in _find_generators(model)
         ]
         try:
-            for chunk in _chunks(images, batch):
+            for chunk in _batch_by_size(images, batch):
                 stack = torch.stack(chunk).to(device)
                 model(stack.float() / 255 if stack.dtype == torch.uint8 else stack)
         finally:
             for handle in handles:
                 handle.remove()
     return {
-        site: [summary for name, parts in found.items() for summary in _mean_and_spread(name, parts)]
+        site: [summary for name, parts in found.items() for summary in _reduce_images(name, parts)]
         for site, found in seen.items()
     }
 
 
-def _over_positions(value: Tensor) -> tuple[Tensor, Tensor | None]:
+def _reduce_positions(value: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the means of (B, C, …) over positions, (B, C), and their deviations where there are positions."""
     flat = value.flatten(2) if value.ndim > 2 else value[..., None]
     return flat.mean(-1), flat.std(-1, correction=0) if flat.shape[-1] > 1 else None
 
 
-def _mean_and_spread(name: str, parts: Sequence[tuple[Tensor, Tensor | None]]) -> list[tuple[str, Tensor]]:
+def _reduce_images(name: str, parts: Sequence[tuple[Tensor, Tensor | None]]) -> list[tuple[str, Tensor]]:
     means = torch.cat([mean for mean, _ in parts])
     within = [deviation for _, deviation in parts if deviation is not None]
     spread = torch.cat(within).mean() if within else means.std(0, correction=0).mean()
     return [(name, means.mean()), (name + SPREAD, spread)]
 
 
-def _chunks(images: Sequence[Tensor], batch: int) -> Iterator[list[Tensor]]:
+def _batch_by_size(images: Sequence[Tensor], batch: int) -> Iterator[list[Tensor]]:
     """Yield neighbours of one size, since YOLO validates rectangles."""
     for _, group in groupby(images, key=lambda image: image.shape):
         same = list(group)

@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rtdetr_act.timing import is_cuda
 
 
-def saved_bytes(forward: Callable[[], Any], model: nn.Module | None = None) -> int:
+def measure_saved_bytes(forward: Callable[[], Any], model: nn.Module | None = None) -> int:
     """Return the bytes that autograd keeps for the backward of a call, each memory once, weights left out.
 
     >>> x = torch.zeros(1000, requires_grad=True)
-    >>> saved_bytes(lambda: x.exp()), saved_bytes(lambda: x.exp().exp())
+    >>> measure_saved_bytes(lambda: x.exp()), measure_saved_bytes(lambda: x.exp().exp())
     (4000, 8000)
     """
     weights = {t.untyped_storage().data_ptr() for t in (model.parameters() if model is not None else ())}
@@ -54,7 +54,7 @@ class _PeakMemory(TorchDispatchMode):
         return out
 
 
-def peak_bytes(step: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+def measure_peak_bytes(step: Callable[[], Any], device: torch.device | str = "cpu") -> int:
     """Return the peak of the memory that a call takes on a device beyond what is there before it.
 
     On CUDA by the allocator; elsewhere by the results of all operators that live at the same time.

@@ -70,7 +70,7 @@ def diagnose(
 
 
 def _report(found: dict[str, Diagnosis], sources: list[str], data: str, sites: bool, output: Path) -> None:
-    from rtdetr_act.analysis.diagnosis_report import judge_gradients, print_sites, print_summary, write_diagnosis
+    from rtdetr_act.analysis.diagnosis_report import describe_gradients, print_sites, print_summary, write_diagnosis
     from rtdetr_act.workflows.diagnose import name_of
 
     title = f"{name_of(sources[0]) if len(sources) == 1 else f'{len(sources)} models'} on {Path(data).stem}"
@@ -78,7 +78,7 @@ def _report(found: dict[str, Diagnosis], sources: list[str], data: str, sites: b
         print_sites(title, found)
     else:
         print_summary(f"{title}: medians over the sites, means of shares", found)
-    for sentence in judge_gradients(found):
+    for sentence in describe_gradients(found):
         print(sentence)
     if left_out := list(dict.fromkeys(name for each in found.values() for name in each.left_out)):
         print(f"not seen: {', '.join(left_out)}")

@@ -133,17 +133,17 @@ def learned(
     What DY-ReLU and Meta-ACON make from the image is measured on validation images of --data, else as the run
     noted it: mean ± standard deviation over images.
     """
-    from rtdetr_act.analysis.figures import check_picture
-    from rtdetr_act.analysis.history import as_history
+    from rtdetr_act.analysis.figures import check_figure_path
+    from rtdetr_act.analysis.history import make_history
     from rtdetr_act.analysis.history_figure import draw_history
     from rtdetr_act.workflows.learned import read_checkpoint
 
-    check_picture(output)
+    check_figure_path(output)
     found = read_checkpoint(weights, data)
     _print_learned(found)
     if found.note:
         print(found.note)
-    history = found.history if found.history is not None else as_history(found.quantities)
+    history = found.history if found.history is not None else make_history(found.quantities)
     print(f"file: {draw_history(history, output, weights)}")
 
 
@@ -153,18 +153,18 @@ def _print_learned(found: Learned) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rtdetr_act.analysis.history_figure import worth_showing
-    from rtdetr_act.analysis.learned import layer_of
+    from rtdetr_act.analysis.history_figure import select_quantities
+    from rtdetr_act.analysis.learned import layer_index
 
     for activation in dict.fromkeys(read.activation for read in found.quantities):
         own = [read for read in found.quantities if read.activation == activation]
-        names, _ = worth_showing(read.name for read in own)
+        names, _ = select_quantities(read.name for read in own)
         table = Table(title=f"{activation}: {'start → now' if found.start else 'now'}")
         for title in ("layer", "site", *names):
             table.add_column(title, justify="left" if title == "site" else "right", overflow="fold")
         for site, group in groupby(own, key=lambda read: read.site):
             values = {read.name: read.value for read in group}
-            layer = layer_of(site)
+            layer = layer_index(site)
             cells = [_change(found, site, name, values) for name in names]
             table.add_row("" if layer is None else str(layer), site, *cells)
         Console().print(table)

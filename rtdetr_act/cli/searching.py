@@ -11,12 +11,12 @@ import typer
 
 from rtdetr_act.cli.app import app
 from rtdetr_act.cli.running import DEFAULT_DATA, DEFAULT_MODEL, Pairs
-from rtdetr_act.cli.studying import run_folders, time_rows
+from rtdetr_act.cli.studying import estimate_run_seconds, run_with_display
 from rtdetr_act.errors import InputError
 
 if TYPE_CHECKING:
     from rtdetr_act.study.grid import Study
-    from rtdetr_act.study.queue import Place
+    from rtdetr_act.study.local import Slot
     from rtdetr_act.study.search import Search
 
 
@@ -52,19 +52,19 @@ def search(
     from rtdetr_act.integrations.ultralytics.arguments import split_pairs
     from rtdetr_act.integrations.ultralytics.downloads import no_downloads
     from rtdetr_act.study.engines import open_engine
-    from rtdetr_act.study.evidence import answer, draw_table, write_evidence
-    from rtdetr_act.study.folder import SEARCH_FILE, check_outputs, locked
-    from rtdetr_act.study.leaderboard import draw_table as draw_leaderboard
-    from rtdetr_act.study.queue import find_places
-    from rtdetr_act.study.report import conclude
-    from rtdetr_act.study.search import EVIDENCE, FINAL, make_search, run_search
+    from rtdetr_act.study.leaderboard import make_leaderboard_table as draw_leaderboard
+    from rtdetr_act.study.local import find_slots
+    from rtdetr_act.study.report import write_report
+    from rtdetr_act.study.search import FINAL, SEARCH_FILES, make_search, run_search
+    from rtdetr_act.study.search_report import choose_answer, make_rung_table, write_search_report
+    from rtdetr_act.study.storage import SEARCH_FILE, check_writable_files, lock_folder
 
     if not act:
         raise InputError("a search needs activations to place: --act arelu,dyrelu_b,silu")
     arguments = split_pairs(pairs or [])
     device = arguments.get("device")
-    places = find_places(device, cpus)
-    check_outputs(output, [*EVIDENCE, SEARCH_FILE])
+    places = find_slots(device, cpus)
+    check_writable_files(output, [*SEARCH_FILES, SEARCH_FILE])
     with no_downloads() if dry_run else nullcontext():
         wanted = make_search(
             act,
@@ -80,41 +80,41 @@ def search(
             _print_rungs(wanted, output, places)
             return
 
-    with open_engine("local", device=device, cpus=cpus, retries=retries) as engine, locked(output):
+    with open_engine("local", device=device, cpus=cpus, retries=retries) as engine, lock_folder(output):
 
         def run(study: Study, folders: Sequence[Path]) -> None:
             print(f"{folders[0].parents[1]}: {len(folders)} runs of {study.arguments['epochs']} epochs", flush=True)
-            run_folders(folders, engine)
+            run_with_display(folders, engine)
 
         trials = run_search(wanted, output, run)
-        final = conclude(output / FINAL, measure=True)
-        found = answer(wanted, trials, final.lines)
-        files = write_evidence(wanted, trials, final.lines, found, output)
+        final = write_report(output / FINAL, measure=True)
+        found = choose_answer(wanted, trials, final.lines)
+        files = write_search_report(wanted, trials, final.lines, found, output)
     console = Console()
-    console.print(draw_table(wanted, trials))
+    console.print(make_rung_table(wanted, trials))
     console.print(draw_leaderboard(final.lines, final.metric))
-    print(f"answer: {found.plan}\n{found.words}")
+    print(f"answer: {found.plan}\n{found.explanation}")
     for path in [*files, *final.files]:
         print(f"file: {path}")
 
 
-def _print_rungs(wanted: Search, output: Path, places: Sequence[Place]) -> None:
+def _print_rungs(wanted: Search, output: Path, places: Sequence[Slot]) -> None:
     """Print the stages, the rungs, and what they will take on this machine, by the pace of the uniform plans."""
     from rich.console import Console
     from rich.table import Table
 
     from rtdetr_act.study.display import format_seconds
-    from rtdetr_act.study.grid import check_rows, make_rows
-    from rtdetr_act.study.preparation import START
-    from rtdetr_act.study.search import check_folder, make_study, pick
+    from rtdetr_act.study.grid import check_runs, expand_study
+    from rtdetr_act.study.preparation import STARTUP_SECONDS
+    from rtdetr_act.study.search import check_search_folder, make_rung_study, select_candidates
 
-    check_folder(wanted, output)
+    check_search_folder(wanted, output)
     first = wanted.rungs[0]
-    picks = pick(wanted, 0, [])
-    check_rows(make_rows(make_study(wanted, first, picks)), looking=True)
-    uniform = make_rows(make_study(wanted, first, [each for each in picks if each.origin == "uniform"]))
-    seconds = time_rows(uniform, output / "none", places)
-    pace = (sum(seconds.values()) / len(seconds) - START) / first.epochs
+    picks = select_candidates(wanted, 0, [])
+    check_runs(expand_study(make_rung_study(wanted, first, picks)), looking=True)
+    uniform = expand_study(make_rung_study(wanted, first, [each for each in picks if each.origin == "uniform"]))
+    seconds = estimate_run_seconds(uniform, output / "none", places)
+    pace = (sum(seconds.values()) / len(seconds) - STARTUP_SECONDS) / first.epochs
 
     stages = Table(title=f"Stages of {wanted.model}")
     for title in ("stage", "sites", "activations that can stand there"):
@@ -127,7 +127,7 @@ def _print_rungs(wanted: Search, output: Path, places: Sequence[Place]) -> None:
     total = 0.0
     for rung in wanted.rungs:
         runs = rung.plans * len(rung.seeds)
-        time = runs * (START + pace * rung.epochs) / min(len(places), runs)
+        time = runs * (STARTUP_SECONDS + pace * rung.epochs) / min(len(places), runs)
         total += time
         cells = (rung.plans, rung.epochs, len(rung.seeds), rung.cost)
         rungs.add_row(rung.name, *map(str, cells), format_seconds(time))

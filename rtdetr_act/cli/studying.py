@@ -16,9 +16,9 @@ from rtdetr_act.errors import InputError, Interrupted, TrainingError, quote
 
 if TYPE_CHECKING:
     from rtdetr_act.study.engines import Engine
-    from rtdetr_act.study.grid import Row, Study
-    from rtdetr_act.study.leaderboard import Line
-    from rtdetr_act.study.queue import Place
+    from rtdetr_act.study.grid import RunConfig, Study
+    from rtdetr_act.study.leaderboard import LeaderboardRow
+    from rtdetr_act.study.local import Slot
 
 
 @app.command()
@@ -64,33 +64,33 @@ def study(
     The same command goes on where it stopped, however it stopped; more --act and --seeds add to it.
     """
     from rtdetr_act.study.engines import check_engine, open_engine
-    from rtdetr_act.study.folder import OUTPUTS, check_outputs, locked
     from rtdetr_act.study.grid import make_study
-    from rtdetr_act.study.preparation import are_finished, prepare_runs
+    from rtdetr_act.study.preparation import is_study_finished, prepare_runs
+    from rtdetr_act.study.storage import REPORT_FILES, check_writable_files, lock_folder
 
     options = {
         "activations": act, "where": where, "seeds": seeds, "baseline": baseline, "model": model, "data": data,
         "scope": scope, "act_lr": act_lr,
     }  # fmt: skip
-    given = {**_read_words(words or []), **{key: value for key, value in options.items() if value is not None}}
+    given = {**_parse_words(words or []), **{key: value for key, value in options.items() if value is not None}}
     wanted = make_study(given, defaults={"model": DEFAULT_MODEL, "data": DEFAULT_DATA})
     check_engine(engine, address, halving)
     device = wanted.arguments.get("device")
     if dry_run:
-        _print_rows(wanted, output, device, cpus)
+        _print_runs(wanted, output, device, cpus)
         return
-    check_outputs(output, OUTPUTS)
+    check_writable_files(output, REPORT_FILES)
     opening = open_engine(
         engine, device=device, cpus=cpus, retries=retries, address=address, halving=wanted.baseline if halving else None
     )
     with ExitStack() as stack:
         # A finished study is told of again wherever it is, without the cluster that it ran on.
-        run = None if are_finished(wanted, output) else stack.enter_context(opening)
-        stack.enter_context(locked(output))
+        run = None if is_study_finished(wanted, output) else stack.enter_context(opening)
+        stack.enter_context(lock_folder(output))
         folders = prepare_runs(wanted, output)
         if run:
-            run_folders(folders, run)
-        lines = _conclude(output, measure=True)
+            run_with_display(folders, run)
+        lines = _write_report(output, measure=True)
     if broken := sum(line.failed for line in lines):
         raise TrainingError(
             f"{broken} runs gave no score: {output / 'leaderboard.md'} counts them, report.html says why"
@@ -105,22 +105,22 @@ def report(
     ] = None,
 ) -> None:
     """Make the leaderboard and the page again, from the run folders; runs made by Ultralytics alone count too."""
-    _conclude(folder, baseline=baseline)
+    _write_report(folder, baseline=baseline)
 
 
-def _read_words(words: Sequence[str]) -> dict[str, Any]:
+def _parse_words(words: Sequence[str]) -> dict[str, Any]:
     """Return the keys of a study file, if one is named, and those of the key=value words, which win."""
     from rtdetr_act.integrations.ultralytics.arguments import split_pairs
-    from rtdetr_act.study.grid import read_study
+    from rtdetr_act.study.grid import read_study_file
 
     files = [word for word in words if "=" not in word and word.endswith((".yaml", ".yml"))]
     if len(files) > 1:
         raise InputError(f"a study has one file, not {len(files)}: {', '.join(map(quote, files[:10]))}")
     given = split_pairs(word for word in words if word not in files)
-    return {**(read_study(Path(files[0])) if files else {}), **given}
+    return {**(read_study_file(Path(files[0])) if files else {}), **given}
 
 
-def run_folders(folders: Sequence[Path], run: Engine) -> None:
+def run_with_display(folders: Sequence[Path], run: Engine) -> None:
     """Run what is not finished of a study, and show how far it is.
 
     Raises:
@@ -129,7 +129,7 @@ def run_folders(folders: Sequence[Path], run: Engine) -> None:
     """
     from rtdetr_act.study.display import Display
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         with Display(folders) as display:
             run(folders, watch=display)
@@ -139,24 +139,24 @@ def run_folders(folders: Sequence[Path], run: Engine) -> None:
         raise InputError(f"the study stopped: {error.strerror or error}; the same command goes on") from error
 
 
-def _interrupt(*_: object) -> None:
+def _raise_interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _conclude(folder: Path, *, baseline: str | None = None, measure: bool = False) -> Sequence[Line]:
+def _write_report(folder: Path, *, baseline: str | None = None, measure: bool = False) -> Sequence[LeaderboardRow]:
     from rich.console import Console
 
-    from rtdetr_act.study.leaderboard import draw_table
-    from rtdetr_act.study.report import conclude
+    from rtdetr_act.study.leaderboard import make_leaderboard_table
+    from rtdetr_act.study.report import write_report
 
-    found = conclude(folder, baseline=baseline, measure=measure)
-    Console().print(draw_table(found.lines, found.metric))
+    found = write_report(folder, baseline=baseline, measure=measure)
+    Console().print(make_leaderboard_table(found.lines, found.metric))
     for path in found.files:
         print(f"file: {path}")
     return found.lines
 
 
-def _print_rows(wanted: Study, folder: Path, device: Any, cpus: int | None) -> None:
+def _print_runs(wanted: Study, folder: Path, device: Any, cpus: int | None) -> None:
     """Print the runs of a study and what they will take, on this machine; downloads and writes nothing."""
     from rich.console import Console
     from rich.markup import escape
@@ -164,13 +164,13 @@ def _print_rows(wanted: Study, folder: Path, device: Any, cpus: int | None) -> N
 
     from rtdetr_act.integrations.ultralytics.downloads import no_downloads
     from rtdetr_act.study.display import format_seconds
+    from rtdetr_act.study.local import find_slots
     from rtdetr_act.study.preparation import check_study
-    from rtdetr_act.study.queue import find_places
 
-    places = find_places(device, cpus)
+    places = find_slots(device, cpus)
     with no_downloads():
         rows, _ = check_study(wanted, folder, looking=True)
-        seconds = time_rows(rows, folder, places)
+        seconds = estimate_run_seconds(rows, folder, places)
     table = Table(title=escape(f"{len(rows)} runs in {folder}"))
     for title in ("run", "activation", "seed", "settings", "alone"):
         table.add_column(title, overflow="fold")
@@ -182,7 +182,7 @@ def _print_rows(wanted: Study, folder: Path, device: Any, cpus: int | None) -> N
     print(f"about {format_seconds(total)} with {len(places)} at once on this machine, measured on random images")
 
 
-def time_rows(rows: Sequence[Row], folder: Path, places: Sequence[Place]) -> dict[str, float]:
+def estimate_run_seconds(rows: Sequence[RunConfig], folder: Path, places: Sequence[Slot]) -> dict[str, float]:
     """Return the seconds of each run by its name, as `estimate_seconds` does, in one of some places."""
     import torch
 

@@ -13,7 +13,7 @@ from rtdetr_act.surgery.tracing import trace
 _LIMIT, _POINTS = 4.0, 65
 
 
-def trace_activations(model: nn.Module) -> dict[str, Any]:
+def sample_learned_curves(model: nn.Module) -> dict[str, Any]:
     """Return the curves of the learnable activations that a swap placed, as plain data.
 
     What depends on more than the one value is drawn as the median over eight random inputs.

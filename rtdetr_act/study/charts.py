@@ -13,19 +13,19 @@ from statistics import fmean
 from typing import Any
 
 from rtdetr_act.integrations.ultralytics.results import read_results
-from rtdetr_act.study.folder import SHAPES_FILE, Shapes, read_record
-from rtdetr_act.study.leaderboard import Line
-from rtdetr_act.study.record import Record
+from rtdetr_act.study.formatting import finite_or_none, format_count, format_score, join_words
+from rtdetr_act.study.leaderboard import LeaderboardRow
+from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.statistics import Comparison, Summary, summarise
-from rtdetr_act.study.wording import join_words, keep_finite, write_count, write_score
+from rtdetr_act.study.storage import CURVES_FILE, ActivationCurves, read_json
 
-_CLASSES_HEIGHT = 680  # pixels; a taller chart fits no page of paper
+_MAX_CLASSES_HEIGHT = 680  # pixels; a taller chart fits no page of paper
 _CURVE_POINTS = 81
 _WIDE, _HALF, _SMALL = 680, 335, 222  # on paper, in CSS pixels: A4 less its margins in one, two and three columns
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """How one variant is drawn in every chart; the colour is a key of the palettes."""
 
     colour: str
@@ -57,22 +57,22 @@ class _Curve:
     runs: int
 
 
-def assign_looks(drawn: Sequence[Line]) -> dict[str, Look]:
+def assign_styles(drawn: Sequence[LeaderboardRow]) -> dict[str, Style]:
     """Return how each variant is drawn; baselines are black, or white in the dark."""
     looks = {}
     baselines = others = 0
     for line in drawn:
         if line.is_baseline:
-            looks[line.variant] = Look("c0", ("solid", "dash", "dot")[baselines % 3], "square")
+            looks[line.variant] = Style("c0", ("solid", "dash", "dot")[baselines % 3], "square")
             baselines += 1
         else:
             again = others // 6 % 2
-            looks[line.variant] = Look(f"c{others % 6 + 1}", ("solid", "dash")[again], ("circle", "diamond")[again])
+            looks[line.variant] = Style(f"c{others % 6 + 1}", ("solid", "dash")[again], ("circle", "diamond")[again])
             others += 1
     return looks
 
 
-def _lay_out(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def _make_layout(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     axis = {"gridcolor": "rule", "linecolor": "rule", "zeroline": False, "automargin": True}
     axis |= {"ticks": "outside", "ticklen": 5, "tickcolor": "rgba(0,0,0,0)"}
     label = {"bgcolor": "panel", "bordercolor": "rule", "font": {"color": "ink", "size": 12}, "align": "left"}
@@ -92,26 +92,26 @@ def _lay_out(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[st
     }
 
 
-def _title(text: str) -> dict[str, Any]:
-    return {"text": _plain(text), "standoff": 8}
+def _make_title(text: str) -> dict[str, Any]:
+    return {"text": _escape(text), "standoff": 8}
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     """Return text in which Plotly finds neither tags of its own small HTML nor formulas for MathJax."""
     return html.escape(text, quote=False).replace("$", "&#36;")
 
 
-def _wrap(text: str) -> str:
+def _wrap_label(text: str) -> str:
     """Return a name as an axis label that leaves a phone room for the chart."""
     parts = textwrap.wrap(text, 18, max_lines=2, placeholder="…", break_on_hyphens=False)
-    return "<br>".join(map(_plain, parts))
+    return "<br>".join(map(_escape, parts))
 
 
-def _hover(name: str, *rest: str) -> str:
-    return "<br>".join([f"<b>{_plain(name)}</b>", *map(_plain, rest)])
+def _format_hover(name: str, *rest: str) -> str:
+    return "<br>".join([f"<b>{_escape(name)}</b>", *map(_escape, rest)])
 
 
-def _error_bars(axis: str, points: Sequence[Summary | Comparison], colour: str) -> dict[str, Any]:
+def _make_error_bars(axis: str, points: Sequence[Summary | Comparison], colour: str) -> dict[str, Any]:
     """Return the intervals along an axis; nothing where no point has one."""
     if not any(math.isfinite(point.low) for point in points):
         return {}
@@ -126,7 +126,7 @@ def _error_bars(axis: str, points: Sequence[Summary | Comparison], colour: str) 
 
 
 def draw_differences(
-    drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], looks: Mapping[str, Look], metric: str
+    drawn: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]], looks: Mapping[str, Style], metric: str
 ) -> Figure:
     """Draw the difference of each variant to its baseline, with its interval and the single seeds."""
     title = "Difference to the baseline"
@@ -138,12 +138,12 @@ def draw_differences(
         if comparison is None or not math.isfinite(comparison.difference):
             continue
         row, look = len(labels), looks[line.variant]
-        labels.append(_wrap(line.variant))
-        theirs = _score_seeds(runs[baselines.get(line.setting, "")], metric)
-        ours = _score_seeds(runs[line.variant], metric)
+        labels.append(_wrap_label(line.variant))
+        theirs = _scores_by_seed(runs[baselines.get(line.setting, "")], metric)
+        ours = _scores_by_seed(runs[line.variant], metric)
         seeds = sorted(ours.keys() & theirs.keys())
         differences = [ours[seed] - theirs[seed] for seed in seeds]
-        numbers = [write_score(value, "+") for value in (comparison.difference, comparison.low, comparison.high)]
+        numbers = [format_score(value, "+") for value in (comparison.difference, comparison.low, comparison.high)]
         interval = f" ({numbers[1]} to {numbers[2]})" if math.isfinite(comparison.low) else ""
         traces += [
             {
@@ -152,7 +152,7 @@ def draw_differences(
                 "mode": "markers",
                 "marker": {"color": look.colour, "size": 6, "opacity": 0.65, "symbol": "circle-open"},
                 "hovertext": [
-                    _hover(line.variant, f"seed {seed}: {write_score(value, '+')}")
+                    _format_hover(line.variant, f"seed {seed}: {format_score(value, '+')}")
                     for seed, value in zip(seeds, differences, strict=True)
                 ],
             },
@@ -161,14 +161,21 @@ def draw_differences(
                 "y": [row - 0.08],
                 "mode": "markers",
                 "marker": {"color": look.colour, "size": 10, "symbol": look.symbol},
-                **_error_bars("x", [comparison], look.colour),
-                "hovertext": [_hover(line.variant, numbers[0] + interval, f"{write_count(comparison.pairs, 'pair')}")],
+                **_make_error_bars("x", [comparison], look.colour),
+                "hovertext": [
+                    _format_hover(line.variant, numbers[0] + interval, f"{format_count(comparison.pairs, 'pair')}")
+                ],
             },
         ]
     if not labels:
         return Figure(title, "No variant has a finished seed in common with a baseline, so there is none to show.")
-    layout = _lay_out(
-        {"title": _title(f"difference in {metric}"), "zeroline": True, "zerolinecolor": "ink", "rangemode": "tozero"},
+    layout = _make_layout(
+        {
+            "title": _make_title(f"difference in {metric}"),
+            "zeroline": True,
+            "zerolinecolor": "ink",
+            "rangemode": "tozero",
+        },
         {
             "tickvals": list(range(len(labels))),
             "ticktext": labels,
@@ -181,10 +188,10 @@ def draw_differences(
         "Filled: the mean difference of the pairs, with its 95 % interval. Open: single seeds. "
         "The intervals are not corrected for the number of variants, the verdicts are."
     )
-    return Figure(title, text, _finish(traces), layout, 72 + 46 * len(labels))
+    return Figure(title, text, _complete_traces(traces), layout, 72 + 46 * len(labels))
 
 
-def _score_seeds(records: Iterable[Record], metric: str) -> dict[int, float]:
+def _scores_by_seed(records: Iterable[RunRecord], metric: str) -> dict[int, float]:
     scores: dict[int, float] = {}
     for record in sorted(records, key=lambda each: (each.name, str(each.folder))):  # the leaderboard counts the first
         if record.state == "done" and metric in record.scores:
@@ -192,23 +199,23 @@ def _score_seeds(records: Iterable[Record], metric: str) -> dict[int, float]:
     return scores
 
 
-def _finish(traces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _complete_traces(traces: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"type": "scatter", "hoverinfo": "text", **trace} for trace in traces]
 
 
 def draw_cost(
-    drawn: Sequence[Line],
-    looks: Mapping[str, Look],
+    drawn: Sequence[LeaderboardRow],
+    looks: Mapping[str, Style],
     metric: str,
     noun: str,
     axis: str,
     label: str,
     form: str,
-    cost: Callable[[Line], float | None],
+    cost: Callable[[LeaderboardRow], float | None],
 ) -> Figure:
     """Draw the score against the cost of a variant, which has three names, for the title, the axis and the hover."""
     title = f"{metric} against {noun}"
-    known = [(line, value) for line in drawn if (value := keep_finite(cost(line)))]
+    known = [(line, value) for line in drawn if (value := finite_or_none(cost(line)))]
     if not known:
         return Figure(title, f"Left out: no {noun} known for any finished variant.", print_width=_HALF)
     values = [value for _, value in known]
@@ -216,38 +223,42 @@ def draw_cost(
     pad = max(0.12 * (high - low), 0.04 * high)  # variants of nearly equal cost must not look far apart
     start, end = max(0.0, low - pad), high + pad
     traces = []
-    for (line, value), place in zip(known, _stand_apart(values, (end - start) / 60), strict=True):
+    for (line, value), place in zip(known, _spread_out(values, (end - start) / 60), strict=True):
         summary, look = line.summary, looks[line.variant]
-        interval = f" ({write_score(summary.low)} to {write_score(summary.high)})" if math.isfinite(summary.low) else ""
+        interval = (
+            f" ({format_score(summary.low)} to {format_score(summary.high)})" if math.isfinite(summary.low) else ""
+        )
         traces.append(
             {
                 "x": [place],
                 "y": [summary.mean],
                 "mode": "markers",
                 "marker": {"color": look.colour, "size": 10, "symbol": look.symbol},
-                **_error_bars("y", [summary], look.colour),
+                **_make_error_bars("y", [summary], look.colour),
                 "hovertext": [
-                    _hover(
+                    _format_hover(
                         line.variant,
-                        f"{metric} {write_score(summary.mean)}{interval}",
+                        f"{metric} {format_score(summary.mean)}{interval}",
                         f"{label} {form.format(value)}",
-                        write_count(summary.runs, "run"),
+                        format_count(summary.runs, "run"),
                     )
                 ],
                 "meta": line.variant,
             }
         )
-    layout = _lay_out({"title": _title(axis), "range": [start, end], "nticks": 6}, {"title": _title(metric)})
+    layout = _make_layout(
+        {"title": _make_title(axis), "range": [start, end], "nticks": 6}, {"title": _make_title(metric)}
+    )
     missing = [line.variant for line in drawn if line.variant not in {line.variant for line, _ in known}]
     text = "Mean over seeds, with its 95 % interval. Variants of equal cost stand side by side."
     text += f" Not known for {join_words(missing)}." if missing else ""
-    return Figure(title, text, _finish(traces), layout, 340, _HALF, tuple(line.variant for line, _ in known))
+    return Figure(title, text, _complete_traces(traces), layout, 340, _HALF, tuple(line.variant for line, _ in known))
 
 
-def _stand_apart(values: Sequence[float], step: float) -> list[float]:
+def _spread_out(values: Sequence[float], step: float) -> list[float]:
     """Return places at least a step apart, near their values and in their order, so that no interval covers another.
 
-    >>> _stand_apart([5.0, 1.0, 1.0, 9.0], 2.0)
+    >>> _spread_out([5.0, 1.0, 1.0, 9.0], 2.0)
     [5.0, 0.0, 2.0, 9.0]
     """
     groups: list[list[int]] = []
@@ -268,40 +279,44 @@ def _stand_apart(values: Sequence[float], step: float) -> list[float]:
 
 
 def draw_training(
-    drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], looks: Mapping[str, Look], metric: str
+    drawn: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]], looks: Mapping[str, Style], metric: str
 ) -> list[Figure]:
     """Draw score and training loss over the epochs, a mean and a band for each variant."""
     figures = []
     histories = {
-        line.variant: [_read_history(record.folder, metric) for record in runs[line.variant] if record.state == "done"]
+        line.variant: [_read_epochs(record.folder, metric) for record in runs[line.variant] if record.state == "done"]
         for line in drawn
     }
     for column, title in enumerate((f"{metric} on the validation images", "Training loss")):
         curves = {
             name: curve
             for name, found in histories.items()
-            if (curve := _gather([{epoch: pair[column] for epoch, pair in run.items()} for run in found])).epochs
+            if (
+                curve := _aggregate_runs([{epoch: pair[column] for epoch, pair in run.items()} for run in found])
+            ).epochs
         }
         if not curves:
             figures.append(Figure(title, "Left out: no finished run has it in its results.csv.", print_width=_HALF))
             continue
-        traces = [trace for name, curve in curves.items() for trace in _trace_curve(name, curve, looks[name])]
+        traces = [trace for name, curve in curves.items() for trace in _make_curve_traces(name, curve, looks[name])]
         text = (
             "Mean over the finished seeds that reached the epoch; the band runs from the lowest seed to the highest."
             if column == 0
             else "Sum of all parts of the loss, drawn likewise. Its scale depends on the model and its settings."
         )
-        layout = _lay_out({"title": _title("epoch")}, {"title": _title(metric if column == 0 else "loss")})
-        figures.append(Figure(title, text, _finish(traces), layout, 340, _HALF, tuple(curves)))
+        layout = _make_layout(
+            {"title": _make_title("epoch")}, {"title": _make_title(metric if column == 0 else "loss")}
+        )
+        figures.append(Figure(title, text, _complete_traces(traces), layout, 340, _HALF, tuple(curves)))
     return figures
 
 
-def _read_history(folder: Path, metric: str) -> dict[int, tuple[float, float]]:
+def _read_epochs(folder: Path, metric: str) -> dict[int, tuple[float, float]]:
     """Return score and training loss of each epoch of a results.csv."""
     return {epoch.number: (epoch.scores.get(metric, math.nan), epoch.loss) for epoch in read_results(folder).epochs}
 
 
-def _gather(runs: Sequence[Mapping[int, float]]) -> _Curve:
+def _aggregate_runs(runs: Sequence[Mapping[int, float]]) -> _Curve:
     values: dict[int, list[float]] = defaultdict(list)
     for run in runs:
         for epoch, value in run.items():
@@ -310,18 +325,18 @@ def _gather(runs: Sequence[Mapping[int, float]]) -> _Curve:
     epochs = sorted(values)
     return _Curve(
         epochs,
-        [_round(fmean(values[epoch])) for epoch in epochs],
-        [_round(min(values[epoch])) for epoch in epochs],
-        [_round(max(values[epoch])) for epoch in epochs],
+        [_round_digits(fmean(values[epoch])) for epoch in epochs],
+        [_round_digits(min(values[epoch])) for epoch in epochs],
+        [_round_digits(max(values[epoch])) for epoch in epochs],
         sum(bool(run) for run in runs),
     )
 
 
-def _round(value: float) -> float:
+def _round_digits(value: float) -> float:
     return float(f"{value:.5g}")  # more digits than a screen shows, a third of the bytes
 
 
-def _trace_curve(name: str, curve: _Curve, look: Look) -> list[dict[str, Any]]:
+def _make_curve_traces(name: str, curve: _Curve, look: Style) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = []
     template = "%{text}<br>epoch %{x}: %{y:.4g}"
     if curve.runs > 1:
@@ -347,7 +362,7 @@ def _trace_curve(name: str, curve: _Curve, look: Look) -> list[dict[str, Any]]:
             "mode": "lines" if len(curve.epochs) > 1 else "markers",
             "line": {"color": look.colour, "width": 2, "dash": look.dash},
             "marker": {"color": look.colour, "symbol": look.symbol},
-            "text": _hover(name),
+            "text": _format_hover(name),
             "hovertemplate": template + "<extra></extra>",
             "meta": name,
         }
@@ -355,7 +370,9 @@ def _trace_curve(name: str, curve: _Curve, look: Look) -> list[dict[str, Any]]:
     return traces
 
 
-def draw_classes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], looks: Mapping[str, Look]) -> Figure:
+def draw_classes(
+    drawn: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]], looks: Mapping[str, Style]
+) -> Figure:
     """Draw the score of each class, of those in which variants differ most."""
     title = "Score of each class"
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -369,7 +386,7 @@ def draw_classes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], lo
     variants = [line.variant for line in drawn if any(line.variant in scores for scores in found.values())]
     row_height = max(30, 7 * len(variants) + 10)
     means = {name: [fmean(values) for values in scores.values()] for name, scores in found.items()}
-    widest = sorted(found, key=lambda name: min(means[name]) - max(means[name]))[: _CLASSES_HEIGHT // row_height]
+    widest = sorted(found, key=lambda name: min(means[name]) - max(means[name]))[: _MAX_CLASSES_HEIGHT // row_height]
     names = [name for name in found if name in widest]
     traces: list[dict[str, Any]] = []
     for index, variant in enumerate(variants):
@@ -383,12 +400,12 @@ def draw_classes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], lo
                 "y": [row + shift for row, _ in rows],
                 "mode": "markers",
                 "marker": {"color": look.colour, "size": 8, "symbol": look.symbol},
-                **_error_bars("x", summaries, look.colour),
+                **_make_error_bars("x", summaries, look.colour),
                 "hovertext": [
-                    _hover(
+                    _format_hover(
                         variant,
-                        f"{name}: {write_score(summary.mean)}",
-                        *[f"{write_score(summary.low)} to {write_score(summary.high)}"] * math.isfinite(summary.low),
+                        f"{name}: {format_score(summary.mean)}",
+                        *[f"{format_score(summary.low)} to {format_score(summary.high)}"] * math.isfinite(summary.low),
                     )
                     for (_, name), summary in zip(rows, summaries, strict=True)
                 ],
@@ -396,11 +413,11 @@ def draw_classes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], lo
             }
         )
     rule = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "layer": "below", "line": {"color": "rule", "width": 1}}
-    layout = _lay_out(
-        {"title": _title("mAP50-95"), "side": "bottom"},
+    layout = _make_layout(
+        {"title": _make_title("mAP50-95"), "side": "bottom"},
         {
             "tickvals": list(range(len(names))),
-            "ticktext": [_wrap(name) for name in names],
+            "ticktext": [_wrap_label(name) for name in names],
             "range": [len(names) - 0.5, -0.5],
             "showgrid": False,
             "fixedrange": True,
@@ -410,42 +427,42 @@ def draw_classes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], lo
     text = "mAP50-95 of the best checkpoint, mean over seeds with its 95 % interval."
     if len(names) < len(found):
         text += f" Of {len(found)} classes, the {len(names)} in which the variants differ most."
-    return Figure(title, text, _finish(traces), layout, 64 + len(names) * row_height, names=tuple(variants))
+    return Figure(title, text, _complete_traces(traces), layout, 64 + len(names) * row_height, names=tuple(variants))
 
 
-def draw_shapes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]]) -> list[Figure]:
+def draw_activations(drawn: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]]) -> list[Figure]:
     """Draw what learned activations look like, a chart for each variant."""
     figures = []
     for line in drawn:
         for record in runs[line.variant]:
-            shapes = read_record(record.folder / SHAPES_FILE, Shapes) if record.state == "done" else None
-            traces = _trace_shapes(shapes) if shapes else []
+            shapes = read_json(record.folder / CURVES_FILE, ActivationCurves) if record.state == "done" else None
+            traces = _make_activation_traces(shapes) if shapes else []
             if traces:
-                text = f"{write_count(sum('meta' not in trace for trace in traces), 'site')}, seed {record.seed}"
-                layout = _lay_out(
+                text = f"{format_count(sum('meta' not in trace for trace in traces), 'site')}, seed {record.seed}"
+                layout = _make_layout(
                     {"zeroline": True, "zerolinecolor": "rule", "nticks": 7},
                     {"zeroline": True, "zerolinecolor": "rule", "nticks": 7},
                 )
-                figures.append(Figure(line.variant, text, _finish(traces), layout, 250, _SMALL))
+                figures.append(Figure(line.variant, text, _complete_traces(traces), layout, 250, _SMALL))
                 break
     return figures
 
 
-def _trace_shapes(shapes: Shapes) -> list[dict[str, Any]]:
+def _make_activation_traces(shapes: ActivationCurves) -> list[dict[str, Any]]:
     step = max(1, (len(shapes.x) - 1) // (_CURVE_POINTS - 1))
-    x = _thin(shapes.x, step)
+    x = _subsample(shapes.x, step)
     traces: list[dict[str, Any]] = []
     for index, site in enumerate(shapes.sites):
         depth = round(7 * index / max(1, len(shapes.sites) - 1))
-        hover = _hover(site.name, site.activation)
+        hover = _format_hover(site.name, site.activation)
         line = {"color": f"d{depth}", "width": 1}
-        traces.append({"x": x, "y": _thin(site.after, step), "line": line, "hovertext": hover})
-    starts = dict.fromkeys(tuple(_thin(site.before, step)) for site in shapes.sites)
+        traces.append({"x": x, "y": _subsample(site.after, step), "line": line, "hovertext": hover})
+    starts = dict.fromkeys(tuple(_subsample(site.before, step)) for site in shapes.sites)
     for start in starts:
         dashed = {"color": "ink", "width": 1.5, "dash": "dash"}
         traces.append({"x": x, "y": list(start), "line": dashed, "hovertext": "before training", "meta": "before"})
     return [{"mode": "lines", **trace} for trace in traces]
 
 
-def _thin(values: Sequence[float | None], step: int) -> list[float | None]:
-    return [None if value is None else _round(value) for value in values[::step]]
+def _subsample(values: Sequence[float | None], step: int) -> list[float | None]:
+    return [None if value is None else _round_digits(value) for value in values[::step]]

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from rtdetr_act.errors import InputError, quote
-from rtdetr_act.study import cluster, queue
+from rtdetr_act.study import cluster, local
 
 Engine = Callable[..., None]  # (folders, watch=…): runs what is not finished in those folders
 
@@ -46,8 +46,8 @@ def open_engine(
     """
     check_engine(name, address, halving is not None)
     if name == "local":
-        yield partial(queue.run_rows, places=queue.find_places(device, cpus), retries=retries)
+        yield partial(local.run_locally, places=local.find_slots(device, cpus), retries=retries)
         return
 
-    with cluster.join(address, device=device, cpus=cpus, halving=halving is not None) as order:
-        yield partial(cluster.run_rows, order=order, retries=retries, halving=halving)
+    with cluster.join_cluster(address, device=device, cpus=cpus, halving=halving is not None) as order:
+        yield partial(cluster.run_on_cluster, order=order, retries=retries, halving=halving)

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.study.record import Record
+from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
 
 _COLUMNS = ("variant", "runs", "score", "difference", "p (Holm)", "verdict", "seeds needed", "parameters", "ms/image")
@@ -24,7 +24,7 @@ _BAR = r"\|"  # a vertical bar in a cell of a Markdown table
 
 
 @dataclass(frozen=True)
-class Line:
+class LeaderboardRow:
     """One variant in the leaderboard.
 
     Attributes:
@@ -49,7 +49,7 @@ class Line:
     setting: str
     is_baseline: bool
     summary: Summary
-    others: dict[str, float]
+    other_scores: dict[str, float]
     comparison: Comparison | None
     failed: int
     stopped: int
@@ -58,10 +58,10 @@ class Line:
     parameters: int
     gflops: float
     seconds_per_epoch: float
-    latency: float | None
+    latency_ms: float | None
 
 
-def headline(records: Sequence[Record]) -> str:
+def choose_metric(records: Sequence[RunRecord]) -> str:
     """Return the score that variants are ranked by: mAP50-95, or top1 where runs have that instead.
 
     Raises:
@@ -73,9 +73,9 @@ def headline(records: Sequence[Record]) -> str:
     return "top1" if "top1" in scored and "mAP50-95" not in scored else "mAP50-95"
 
 
-def build(
-    records: Sequence[Record], *, baseline: str, latencies: Mapping[str, float] = MappingProxyType({})
-) -> list[Line]:
+def build_leaderboard(
+    records: Sequence[RunRecord], *, baseline: str, latencies: Mapping[str, float] = MappingProxyType({})
+) -> list[LeaderboardRow]:
     """Summarise each variant, and compare it with the baseline of the same setting over the seeds that both finished.
 
     Where a setting has no baseline, or several variants that could be it, nothing is compared. Of finished runs of one
@@ -90,11 +90,11 @@ def build(
     Returns:
         Lines, the best mean first, those without a finished run last.
     """
-    metric = headline(records)
-    variants: dict[str, list[Record]] = {}
+    metric = choose_metric(records)
+    variants: dict[str, list[RunRecord]] = {}
     for record in sorted(records, key=lambda each: (each.variant, each.name, str(each.folder))):
         variants.setdefault(record.variant, []).append(record)
-    finished = {variant: _by_seed(runs, metric) for variant, runs in variants.items()}
+    finished = {variant: _index_by_seed(runs, metric) for variant, runs in variants.items()}
     baselines: dict[str, list[str]] = {}
     for variant, (first, *_) in variants.items():
         if first.activation == baseline:
@@ -110,36 +110,36 @@ def build(
             pairs[variant] = ([own[s].scores[metric] for s in seeds], [other[s].scores[metric] for s in seeds])
     compared = compare(pairs)
     lines = [
-        _line(runs, finished[variant], metric, baseline, compared.get(variant), latencies.get(variant))
+        _make_row(runs, finished[variant], metric, baseline, compared.get(variant), latencies.get(variant))
         for variant, runs in variants.items()
     ]
     return sorted(lines, key=lambda line: (not line.summary.runs, -line.summary.mean if line.summary.runs else 0.0))
 
 
-def compose(lines: Sequence[Line], metric: str) -> dict[str, bytes]:
+def encode_leaderboard(lines: Sequence[LeaderboardRow], metric: str) -> dict[str, bytes]:
     """Return what leaderboard.csv, leaderboard.parquet and leaderboard.md hold, by their names.
 
     The same lines give the same bytes. What is unknown is an empty cell, and null in Parquet; the CSV has six
     significant digits, the Parquet file all.
 
     Args:
-        lines: As `build` returns them.
-        metric: As `headline` returns it; the column of the means has its name.
+        lines: As `build_leaderboard` returns them.
+        metric: As `choose_metric` returns it; the column of the means has its name.
     """
-    frame = tabulate(lines, metric)
+    frame = make_leaderboard_frame(lines, metric)
     parquet = BytesIO()
     frame.write_parquet(parquet)
     rounded = frame.with_columns(cs.float().round_sig_figs(6))
     return {
         "leaderboard.csv": rounded.write_csv().encode(),
         "leaderboard.parquet": parquet.getvalue(),
-        "leaderboard.md": _describe(lines, metric).encode(),
+        "leaderboard.md": _format_markdown(lines, metric).encode(),
     }
 
 
-def tabulate(lines: Sequence[Line], metric: str) -> pl.DataFrame:
+def make_leaderboard_frame(lines: Sequence[LeaderboardRow], metric: str) -> pl.DataFrame:
     """Return the leaderboard as a frame, one row per line, null where a value is unknown."""
-    others = list(dict.fromkeys(name for line in lines for name in line.others))
+    others = list(dict.fromkeys(name for line in lines for name in line.other_scores))
     schema = {
         **dict.fromkeys(("variant", "activation", "setting"), pl.String),
         "baseline": pl.Boolean,
@@ -152,37 +152,40 @@ def tabulate(lines: Sequence[Line], metric: str) -> pl.DataFrame:
         **dict.fromkeys(("sites", "parameters"), pl.Int64),
         **dict.fromkeys(("gflops", "seconds_per_epoch", "latency_ms"), pl.Float64),
     }
-    frame = pl.DataFrame([_cells(line, metric) for line in lines], schema=schema)
+    frame = pl.DataFrame([_make_frame_row(line, metric) for line in lines], schema=schema)
     return frame.with_columns(cs.float().fill_nan(None))
 
 
-def _by_seed(runs: Sequence[Record], metric: str) -> dict[int, Record]:
-    finished: dict[int, Record] = {}
+def _index_by_seed(runs: Sequence[RunRecord], metric: str) -> dict[int, RunRecord]:
+    finished: dict[int, RunRecord] = {}
     for run in runs:
         if run.state == "done" and metric in run.scores:
             finished.setdefault(run.seed, run)
     return finished
 
 
-def _line(
-    runs: Sequence[Record],
-    finished: Mapping[int, Record],
+def _make_row(
+    runs: Sequence[RunRecord],
+    finished: Mapping[int, RunRecord],
     metric: str,
     baseline: str,
     comparison: Comparison | None,
     latency: float | None,
-) -> Line:
+) -> LeaderboardRow:
     done = list(finished.values())
     first = done[0] if done else runs[0]
     states = Counter(run.state for run in runs)
     times = [run.seconds_per_epoch for run in done if not math.isnan(run.seconds_per_epoch)]
-    return Line(
+    return LeaderboardRow(
         variant=first.variant,
         activation=first.activation,
         setting=first.setting,
         is_baseline=first.activation == baseline,
         summary=summarise([run.scores[metric] for run in done]),
-        others={name: fmean(run.scores[name] for run in done if name in run.scores) for name in _others(done, metric)},
+        other_scores={
+            name: fmean(run.scores[name] for run in done if name in run.scores)
+            for name in _list_other_scores(done, metric)
+        },
         comparison=comparison,
         failed=states["failed"],
         stopped=states["stopped"],
@@ -191,15 +194,15 @@ def _line(
         parameters=first.parameters,
         gflops=first.gflops,
         seconds_per_epoch=fmean(times) if times else float("nan"),
-        latency=latency,
+        latency_ms=latency,
     )
 
 
-def _others(runs: Sequence[Record], metric: str) -> list[str]:
+def _list_other_scores(runs: Sequence[RunRecord], metric: str) -> list[str]:
     return sorted({name for run in runs for name in run.scores} - {metric})
 
 
-def _cells(line: Line, metric: str) -> dict[str, object]:
+def _make_frame_row(line: LeaderboardRow, metric: str) -> dict[str, object]:
     summary, comparison = line.summary, line.comparison
     cells: dict[str, object] = {
         "variant": line.variant,
@@ -214,12 +217,12 @@ def _cells(line: Line, metric: str) -> dict[str, object]:
         "sd": summary.deviation,
         "ci_low": summary.low,
         "ci_high": summary.high,
-        **line.others,
+        **line.other_scores,
         "sites": line.sites,
         "parameters": line.parameters or None,
         "gflops": line.gflops or None,
         "seconds_per_epoch": line.seconds_per_epoch,
-        "latency_ms": line.latency,
+        "latency_ms": line.latency_ms,
     }
     if comparison:
         cells |= {
@@ -228,7 +231,7 @@ def _cells(line: Line, metric: str) -> dict[str, object]:
             "difference_low": comparison.low,
             "difference_high": comparison.high,
             "p": comparison.p,
-            "p_holm": comparison.adjusted,
+            "p_holm": comparison.p_holm,
             "effect": comparison.effect,
             "seeds_needed": comparison.seeds_needed,
             "verdict": comparison.verdict,
@@ -236,25 +239,25 @@ def _cells(line: Line, metric: str) -> dict[str, object]:
     return cells
 
 
-def draw_table(lines: Sequence[Line], metric: str) -> Table:
+def make_leaderboard_table(lines: Sequence[LeaderboardRow], metric: str) -> Table:
     """Return the leaderboard as a table for the terminal, 80 columns wide or more."""
     table = Table(title="Leaderboard", caption="± standard deviation; difference with its 95 % confidence interval")
     for title in ("variant", "runs", metric, "difference", "verdict"):
         table.add_column(title, overflow="fold", justify="left" if title in ("variant", "verdict") else "right")
     for line in lines:
-        variant, runs, score, difference, _, verdict, *_ = _row(line)
+        variant, runs, score, difference, _, verdict, *_ = _format_row(line)
         table.add_row(escape(variant), runs, score.partition(" [")[0], escape(difference), verdict)
     return table
 
 
-def _describe(lines: Sequence[Line], metric: str) -> str:
+def _format_markdown(lines: Sequence[LeaderboardRow], metric: str) -> str:
     header = (*_COLUMNS[:2], metric, *_COLUMNS[3:])
-    rows = [header, ("---", *["---:"] * 4, "---", *["---:"] * 3), *(_row(line) for line in lines)]
+    rows = [header, ("---", *["---:"] * 4, "---", *["---:"] * 3), *(_format_row(line) for line in lines)]
     table = "\n".join(f"| {' | '.join(cell.replace('|', _BAR) for cell in row)} |" for row in rows)
-    return "\n\n".join(["# Leaderboard", table, *_notes(lines, metric)]) + "\n"
+    return "\n\n".join(["# Leaderboard", table, *_write_notes(lines, metric)]) + "\n"
 
 
-def _row(line: Line) -> tuple[str, ...]:
+def _format_row(line: LeaderboardRow) -> tuple[str, ...]:
     summary, comparison = line.summary, line.comparison
     total = summary.runs + line.failed + line.stopped + line.unfinished
     score, difference, p, verdict, seeds = "", "", "", "baseline" if line.is_baseline else "not compared", ""
@@ -265,7 +268,7 @@ def _row(line: Line) -> tuple[str, ...]:
         known = not math.isnan(comparison.low)
         interval = f" [{comparison.low:+.3f}, {comparison.high:+.3f}]" if known else ""
         difference, verdict = f"{comparison.difference:+.3f}{interval}", comparison.verdict
-        p = "" if math.isnan(comparison.adjusted) else _format_p(comparison.adjusted)
+        p = "" if math.isnan(comparison.p_holm) else _format_p(comparison.p_holm)
         seeds = "" if comparison.seeds_needed is None else str(comparison.seeds_needed)
     return (
         line.variant,
@@ -276,7 +279,7 @@ def _row(line: Line) -> tuple[str, ...]:
         verdict,
         seeds,
         f"{line.parameters:,}" if line.parameters else "",
-        "" if line.latency is None else f"{line.latency:.2f}",
+        "" if line.latency_ms is None else f"{line.latency_ms:.2f}",
     )
 
 
@@ -289,9 +292,9 @@ def _format_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _notes(lines: Sequence[Line], metric: str) -> list[str]:
+def _write_notes(lines: Sequence[LeaderboardRow], metric: str) -> list[str]:
     compared = [line.comparison for line in lines if line.comparison]
-    tested = sum(not math.isnan(comparison.adjusted) for comparison in compared)
+    tested = sum(not math.isnan(comparison.p_holm) for comparison in compared)
     notes = [
         f"{metric} is a fraction of 1: the mean over the finished runs (one per seed) ± the standard deviation, and in "
         "brackets the 95 % confidence interval of the mean by Student's t."

@@ -14,28 +14,36 @@ from typing import Any
 from ultralytics.data.utils import IMG_FORMATS
 
 from rtdetr_act.errors import InputError, quote
-from rtdetr_act.files import making_folder, remove_leftovers, write_together
+from rtdetr_act.files import create_folder, remove_leftovers, write_files_atomically
 from rtdetr_act.integrations.ultralytics.costs import time_training_step
 from rtdetr_act.integrations.ultralytics.models import load_variant
 from rtdetr_act.integrations.ultralytics.shapes import SPLITS
-from rtdetr_act.study.folder import (
-    LATENCY_FILE,
-    OUTPUTS,
-    ROW_FILE,
-    RUNS,
-    STUDY_FILE,
-    StudyRecord,
-    check_outputs,
-    is_folder,
-    to_json,
+from rtdetr_act.study.grid import (
+    RunConfig,
+    Study,
+    check_runs,
+    describe_difference,
+    expand_study,
+    find_splits,
+    read_run_config,
 )
-from rtdetr_act.study.grid import Row, Study, check_rows, differing, find_images, make_rows, read_row
 from rtdetr_act.study.process import is_finished
-from rtdetr_act.study.records import read_run
+from rtdetr_act.study.run_folders import read_run
+from rtdetr_act.study.storage import (
+    LATENCY_FILE,
+    REPORT_FILES,
+    RUN_FILE,
+    RUNS_FOLDER,
+    STUDY_FILE,
+    StudySettings,
+    check_writable_files,
+    encode_json,
+    folder_exists,
+)
 
 # Of an image's part in a training step: forward and loss of the validation, in evaluation, against both ways.
-_VALIDATION = 0.4
-START = 10.0  # seconds for a process, its imports, its model and the final validation
+_VALIDATION_COST = 0.4
+STARTUP_SECONDS = 10.0  # seconds for a process, its imports, its model and the final validation
 
 
 def prepare_runs(study: Study, folder: Path, *, beside: Mapping[Path, Any] = MappingProxyType({})) -> list[Path]:
@@ -53,34 +61,34 @@ def prepare_runs(study: Study, folder: Path, *, beside: Mapping[Path, Any] = Map
         RtdetrActError: A row cannot run, or the folder holds another study.
     """
     rows, recorded = check_study(study, folder)
-    check_outputs(folder, [*OUTPUTS, STUDY_FILE, LATENCY_FILE])
-    contents = {path: to_json(data) for path, data in beside.items()}
-    new = {folder / RUNS / row.name: row for row in rows if row.name not in recorded}
-    contents |= {path / ROW_FILE: to_json(row.to_json()) for path, row in new.items()}
-    contents[folder / STUDY_FILE] = to_json(asdict(StudyRecord(study.baseline)))
+    check_writable_files(folder, [*REPORT_FILES, STUDY_FILE, LATENCY_FILE])
+    contents = {path: encode_json(data) for path, data in beside.items()}
+    new = {folder / RUNS_FOLDER / row.name: row for row in rows if row.name not in recorded}
+    contents |= {path / RUN_FILE: encode_json(row.to_json()) for path, row in new.items()}
+    contents[folder / STUDY_FILE] = encode_json(asdict(StudySettings(study.baseline)))
     try:
-        _clear_leftovers(folder)
+        _remove_abandoned_folders(folder)
         with ExitStack() as made:  # of the folders, those that are new go again if something fails
             for path in new:
-                made.enter_context(making_folder(path))
-            write_together(contents)
+                made.enter_context(create_folder(path))
+            write_files_atomically(contents)
     except OSError as error:
         raise InputError(
             f"cannot write to {quote(str(folder))}: {error.strerror or error}; nothing was started"
         ) from None
-    return [folder / RUNS / row.name for row in rows]
+    return [folder / RUNS_FOLDER / row.name for row in rows]
 
 
-def _clear_leftovers(folder: Path) -> None:
+def _remove_abandoned_folders(folder: Path) -> None:
     """Remove run folders that a killed process was about to fill."""
-    for path in folder.glob(f"{RUNS}/*"):
-        if path.is_dir() and not (path / ROW_FILE).exists():
-            remove_leftovers(path / ROW_FILE)
+    for path in folder.glob(f"{RUNS_FOLDER}/*"):
+        if path.is_dir() and not (path / RUN_FILE).exists():
+            remove_leftovers(path / RUN_FILE)
             with suppress(OSError):  # not empty: somebody else's
                 path.rmdir()
 
 
-def check_study(study: Study, folder: Path, *, looking: bool = False) -> tuple[list[Row], dict[str, Row]]:
+def check_study(study: Study, folder: Path, *, looking: bool = False) -> tuple[list[RunConfig], dict[str, RunConfig]]:
     """Return the rows of a study, and those that its folder holds already by their names.
 
     Nothing is written but the embedded data set to the user's cache, and with `looking` not that either.
@@ -88,37 +96,37 @@ def check_study(study: Study, folder: Path, *, looking: bool = False) -> tuple[l
     Raises:
         RtdetrActError: A row cannot run, or the folder holds another study or a damaged record.
     """
-    rows = make_rows(study)
-    recorded = read_rows(folder)
-    if difference := differing(rows, recorded):
+    rows = expand_study(study)
+    recorded = read_run_configs(folder)
+    if difference := describe_difference(rows, recorded):
         raise InputError(f"'{folder}' holds another study: {difference}; give another folder with --output")
-    check_rows(rows, known=recorded, looking=looking)
+    check_runs(rows, known=recorded, looking=looking)
     return rows, recorded
 
 
-def read_rows(folder: Path) -> dict[str, Row]:
+def read_run_configs(folder: Path) -> dict[str, RunConfig]:
     """Return the rows of the runs in the folder of a study, by their names.
 
     Raises:
         InputError: A record of a run is damaged, or of another folder.
     """
     found = {}
-    for path in sorted(folder.glob(f"{RUNS}/*/{ROW_FILE}")) if is_folder(folder) else []:
+    for path in sorted(folder.glob(f"{RUNS_FOLDER}/*/{RUN_FILE}")) if folder_exists(folder) else []:
         record = read_run(path.parent)  # its result and attempts too: they are read again when the runs are over
         if record.name != path.parent.name:
             raise InputError(f"'{path}' is of the run {quote(record.name)}: move its folder out of the study")
-        row = read_row(path.parent)
+        row = read_run_config(path.parent)
         assert row is not None
         found[row.name] = row
     return found
 
 
-def are_finished(study: Study, folder: Path) -> bool:
+def is_study_finished(study: Study, folder: Path) -> bool:
     """Say whether all runs of a study have their results."""
-    return is_folder(folder) and all(is_finished(folder / RUNS / row.name) for row in make_rows(study))
+    return folder_exists(folder) and all(is_finished(folder / RUNS_FOLDER / row.name) for row in expand_study(study))
 
 
-def estimate_seconds(rows: Sequence[Row], folder: Path, *, device: str) -> dict[str, float]:
+def estimate_seconds(rows: Sequence[RunConfig], folder: Path, *, device: str) -> dict[str, float]:
     """Return the seconds that each run will take by itself, by its name; 0 for a finished one.
 
     From the epochs of finished runs of the same variant, else from some training steps made now.
@@ -133,27 +141,27 @@ def estimate_seconds(rows: Sequence[Row], folder: Path, *, device: str) -> dict[
     """
     paces: dict[str, list[float]] = {}
     for row in rows:
-        record = read_run(folder / RUNS / row.name) if is_finished(folder / RUNS / row.name) else None
+        record = read_run(folder / RUNS_FOLDER / row.name) if is_finished(folder / RUNS_FOLDER / row.name) else None
         if record and not math.isnan(record.seconds_per_epoch):
             paces.setdefault(row.variant, []).append(record.seconds_per_epoch)
     for row in rows:
         if row.variant not in paces:
-            paces[row.variant] = [_time_epoch(row, device)]
+            paces[row.variant] = [_estimate_epoch_seconds(row, device)]
     return {
         row.name: 0.0
-        if is_finished(folder / RUNS / row.name)
-        else START + statistics.mean(paces[row.variant]) * int(row.arguments.get("epochs", 100))
+        if is_finished(folder / RUNS_FOLDER / row.name)
+        else STARTUP_SECONDS + statistics.mean(paces[row.variant]) * int(row.arguments.get("epochs", 100))
         for row in rows
     }
 
 
-def _time_epoch(row: Row, device: str) -> float:
+def _estimate_epoch_seconds(row: RunConfig, device: str) -> float:
     _, model = load_variant(row.model, row.activation, scope=row.scope, act_lr=row.act_lr)
-    data = find_images(row.data, str(model.task), looking=True)
+    data = find_splits(row.data, str(model.task), looking=True)
     train, val = (_count_images(data[split]) if split in data else count for split, count in SPLITS.items())
     batch = min(int(row.arguments.get("batch", 16)), train)
     step = time_training_step(model, int(row.arguments.get("imgsz", 640)), batch, device)
-    return step / batch * (train + (val * _VALIDATION if row.arguments.get("val", True) else 0))
+    return step / batch * (train + (val * _VALIDATION_COST if row.arguments.get("val", True) else 0))
 
 
 def _count_images(source: Any) -> int:

@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import IO
 
 from rtdetr_act.integrations.ultralytics.results import read_results
-from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, Attempt, Result, read_record, write_json
+from rtdetr_act.study.storage import ATTEMPTS_FILE, RESULT_FILE, Attempt, RunResult, read_json, write_json
 
 LOG_FILE = "log.txt"
-_MEMORY = ("out of memory", "MemoryError", "DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory")
+_MEMORY_ERRORS = (
+    "out of memory",
+    "MemoryError",
+    "DefaultCPUAllocator: can't allocate memory",
+    "Cannot allocate memory",
+)
 
 
 def start_run(
@@ -30,7 +35,7 @@ def start_run(
         folder: The run folder, with `run.json` in it.
         device: Ultralytics' `device`; "" for that of the row.
         threads: Threads of torch on a CPU; 0 for Ultralytics' own choice.
-        pauses: Numbers of epochs after which the run waits for `let_go_on`; a multi-GPU run never waits.
+        pauses: Numbers of epochs after which the run waits for `release_run`; a multi-GPU run never waits.
     """
     command = [sys.executable, "-m", "rtdetr_act.study.worker", str(folder)]
     command += ["--device", device] if device else []
@@ -53,14 +58,14 @@ def start_run(
         )
 
 
-def let_go_on(process: subprocess.Popen[bytes], epochs: int) -> None:
+def release_run(process: subprocess.Popen[bytes], epochs: int) -> None:
     """Let a run that pauses after that number of epochs, or will, train on to its next pause."""
     if process.stdin:
         with contextlib.suppress(OSError):  # it has ended
             process.stdin.write(b"%d\n" % epochs)
 
 
-def end_run(process: subprocess.Popen[bytes]) -> None:
+def kill_run(process: subprocess.Popen[bytes]) -> None:
     """End a run at once, loader processes included; its folder keeps what the last epoch left."""
     if os.name == "posix":
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -71,14 +76,14 @@ def end_run(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def read_result(folder: Path) -> Result | None:
+def read_result(folder: Path) -> RunResult | None:
     """Return what came out of a run, or None while nothing has; raises InputError where the file is damaged."""
-    return read_record(folder / RESULT_FILE, Result)
+    return read_json(folder / RESULT_FILE, RunResult)
 
 
 def read_attempts(folder: Path) -> list[Attempt]:
     """Return the processes of a run that ended without a result; raises InputError where the file is damaged."""
-    return read_record(folder / ATTEMPTS_FILE, list[Attempt]) or []
+    return read_json(folder / ATTEMPTS_FILE, list[Attempt]) or []
 
 
 def is_finished(folder: Path) -> bool:
@@ -86,15 +91,15 @@ def is_finished(folder: Path) -> bool:
     return read_result(folder) is not None
 
 
-def explain_end(folder: Path, code: int) -> str:
+def explain_exit(folder: Path, code: int) -> str:
     """Return in a sentence why a process ended without a result.
 
     Args:
         folder: The run folder, with its log.
         code: The exit code; negative for a signal.
     """
-    tail = _tail(folder / LOG_FILE)
-    memory = next((line for line in reversed(tail) if any(words in line for words in _MEMORY)), None)
+    tail = _read_last_lines(folder / LOG_FILE)
+    memory = next((line for line in reversed(tail) if any(words in line for words in _MEMORY_ERRORS)), None)
     if memory is not None:
         return f"out of memory: {memory}"
     if code < 0:
@@ -104,22 +109,22 @@ def explain_end(folder: Path, code: int) -> str:
     return f"exit code {code}: {last}"
 
 
-def _tail(log: Path, size: int = 8000) -> list[str]:
+def _read_last_lines(log: Path, size: int = 8000) -> list[str]:
     try:
         with log.open("rb") as file:
-            _skip_to_tail(file, size)
+            _seek_near_end(file, size)
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _skip_to_tail(file: IO[bytes], size: int) -> None:
+def _seek_near_end(file: IO[bytes], size: int) -> None:
     file.seek(0, os.SEEK_END)
     file.seek(max(0, file.tell() - size))
 
 
-def note_attempt(folder: Path, reason: str) -> None:
+def record_attempt(folder: Path, reason: str) -> None:
     """Record that a process of the run ended without a result, and why."""
     ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
     attempts = [*read_attempts(folder), Attempt(ended, reason)]

@@ -27,22 +27,36 @@ from rtdetr_act.errors import InputError, TrainingError, quote
 from rtdetr_act.integrations.ultralytics.arguments import check_arguments
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_model
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
-from rtdetr_act.study.folder import PICKS_FILE, SEARCH_FILE, damaged, is_folder, locked, read_record
-from rtdetr_act.study.grid import MOST_RUNS, TAKEN, Study, check_sizes, check_swap, read_settings
-from rtdetr_act.study.leaderboard import headline
+from rtdetr_act.study.grid import (
+    MAX_RUNS,
+    RESERVED_ARGUMENTS,
+    Study,
+    check_sizes,
+    check_swap_options,
+    normalize_arguments,
+)
+from rtdetr_act.study.leaderboard import choose_metric
 from rtdetr_act.study.preparation import prepare_runs
-from rtdetr_act.study.records import read_records
+from rtdetr_act.study.run_folders import read_runs
 from rtdetr_act.study.stages import Stage, find_stages
+from rtdetr_act.study.storage import (
+    CANDIDATES_FILE,
+    SEARCH_FILE,
+    folder_exists,
+    lock_folder,
+    make_damaged_error,
+    read_json,
+)
 from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.plan import Plan, format_layers
 
 FINAL = "final"
-EVIDENCE = ("best.yaml", "search.md", "search.csv")  # what a search ends with
-ETA = 3  # so many times longer is each rung, and one in so many goes on
+SEARCH_FILES = ("best.yaml", "search.md", "search.csv")  # what a search ends with
+REDUCTION_FACTOR = 3  # so many times longer is each rung, and one in so many goes on
 # Two epochs are warm-up: of shapes, one of fourteen is, and Ultralytics' own setting is three.
-_SHORTEST = 3
-_TRAININGS = 14  # whole trainings that a search takes, its final left out, where no budget is given
-_DRAW = 0  # seed of the plans drawn
+_MIN_EPOCHS = 3
+_DEFAULT_TRAININGS = 14  # whole trainings that a search takes, its final left out, where no budget is given
+_SAMPLING_SEED = 0  # seed of the plans drawn
 
 Assignment = tuple[str, ...]  # an activation for each stage, in their order
 
@@ -91,7 +105,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Pick:
+class Candidate:
     """An assignment in a rung, and where it came from."""
 
     assignment: Assignment
@@ -103,7 +117,7 @@ class Trial:
     """What one run of a search gave; `score` is NaN, and `state` not "done", where it gave none."""
 
     rung: str
-    pick: Pick
+    candidate: Candidate
     epochs: int
     seed: int
     state: str
@@ -143,21 +157,21 @@ def make_search(
     Raises:
         RtdetrActError: An activation, an argument or the model is wrong, or the budget is too small.
     """
-    wanted = read_activations(activations)
-    check_swap(scope, act_lr)
-    if seeds > MOST_RUNS:
-        raise InputError(f"--seeds {quote(seeds)} are too many: a study has {MOST_RUNS:,} runs at most")
-    arguments = read_settings(arguments)
+    wanted = parse_activations(activations)
+    check_swap_options(scope, act_lr)
+    if seeds > MAX_RUNS:
+        raise InputError(f"--seeds {quote(seeds)} are too many: a study has {MAX_RUNS:,} runs at most")
+    arguments = normalize_arguments(arguments)
     if lists := [key for key, value in arguments.items() if isinstance(value, list) and key != "device"]:
         raise InputError(f"'{lists[0]}' is a list: a search has one value of each argument")
-    check_arguments(arguments, TAKEN)
+    check_arguments(arguments, RESERVED_ARGUMENTS)
     check_sizes(arguments)
     epochs = arguments.get("epochs", _default_epochs(data))
     loaded = load_model(model)
-    _check_stock(loaded, model, wanted)
+    _check_stock_is_clear(loaded, model, wanted)
     stages = find_stages(loaded, wanted, scope=scope)
     space = math.prod(len(stage.choices) for stage in stages)
-    uniform = len(uniform_assignments(stages))
+    uniform = len(list_uniform_assignments(stages))
     if not uniform:
         raise InputError("none of the activations can stand in every stage: a search needs one that can, such as silu")
     if space == uniform:
@@ -165,16 +179,16 @@ def make_search(
             f"there is nothing to mix: the model has {len(stages)} stages with {max(len(s.choices) for s in stages)} "
             "activations that can stand there at most"
         )
-    budget = (_TRAININGS + 2 * seeds) * epochs if budget is None else budget
-    rungs = plan_rungs(budget, epochs=epochs, seeds=seeds, uniform=uniform, space=space)
+    budget = (_DEFAULT_TRAININGS + 2 * seeds) * epochs if budget is None else budget
+    rungs = allocate_rungs(budget, epochs=epochs, seeds=seeds, uniform=uniform, space=space)
     rest = {key: value for key, value in arguments.items() if key != "epochs"}
     return Search(tuple(wanted), model, data, scope, act_lr, rest, budget, epochs, seeds, stages, rungs)
 
 
-def read_activations(texts: Sequence[str]) -> list[str]:
+def parse_activations(texts: Sequence[str]) -> list[str]:
     """Return the activations under their zoo names; raises InputError and SpecError.
 
-    >>> read_activations(["arelu,swish", "leaky_relu(negative_slope=0.1)"])
+    >>> parse_activations(["arelu,swish", "leaky_relu(negative_slope=0.1)"])
     ['arelu', 'silu', 'leaky_relu(negative_slope=0.1)']
     """
     found = []
@@ -193,13 +207,13 @@ def _default_epochs(data: str) -> int:
     return int(SHAPES_SETTINGS["epochs"] if data == "shapes" else DEFAULT_CFG_DICT["epochs"])
 
 
-def _check_stock(loaded: Any, model: str, activations: Sequence[str]) -> None:
+def _check_stock_is_clear(loaded: Any, model: str, activations: Sequence[str]) -> None:
     """Refuse "stock" where it would mean two things: the stock model everywhere, the model's own plan in one stage."""
     if STOCK in activations and read_plan(loaded.model):
         raise InputError(f"'{model}' names activations itself, so that 'stock' in one stage is unclear: leave it out")
 
 
-def plan_rungs(budget: int, *, epochs: int, seeds: int, uniform: int, space: int) -> tuple[Rung, ...]:
+def allocate_rungs(budget: int, *, epochs: int, seeds: int, uniform: int, space: int) -> tuple[Rung, ...]:
     """Lay out as many rungs as the budget allows; together with the final they cost the budget at most.
 
     Rungs are a ninth, a third and the whole of a training long, but three epochs at least, and share what the final
@@ -215,16 +229,19 @@ def plan_rungs(budget: int, *, epochs: int, seeds: int, uniform: int, space: int
     Raises:
         InputError: The budget is too small for one rung and the final, or larger than anyone has.
 
-    >>> [(rung.name, rung.plans, rung.epochs) for rung in plan_rungs(2000, epochs=100, seeds=3, uniform=3, space=729)]
+    >>> rungs = allocate_rungs(2000, epochs=100, seeds=3, uniform=3, space=729)
+    >>> [(rung.name, rung.plans, rung.epochs) for rung in rungs]
     [('rung0', 48, 11), ('rung1', 14, 33), ('rung2', 4, 100), ('final', 2, 100)]
     """
-    lengths = [length for length in (epochs // ETA**2, epochs // ETA) if length >= _SHORTEST] + [epochs]
+    lengths = [
+        length for length in (epochs // REDUCTION_FACTOR**2, epochs // REDUCTION_FACTOR) if length >= _MIN_EPOCHS
+    ] + [epochs]
     final = 2 * seeds * epochs
     for count in range(len(lengths), 0, -1):
-        if sizes := _share(budget - final, lengths[:count], uniform, space):
-            if max(*sizes, 2 * seeds) > MOST_RUNS:
+        if sizes := _allocate_plans(budget - final, lengths[:count], uniform, space):
+            if max(*sizes, 2 * seeds) > MAX_RUNS:
                 raise InputError(
-                    f"this search would have {max(*sizes, 2 * seeds):,} runs in one rung, and {MOST_RUNS:,} are the "
+                    f"this search would have {max(*sizes, 2 * seeds):,} runs in one rung, and {MAX_RUNS:,} are the "
                     "most: give a smaller --budget"
                 )
             rungs = [Rung(f"rung{k}", sizes[k], lengths[k], (k,)) for k in range(count)]
@@ -236,7 +253,7 @@ def plan_rungs(budget: int, *, epochs: int, seeds: int, uniform: int, space: int
     )
 
 
-def _share(left: int, lengths: Sequence[int], uniform: int, space: int) -> list[int]:
+def _allocate_plans(left: int, lengths: Sequence[int], uniform: int, space: int) -> list[int]:
     """Return how many plans each rung has, or [] where there is too little for all of them."""
     sizes = [left // len(lengths) // length for length in lengths]
     sizes[0] = (left - sum(size * length for size, length in zip(sizes[1:], lengths[1:], strict=True))) // lengths[0]
@@ -244,11 +261,11 @@ def _share(left: int, lengths: Sequence[int], uniform: int, space: int) -> list[
         return []
     sizes[0] = min(sizes[0], space)
     for k in range(1, len(sizes)):
-        sizes[k] = min(sizes[k], max(2, math.ceil(sizes[k - 1] / ETA)))
+        sizes[k] = min(sizes[k], max(2, math.ceil(sizes[k - 1] / REDUCTION_FACTOR)))
     return sizes
 
 
-def uniform_assignments(stages: Sequence[Stage]) -> list[Assignment]:
+def list_uniform_assignments(stages: Sequence[Stage]) -> list[Assignment]:
     """Return the assignments of one activation everywhere, of those that can stand everywhere."""
     first = stages[0].choices if stages else ()
     everywhere = [name for name in first if all(name in stage.choices for stage in stages)]
@@ -260,11 +277,11 @@ def is_uniform(assignment: Assignment) -> bool:
     return len(set(assignment)) == 1
 
 
-def write_plan(stages: Sequence[Stage], assignment: Assignment) -> str:
+def format_plan(stages: Sequence[Stage], assignment: Assignment) -> str:
     """Return an assignment as a plan; stages that stay stock are not named.
 
     >>> stages = [Stage("backbone 0-3", (0, 1, 2, 3), 9), Stage("neck 4-5", (4, 5), 2), Stage("head 6", (6,), 1)]
-    >>> write_plan(stages, ("arelu", "silu", "arelu")), write_plan(stages, ("mish", "mish", "mish"))
+    >>> format_plan(stages, ("arelu", "silu", "arelu")), format_plan(stages, ("mish", "mish", "mish"))
     ('arelu@0-3+6, silu@4-5', 'mish')
     """
     if is_uniform(assignment):
@@ -275,19 +292,19 @@ def write_plan(stages: Sequence[Stage], assignment: Assignment) -> str:
     return ", ".join(f"{name}@{format_layers(where)}" for name, where in layers.items() if name != STOCK)
 
 
-def draw_assignments(stages: Sequence[Stage], count: int) -> list[Pick]:
+def sample_candidates(stages: Sequence[Stage], count: int) -> list[Candidate]:
     """Return the uniform assignments and so many others that there are `count`, the same ones every time.
 
     Those are drawn as a Latin hypercube: each activation stands equally often in each stage, so that a few runs tell
     something of every one. `count` is at most the number of all assignments.
     """
-    rng = np.random.default_rng(_DRAW)
-    found = {assignment: Pick(assignment, "uniform") for assignment in uniform_assignments(stages)}
+    rng = np.random.default_rng(_SAMPLING_SEED)
+    found = {assignment: Candidate(assignment, "uniform") for assignment in list_uniform_assignments(stages)}
     while len(found) < count:
         missing = count - len(found)
         columns = [rng.permutation(np.resize(rng.permutation(stage.choices), missing)) for stage in stages]
         for drawn in zip(*(column.tolist() for column in columns), strict=True):
-            found.setdefault(drawn, Pick(drawn, "drawn"))
+            found.setdefault(drawn, Candidate(drawn, "drawn"))
     return list(found.values())
 
 
@@ -309,7 +326,7 @@ def fit_effects(stages: Sequence[Stage], trials: Sequence[Trial]) -> list[dict[s
     if runs <= terms:
         return []
     columns = [
-        basis[[stage.choices.index(trial.pick.assignment[k]) for trial in scored]]
+        basis[[stage.choices.index(trial.candidate.assignment[k]) for trial in scored]]
         for k, (stage, basis) in enumerate(zip(stages, bases, strict=True))
     ]
     design = np.hstack([np.ones((runs, 1)), *columns])
@@ -330,7 +347,7 @@ def fit_effects(stages: Sequence[Stage], trials: Sequence[Trial]) -> list[dict[s
     return effects
 
 
-def propose(effects: Sequence[Mapping[str, Effect]]) -> Iterator[Assignment]:
+def rank_assignments(effects: Sequence[Mapping[str, Effect]]) -> Iterator[Assignment]:
     """Yield all assignments, the best by the sum of their effects first, without making them all before."""
     ranked = [[name for name, _ in sorted(stage.items(), key=lambda item: -item[1].mean)] for stage in effects]
 
@@ -350,7 +367,7 @@ def propose(effects: Sequence[Mapping[str, Effect]]) -> Iterator[Assignment]:
                 heapq.heappush(heap, entry(worse))
 
 
-def advance(trials: Sequence[Trial], places: int) -> list[Pick]:
+def select_survivors(trials: Sequence[Trial], places: int) -> list[Candidate]:
     """Return those of a rung that go on: the best uniform one, the best mixed one, and the best of the others.
 
     Raises:
@@ -359,35 +376,42 @@ def advance(trials: Sequence[Trial], places: int) -> list[Pick]:
     ranked = sorted((trial for trial in trials if trial.state == "done"), key=lambda trial: -trial.score)
     kept = []
     for uniform in (True, False):
-        best = next((trial for trial in ranked if is_uniform(trial.pick.assignment) == uniform), None)
+        best = next((trial for trial in ranked if is_uniform(trial.candidate.assignment) == uniform), None)
         if best is None:
             kind = "uniform" if uniform else "mixed"
             reason = next((f": {trial.reason}" for trial in trials if trial.reason), "")
             raise TrainingError(f"no {kind} plan of {trials[0].rung} gave a score, so the search cannot go on{reason}")
         kept.append(best)
     kept += [trial for trial in ranked if trial not in kept][: places - len(kept)]
-    return [Pick(trial.pick.assignment, "kept") for trial in kept]
+    return [Candidate(trial.candidate.assignment, "kept") for trial in kept]
 
 
-def pick(search: Search, number: int, trials: Sequence[Trial]) -> list[Pick]:
+def select_candidates(search: Search, number: int, trials: Sequence[Trial]) -> list[Candidate]:
     """Return the plans of a rung, from what the rungs before it gave.
 
     A third of the second rung are plans that nobody has tried: those that the effects of the first call best.
     """
     rung = search.rungs[number]
     if number == 0:
-        return draw_assignments(search.stages, rung.plans)
+        return sample_candidates(search.stages, rung.plans)
     before = [trial for trial in trials if trial.rung == search.rungs[number - 1].name]
     new: list[Assignment] = []
     if number == 1 and rung.name != FINAL and (effects := fit_effects(search.stages, before)):
-        tried = {trial.pick.assignment for trial in trials}
-        new = list(itertools.islice((best for best in propose(effects) if best not in tried), rung.plans // ETA))
-    return [*advance(before, rung.plans - len(new)), *(Pick(assignment, "proposed") for assignment in new)]
+        tried = {trial.candidate.assignment for trial in trials}
+        new = list(
+            itertools.islice(
+                (best for best in rank_assignments(effects) if best not in tried), rung.plans // REDUCTION_FACTOR
+            )
+        )
+    return [
+        *select_survivors(before, rung.plans - len(new)),
+        *(Candidate(assignment, "proposed") for assignment in new),
+    ]
 
 
-def make_study(search: Search, rung: Rung, picks: Sequence[Pick]) -> Study:
+def make_rung_study(search: Search, rung: Rung, picks: Sequence[Candidate]) -> Study:
     """Return a rung as a study; its baseline is the first plan, in the final the uniform one."""
-    plans = tuple(write_plan(search.stages, pick.assignment) for pick in picks)
+    plans = tuple(format_plan(search.stages, pick.assignment) for pick in picks)
     return Study(
         activations=plans,
         models=(search.model,),
@@ -400,9 +424,9 @@ def make_study(search: Search, rung: Rung, picks: Sequence[Pick]) -> Study:
     )
 
 
-def check_folder(search: Search, folder: Path) -> bool:
+def check_search_folder(search: Search, folder: Path) -> bool:
     """Say whether a folder holds this search already; raises InputError where it holds another."""
-    recorded = read_record(folder / SEARCH_FILE, Search) if is_folder(folder) else None
+    recorded = read_json(folder / SEARCH_FILE, Search) if folder_exists(folder) else None
     if recorded is None:
         return False
     old = _to_json(recorded)
@@ -427,18 +451,18 @@ def run_search(search: Search, folder: Path, run: Callable[[Study, Sequence[Path
     Raises:
         RtdetrActError: The folder holds another search, a plan cannot run, or a rung gave no score to go on with.
     """
-    begun = check_folder(search, folder)
+    begun = check_search_folder(search, folder)
     trials: list[Trial] = []
     for number, rung in enumerate(search.rungs):
         place = folder / rung.name
-        picks = (read_picks(search, place) if begun else []) or pick(search, number, trials)
+        picks = (read_candidates(search, place) if begun else []) or select_candidates(search, number, trials)
         after = folder / search.rungs[number + 1].name if rung.name != FINAL else None
-        if not (begun and after and read_picks(search, after)):
-            study = make_study(search, rung, picks)
-            records: dict[Path, Any] = {place / PICKS_FILE: [asdict(each) for each in picks]}
+        if not (begun and after and read_candidates(search, after)):
+            study = make_rung_study(search, rung, picks)
+            records: dict[Path, Any] = {place / CANDIDATES_FILE: [asdict(each) for each in picks]}
             if not begun:  # behind the checks: a command with a mistake in it may be put right
                 records[folder / SEARCH_FILE] = _to_json(search)
-            with locked(place):
+            with lock_folder(place):
                 folders = prepare_runs(study, place, beside=records)
                 begun = True
                 run(study, folders)
@@ -446,36 +470,36 @@ def run_search(search: Search, folder: Path, run: Callable[[Study, Sequence[Path
     return trials
 
 
-def read_picks(search: Search, place: Path) -> list[Pick]:
+def read_candidates(search: Search, place: Path) -> list[Candidate]:
     """Return what was picked for a rung, or [] where nothing was yet.
 
     Raises:
         InputError: The record is damaged, or names what this search does not place.
     """
-    picks = read_record(place / PICKS_FILE, list[Pick]) or []
+    picks = read_json(place / CANDIDATES_FILE, list[Candidate]) or []
     for each in picks:
         fits = len(each.assignment) == len(search.stages) and all(
             name in stage.choices for name, stage in zip(each.assignment, search.stages, strict=True)
         )
         if not fits:
             reason = f"{quote(list(each.assignment))} is not an activation of the search for each stage"
-            raise damaged(place / PICKS_FILE, reason)
+            raise make_damaged_error(place / CANDIDATES_FILE, reason)
     return picks
 
 
-def read_trials(search: Search, rung: Rung, place: Path, picks: Sequence[Pick]) -> list[Trial]:
+def read_trials(search: Search, rung: Rung, place: Path, picks: Sequence[Candidate]) -> list[Trial]:
     """Return what the runs of a rung gave, in the order of its plans.
 
     Raises:
         InputError: The folder of a run is gone.
     """
-    records = read_records(place)
-    metric = headline(records)
+    records = read_runs(place)
+    metric = choose_metric(records)
     known = {(record.activation, record.seed): record for record in records}
     found = []
     for each in picks:
         for seed in rung.seeds:
-            plan = write_plan(search.stages, each.assignment)
+            plan = format_plan(search.stages, each.assignment)
             record = known.get((plan, seed))
             if record is None:
                 raise InputError(

@@ -32,13 +32,13 @@ class Snapshots:
         self.path = path
         self.state: dict[str, Any] | None = None
         self.updates = 0  # optimizer steps so far
-        self.since = 0  # batches since the last of them
+        self.batches_since_step = 0  # batches since the last of them
 
     def attach(self, model: Any) -> None:
         """Add the callbacks to an RTDETR or YOLO object."""
         model.add_callback("on_pretrain_routine_end", self._restore)
         model.add_callback("on_train_start", self._set_clock)
-        model.add_callback("on_train_epoch_start", self._restore_random)
+        model.add_callback("on_train_epoch_start", self._restore_random_state)
         model.add_callback("on_train_batch_end", self._count_steps)
         model.add_callback("on_fit_epoch_end", self._save)
 
@@ -58,8 +58,10 @@ class Snapshots:
             "stopper": vars(trainer.stopper),
             "results": trainer.csv.read_bytes(),
             "seconds": time.time() - trainer.train_time_start,
-            "since": self.since,
-            "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None and self.since},
+            "since": self.batches_since_step,
+            "gradients": {
+                name: p.grad for name, p in model.named_parameters() if p.grad is not None and self.batches_since_step
+            },
             "buffer": list(getattr(dataset, "buffer", ())),
             "random": (random.getstate(), np.random.get_state(), torch.get_rng_state()),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -89,7 +91,7 @@ class Snapshots:
         trainer.scaler.load_state_dict(state["scaler"])
         trainer.stopper.__dict__.update(state["stopper"])
         write_atomically(trainer.csv, state["results"])
-        self.state, self.since, self.updates = state, state["since"], state["updates"]
+        self.state, self.batches_since_step, self.updates = state, state["since"], state["updates"]
 
     def _read(self) -> dict[str, Any] | None:
         if not self.path.is_file():
@@ -105,19 +107,19 @@ class Snapshots:
         if self.state is not None:
             trainer.train_time_start -= self.state["seconds"]
 
-    def _restore_random(self, trainer: Any) -> None:
+    def _restore_random_state(self, trainer: Any) -> None:
         """Do what must come last before the first batch: whatever draws a number or clears gradients is over."""
         if self.state is None:
             return
         state, self.state = self.state, None
         if trainer.train_loader.num_workers == 0:
-            _replay_order(trainer)
+            _replay_batch_order(trainer)
             for index in state["buffer"]:  # images at hand for the next mosaic
                 trainer.train_loader.dataset.load_image(index)
         for name, parameter in task_model(trainer.model).named_parameters():
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(parameter.device)
-        _delay_step(trainer, self.since)
+        _delay_first_step(trainer, self.batches_since_step)
         python, numpy, torch_state = state["random"]
         random.setstate(python)
         np.random.set_state(numpy)
@@ -128,10 +130,10 @@ class Snapshots:
     def _count_steps(self, trainer: Any) -> None:
         stepped = trainer.ema.updates != self.updates
         self.updates = trainer.ema.updates
-        self.since = 0 if stepped else self.since + 1
+        self.batches_since_step = 0 if stepped else self.batches_since_step + 1
 
 
-def _replay_order(trainer: Any) -> None:
+def _replay_batch_order(trainer: Any) -> None:
     """Draw the indices of all batches before, so that the next are those of an undisturbed run; no image is read."""
     loader = trainer.train_loader
     closed = trainer.epochs - trainer.args.close_mosaic if trainer.args.close_mosaic else None
@@ -147,7 +149,7 @@ def _replay_order(trainer: Any) -> None:
         loader.reset = lambda: vars(loader).pop("reset", None)
 
 
-def _delay_step(trainer: Any, since: int) -> None:
+def _delay_first_step(trainer: Any, since: int) -> None:
     """Let the first optimizer step come when it was due.
 
     A training loop that starts steps after its first batch, since it remembers no step before; one that goes on steps

@@ -19,7 +19,7 @@ from rtdetr_act.surgery.plan import format_layers
 from rtdetr_act.surgery.sites import Site, find_sites
 
 # Each stage more multiplies the assignments by the number of activations; RT-DETR has five or six as it is.
-MOST_STAGES = 6
+MAX_STAGES = 6
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def find_stages(model: Any, activations: Sequence[str], *, scope: str = "conv") 
     first, last = len(root.yaml["backbone"]), len(root.model) - 1  # type: ignore[index, arg-type]
     ends = (_make_stage("neck", range(first, last), sites), _make_stage("head", [last], sites))
     rest = [stage for stage in ends if stage]
-    while len(backbone) > max(1, MOST_STAGES - len(rest)):
+    while len(backbone) > max(1, MAX_STAGES - len(rest)):
         at = min(range(len(backbone) - 1), key=lambda k: backbone[k].sites + backbone[k + 1].sites)
         merged = _make_stage("backbone", backbone[at].layers + backbone[at + 1].layers, sites)
         backbone[at : at + 2] = [merged] if merged else []
-    return tuple(_with_choices(model, stage, activations, scope) for stage in [*backbone, *rest])
+    return tuple(_find_choices(model, stage, activations, scope) for stage in [*backbone, *rest])
 
 
 def _split_backbone(root: Any) -> list[list[int]]:
@@ -100,7 +100,7 @@ def _make_stage(section: str, layers: Sequence[int], sites: Sequence[Site]) -> S
     return Stage(f"{section} {format_layers(layers)}", tuple(layers), count) if count else None
 
 
-def _with_choices(model: Any, stage: Stage, activations: Sequence[str], scope: str) -> Stage:
+def _find_choices(model: Any, stage: Stage, activations: Sequence[str], scope: str) -> Stage:
     """Try each activation there, by the patcher itself, which knows best."""
     choices, reason = [], ""
     for activation in activations:

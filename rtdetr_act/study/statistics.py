@@ -56,7 +56,7 @@ class Comparison:
     low: float
     high: float
     p: float
-    adjusted: float
+    p_holm: float
     effect: float
     seeds_needed: int | None
     verdict: str
@@ -90,19 +90,19 @@ def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dic
 
     >>> stock = [0.50, 0.52, 0.53]
     >>> seen = compare({"arelu": ([0.52, 0.53, 0.55], stock), "mish": ([0.50, 0.53, 0.53], stock)})
-    >>> {name: (round(each.p, 3), round(each.adjusted, 3), each.verdict) for name, each in seen.items()}
+    >>> {name: (round(each.p, 3), round(each.p_holm, 3), each.verdict) for name, each in seen.items()}
     {'arelu': (0.038, 0.075, 'no difference shown'), 'mish': (0.423, 0.423, 'no difference shown')}
     """
-    tested = {name: _test(variant, baseline) for name, (variant, baseline) in pairs.items()}
+    tested = {name: _test_pairs(variant, baseline) for name, (variant, baseline) in pairs.items()}
     judged = {name: each.p for name, each in tested.items() if not math.isnan(each.p)}
-    adjusted = dict(zip(judged, correct(list(judged.values())), strict=True))
-    return {name: _judge(each, adjusted.get(name, _NAN)) for name, each in tested.items()}
+    adjusted = dict(zip(judged, correct_p_values(list(judged.values())), strict=True))
+    return {name: _set_verdict(each, adjusted.get(name, _NAN)) for name, each in tested.items()}
 
 
-def correct(p: Sequence[float]) -> list[float]:
+def correct_p_values(p: Sequence[float]) -> list[float]:
     """Return p-values corrected by Holm (1979) for there being so many: sound however they depend on each other.
 
-    >>> correct([0.01, 0.04, 0.03])
+    >>> correct_p_values([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
     values = np.asarray(p, dtype=float)
@@ -113,32 +113,32 @@ def correct(p: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def count_seeds(deviation: float, difference: float = HALF_POINT) -> int:
+def count_seeds_needed(deviation: float, difference: float = HALF_POINT) -> int:
     """Return the fewest pairs, 2 or more, with which a two-sided paired t-test at 5 % has a power of 80 %.
 
     Args:
         deviation: Standard deviation of the differences, above 0.
         difference: True difference to be seen, in the same unit.
 
-    >>> count_seeds(deviation=0.01)
+    >>> count_seeds_needed(deviation=0.01)
     34
     """
     effect = difference / deviation
     # A test that knew the deviation would need this many; one that has to estimate it needs a few more.
     known = (special.ndtri(1 - LEVEL / 2) + special.ndtri(POWER)) / effect
     seeds = max(2, math.floor(known**2))
-    while _power(seeds, effect) < POWER:
+    while _compute_power(seeds, effect) < POWER:
         seeds += 1
     return seeds
 
 
-def _power(seeds: int, effect: float) -> float:
+def _compute_power(seeds: int, effect: float) -> float:
     # The other tail, significant with the wrong sign, adds less than 1e-5 where the power is near 80 %.
     limit = special.stdtrit(seeds - 1, 1 - LEVEL / 2)
     return float(stats.nct.sf(limit, seeds - 1, effect * math.sqrt(seeds)))
 
 
-def _test(variant: Sequence[float], baseline: Sequence[float]) -> Comparison:
+def _test_pairs(variant: Sequence[float], baseline: Sequence[float]) -> Comparison:
     differences = np.subtract(variant, baseline)
     pairs, difference = len(differences), float(differences.mean())
     if np.ptp(differences) < _ROUNDING:
@@ -153,15 +153,15 @@ def _test(variant: Sequence[float], baseline: Sequence[float]) -> Comparison:
         low=float(interval.low),
         high=float(interval.high),
         p=float(result.pvalue),
-        adjusted=_NAN,
+        p_holm=_NAN,
         effect=difference / deviation,
-        seeds_needed=count_seeds(deviation),
+        seeds_needed=count_seeds_needed(deviation),
         verdict="",
     )
 
 
-def _judge(comparison: Comparison, adjusted: float) -> Comparison:
+def _set_verdict(comparison: Comparison, adjusted: float) -> Comparison:
     verdict = "no difference shown"
     if adjusted < LEVEL:
         verdict = "better" if comparison.difference > 0 else "worse"
-    return replace(comparison, adjusted=adjusted, verdict=verdict)
+    return replace(comparison, p_holm=adjusted, verdict=verdict)

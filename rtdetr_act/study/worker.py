@@ -30,21 +30,21 @@ from rtdetr_act.integrations.ultralytics.models import load_model, load_variant
 from rtdetr_act.integrations.ultralytics.results import read_results, read_scores
 from rtdetr_act.integrations.ultralytics.runs import outcome_of, run_training
 from rtdetr_act.integrations.ultralytics.trainers import task_model
-from rtdetr_act.study.activation_curves import trace_activations
-from rtdetr_act.study.folder import (
-    RESULT_FILE,
-    ROW_FILE,
-    SHAPES_FILE,
-    SNAPSHOT_FILE,
-    Result,
-    Shapes,
-    SiteShape,
-    locked,
-    write_json,
-)
-from rtdetr_act.study.grid import Row, command_of, read_row
+from rtdetr_act.study.activation_curves import sample_learned_curves
+from rtdetr_act.study.grid import RunConfig, format_command, read_run_config
 from rtdetr_act.study.process import is_finished
 from rtdetr_act.study.snapshot import Snapshots
+from rtdetr_act.study.storage import (
+    CURVES_FILE,
+    RESULT_FILE,
+    RUN_FILE,
+    SNAPSHOT_FILE,
+    ActivationCurves,
+    RunResult,
+    SiteCurves,
+    lock_folder,
+    write_json,
+)
 from rtdetr_act.version import __version__
 
 _WAIT = 30.0  # seconds for a predecessor, whose study was killed, to notice that
@@ -58,21 +58,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pauses", type=int, nargs="+", default=[])
     given = parser.parse_args()
-    pauses = Pauses(given.pauses)
-    threading.Thread(target=_listen, args=(pauses,), daemon=True).start()
+    pauses = EpochBarrier(given.pauses)
+    threading.Thread(target=_listen_for_releases, args=(pauses,), daemon=True).start()
     try:
-        with locked(given.folder, wait=_WAIT):
+        with lock_folder(given.folder, wait=_WAIT):
             if not is_finished(given.folder):
-                row = read_row(given.folder)
+                row = read_run_config(given.folder)
                 if row is None:
-                    raise InputError(f"there is no '{given.folder / ROW_FILE}'")
-                do_run(row, given.folder, device=given.device, threads=given.threads, pauses=pauses)
+                    raise InputError(f"there is no '{given.folder / RUN_FILE}'")
+                train_run(row, given.folder, device=given.device, threads=given.threads, pauses=pauses)
     except RtdetrActError as error:
         print(f"error: {error}")
         sys.exit(error.exit_code)
 
 
-class Pauses:
+class EpochBarrier:
     """Holds a training after some of its epochs until the study says that it may go on.
 
     Args:
@@ -81,7 +81,7 @@ class Pauses:
     """
 
     def __init__(self, after: Sequence[int]) -> None:
-        self.after = frozenset(after)
+        self.epochs = frozenset(after)
         self._passed = 0
         self._changed = threading.Condition()
 
@@ -90,29 +90,29 @@ class Pauses:
         model.add_callback("on_train_start", lambda trainer: self._wait(trainer.start_epoch))
         model.add_callback("on_fit_epoch_end", lambda trainer: self._wait(trainer.epoch + 1))
 
-    def let_pass(self, epochs: int) -> None:
+    def release(self, epochs: int) -> None:
         """Let the training pass that number of epochs; called from another thread."""
         with self._changed:
             self._passed = max(self._passed, epochs)
             self._changed.notify_all()
 
     def _wait(self, epochs: int) -> None:
-        if epochs in self.after:
+        if epochs in self.epochs:
             with self._changed:
                 self._changed.wait_for(lambda: self._passed >= epochs)
 
 
-def _listen(pauses: Pauses) -> None:
+def _listen_for_releases(pauses: EpochBarrier) -> None:
     """Pass on what the study says, and end with it."""
     said = b""
     while piece := os.read(0, 64):  # not sys.stdin, whose lock, held here, would abort the interpreter's own end
         *numbers, said = (said + piece).split(b"\n")
         for number in numbers:
-            pauses.let_pass(int(number))
+            pauses.release(int(number))
     os._exit(1)  # no cleaning up: what is on the disk is whole at any moment
 
 
-def do_run(row: Row, folder: Path, *, device: str, threads: int, pauses: Pauses) -> None:
+def train_run(row: RunConfig, folder: Path, *, device: str, threads: int, pauses: EpochBarrier) -> None:
     """Train the row and write what came out; a loss that became non-finite is an outcome too.
 
     Args:
@@ -132,52 +132,52 @@ def do_run(row: Row, folder: Path, *, device: str, threads: int, pauses: Pauses)
     given = {**row.arguments, **place, "seed": row.seed, "data": resolve_data(row.data)}
     before: dict[str, Any] = {}
     if "," not in str(device or row.arguments.get("device")):
-        _watch(model, before, threads)
+        _add_start_callbacks(model, before, threads)
         Snapshots(folder / SNAPSHOT_FILE).attach(model)
         pauses.attach(model)
-    elif unfinished := _load_unfinished(folder / "weights" / "last.pt"):
+    elif unfinished := _load_resumable(folder / "weights" / "last.pt"):
         # The workers of a multi-GPU run hold its state, out of reach of a snapshot: Ultralytics' own way to go on.
         model, given = unfinished, {"resume": True}
     try:
         run_training(model, **{**given, **placed})
         _check_batch(model.trainer.args.batch, row)
     except TrainingError as error:
-        _write_result(folder, Result("failed", str(error), **_origin(row, None)))
+        _write_result(folder, RunResult("failed", str(error), **_describe_environment(row, None)))
         return
     outcome = outcome_of(name, model)
     metrics = model.metrics or model.val(verbose=False, plots=False)  # those of a multi-GPU run stay in its workers
-    _write_shapes(folder, before, model)
+    _write_curves(folder, before, model)
     scores = read_scores(metrics)
     if unknown := [name for name, score in scores.items() if not math.isfinite(score)]:
         reason = f"Ultralytics' validation gives no number for {', '.join(unknown)}"
-        _write_result(folder, Result("failed", reason, **_origin(row, model.trainer.device)))
+        _write_result(folder, RunResult("failed", reason, **_describe_environment(row, model.trainer.device)))
         return
-    result = Result(
+    result = RunResult(
         state="done",
         scores=scores,  # type: ignore[arg-type]  # its names are those of Score
-        classes=class_scores(metrics),
+        classes=read_class_scores(metrics),
         epochs=len(read_results(folder).epochs),
         sites=outcome.sites,
         parameters=outcome.parameters,
         gflops=outcome.gflops,
         seconds_per_epoch=None if math.isnan(outcome.seconds_per_epoch) else outcome.seconds_per_epoch,
-        **_origin(row, model.trainer.device),
+        **_describe_environment(row, model.trainer.device),
     )
     _write_result(folder, result)
     (folder / SNAPSHOT_FILE).unlink(missing_ok=True)
 
 
-def _write_result(folder: Path, result: Result) -> None:
+def _write_result(folder: Path, result: RunResult) -> None:
     write_json(folder / RESULT_FILE, asdict(result))
 
 
-def _load_unfinished(last: Path) -> Any:
+def _load_resumable(last: Path) -> Any:
     """Return the model of a checkpoint that a training can go on from, or None."""
     model = load_model(str(last)) if last.exists() else None
     return model if model and (model.ckpt or {}).get("epoch", -1) >= 0 else None
 
 
-def _check_batch(used: int, row: Row) -> None:
+def _check_batch(used: int, row: RunConfig) -> None:
     """Refuse a run whose batch Ultralytics halved when memory ran out: it is no longer the same but the activation."""
     wanted = row.arguments.get("batch", DEFAULT_CFG_DICT["batch"])
     if used != wanted:
@@ -186,7 +186,7 @@ def _check_batch(used: int, row: Row) -> None:
         )
 
 
-def _watch(model: Any, before: dict[str, Any], threads: int) -> None:
+def _add_start_callbacks(model: Any, before: dict[str, Any], threads: int) -> None:
     """Set the threads, and note the activations before the first step; both know the trainer only in a callback."""
 
     def start(trainer: Any) -> None:
@@ -194,28 +194,30 @@ def _watch(model: Any, before: dict[str, Any], threads: int) -> None:
             torch.set_num_threads(threads)  # Ultralytics sets its own number, before this callback
 
     def built(trainer: Any) -> None:
-        before.update(trace_activations(task_model(trainer.model)))
+        before.update(sample_learned_curves(task_model(trainer.model)))
 
     model.add_callback("on_pretrain_routine_start", start)
     model.add_callback("on_pretrain_routine_end", built)
 
 
-def _write_shapes(folder: Path, before: dict[str, Any], model: Any) -> None:
-    after = trace_activations(model.model)["sites"]
+def _write_curves(folder: Path, before: dict[str, Any], model: Any) -> None:
+    after = sample_learned_curves(model.model)["sites"]
     sites = [
-        SiteShape(name, site["activation"], _finite(site["curve"]), _finite(after[name]["curve"]))
+        SiteCurves(
+            name, site["activation"], _replace_non_finite(site["curve"]), _replace_non_finite(after[name]["curve"])
+        )
         for name, site in before.get("sites", {}).items()
         if name in after
     ]
     if sites:
-        write_json(folder / SHAPES_FILE, asdict(Shapes(before["x"], sites)), indent=None)
+        write_json(folder / CURVES_FILE, asdict(ActivationCurves(before["x"], sites)), indent=None)
 
 
-def _finite(curve: Sequence[float]) -> list[float | None]:
+def _replace_non_finite(curve: Sequence[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in curve]
 
 
-def class_scores(metrics: Any) -> dict[str, float]:
+def read_class_scores(metrics: Any) -> dict[str, float]:
     """Return mAP50-95 by class name, of the masks or keypoints where a task has them; {} for classification."""
     found = next((getattr(metrics, part) for part in ("seg", "pose", "box") if hasattr(metrics, part)), None)
     if found is None:
@@ -225,10 +227,10 @@ def class_scores(metrics: Any) -> dict[str, float]:
     return {str(names[int(index)]): float(ap) for index, ap in scores if math.isfinite(ap)}
 
 
-def _origin(row: Row, device: Any) -> dict[str, Any]:
+def _describe_environment(row: RunConfig, device: Any) -> dict[str, Any]:
     name = ""
     if device is not None:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {_processor()}"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {_name_processor()}"
     versions = {
         "rtdetr-act": __version__,
         "ultralytics": ultralytics.__version__,
@@ -237,10 +239,10 @@ def _origin(row: Row, device: Any) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": name,
     }
-    return {"versions": {key: value for key, value in versions.items() if value}, "command": command_of(row)}
+    return {"versions": {key: value for key, value in versions.items() if value}, "command": format_command(row)}
 
 
-def _processor() -> str:
+def _name_processor() -> str:
     return str(get_cpu_info())
 
 

@@ -18,7 +18,7 @@ from rtdetr_act.surgery.model_plan import carries_plan, is_model_yaml, read_plan
 from rtdetr_act.surgery.modules import frozen_among, put, unwrap
 from rtdetr_act.surgery.plan import Plan, Rule, format_layers, last_match, require_followers
 from rtdetr_act.surgery.sites import MARK, locate
-from rtdetr_act.tables import align
+from rtdetr_act.tables import align_columns
 
 NAME = "dynamic_conv"
 _ARGUMENTS = ("kernels", "reduction", "tau", "tau_start", "tau_epochs")
@@ -97,7 +97,7 @@ class ConvReport:
             layers = format_layers({swap.place.layer for swap in swaps if swap.place.layer is not None})
             old, new = (f"{sum(swap.parameters[i] for swap in swaps):,}" for i in (0, 1))
             rows.append((section or "-", before, after, str(len(swaps)), new, old, layers or "-"))
-        lines = align(rows)
+        lines = align_columns(rows)
         before_all = sum(swap.parameters[0] for swap in self.swaps)
         total = f"{len(self)} convolutions replaced, {len(self.kept)} kept, {self.parameters:,} parameters in them "
         return "\n".join([*lines, f"{total}({before_all:,} before)"])

@@ -21,7 +21,7 @@ from rtdetr_act.surgery.modules import put, unwrap
 from rtdetr_act.surgery.plan import Plan, Rule, SwapOptions, format_layers, require_followers
 from rtdetr_act.surgery.rewired import rewire, unwire
 from rtdetr_act.surgery.sites import MARK, Site, find_sites, placed_activations, stock_works_in_place
-from rtdetr_act.tables import align
+from rtdetr_act.tables import align_columns
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class PatchReport:
             layers = format_layers({swap.site.layer for swap in swaps if swap.site.layer is not None})
             parameters = sum(swap.parameters for swap in swaps)
             rows.append((section or "-", before, after, layout, str(len(swaps)), f"{parameters:,}", layers or "-"))
-        lines = align(rows)
+        lines = align_columns(rows)
         total = f"{len(self)} sites swapped, {len(self.kept)} kept, {self.parameters:,} activation parameters"
         more = [f"not reached: {', '.join(self.unseen)}"] if self.unseen else []
         if misfits := [swap.misfit for swap in self.swaps if swap.misfit is not None]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rtdetr_act.analysis.diagnosis import Diagnosis, diagnose, own_random_state, seed_all
+from rtdetr_act.analysis.diagnosis import Diagnosis, diagnose, preserve_random_state, seed_all
 from rtdetr_act.errors import InputError
 from rtdetr_act.integrations.ultralytics.argument_ranges import move_to
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
@@ -54,7 +54,7 @@ def diagnose_variants(
     known: dict[str, Any] = {}
     for source in sources:
         for activation in activations:
-            with own_random_state():
+            with preserve_random_state():
                 seed_all(seed)
                 name, model = load_variant(source, activation, scope=scope)
                 known = known or check_data(resolve_data(data), str(model.task))

@@ -17,14 +17,14 @@ from rich.table import Table
 from torch import Tensor, nn
 from ultralytics.cfg import get_cfg
 
-from rtdetr_act.analysis.figures import COLOURS, render, write_picture
-from rtdetr_act.analysis.memory import peak_bytes, saved_bytes
+from rtdetr_act.analysis.figures import COLOURS, render_figure, write_figure
+from rtdetr_act.analysis.memory import measure_peak_bytes, measure_saved_bytes
 from rtdetr_act.errors import InputError
-from rtdetr_act.files import making_folder, write_together, writing
+from rtdetr_act.files import convert_write_errors, create_folder, write_files_atomically
 from rtdetr_act.integrations.ultralytics.argument_ranges import move_to
 from rtdetr_act.integrations.ultralytics.arguments import check_counts
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_variant
-from rtdetr_act.timing import Ratio, ratios, take_turns
+from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
 # Ultralytics' losses read these of a batch; so many objects stand in each drawn image.
 _OBJECTS = 8
@@ -89,12 +89,12 @@ def bench_model(
         models[name] = _prepare(loaded.model, device)
     drawn = draw_batch(models["stock"], str(loaded.task), imgsz, batch, device)
     steps = {name: _training_step(model, drawn) for name, model in models.items()}
-    train = ratios(take_turns(steps, turns, device=device), "stock")
-    peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
-    saved = {name: saved_bytes(lambda m=model: m.loss(drawn), model) for name, model in models.items()}  # type: ignore[misc]
+    train = compute_ratios(time_medians(steps, turns, device=device), "stock")
+    peaks = {name: measure_peak_bytes(step, device) for name, step in steps.items()}
+    saved = {name: measure_saved_bytes(lambda m=model: m.loss(drawn), model) for name, model in models.items()}  # type: ignore[misc]
     image = drawn["img"][:1]
     passes = {name: make_inference(model, image) for name, model in models.items()}
-    inference = ratios(take_turns(passes, 2 * turns, repeat=6, device=device), "stock")
+    inference = compute_ratios(time_medians(passes, 2 * turns, repeat=6, device=device), "stock")
     return [
         Cost(
             name,
@@ -135,7 +135,7 @@ def time_training_step(model: Any, imgsz: int, batch: int, device: str = "cpu") 
     """
     prepared = _prepare(model.model, device)
     step = _training_step(prepared, draw_batch(prepared, str(model.task), imgsz, batch, device))
-    return statistics.median(take_turns({"step": step}, 3, warmup=1, device=device)["step"])
+    return statistics.median(time_medians({"step": step}, 3, warmup=1, device=device)["step"])
 
 
 def make_inference(model: nn.Module, image: Tensor) -> Callable[[], Any]:
@@ -210,9 +210,9 @@ def write_costs(costs: Mapping[str, Sequence[Cost]], folder: Path, name: str) ->
             panels.setdefault(model, {})[cost.activation] = {**times, **memory}
     text = json.dumps({model: [asdict(cost) for cost in found] for model, found in costs.items()}, indent=1)
     chart = bars_figure(panels, "in units of the stock model")
-    contents = {folder / f"{name}.json": text.encode(), folder / f"{name}.png": render(chart, dpi=_DPI)}
-    with writing(folder), making_folder(folder):
-        write_together(contents)
+    contents = {folder / f"{name}.json": text.encode(), folder / f"{name}.png": render_figure(chart, dpi=_DPI)}
+    with convert_write_errors(folder), create_folder(folder):
+        write_files_atomically(contents)
     return list(contents)
 
 
@@ -230,7 +230,7 @@ def draw_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], output: P
     Raises:
         InputError: The file cannot be written; the old one is then as it was.
     """
-    return write_picture(bars_figure(panels, axis), Path(output), dpi=_DPI)
+    return write_figure(bars_figure(panels, axis), Path(output), dpi=_DPI)
 
 
 def bars_figure(panels: Mapping[str, Mapping[str, Mapping[str, float]]], axis: str) -> Figure:

@@ -11,8 +11,8 @@ from ultralytics.utils import ROOT
 from rtdetr_act.errors import (
     InputError,
     RtdetrActError,
-    origin,
     quote,
+    raising_module,
     reason,
     suggest,
 )
@@ -70,7 +70,7 @@ def check_data(data: str, task: str) -> dict[str, Any]:
     except RtdetrActError as error:
         raise InputError(f"data set {quote(data)}: {error}") from error
     except BUILDING_ERRORS as error:  # a YAML with other contents raises whatever its use raised
-        if origin(error).startswith("rtdetr_act."):
+        if raising_module(error).startswith("rtdetr_act."):
             raise
         why = f"{type(error).__name__}: {reason(error)}"
         raise InputError(f"{quote(data)} is not a data set that Ultralytics can read ({why})") from error

@@ -15,7 +15,7 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.engine.validator import BaseValidator
 from ultralytics.utils import SETTINGS
 
-from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError, origin, quote, reason
+from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError, quote, raising_module, reason
 
 # Ultralytics' modules that check what a user gave. What is raised elsewhere is no user's mistake.
 _CHECKING = (
@@ -55,7 +55,7 @@ def explain(error: BaseException) -> RtdetrActError | None:
             return TrainingError(f"{words}; try a smaller lr0, or amp=False")
         if str(error).startswith("Dataset"):
             return InputError(words)
-    if isinstance(error, _REFUSALS) and origin(error).startswith(_CHECKING) and _is_deliberate(error):
+    if isinstance(error, _REFUSALS) and raising_module(error).startswith(_CHECKING) and _is_deliberate(error):
         return InputError(words)
     return None
 

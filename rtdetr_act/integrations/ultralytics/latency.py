@@ -22,18 +22,18 @@ from rich.table import Table
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import LOGGER
 
-from rtdetr_act.analysis.figures import COLOURS, render
+from rtdetr_act.analysis.figures import COLOURS, render_figure
 from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import (
-    making_folder,
-    move_together,
+    convert_write_errors,
+    create_folder,
+    move_files_atomically,
     output_folder,
     partial_path,
     remove_leftovers,
-    write_together,
-    writing,
+    write_files_atomically,
 )
 from rtdetr_act.integrations.ultralytics.arguments import check_counts
 from rtdetr_act.integrations.ultralytics.datasets import training_data
@@ -41,7 +41,7 @@ from rtdetr_act.integrations.ultralytics.export import check_export, export_mode
 from rtdetr_act.integrations.ultralytics.failures import one_sentence
 from rtdetr_act.integrations.ultralytics.results import read_scores
 from rtdetr_act.integrations.ultralytics.runs import slug
-from rtdetr_act.timing import Ratio, ratios, time_turns
+from rtdetr_act.timing import Ratio, compute_ratios, time_rounds
 
 TORCH = "torch"
 _MARKS = "osD^vP*X"
@@ -129,10 +129,10 @@ def _staged(folder: Path) -> Iterator[Path]:
             stage.mkdir()
             yield stage
             found = {folder / path.relative_to(stage): path for path in stage.glob("*/*")}
-            with writing(folder), ExitStack() as stack:
+            with convert_write_errors(folder), ExitStack() as stack:
                 for parent in {path.parent for path in found}:
-                    stack.enter_context(making_folder(parent))
-                move_together(found)
+                    stack.enter_context(create_folder(parent))
+                move_files_atomically(found)
         except InputError as error:  # of what cannot be written there
             raise InputError(without_stage(str(error), stage)) from error
         finally:
@@ -172,7 +172,7 @@ def _measure(
     for form in sorted(files, key=lambda form: (form != TORCH, form)):
         # A format at a time, so that the threads of one runtime do not hold up those of another.
         calls = {name: runner(path, imgsz) for name, path in files[form].items()}
-        rows = time_turns(calls, turns, repeat=4)
+        rows = time_rounds(calls, turns, repeat=4)
         middles = {name: [statistics.median(row) for row in each] for name, each in rows.items()}
         for name, path in files[form].items():
             every = np.concatenate(rows[name]) * 1e3
@@ -182,7 +182,7 @@ def _measure(
                     format=form,
                     median=float(np.median(every)),
                     p95=float(np.percentile(every, 95)),
-                    ratio=ratios(middles, next(iter(models)))[name],
+                    ratio=compute_ratios(middles, next(iter(models)))[name],
                     parameters=sum(parameter.numel() for parameter in models[name].model.parameters()),
                     gflops=gflops[name],
                     megabytes=_size(path) / 1e6,
@@ -198,7 +198,7 @@ def _save(model: Any, path: Path) -> Path:
     model.ckpt = model.ckpt or {}  # None in 8.3 for a model made from a YAML
     content = io.BytesIO()  # torch's own writer knows no errno
     model.save(content)
-    with writing(path):
+    with convert_write_errors(path):
         path.parent.mkdir()
         path.write_bytes(content.getvalue())
     model.model.pt_path = str(path)
@@ -268,9 +268,9 @@ def write_latencies(found: Sequence[Latency], folder: Path, name: str) -> list[P
     """
     contents = {folder / f"{name}.json": json.dumps([asdict(entry) for entry in found], indent=1).encode()}
     if all(entry.scores for entry in found):
-        contents[folder / f"{name}.png"] = render(draw_pareto(found), dpi=_DPI)
-    with writing(folder), making_folder(folder):
-        write_together(contents)
+        contents[folder / f"{name}.png"] = render_figure(draw_pareto(found), dpi=_DPI)
+    with convert_write_errors(folder), create_folder(folder):
+        write_files_atomically(contents)
     return list(contents)
 
 

@@ -19,8 +19,8 @@ from rtdetr_act.errors import (
     InputError,
     ModelError,
     RtdetrActError,
-    origin,
     quote,
+    raising_module,
     reason,
     suggest,
 )
@@ -119,7 +119,7 @@ def _load_checkpoint(source: str) -> Any:
     except FileNotFoundError:
         raise InputError(f"there is no file {quote(source)}, and it could not be downloaded") from None
     except Exception as error:  # whatever an unpickler makes of bytes that are not a checkpoint
-        if origin(error).startswith("rtdetr_act."):
+        if raising_module(error).startswith("rtdetr_act."):
             raise
         raise ModelError(
             f"{quote(source)} is not an Ultralytics checkpoint ({type(error).__name__}: {reason(error)})"

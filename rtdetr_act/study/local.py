@@ -15,13 +15,13 @@ import torch
 from ultralytics.utils.torch_utils import select_device
 
 from rtdetr_act.errors import InputError, quote
-from rtdetr_act.study.process import end_run, explain_end, is_finished, note_attempt, start_run
+from rtdetr_act.study.process import explain_exit, is_finished, kill_run, record_attempt, start_run
 
-_POLL = 0.1  # seconds
+_POLL_SECONDS = 0.1  # seconds
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """Where one run at a time goes.
 
     Attributes:
@@ -33,7 +33,7 @@ class Place:
     threads: int
 
 
-def find_places(device: Any, cpus: int | None) -> list[Place]:
+def find_slots(device: Any, cpus: int | None) -> list[Slot]:
     """Return the places of this machine.
 
     Args:
@@ -50,7 +50,7 @@ def find_places(device: Any, cpus: int | None) -> list[Place]:
     )
     gpus = gpus[: torch.cuda.device_count()]
     names = split_device(device)
-    places = make_places(names, gpus, os.cpu_count() or 1, cpus)
+    places = divide_into_slots(names, gpus, os.cpu_count() or 1, cpus)
     if names and not any(name.isdecimal() for name in names):
         _check_device(device)
     return places
@@ -77,7 +77,7 @@ def _check_device(device: Any) -> None:
         os.environ.update(before)
 
 
-def make_places(device: Sequence[str], gpus: Sequence[str], cores: int, cpus: int | None) -> list[Place]:
+def divide_into_slots(device: Sequence[str], gpus: Sequence[str], cores: int, cpus: int | None) -> list[Slot]:
     """Divide GPUs or cores among runs.
 
     Args:
@@ -96,29 +96,29 @@ def make_places(device: Sequence[str], gpus: Sequence[str], cores: int, cpus: in
         raise InputError(f"device={quote(','.join(device))} cannot be: name each GPU once, and nothing else")
     if device and not on_gpu:  # cpu, mps and others are one device, and only the CPU can be divided
         threads = cpus or 1
-        return [Place(",".join(device), threads)] * (cores // threads if device == ["cpu"] else 1)
+        return [Slot(",".join(device), threads)] * (cores // threads if device == ["cpu"] else 1)
     if len(on_gpu) > 1:
         if len(on_gpu) > len(gpus):
-            raise InputError(f"device={','.join(on_gpu)} cannot be: this machine shows {_count_gpus(gpus)}")
+            raise InputError(f"device={','.join(on_gpu)} cannot be: this machine shows {_format_gpu_count(gpus)}")
         size = len(on_gpu)
-        return [Place(",".join(gpus[i : i + size]), 0) for i in range(0, len(gpus) - size + 1, size)]
+        return [Slot(",".join(gpus[i : i + size]), 0) for i in range(0, len(gpus) - size + 1, size)]
     if on_gpu:
         if on_gpu[0] not in gpus and int(on_gpu[0]) >= len(gpus):
-            raise InputError(f"device={on_gpu[0]} cannot be: this machine shows {_count_gpus(gpus)}")
-        return [Place(on_gpu[0], 0)]
+            raise InputError(f"device={on_gpu[0]} cannot be: this machine shows {_format_gpu_count(gpus)}")
+        return [Slot(on_gpu[0], 0)]
     if gpus:
-        return [Place(name, 0) for name in gpus]
-    return [Place("cpu", cpus or 1)] * (cores // (cpus or 1))
+        return [Slot(name, 0) for name in gpus]
+    return [Slot("cpu", cpus or 1)] * (cores // (cpus or 1))
 
 
-def _count_gpus(gpus: Sequence[str]) -> str:
+def _format_gpu_count(gpus: Sequence[str]) -> str:
     if not gpus:
         return "no GPU"
     return f"{len(gpus)} GPU{'' if len(gpus) == 1 else 's'}"
 
 
-def run_rows(
-    folders: Sequence[Path], places: Sequence[Place], *, retries: int, watch: Callable[[Sequence[Path]], None]
+def run_locally(
+    folders: Sequence[Path], places: Sequence[Slot], *, retries: int, watch: Callable[[Sequence[Path]], None]
 ) -> None:
     """Run what is not finished, in order; a failure is noted in its folder, and the others go on.
 
@@ -130,7 +130,7 @@ def run_rows(
     """
     waiting = deque((folder, retries) for folder in folders if not is_finished(folder))
     free = deque(places)
-    working: dict[subprocess.Popen[bytes], tuple[Path, int, Place]] = {}
+    working: dict[subprocess.Popen[bytes], tuple[Path, int, Slot]] = {}
     try:
         while waiting or working:
             while waiting and free:
@@ -139,15 +139,15 @@ def run_rows(
                 working[start_run(folder, device=place.device, threads=place.threads)] = folder, left, place
             for process in [process for process in working if process.poll() is not None]:
                 folder, left, place = working.pop(process)
-                end_run(process)  # loader processes that outlived it
+                kill_run(process)  # loader processes that outlived it
                 free.append(place)
                 if is_finished(folder):
                     continue
-                note_attempt(folder, explain_end(folder, process.returncode))
+                record_attempt(folder, explain_exit(folder, process.returncode))
                 if left:
                     waiting.appendleft((folder, left - 1))
             watch([folder for folder, _, _ in working.values()])
-            time.sleep(_POLL)
+            time.sleep(_POLL_SECONDS)
     finally:
         for process in working:
-            end_run(process)
+            kill_run(process)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from rtdetr_act.errors import InputError, quote
 from rtdetr_act.integrations.ultralytics.results import read_results
-from rtdetr_act.study.folder import ROW_FILE, is_folder
-from rtdetr_act.study.grid import command_of, label, read_row
+from rtdetr_act.study.grid import format_activation, format_command, read_run_config
 from rtdetr_act.study.process import read_attempts, read_result
-from rtdetr_act.study.record import Record
-from rtdetr_act.study.ultralytics_runs import read_foreign
+from rtdetr_act.study.run_record import RunRecord
+from rtdetr_act.study.storage import RUN_FILE, folder_exists
+from rtdetr_act.study.ultralytics_runs import read_ultralytics_runs
 
 
-def read_records(folder: Path) -> list[Record]:
+def read_runs(folder: Path) -> list[RunRecord]:
     """Return a record of each run below a folder, in the order of their paths.
 
     A folder with `run.json` is a run of a study; one with Ultralytics' `args.yaml` alone is a run made without us,
@@ -23,30 +23,30 @@ def read_records(folder: Path) -> list[Record]:
     Raises:
         InputError: There is no such folder, no run in it, or a record in it is damaged.
     """
-    if not is_folder(folder):
+    if not folder_exists(folder):
         raise InputError(f"there is no folder {quote(str(folder))}")
-    studied = sorted(path.parent for path in folder.rglob(ROW_FILE))
+    studied = sorted(path.parent for path in folder.rglob(RUN_FILE))
     others = sorted({path.parent for path in folder.rglob("args.yaml")} - set(studied))
     records = [read_run(path) for path in studied]
-    records += read_foreign(others, beside=studied)
+    records += read_ultralytics_runs(others, beside=studied)
     if not records:
         raise InputError(f"there is no run in '{folder}': give the folder of a study, or one with Ultralytics runs")
     return records
 
 
-def read_run(folder: Path) -> Record:
+def read_run(folder: Path) -> RunRecord:
     """Return the record of a run of a study; raises InputError where it has none, or a damaged one."""
-    row = read_row(folder)
+    row = read_run_config(folder)
     if row is None:
-        raise InputError(f"there is no '{folder / ROW_FILE}'")
+        raise InputError(f"there is no '{folder / RUN_FILE}'")
     result, attempts = read_result(folder), read_attempts(folder)
     state = result.state if result else "failed" if attempts else "unfinished"
     reason = result.reason if result else attempts[-1].reason if attempts else ""
     seconds = result.seconds_per_epoch if result else None
-    return Record(
+    return RunRecord(
         name=row.name,
         variant=row.variant,
-        activation=label(row.activation),
+        activation=format_activation(row.activation),
         setting=row.setting,
         seed=row.seed,
         state=state,
@@ -61,5 +61,5 @@ def read_run(folder: Path) -> Record:
         folder=folder,
         arguments={"model": row.model, "data": row.data, **row.arguments, "seed": row.seed},
         versions=result.versions if result else {},
-        command=command_of(row),
+        command=format_command(row),
     )

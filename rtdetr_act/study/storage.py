@@ -13,44 +13,44 @@ from typing import Any, Literal, TypeVar
 from filelock import FileLock, Timeout
 
 from rtdetr_act.errors import InputError, SpecError, quote
-from rtdetr_act.files import making_folder, write_atomically
-from rtdetr_act.study.decode import Amount, Count, Fraction, decode
+from rtdetr_act.files import create_folder, write_atomically
+from rtdetr_act.study.decode import NonNegativeFloat, NonNegativeInt, UnitFloat, decode
 
-RUNS = "runs"
+RUNS_FOLDER = "runs"
 STUDY_FILE = "study.json"
 LATENCY_FILE = "latency.json"
 # What the folder of a search holds beside the studies that are its rungs.
 SEARCH_FILE = "search.json"  # its settings; other ones are refused
-PICKS_FILE = "picks.json"  # in the folder of a rung: its plans, and where each came from
+CANDIDATES_FILE = "picks.json"  # in the folder of a rung: its plans, and where each came from
 # What a run folder holds beside Ultralytics' own files.
-ROW_FILE = "run.json"  # which row of which study it is; written before the run starts
+RUN_FILE = "run.json"  # which row of which study it is; written before the run starts
 RESULT_FILE = "result.json"  # what came out; written last, so that a folder with one is finished
-SHAPES_FILE = "activations.json"  # learned activations as curves, before and after
+CURVES_FILE = "activations.json"  # learned activations as curves, before and after
 SNAPSHOT_FILE = "snapshot.pt"  # the state after the last epoch, until there is a result
 ATTEMPTS_FILE = "attempts.json"  # processes that ended without a result, and why
 _LOCK_FILE = ".lock"
-OUTPUTS = ("leaderboard.csv", "leaderboard.parquet", "leaderboard.md", "report.html")  # what a report writes
+REPORT_FILES = ("leaderboard.csv", "leaderboard.parquet", "leaderboard.md", "report.html")  # what a report writes
 
-_LONGEST_NAME = 255  # bytes, on all usual file systems
+_MAX_NAME_BYTES = 255  # bytes, on all usual file systems
 
 T = TypeVar("T")
-Score = Literal["mAP50", "mAP50-95", "top1", "top5"]
+ScoreName = Literal["mAP50", "mAP50-95", "top1", "top5"]
 
 # What to do about a damaged file.
 _REMEDIES = {
     STUDY_FILE: "delete it; the study writes it anew",
     LATENCY_FILE: "delete it; the study measures anew",
     SEARCH_FILE: "put back a copy, or give another folder with --output",
-    PICKS_FILE: "put back a copy, or delete the folder of this rung and those of the rungs after it",
-    ROW_FILE: "delete the folder it is in; the study does that run again",
+    CANDIDATES_FILE: "put back a copy, or delete the folder of this rung and those of the rungs after it",
+    RUN_FILE: "delete the folder it is in; the study does that run again",
     RESULT_FILE: "delete it; the study does that run again",
-    SHAPES_FILE: "delete it; the report leaves its curves out",
+    CURVES_FILE: "delete it; the report leaves its curves out",
     ATTEMPTS_FILE: "delete it; it only counts tries",
 }
 
 
 @dataclass(frozen=True)
-class StudyRecord:
+class StudySettings:
     """What `study.json` holds."""
 
     baseline: str
@@ -60,7 +60,7 @@ class StudyRecord:
 class Latencies:
     """What `latency.json` holds: ms by variant, and how they were measured."""
 
-    milliseconds: Mapping[str, Amount] = field(default_factory=dict)
+    milliseconds: Mapping[str, NonNegativeFloat] = field(default_factory=dict)
     note: str = ""
 
 
@@ -73,18 +73,18 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """What `result.json` holds; the meanings are those of `Record`."""
 
     state: Literal["done", "failed", "stopped"]
     reason: str = ""
-    scores: Mapping[Score, Fraction] = field(default_factory=dict)
-    classes: Mapping[str, Fraction] = field(default_factory=dict)
-    epochs: Count = 0
-    sites: Count = 0
-    parameters: Count = 0
-    gflops: Amount = 0.0
-    seconds_per_epoch: Amount | None = None
+    scores: Mapping[ScoreName, UnitFloat] = field(default_factory=dict)
+    classes: Mapping[str, UnitFloat] = field(default_factory=dict)
+    epochs: NonNegativeInt = 0
+    sites: NonNegativeInt = 0
+    parameters: NonNegativeInt = 0
+    gflops: NonNegativeFloat = 0.0
+    seconds_per_epoch: NonNegativeFloat | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
 
@@ -95,7 +95,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class SiteShape:
+class SiteCurves:
     """The curve of one activation before and after training; None where it is not finite."""
 
     name: str
@@ -105,11 +105,11 @@ class SiteShape:
 
 
 @dataclass(frozen=True)
-class Shapes:
+class ActivationCurves:
     """What `activations.json` holds."""
 
     x: Sequence[float]
-    sites: Sequence[SiteShape] = ()
+    sites: Sequence[SiteCurves] = ()
 
     def __post_init__(self) -> None:
         """Refuse curves that do not fit their axis."""
@@ -117,17 +117,17 @@ class Shapes:
             raise ValueError("the curves have not as many points as x")
 
 
-def to_json(data: Any, *, indent: int | None = 1) -> bytes:
+def encode_json(data: Any, *, indent: int | None = 1) -> bytes:
     """Return plain data as the text of a JSON file."""
     return (json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_json(path: Path, data: Any, *, indent: int | None = 1) -> None:
     """Write plain data as JSON, whole or not at all; raises OSError."""
-    write_atomically(path, to_json(data, indent=indent))
+    write_atomically(path, encode_json(data, indent=indent))
 
 
-def read_record(path: Path, kind: type[T]) -> T | None:
+def read_json(path: Path, kind: type[T]) -> T | None:
     """Return what a JSON file of a study holds, checked, or None where there is none.
 
     Args:
@@ -149,15 +149,15 @@ def read_record(path: Path, kind: type[T]) -> T | None:
         reason = f"no JSON in line {error.lineno}"
     except (ValueError, RecursionError, SpecError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-    raise damaged(path, reason)
+    raise make_damaged_error(path, reason)
 
 
-def damaged(path: Path, reason: str) -> InputError:
+def make_damaged_error(path: Path, reason: str) -> InputError:
     """Return the error that says what is wrong with a record, and what to do about it."""
     return InputError(f"'{path}' is damaged, or of another version: {reason}; {_REMEDIES[path.name]}")
 
 
-def is_folder(folder: Path) -> bool:
+def folder_exists(folder: Path) -> bool:
     """Say whether there is such a folder; raises InputError where that cannot be told, as of a name too long."""
     try:
         return folder.is_dir()
@@ -165,14 +165,14 @@ def is_folder(folder: Path) -> bool:
         raise InputError(f"cannot read {quote(str(folder))}: {error.strerror or error}") from None
 
 
-def check_outputs(folder: Path, names: Sequence[str]) -> None:
+def check_writable_files(folder: Path, names: Sequence[str]) -> None:
     """Check that a folder can take some files, as far as can be told before; it need not exist.
 
     Raises:
         InputError: The folder is a file, or may not be written, or in the place of a file is something else.
     """
-    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in folder.parts):
-        raise InputError(f"cannot write to {quote(str(folder))}: a name in it is longer than {_LONGEST_NAME} bytes")
+    if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in folder.parts):
+        raise InputError(f"cannot write to {quote(str(folder))}: a name in it is longer than {_MAX_NAME_BYTES} bytes")
     try:
         there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
         if not there.is_dir():
@@ -187,7 +187,7 @@ def check_outputs(folder: Path, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
+def lock_folder(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Hold a folder for this process; the system lets go of it when the process ends, however it ends.
 
     If the body fails and has written nothing, the folder is as it was, or away again.
@@ -201,7 +201,7 @@ def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(making_folder(folder))
+            stack.enter_context(create_folder(folder))
             path = folder / _LOCK_FILE
             is_new = not path.exists()
             lock = FileLock(path)

@@ -11,7 +11,7 @@ STATES = ("done", "failed", "stopped", "unfinished")
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """One run.
 
     Attributes:

@@ -15,15 +15,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError, TrainingError
-from rtdetr_act.files import write_together
+from rtdetr_act.files import write_files_atomically
 from rtdetr_act.integrations.ultralytics.models import load_variant
-from rtdetr_act.study.leaderboard import Line
-from rtdetr_act.study.search import EVIDENCE, FINAL, Effect, Search, Trial, fit_effects, is_uniform, write_plan
-from rtdetr_act.study.statistics import HALF_POINT
-from rtdetr_act.study.wording import join_words, write_count, write_p, write_score
+from rtdetr_act.study.formatting import format_count, format_p, format_score, join_words
+from rtdetr_act.study.leaderboard import LeaderboardRow
+from rtdetr_act.study.search import FINAL, SEARCH_FILES, Effect, Search, Trial, fit_effects, format_plan, is_uniform
+from rtdetr_act.study.statistics import HALF_POINT, Comparison
 
 # Known to the process that built the model, or of the folder it came from, and no part of what to build.
-_NOT_KEPT = ("backbone", "head", "scale", "yaml_file", "ch", "channels")
+_DROPPED_KEYS = ("backbone", "head", "scale", "yaml_file", "ch", "channels")
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Answer:
 
     plan: str
     mixed: bool
-    words: str
+    explanation: str
 
 
-def answer(search: Search, trials: Sequence[Trial], lines: Sequence[Line]) -> Answer:
+def choose_answer(search: Search, trials: Sequence[Trial], lines: Sequence[LeaderboardRow]) -> Answer:
     """Choose between the two plans of the final: the mixed one only where it is shown to be better.
 
     Args:
@@ -46,8 +46,8 @@ def answer(search: Search, trials: Sequence[Trial], lines: Sequence[Line]) -> An
     Raises:
         TrainingError: No run of the final gave a score.
     """
-    picks = {is_uniform(trial.pick.assignment): trial.pick for trial in trials if trial.rung == FINAL}
-    plans = {kind: write_plan(search.stages, pick.assignment) for kind, pick in picks.items()}
+    picks = {is_uniform(trial.candidate.assignment): trial.candidate for trial in trials if trial.rung == FINAL}
+    plans = {kind: format_plan(search.stages, pick.assignment) for kind, pick in picks.items()}
     by_plan = {line.activation: line for line in lines}
     uniform, mixed = by_plan[plans[True]], by_plan[plans[False]]
     if not uniform.summary.runs and not mixed.summary.runs:
@@ -57,11 +57,13 @@ def answer(search: Search, trials: Sequence[Trial], lines: Sequence[Line]) -> An
         words = "Nothing could be compared, since the two plans of the final have no finished seed in common."
         return Answer(only.activation, only is mixed, words)
     seen = mixed.comparison
-    interval = "" if math.isnan(seen.low) else f" (95 % {write_score(seen.low, '+')} to {write_score(seen.high, '+')})"
-    p = "" if math.isnan(seen.p) else f", p = {write_p(seen.p)}"
+    interval = (
+        "" if math.isnan(seen.low) else f" (95 % {format_score(seen.low, '+')} to {format_score(seen.high, '+')})"
+    )
+    p = "" if math.isnan(seen.p) else f", p = {format_p(seen.p)}"
     facts = (
-        f"{write_score(seen.difference, '+')} {trials[0].metric}{interval}{p}, paired over "
-        f"{write_count(seen.pairs, 'fresh seed')}"
+        f"{format_score(seen.difference, '+')} {trials[0].metric}{interval}{p}, paired over "
+        f"{format_count(seen.pairs, 'fresh seed')}"
     )
     both = f"'{mixed.activation}', the best mixed plan, and '{uniform.activation}' everywhere, the best uniform one"
     if seen.verdict != "no difference shown":
@@ -74,22 +76,22 @@ def answer(search: Search, trials: Sequence[Trial], lines: Sequence[Line]) -> An
         "the two are equal."
     )
     if seen.seeds_needed:
-        words += f" About {write_count(seen.seeds_needed, 'seed')} would show half a point ({HALF_POINT})."
+        words += f" About {format_count(seen.seeds_needed, 'seed')} would show half a point ({HALF_POINT})."
     return Answer(uniform.activation, False, words)
 
 
-def write_evidence(
-    search: Search, trials: Sequence[Trial], lines: Sequence[Line], found: Answer, folder: Path
+def write_search_report(
+    search: Search, trials: Sequence[Trial], lines: Sequence[LeaderboardRow], found: Answer, folder: Path
 ) -> list[Path]:
     """Write best.yaml, search.md and search.csv, all of them or none, and return their paths; raises InputError."""
     texts = (
-        compose_model(search, found),
-        describe(search, trials, lines, found),
-        tabulate(search, trials).write_csv(),
+        format_model_yaml(search, found),
+        format_search_report(search, trials, lines, found),
+        make_trial_frame(search, trials).write_csv(),
     )
-    contents = {folder / name: text.encode() for name, text in zip(EVIDENCE, texts, strict=True)}
+    contents = {folder / name: text.encode() for name, text in zip(SEARCH_FILES, texts, strict=True)}
     try:
-        write_together(contents)
+        write_files_atomically(contents)
     except OSError as error:
         raise InputError(
             f"cannot write to '{folder}': {error.strerror or error}; the same command makes the files once that is put "
@@ -98,48 +100,48 @@ def write_evidence(
     return list(contents)
 
 
-def compose_model(search: Search, found: Answer) -> str:
+def format_model_yaml(search: Search, found: Answer) -> str:
     """Return the base model as a YAML with the plan under `activation:`, its evidence in the comment before it."""
     _, model = load_variant(search.model, found.plan, scope=search.scope, act_lr=search.act_lr)
     data: dict[str, Any] = dict(model.model.yaml)
     if data.get("scale") and data.get("scales"):
         data["scales"] = {data["scale"]: data["scales"][data["scale"]]}  # the file's name no longer tells which
-    head = {key: value for key, value in data.items() if key not in (*_NOT_KEPT, "activation")}
+    head = {key: value for key, value in data.items() if key not in (*_DROPPED_KEYS, "activation")}
     spent = sum(rung.cost for rung in search.rungs)
     origin = (
         f"{Path(search.model).name} with {found.plan}, found by rtdetr-act search among "
         f"{', '.join(search.activations)} on {Path(search.data).name}, {spent} epochs in all. "
-        f"{found.words} The evidence is in search.md and search.csv beside this file."
+        f"{found.explanation} The evidence is in search.md and search.csv beside this file."
     )
     lines = [
         *textwrap.wrap(origin, 118, initial_indent="# ", subsequent_indent="# ", break_long_words=False),
         "",
-        *(_dump({key: value}) for key, value in head.items()),
-        *([_dump({"activation": data["activation"]})] if data.get("activation") else []),
+        *(_dump_yaml({key: value}) for key, value in head.items()),
+        *([_dump_yaml({"activation": data["activation"]})] if data.get("activation") else []),
     ]
     index = 0
     for part in ("backbone", "head"):
         lines += ["", f"{part}:"]
         for row in data[part]:
-            lines.append(f"  - {_dump(row)} # {index}")
+            lines.append(f"  - {_dump_yaml(row)} # {index}")
             index += 1
     return "\n".join(lines) + "\n"
 
 
-def _dump(value: Any) -> str:
+def _dump_yaml(value: Any) -> str:
     """Write a row as one line, a mapping as several."""
     flow = isinstance(value, list)
     return yaml.safe_dump(value, default_flow_style=flow, sort_keys=False, width=10_000, allow_unicode=True).strip()
 
 
-def tabulate(search: Search, trials: Sequence[Trial]) -> pl.DataFrame:
+def make_trial_frame(search: Search, trials: Sequence[Trial]) -> pl.DataFrame:
     """Return every trial as a row: rung, plan, origin, the activation of each stage, epochs, seed, state, score."""
     rows = [
         {
             "rung": trial.rung,
-            "plan": write_plan(search.stages, trial.pick.assignment),
-            "origin": trial.pick.origin,
-            **{stage.name: act for stage, act in zip(search.stages, trial.pick.assignment, strict=True)},
+            "plan": format_plan(search.stages, trial.candidate.assignment),
+            "origin": trial.candidate.origin,
+            **{stage.name: act for stage, act in zip(search.stages, trial.candidate.assignment, strict=True)},
             "epochs": trial.epochs,
             "seed": trial.seed,
             "state": trial.state,
@@ -155,25 +157,28 @@ def summarise_rungs(search: Search, trials: Sequence[Trial]) -> list[tuple[str, 
     found = []
     for rung in search.rungs:
         mine = [trial for trial in trials if trial.rung == rung.name]
-        plans = {trial.pick.assignment for trial in mine}
-        best = (_best(search, [t for t in mine if is_uniform(t.pick.assignment) == kind]) for kind in (True, False))
+        plans = {trial.candidate.assignment for trial in mine}
+        best = (
+            _format_best_plan(search, [t for t in mine if is_uniform(t.candidate.assignment) == kind])
+            for kind in (True, False)
+        )
         seeds = "+".join(map(str, rung.seeds))
         found.append((rung.name, str(len(plans)), str(rung.epochs), seeds, *best))
     return found
 
 
-def _best(search: Search, trials: Sequence[Trial]) -> str:
+def _format_best_plan(search: Search, trials: Sequence[Trial]) -> str:
     """Name the best of some trials by its mean score; in the final, where each kind has one plan, that is its mean."""
     scores: dict[str, list[float]] = {}
     for trial in trials:
         if trial.state == "done":
-            scores.setdefault(write_plan(search.stages, trial.pick.assignment), []).append(trial.score)
+            scores.setdefault(format_plan(search.stages, trial.candidate.assignment), []).append(trial.score)
     means = {plan: sum(values) / len(values) for plan, values in scores.items()}
     plan = max(means, key=means.__getitem__, default="")
-    return f"{plan}: {write_score(means[plan])}" if plan else ""
+    return f"{plan}: {format_score(means[plan])}" if plan else ""
 
 
-def draw_table(search: Search, trials: Sequence[Trial]) -> Table:
+def make_rung_table(search: Search, trials: Sequence[Trial]) -> Table:
     """Return the rungs as a table for the terminal."""
     table = Table(title="Search", caption=f"{trials[0].metric}: of one run in a rung, mean over the seeds in the final")
     for title in ("rung", "plans", "epochs", "best uniform", "best mixed"):
@@ -183,36 +188,39 @@ def draw_table(search: Search, trials: Sequence[Trial]) -> Table:
     return table
 
 
-def describe(search: Search, trials: Sequence[Trial], lines: Sequence[Line], found: Answer) -> str:
+def format_search_report(
+    search: Search, trials: Sequence[Trial], lines: Sequence[LeaderboardRow], found: Answer
+) -> str:
     """Return the evidence as Markdown."""
     spent = sum(rung.cost for rung in search.rungs)
     first = search.rungs[0]
     failed = sum(trial.state != "done" for trial in trials)
+    tried = len({trial.candidate.assignment for trial in trials})
     parts = [
         "# Search",
-        f"**Answer: `{found.plan}`.** {found.words}",
+        f"**Answer: `{found.plan}`.** {found.explanation}",
         f"`{search.model}` on `{search.data}`, {', '.join(search.activations)} in {len(search.stages)} stages, scope "
         f"{search.scope}: {math.prod(len(stage.choices) for stage in search.stages):,} assignments, of which "
-        f"{len({trial.pick.assignment for trial in trials})} were tried. {spent} epochs of training of a budget of "
-        f"{search.budget}." + (f" {write_count(failed, 'run')} gave no score." if failed else ""),
+        f"{tried} were tried. {spent} epochs of training of a budget of "
+        f"{search.budget}." + (f" {format_count(failed, 'run')} gave no score." if failed else ""),
         "## Final",
         "Fresh seeds, whole trainings. Other runs chose the two plans, so that their luck has no part in this.",
-        _final_table(lines, trials[0].metric),
+        _format_final_table(lines, trials[0].metric),
         "## Rungs",
         "Each run is a whole training of so many epochs, and starts anew; each rung has a seed of its own.",
         _table(("rung", "plans", "epochs", "seeds", "best uniform", "best mixed"), summarise_rungs(search, trials)),
         "The best score of many runs flatters: it was picked for being high. Only the final compares.",
-        *_warn_of_equals(search, trials),
+        *_describe_ties(search, trials),
         "## What each stage says",
-        _describe_effects(search, [trial for trial in trials if trial.rung == first.name]),
+        _format_effects(search, [trial for trial in trials if trial.rung == first.name]),
         "## Every run",
         _table(
             ("rung", "origin", "plan", "epochs", "seed", trials[0].metric),
             [
-                (t.rung, t.pick.origin, write_plan(search.stages, t.pick.assignment), str(t.epochs), str(t.seed),
-                 write_score(t.score) if t.state == "done" else t.state)
+                (t.rung, t.candidate.origin, format_plan(search.stages, t.candidate.assignment), str(t.epochs),
+                 str(t.seed), format_score(t.score) if t.state == "done" else t.state)
                 for rung in search.rungs
-                for t in sorted((t for t in trials if t.rung == rung.name), key=_order)
+                for t in sorted((t for t in trials if t.rung == rung.name), key=_sort_key)
             ],
         ),
         "Arguments that are counted in epochs (warmup_epochs, close_mosaic, patience) are the same at every length.",
@@ -220,7 +228,7 @@ def describe(search: Search, trials: Sequence[Trial], lines: Sequence[Line], fou
     return "\n\n".join(parts) + "\n"
 
 
-def _warn_of_equals(search: Search, trials: Sequence[Trial]) -> list[str]:
+def _describe_ties(search: Search, trials: Sequence[Trial]) -> list[str]:
     """Say which rungs could not choose, as where trainings are so short that all score nothing."""
     equal = []
     for rung in search.rungs[:-1]:
@@ -229,11 +237,11 @@ def _warn_of_equals(search: Search, trials: Sequence[Trial]) -> list[str]:
     return [f"All scores of {join_words(equal)} are equal: order chose there, not merit."] if equal else []
 
 
-def _order(trial: Trial) -> float:
+def _sort_key(trial: Trial) -> float:
     return math.inf if math.isnan(trial.score) else -trial.score
 
 
-def _final_table(lines: Sequence[Line], metric: str) -> str:
+def _format_final_table(lines: Sequence[LeaderboardRow], metric: str) -> str:
     rows = []
     for line in lines:
         seen, spread = line.comparison, line.summary
@@ -241,25 +249,29 @@ def _final_table(lines: Sequence[Line], metric: str) -> str:
             (
                 line.activation,
                 str(spread.runs),
-                f"{write_score(spread.mean)} ± {write_score(spread.deviation)}",
-                f"{write_score(seen.difference, '+')} ({write_score(seen.low, '+')} to {write_score(seen.high, '+')})"
-                if seen
-                else "",
-                write_p(seen.p) if seen and not math.isnan(seen.p) else "",
+                f"{format_score(spread.mean)} ± {format_score(spread.deviation)}",
+                _format_difference(seen) if seen else "",
+                format_p(seen.p) if seen and not math.isnan(seen.p) else "",
                 seen.verdict if seen else "baseline" if line.is_baseline else "not compared",
-                "" if line.latency is None else f"{line.latency:.2f}",
+                "" if line.latency_ms is None else f"{line.latency_ms:.2f}",
             )
         )
     return _table(("plan", "runs", metric, "difference (95 %)", "p", "verdict", "ms/image"), rows)
 
 
-def _describe_effects(search: Search, trials: Sequence[Trial]) -> str:
+def _format_difference(comparison: Comparison) -> str:
+    """Return a difference of scores with its 95 % interval."""
+    difference, low, high = (format_score(v, "+") for v in (comparison.difference, comparison.low, comparison.high))
+    return f"{difference} ({low} to {high})"
+
+
+def _format_effects(search: Search, trials: Sequence[Trial]) -> str:
     effects = fit_effects(search.stages, trials)
     if not effects:
         return "The first rung has too few runs to tell what each stage adds."
     choices = [name for name in search.activations if any(name in stage.choices for stage in search.stages)]
     rows = [
-        (stage.name, *(_write_effect(effect, name) for name in choices))
+        (stage.name, *(_format_effect(effect, name) for name in choices))
         for stage, effect in zip(search.stages, effects, strict=True)
     ]
     return (
@@ -271,10 +283,10 @@ def _describe_effects(search: Search, trials: Sequence[Trial]) -> str:
     )
 
 
-def _write_effect(effect: Mapping[str, Effect], name: str) -> str:
+def _format_effect(effect: Mapping[str, Effect], name: str) -> str:
     if name not in effect or len(effect) == 1:  # it cannot stand there, or nothing else can
         return ""
-    return f"{write_score(effect[name].mean, '+')} ± {write_score(effect[name].error)}"
+    return f"{format_score(effect[name].mean, '+')} ± {format_score(effect[name].error)}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
