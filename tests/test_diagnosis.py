@@ -338,7 +338,7 @@ def test_what_cannot_be_diagnosed_is_said() -> None:
         (lambda: diagnose(nn.Linear(2, 2), draw(), square), ModelError, "no activation site"),
         (lambda: diagnose(net, [], square), InputError, "no batch"),
         (lambda: diagnose(net, draw()), InputError, "no training loss of its own: give loss="),
-        (lambda: diagnose(net, draw(), lambda m, b: m(b)), InputError, "one number, not shape"),
+        (lambda: diagnose(net, draw(), lambda m, b: m(b)), InputError, "one element, not shape"),
         (lambda: diagnose(net, draw(), lambda m, b: net(b).sum()), InputError, "the model that it is given"),
         (lambda: diagnose(net, draw(), lambda m, b: m(b).sum() * float("nan")), TrainingError, "batch 1 is nan"),
     ):

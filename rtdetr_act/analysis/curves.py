@@ -1,4 +1,4 @@
-"""Draw activations and their gradients."""
+"""Curves of activations and of their gradients."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _CHANNELS, _SIZE, _CONTEXTS = 16, 5, 64
 
 
 def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float = 4.0) -> Path:
-    """Draw functions (left) and gradients (right) of activations over [-limit, limit].
+    """Plot activations (left) and their gradients (right) over [-limit, limit], and return the path of the figure.
 
-    Learnable ones are drawn at their initial parameters. What depends on more than the one value (dynamic
-    coefficients, neighbours, other channels, parameters drawn at random) is drawn as its median with a band from the
-    5th to the 95th percentile over 64 random inputs with unlike channel means; a generator that starts at zero, as
-    DY-ReLU's, gets torch's default weights for that, or there would be no band to see.
+    Learnable activations are drawn at their initial parameters. An activation whose output depends on more than the
+    element itself (dynamic coefficients, neighbours, other channels, random parameters) is drawn as its median with a
+    band from the 5th to the 95th percentile over 64 random inputs with different channel means. For that, a generator
+    initialised to zero, such as that of DY-ReLU, is reset to torch's default initialisation.
 
     Args:
         specs: Names or specs of the zoo, such as "arelu" or "leaky_relu(0.1)".
         output: PNG, SVG or PDF file to write.
-        limit: Half the width of the axis.
+        limit: Half the width of the x axis.
 
     Returns:
-        The path written.
+        `output` as a path.
 
     Raises:
         SpecError: An activation is unknown.
-        InputError: The file's ending or folder is wrong, or it cannot be written.
+        InputError: The suffix is not supported, or the file cannot be written.
     """
     path = check_figure_path(output)
     names = [str(registry.resolve(spec)) for spec in specs]
@@ -60,14 +60,17 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
 
 
 def sample_activation(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return f(x) and f'(x) of an activation inside random inputs.
+    """Return an activation and its gradient at given values, each in the context of 64 random inputs.
 
     Args:
         spec: Name or spec of the zoo.
-        x: Values, (N,).
+        x: Input values, of shape (N,).
 
     Returns:
-        Values and gradients, each (64, N): one row per random input, in which one position of one channel holds x.
+        f(x) and f'(x), each of shape (64, N): one row per random input, in which one element of one channel is x.
+
+    Raises:
+        SpecError: The activation is unknown.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -75,8 +78,8 @@ def sample_activation(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
         for part in module.modules():
             if isinstance(part, (nn.Linear, nn.Conv2d)) and not part.weight.any():
                 part.reset_parameters()
-        inputs, place = embed(x, _CHANNELS, _CONTEXTS, _SIZE)
+        inputs, index = embed(x, _CHANNELS, _CONTEXTS, _SIZE)
     inputs.requires_grad_()
-    values = module(inputs.clone())[place]  # a copy, which an activation in place may overwrite
+    values = module(inputs.clone())[index]  # cloned, since an in-place activation overwrites its input
     (gradient,) = torch.autograd.grad(values.sum(), inputs)
-    return values.detach().view(_CONTEXTS, -1), gradient[place].view(_CONTEXTS, -1)
+    return values.detach().view(_CONTEXTS, -1), gradient[index].view(_CONTEXTS, -1)

@@ -1,6 +1,6 @@
-"""Floating-point operations of a network, its activations included.
+"""Floating-point operations of a network, those of its activations included.
 
-Ultralytics counts by `thop`, which knows layers by their class: what an activation does itself counts as nothing there.
+Ultralytics counts with `thop`, which assigns operations by the class of a layer and counts none for activations.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rtdetr_act.activations.dynamic_conv import DynamicConv2d
 from rtdetr_act.surgery.modules import evaluating, example_inputs
 from rtdetr_act.surgery.sites import find_sites, standing_in
 
-# Operations per element of torch's compound activations, written out: an elementary function such as exp, tanh or erf
-# counts as one, as do a product, a sum and a comparison.
+# Operations per element of torch's operators. An elementary function such as exp, tanh or erf counts as one operation,
+# as do a product, a sum and a comparison.
 _PER_ELEMENT = {
     "relu": 1, "leaky_relu": 2, "prelu": 2, "_prelu_kernel": 2, "rrelu_with_noise": 2, "threshold": 1, "hardtanh": 2,
     "sigmoid": 1, "tanh": 1, "hardsigmoid": 4, "silu": 2, "hardswish": 5, "mish": 4, "gelu": 4, "elu": 4, "celu": 4,
@@ -27,7 +27,7 @@ _PER_ELEMENT = {
     "_softmax": 5, "_log_softmax": 5, "native_batch_norm": 2, "_native_batch_norm_legit_no_training": 2,
 }  # fmt: skip
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min", "logsumexp")
-# Move or make tensors.
+# Operators that only move or create tensors.
 _FREE = (
     "view _unsafe_view reshape expand unsqueeze squeeze permute transpose t split chunk unbind select slice clone "
     "copy_ _to_copy cat stack detach alias empty empty_like zeros_like ones_like full_like new_empty new_zeros"
@@ -35,16 +35,19 @@ _FREE = (
 
 
 def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
-    """Return the 1e9 floating-point operations of one image of imgsz x imgsz pixels in evaluation.
+    """Return the floating-point operations of one forward pass in evaluation mode, in units of 1e9.
 
-    Convolutions and matrix products (those of attention too) as torch's own counter has them, two operations for each
-    multiplication with its sum; and every operation of the activations. Of a dynamic convolution the pooling, the
-    layers of its attention, the mixing of its kernels and the one convolution with the result. BatchNorms are not
-    counted, since they fold into the convolutions.
+    Convolutions and matrix products, attention included, are counted by torch's `FlopCounterMode`: two operations per
+    multiply-add. All operations of the activations are added, and for a dynamic convolution the pooling, the layers of
+    its attention, the mixing of its kernels and the convolution with the result. BatchNorm is not counted, since it
+    folds into the convolutions.
 
     Args:
-        model: An Ultralytics task model, or any model of images.
-        imgsz: Side of the image, in pixels.
+        model: Ultralytics task model, or any model that takes images.
+        imgsz: Height and width of the image in pixels.
+
+    Returns:
+        GFLOPs of a batch of one image; NaN if the inputs of the model are unknown.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU())
     >>> round(count_gflops(net, 10) * 1e9)  # 100 positions: 2 * 3 * 8 for the convolution, 8 for ReLU
@@ -56,16 +59,16 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
     image = inputs[0].new_zeros(1, inputs[0].shape[1], imgsz, imgsz)
     sites = [site for site in find_sites(model) if isinstance(site.activation, nn.Module)]
     shapes: list[tuple[nn.Module, torch.Size]] = []
-    stand_ins = [(site, _ShapeRecorder(site.activation, shapes)) for site in sites]
+    recorders = [(site, _ShapeRecorder(site.activation, shapes)) for site in sites]
     counter = FlopCounterMode(display=False)
-    pooled: list[int] = []
+    pooled: list[int] = []  # elements that dynamic convolutions average
     hooks = [
         module.register_forward_pre_hook(lambda _, given: pooled.append(given[0].numel()))
         for module in model.modules()
         if isinstance(module, DynamicConv2d)
     ]
     try:
-        with standing_in(stand_ins), evaluating(model), torch.no_grad(), counter:
+        with standing_in(recorders), evaluating(model), torch.no_grad(), counter:
             model(image)
     finally:
         for hook in hooks:
@@ -78,7 +81,11 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
 
 
 def count_activation_flops(activation: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return the floating-point operations of an activation on an input of that shape, in evaluation.
+    """Return the floating-point operations of an activation in evaluation mode.
+
+    Args:
+        activation: The module, which is copied to the meta device.
+        shape: Shape of its input.
 
     >>> count_activation_flops(nn.SiLU(), (1, 8, 10, 10))  # a sigmoid and a product each
     1600
@@ -90,19 +97,19 @@ def count_activation_flops(activation: nn.Module, shape: tuple[int, ...]) -> int
 
 
 class _ShapeRecorder(nn.Module):
-    """Stands in for an activation, notes the shape of its input and passes it on."""
+    """Replaces an activation by the identity, and records the shape of its input."""
 
     def __init__(self, activation: nn.Module, shapes: list[tuple[nn.Module, torch.Size]]) -> None:
         super().__init__()
-        self._note = lambda x: shapes.append((activation, x.shape))
+        self._record = lambda x: shapes.append((activation, x.shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        self._note(x)
+        self._record(x)
         return x
 
 
 class _OperationCounter(TorchDispatchMode):
-    """Adds up the operations of all operators."""
+    """Sums the floating-point operations of all operators called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +122,7 @@ class _OperationCounter(TorchDispatchMode):
         if func.overloadpacket in flop_registry:
             self.total += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
         elif name.rstrip("_") not in _FREE and name not in _FREE:
-            of = args[0] if name in _REDUCTIONS else out[0] if isinstance(out, (tuple, list)) else out
-            if isinstance(of, Tensor):
-                self.total += of.numel() * _PER_ELEMENT.get(name.rstrip("_"), _PER_ELEMENT.get(name, 1))
+            counted = args[0] if name in _REDUCTIONS else out[0] if isinstance(out, (tuple, list)) else out
+            if isinstance(counted, Tensor):
+                self.total += counted.numel() * _PER_ELEMENT.get(name.rstrip("_"), _PER_ELEMENT.get(name, 1))
         return out

@@ -1,4 +1,4 @@
-"""Draw what activations learned, sites by epochs."""
+"""Heat maps of the learned quantities of activations, sites by epochs."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 
-_ROW_HEIGHT, _MIN_HEIGHT = 0.15, 1.3  # inches: of a site, whose name is then readable, and of a panel of few sites
+_ROW_HEIGHT, _MIN_HEIGHT = 0.15, 1.3  # inches: of a site with a readable name, and of a panel with few sites
 
 
-_MIN_RELATIVE_CHANGE = (
-    0.02  # of the axis: changes smaller than this of the value itself are not blown up to full colour
-)
+_MIN_RELATIVE_CHANGE = 0.02  # the colour range spans at least this fraction of the initial value
 
 
 def draw_history(history: polars.DataFrame, output: Path | str, title: str = "") -> Path:
-    """Draw sites, in the order of the network, by epochs: a heat map for each quantity, a row of them per activation.
+    """Plot learned quantities as heat maps of sites by epochs, and return the path of the figure.
 
-    Where all sites of an activation start at one value, white is that value, red above it, blue below it. A history of
-    one moment is drawn as points.
+    There is a row of panels per activation and a panel per quantity; sites are in the order of the network. If all
+    sites of an activation start at the same value, that value is white, higher ones are red and lower ones blue. A
+    history of a single epoch is drawn as points.
 
     Args:
-        history: As `read_history` gives it.
+        history: As `read_history` returns it.
         output: PNG, SVG or PDF file to write.
-        title: Above the picture.
+        title: Title of the figure.
 
     Returns:
-        The path written.
+        `output` as a path.
 
     Raises:
-        InputError: The file's ending or folder is wrong, or it cannot be written.
+        InputError: The suffix is not supported, or the file cannot be written.
     """
     path = check_figure_path(output)
 
@@ -60,7 +59,7 @@ def draw_history(history: polars.DataFrame, output: Path | str, title: str = "")
 
 
 def _group_by_activation(history: polars.DataFrame) -> dict[str, tuple[list[str], dict[str, polars.DataFrame]]]:
-    """Return for each activation its sites, and its quantities to draw, the spreads behind the others."""
+    """Return for each activation its sites and the values of each quantity to draw, spreads last."""
     families: dict[str, list[str]] = {}
     for site, activation in history.select("site", "activation").unique(maintain_order=True).iter_rows():
         families.setdefault(activation.partition("(")[0], []).append(site)
@@ -73,16 +72,21 @@ def _group_by_activation(history: polars.DataFrame) -> dict[str, tuple[list[str]
 
 
 def select_quantities(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return the quantities of an activation to show, in their order, and the spreads among them apart.
+    """Return the names of the quantities to show for an activation, and separately those of their spreads.
+
+    The norm of the weights is left out if there is another quantity.
+
+    Args:
+        names: Names of all quantities, repeated or not.
 
     >>> select_quantities(["weights_norm", "a1", "a1_spread", "a1"])
     (['a1'], ['a1_spread'])
     """
-    found = list(dict.fromkeys(names))
-    if len(found) > 1:  # the norm of all weights says least where there is something else
-        found = [name for name in found if name != "weights_norm"]
-    spreads = [name for name in found if name.endswith(SPREAD)]
-    return [name for name in found if name not in spreads], spreads
+    distinct = list(dict.fromkeys(names))
+    if len(distinct) > 1:  # the norm of all weights is the least informative
+        distinct = [name for name in distinct if name != "weights_norm"]
+    spreads = [name for name in distinct if name.endswith(SPREAD)]
+    return [name for name in distinct if name not in spreads], spreads
 
 
 def _draw_activation(part: SubFigure, sites: list[str], panels: Mapping[str, polars.DataFrame], ratio: float) -> None:
@@ -114,7 +118,7 @@ def _draw_heatmap(part: SubFigure, axis: Any, legend: Any, epochs: range, values
         extent=(epochs[0] - 0.5, epochs[-1] + 0.5, len(values) - 0.5, -0.5),
         **_choose_colours(values, name),
     )
-    axis.set_facecolor("0.85")  # epochs that are missing, numbers that are none
+    axis.set_facecolor("0.85")  # missing epochs and values that are not finite
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.tick_params(axis="x", labelsize=7)
     axis.set_xlabel("epoch", fontsize=8)
@@ -125,7 +129,7 @@ def _draw_heatmap(part: SubFigure, axis: Any, legend: Any, epochs: range, values
 
 
 def _choose_colours(values: np.ndarray, name: str) -> dict[str, Any]:
-    """Return colour map and limits: around the start where there is one for all, else from least to greatest."""
+    """Return colour map and limits for `imshow`: centred on the initial value if all sites share one."""
     first, finite = values[:, 0], values[np.isfinite(values)]
     if not len(finite):
         return {}
@@ -138,16 +142,16 @@ def _choose_colours(values: np.ndarray, name: str) -> dict[str, Any]:
 
 
 def _to_matrix(frame: polars.DataFrame, sites: Sequence[str]) -> tuple[range, np.ndarray]:
-    """Return the epochs, without gaps, and values (sites, epochs), NaN where there is none."""
+    """Return the range of epochs and the values of shape (sites, epochs), NaN where one is missing."""
     rows = {site: row for row, site in enumerate(sites)}
-    found = list(frame.select("epoch", "site", "value").iter_rows())
-    first, last = min(row[0] for row in found), max(row[0] for row in found)
+    cells = list(frame.select("epoch", "site", "value").iter_rows())
+    first, last = min(cell[0] for cell in cells), max(cell[0] for cell in cells)
     values = np.full((len(sites), last - first + 1), np.nan)
-    for epoch, site, value in found:
+    for epoch, site, value in cells:
         values[rows[site], epoch - first] = np.nan if value is None else value
     return range(first, last + 1), values
 
 
 def _shorten_site(site: str) -> str:
-    """Return the name of a site as an axis shows it: `model.9.m.3.cv2.act` becomes `9.m.3.cv2`."""
+    """Return the name of a site as an axis label: `model.9.m.3.cv2.act` becomes `9.m.3.cv2`."""
     return site.removeprefix("model.").removesuffix(".act")
