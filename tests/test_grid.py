@@ -102,10 +102,10 @@ def test_command_makes_the_run_again() -> None:
     [
         ({"activations": []}, "a study needs activations"),
         ({"activations": ["arelu", "arelu"]}, "'arelu' is given twice"),
-        ({"activations": ["arelu@neck"], "where": "head"}, "'arelu@neck' names its places itself"),
-        ({"activations": ["arelu"], "seeds": 0}, "seeds are a number such as 3"),
+        ({"activations": ["arelu@neck"], "where": "head"}, "'arelu@neck' has a location"),
+        ({"activations": ["arelu"], "seeds": 0}, "seeds must be a number such as 3"),
         ({"activations": ["arelu"], "seeds": [1, 1]}, "a list of different seeds"),
-        ({"activations": ["arelu"], "baseline": "stok"}, "the baseline 'stok' is none of the activations: arelu"),
+        ({"activations": ["arelu"], "baseline": "stok"}, "the baseline 'stok' is not one of the activations: arelu"),
         ({"activations": ["arelu"], "lr0": []}, "'lr0=\\[\\]' has no value"),
     ],
 )
@@ -122,10 +122,10 @@ def test_baseline_is_stock_where_it_runs() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("activations: [stock", "is no valid YAML"),
+        ("activations: [stock", "is not valid YAML"),
         ("- stock", "is not a mapping of names to values"),
         ("activations: [stock]\nepoch: 3", "unknown key 'epoch'; did you mean 'epochs'"),
-        ("!!python/object/apply:os.system ['touch hacked']", "is no valid YAML"),
+        ("!!python/object/apply:os.system ['touch hacked']", "is not valid YAML"),
     ],
 )
 def test_wrong_study_files_are_refused(text: str, sentence: str, tmp_path: Path) -> None:
@@ -138,16 +138,16 @@ def test_wrong_study_files_are_refused(text: str, sentence: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"arguments": {"lr0": [0.1, "fast"]}}, r"row 3 of 4 \(stock-lr0-fast-s0\): .*lr0"),
-        ({"arguments": {"momentums": [0.9]}}, r"row 1 of 2 .*no argument 'momentums'; did you mean 'momentum'"),
-        ({"arguments": {"batch": -1}}, r"row 1 of 2 .*batch=-1 would choose one per variant"),
-        ({"arguments": {"project": "x"}}, r"row 1 of 2 .*'project' is set by this command itself"),
-        ({"activations": ["stock", "dyrelu_c"], "scope": "all"}, r"row 2 of 2 \(dyrelu_c-s0\): .*"),
-        ({"activations": ["stock", "arleu"]}, r"row 2 of 2 \(arleu-s0\): .*did you mean 'arelu'"),
-        ({"activations": ["stock", "arelu@99"]}, r"row 2 of 2 \(arelu-99-s0\)"),
-        ({"data": "nowhere.yaml"}, r"row 1 of 2 \(stock-s0\): there is no data set 'nowhere.yaml'"),
-        ({"data": "EMPTY"}, r"row 1 of 2 \(stock-s0\): data set .*empty.yaml"),
-        ({"model": "yolo99.yaml"}, r"row 1 of 2 \(stock-s0\): there is no model 'yolo99.yaml'"),
+        ({"arguments": {"lr0": [0.1, "fast"]}}, r"run 3 of 4 \(stock-lr0-fast-s0\): .*lr0"),
+        ({"arguments": {"momentums": [0.9]}}, r"run 1 of 2 .*no argument 'momentums'; did you mean 'momentum'"),
+        ({"arguments": {"batch": -1}}, r"run 1 of 2 .*batch=-1 would choose a size per variant"),
+        ({"arguments": {"project": "x"}}, r"run 1 of 2 .*'project' is set by this command itself"),
+        ({"activations": ["stock", "dyrelu_c"], "scope": "all"}, r"run 2 of 2 \(dyrelu_c-s0\): .*"),
+        ({"activations": ["stock", "arleu"]}, r"run 2 of 2 \(arleu-s0\): .*did you mean 'arelu'"),
+        ({"activations": ["stock", "arelu@99"]}, r"run 2 of 2 \(arelu-99-s0\)"),
+        ({"data": "nowhere.yaml"}, r"run 1 of 2 \(stock-s0\): there is no data set 'nowhere.yaml'"),
+        ({"data": "EMPTY"}, r"run 1 of 2 \(stock-s0\): data set .*empty.yaml"),
+        ({"model": "yolo99.yaml"}, r"run 1 of 2 \(stock-s0\): there is no model 'yolo99.yaml'"),
     ],
 )
 def test_rows_at_fault_are_named_before_the_first_run(
@@ -179,7 +179,7 @@ def test_folder_of_another_study_is_refused_and_a_larger_one_goes_on(
     assert all(read_run_config(path).name == path.name for path in grown)
     with pytest.raises(RtdetrActError, match=r"holds another study: its run '[a-z]+-s0' has arguments with epochs"):
         prepare(activations=["stock", "mish", "arelu"], seeds=3, epochs=5)
-    with pytest.raises(RtdetrActError, match=r"its run 'mish-s0' is no row of this study; give another folder"):
+    with pytest.raises(RtdetrActError, match=r"its run 'mish-s0' is not in this study; give another folder"):
         prepare(activations=["stock", "arelu"], seeds=3)
 
 

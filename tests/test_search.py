@@ -235,7 +235,7 @@ def test_the_best_of_both_kinds_go_on() -> None:
     best = sorted(scores, key=scores.__getitem__)[::-1]
     assert kept == [("silu",) * 3, *best[:3]]
     broken = [Trial(t.rung, t.candidate, 3, 0, "failed", math.nan, t.metric, "out of memory") for t in trials[:3]]
-    with pytest.raises(TrainingError, match=r"no uniform plan of rung0 gave a score.*: out of memory"):
+    with pytest.raises(TrainingError, match=r"no uniform plan of rung0 has a score.*: out of memory"):
         select_survivors([*broken, *trials[3:]], 4)
 
 
@@ -245,11 +245,11 @@ def test_the_best_of_both_kinds_go_on() -> None:
         (["--act", "arelu"], "two activations or more"),
         (["--act", "arelu,arlu"], "no activation 'arlu' in the zoo; did you mean 'arelu'"),
         (["--act", "arelu,silu", "--act", "swish"], "'silu' is given twice"),
-        (["--act", "arelu,silu@neck"], "'silu@neck' names a place"),
+        (["--act", "arelu,silu@neck"], "'silu@neck' has a location"),
         (["--act", "arelu,silu", "--budget", "40", "epochs=9"], "is too small: .* so give 63 or more"),
         (
             ["--act", "dyrelu_b,dyrelu_c", "--scope", "all"],
-            "none of the activations can stand at the stage 'neck 8-13'",
+            "the stage 'neck 8-13' supports none of the activations",
         ),
         (["--act", "arelu,silu", "bacth=4"], "no argument 'bacth'; did you mean 'batch'"),
         (["--act", "arelu,silu", "--data", "nowhere.yaml"], "there is no data set 'nowhere.yaml'"),
@@ -269,7 +269,7 @@ def test_mistakes_are_told_before_anything_runs(
 
 def test_stock_is_refused_where_the_model_names_activations(rows_yaml: Path) -> None:
     settings = {"data": "shapes", "budget": None, "seeds": 3, "scope": "conv", "act_lr": 1.0, "arguments": {}}
-    with pytest.raises(InputError, match="'stock' in one stage is unclear"):
+    with pytest.raises(InputError, match="'stock' in one stage is ambiguous"):
         make_search(["stock,silu"], model=str(rows_yaml), **settings)
 
 

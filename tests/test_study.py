@@ -124,7 +124,7 @@ def test_killed_study_equals_trainings_outside_of_it(
 @posix
 def test_interrupted_study_says_how_to_go_on(study: tuple[Path, list[str]]) -> None:
     _, (_, interrupted, last) = study
-    assert "interrupted; nothing is lost: the same command goes on" in interrupted
+    assert "interrupted; nothing is lost: the same command continues" in interrupted
     assert "Traceback" not in interrupted + last
     assert re.search(r"(stock|arelu)-s[01]: done, mAP50 0\.\d+  mAP50-95 0\.\d+", last)
 
@@ -155,7 +155,7 @@ def test_finished_study_is_not_done_again(study: tuple[Path, list[str]]) -> None
     folder, _ = study
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     report = write_report(folder)
-    assert {line.variant for line in report.lines} == {"arelu", "stock"}
+    assert {line.variant for line in report.rows} == {"arelu", "stock"}
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, "the same bytes again"
     assert {path.name for path in report.files} == {f"leaderboard.{end}" for end in ("csv", "parquet", "md")} | {
         "report.html"
@@ -201,7 +201,7 @@ def test_second_study_in_a_folder_says_so(tmp_path: Path) -> None:
         other = start(tmp_path, "--act", "stock", "--data", "shapes", "epochs=1")
         output, _ = other.communicate(timeout=120)
     assert other.returncode == 2
-    assert f"error: another process works in '{tmp_path}'" in output.replace("\n", "")
+    assert f"error: another process is working in '{tmp_path}'" in output.replace("\n", "")
     assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
@@ -225,8 +225,8 @@ def test_ultralytics_runs_made_without_us_are_reported(stock_run: Run, patched_r
     assert all(record.state == "done" and record.epochs == 1 for record in records.values())
     assert records["two"].variant == "arelu", "folders and names of models are no settings"
     assert records["two"].parameters > records["one"].parameters
-    assert {line.variant: line.is_baseline for line in write_report(tmp_path).lines} == {"stock": True, "arelu": False}
-    with pytest.raises(InputError, match="the baseline 'relu' is none of the activations: arelu, stock"):
+    assert {line.variant: line.is_baseline for line in write_report(tmp_path).rows} == {"stock": True, "arelu": False}
+    with pytest.raises(InputError, match="the baseline 'relu' is not one of the activations: arelu, stock"):
         write_report(tmp_path, baseline="relu")
 
 
@@ -244,7 +244,7 @@ def test_places_divide_the_machine() -> None:
     assert divide_into_slots([], [], 8, None) == [Slot("cpu", 1)] * 8
     assert divide_into_slots(["cpu"], ["0"], 8, 3) == [Slot("cpu", 3)] * 2
     assert divide_into_slots(["mps"], [], 8, None) == [Slot("mps", 1)]
-    with pytest.raises(InputError, match="--cpus 9 cannot be: this machine has 8 cores"):
+    with pytest.raises(InputError, match="--cpus 9 is not possible: this machine has 8 cores"):
         divide_into_slots([], [], 8, 9)
     with pytest.raises(InputError, match=r"this machine shows 1 GPU$"):
         divide_into_slots(["0", "1"], ["0"], 8, None)

@@ -82,7 +82,7 @@ def test_damaged_record_is_a_sentence_that_names_it(name: str, study: Path) -> N
                 read()
             except InputError as error:
                 refused += 1
-                assert re.search(re.escape(str(path)) + r"' is damaged.*: .*; (delete|put back)", str(error)), error
+                assert re.search(re.escape(str(path)) + r"' is damaged.*: .*; (delete|restore)", str(error)), error
                 assert "\x1b" not in str(error) and "\n" not in str(error)
         assert refused > len(documents) // 4
         path.write_bytes(b"\xef\xbb\xbf" + good)  # as an editor on Windows saves it
@@ -123,7 +123,7 @@ def test_damaged_record_stops_a_study_before_it_runs(study: Path) -> None:
     result.write_bytes(good)
     renamed = study / "runs" / "copy"
     (study / "runs" / "stock-s1").rename(renamed)
-    with pytest.raises(InputError, match=r"is of the run 'stock-s1'"):
+    with pytest.raises(InputError, match=r"belongs to the run 'stock-s1'"):
         read_run_configs(study)
     renamed.rename(study / "runs" / "stock-s1")
 
@@ -152,7 +152,7 @@ def test_damaged_search_is_a_sentence(tmp_path: Path) -> None:
                 assert str(path) in str(error) or "holds another search" in str(error)
         path.write_bytes(good)
     make_folder(place)
-    with pytest.raises(InputError, match=r"has no run of 'arelu@0, silu@1' with seed 0 any more: put back"):
+    with pytest.raises(InputError, match=r"no longer has a run of 'arelu@0, silu@1' with seed 0: restore"):
         read_trials(search, rungs[0], place, picks)
 
 
@@ -202,12 +202,12 @@ def test_damaged_foreign_runs_are_counted_and_say_why(foreign: Path) -> None:
         (arguments, b"- 1", "is not a mapping"),
         (arguments, b"1: 2", "is not a mapping"),
         (arguments, b"\xff", "not UTF-8"),
-        (arguments, bomb.encode(), "stand for too much"),
-        (arguments, b"a: &a [*a]", "inside of what it stands for"),
-        (arguments, b"epochs: " + b"[" * 700, "no valid YAML"),
-        (arguments, b"a: 2024-13-45", "no valid YAML"),
-        (arguments, b"a: !!timestamp x", "no valid YAML"),
-        (arguments, b"a: 2024-12-24", "which is no argument"),
+        (arguments, bomb.encode(), "expand to too many nodes"),
+        (arguments, b"a: &a [*a]", "refers to a node that contains it"),
+        (arguments, b"epochs: " + b"[" * 700, "not valid YAML"),
+        (arguments, b"a: 2024-13-45", "not valid YAML"),
+        (arguments, b"a: !!timestamp x", "not valid YAML"),
+        (arguments, b"a: 2024-12-24", "which is not an argument"),
         (arguments, yaml.safe_dump({**text, "seed": "abc"}).encode(), "has the seed 'abc'"),
         (arguments, yaml.safe_dump({**text, "imgsz": "big"}).encode(), "has imgsz 'big'"),
         (arguments, yaml.safe_dump({**text, "imgsz": [64, 64]}).encode(), "done"),

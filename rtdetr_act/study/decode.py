@@ -1,4 +1,4 @@
-"""Plain data from a file, turned into the dataclass that it should be, or refused with what is wrong in it."""
+"""Validation of plain data from a JSON or YAML file, and its conversion to dataclasses."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rtdetr_act.errors import quote
 
 T = TypeVar("T")
 
-MAX_INT = 2**53  # larger ones are not exact in JSON elsewhere, nor in a float
-_MAX_DEPTH = 12  # levels of plain data; a plan with the plan that it starts from has six
+MAX_INT = 2**53  # the largest integer up to which every JSON parser and float is exact
+_MAX_DEPTH = 12  # levels of nesting; a plan with its initial plan has six
 
 UnitFloat = Annotated[float, (0.0, 1.0)]
 NonNegativeInt = Annotated[int, (0, MAX_INT)]
@@ -21,20 +21,30 @@ NonNegativeFloat = Annotated[float, (0.0, 1e15)]
 
 
 def decode(kind: type[T], data: Any) -> T:
-    """Return a dataclass made of plain data: all fields without a default, no others, each of its type.
+    """Return an instance of a type created from plain data.
 
-    Types may be plain ones, `Any` for any plain data, dataclasses, `Literal`, unions with `None`, sequences and
-    mappings, and numbers with their range (`UnitFloat`). Text must have UTF-8, and numbers must be finite.
+    Data of a dataclass must have all fields without a default and no others. Numbers must be finite, and strings
+    encodable as UTF-8.
+
+    Args:
+        kind: Type of the result: a dataclass, scalar, sequence or mapping. Its parts may also be `Any` for any plain
+            data, `Literal`, unions with `None`, and numbers annotated with a range, such as `UnitFloat`.
+        data: Plain data, as from a JSON file.
 
     Raises:
-        ValueError: It is not so; the message says where, and what was expected.
+        ValueError: The data does not fit the type; the message says where, and what was expected.
     """
-    made: T = _decode(kind, data, "")
-    return made
+    decoded: T = _decode(kind, data, "")
+    return decoded
 
 
-def is_json_value(value: Any, deepest: int = _MAX_DEPTH) -> bool:
-    """Say whether a value is what JSON holds, so that it is the same again when read back."""
+def is_json_value(value: Any, max_depth: int = _MAX_DEPTH) -> bool:
+    """Return whether a value is unchanged after it is written to JSON and read back.
+
+    Args:
+        value: Any value.
+        max_depth: Maximum nesting of lists and dictionaries.
+    """
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, int):
@@ -43,19 +53,19 @@ def is_json_value(value: Any, deepest: int = _MAX_DEPTH) -> bool:
         return math.isfinite(value)
     if isinstance(value, str):
         return is_utf8(value)
-    if deepest == 0:
+    if max_depth == 0:
         return False
     if isinstance(value, (list, tuple)):
-        return all(is_json_value(each, deepest - 1) for each in value)
+        return all(is_json_value(each, max_depth - 1) for each in value)
     if isinstance(value, dict):
         return all(
-            isinstance(key, str) and is_utf8(key) and is_json_value(each, deepest - 1) for key, each in value.items()
+            isinstance(key, str) and is_utf8(key) and is_json_value(each, max_depth - 1) for key, each in value.items()
         )
     return False
 
 
 def is_utf8(value: str) -> bool:
-    """Say whether a text can be written to a file; half a surrogate pair cannot, as from a path that is not UTF-8."""
+    """Return whether a string can be encoded as UTF-8; one with lone surrogates cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -101,7 +111,7 @@ def _decode_scalar(kind: Any, data: Any, where: str) -> Any:
         return _check(type(data) is int and is_json_value(data), data, where, "a whole number")
     if kind is float:
         return float(_check(type(data) in (int, float) and is_json_value(data), data, where, "a number"))
-    raise TypeError(f"no rule to read {kind}")
+    raise TypeError(f"unsupported type {kind}")
 
 
 def _decode_fields(kind: Any, data: Any, where: str) -> Any:
@@ -121,6 +131,7 @@ def _join_path(where: str, key: Any) -> str:
 
 
 def _check(condition: bool, data: Any, where: str, what: str) -> Any:
+    """Return the data if a condition holds, else raise ValueError."""
     if not condition:
         raise ValueError(f"{where or 'it'} is {quote(data)}, not {what}")
     return data

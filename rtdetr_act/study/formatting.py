@@ -1,16 +1,16 @@
-"""Numbers and lists as the page writes them."""
+"""Formatting of numbers and lists in reports."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-UNKNOWN = "–"
-MAX_LISTED = 12
+UNKNOWN = "–"  # in place of an unknown number
+MAX_LISTED = 12  # words in a sentence
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Join words by commas and an "and", the first twelve of them."""
+    """Return words joined by commas and "and"; of more than twelve, the first twelve and the number of the others."""
     shown = list(words[:MAX_LISTED])
     if len(words) > len(shown):
         return f"{', '.join(shown)} and {len(words) - len(shown)} more"
@@ -18,25 +18,29 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def format_count(number: int, noun: str) -> str:
-    """Write a number with its noun."""
+    """Return a number with its noun in the singular or plural, such as "3 runs"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_score(value: float | None, sign: str = "") -> str:
-    """Write a score, with `sign` "+" a difference of scores."""
+    """Return a score with three decimals, or a dash if it is unknown; `sign="+"` shows the sign of a difference."""
     return format_number(value, f"{{:{sign}.3f}}")
 
 
 def format_p(value: float) -> str:
-    """Write a p-value."""
+    """Return a p-value with three decimals, or "< 0.001".
+
+    >>> format_p(0.04321), format_p(2e-7)
+    ('0.043', '< 0.001')
+    """
     return "< 0.001" if value < 0.001 else format_score(value)
 
 
 def format_number(value: float | None, form: str) -> str:
-    """Write a number in a format, with a true minus; a dash where it is unknown."""
+    """Return a number in a format such as "{:.2f}", with a typographic minus, or a dash if it is unknown."""
     return UNKNOWN if finite_or_none(value) is None else form.format(value).replace("-", "−")
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """Return a number, or None for NaN and infinity."""
+    """Return a number, or None for NaN, infinity and None."""
     return value if value is not None and math.isfinite(value) else None

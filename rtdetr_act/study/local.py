@@ -1,4 +1,4 @@
-"""Run rows on this machine, several at once: one process each, on a GPU of its own or on some cores."""
+"""The local engine: runs on this machine, in parallel processes with a GPU or some CPU cores each."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _POLL_SECONDS = 0.1  # seconds
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one run at a time goes.
+    """Resources for one run at a time.
 
     Attributes:
         device: Ultralytics' `device`: "cpu", "0", or "0,1" for a multi-GPU run.
-        threads: Threads on a CPU; 0 leaves Ultralytics its own choice.
+        threads: Number of torch threads on a CPU; 0 for Ultralytics' default.
     """
 
     device: str
@@ -34,15 +34,15 @@ class Slot:
 
 
 def find_slots(device: Any, cpus: int | None) -> list[Slot]:
-    """Return the places of this machine.
+    """Divide this machine into slots, each for one run at a time.
 
     Args:
-        device: The `device` of all runs as Ultralytics takes it; None for a GPU each, or the CPU where there is none.
-            Several GPUs ("0,1") are those of each run.
-        cpus: Cores of each run; None for one on a CPU.
+        device: Ultralytics' `device` for all runs, where several GPUs ("0,1") are used together by each run. None for a
+            GPU per run, or the CPU without a GPU.
+        cpus: CPU cores per run; None for 1.
 
     Raises:
-        InputError: A run needs more than the machine has, or there is no such device.
+        InputError: A run needs more than the machine has, or the device does not exist.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = (
@@ -50,61 +50,61 @@ def find_slots(device: Any, cpus: int | None) -> list[Slot]:
     )
     gpus = gpus[: torch.cuda.device_count()]
     names = split_device(device)
-    places = divide_into_slots(names, gpus, os.cpu_count() or 1, cpus)
+    slots = divide_into_slots(names, gpus, os.cpu_count() or 1, cpus)
     if names and not any(name.isdecimal() for name in names):
         _check_device(device)
-    return places
+    return slots
 
 
 def split_device(device: Any) -> list[str]:
-    """Return the names in Ultralytics' `device`, as it takes them: "0,1", [0, 1], "cuda:0", "cpu" or None."""
+    """Return the devices in Ultralytics' `device`: ["0", "1"] for "0,1", "cuda:0,1" or [0, 1]; [] for None."""
     words = device if isinstance(device, (list, tuple)) else [] if device is None else str(device).split(",")
     return [str(word).strip().removeprefix("cuda:") for word in words if str(word).strip()]
 
 
 def _check_device(device: Any) -> None:
-    """Let Ultralytics look for a device that is no number: cpu, mps, npu:0, and whatever else it knows."""
+    """Check with Ultralytics that a device such as cpu, mps or npu:0 exists; raises InputError."""
     if str(device).startswith("mps") and not torch.backends.mps.is_available():
-        raise InputError("device=mps cannot be: this machine has none, and Ultralytics would take the CPU instead")
+        raise InputError("device=mps is not available on this machine, and Ultralytics would use the CPU instead")
     before = dict(os.environ)
     try:
         select_device(device, verbose=False)
     except (ValueError, RuntimeError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"device={quote(device)} cannot be: {first}") from None
-    finally:  # some releases hide GPUs from this process and its children
+        raise InputError(f"device={quote(device)} is not available: {first}") from None
+    finally:  # some releases change CUDA_VISIBLE_DEVICES
         os.environ.clear()
         os.environ.update(before)
 
 
 def divide_into_slots(device: Sequence[str], gpus: Sequence[str], cores: int, cpus: int | None) -> list[Slot]:
-    """Divide GPUs or cores among runs.
+    """Divide GPUs or CPU cores into slots, each for one run at a time.
 
     Args:
-        device: Names that the study asks for, [] for no wish.
+        device: Devices that the study names, as `split_device` returns them; [] for any.
         gpus: Names of the visible GPUs.
-        cores: Cores of the machine.
-        cpus: Cores of each run, or None.
+        cores: Number of CPU cores of the machine.
+        cpus: CPU cores per run; None for 1.
 
     Raises:
         InputError: A run needs more than the machine has.
     """
     if cpus is not None and not 1 <= cpus <= cores:
-        raise InputError(f"--cpus {quote(cpus)} cannot be: this machine has {cores} cores")
+        raise InputError(f"--cpus {quote(cpus)} is not possible: this machine has {cores} cores")
     on_gpu = [name for name in device if name.isdecimal()]
     if (on_gpu and len(set(device)) < len(device)) or len(on_gpu) not in (0, len(device)):
-        raise InputError(f"device={quote(','.join(device))} cannot be: name each GPU once, and nothing else")
-    if device and not on_gpu:  # cpu, mps and others are one device, and only the CPU can be divided
+        raise InputError(f"device={quote(','.join(device))} is not possible: name each GPU once, and nothing else")
+    if device and not on_gpu:  # of cpu, mps and others, only the CPU can be divided
         threads = cpus or 1
         return [Slot(",".join(device), threads)] * (cores // threads if device == ["cpu"] else 1)
     if len(on_gpu) > 1:
         if len(on_gpu) > len(gpus):
-            raise InputError(f"device={','.join(on_gpu)} cannot be: this machine shows {_format_gpu_count(gpus)}")
+            raise InputError(f"device={','.join(on_gpu)} is not available: this machine has {_format_gpu_count(gpus)}")
         size = len(on_gpu)
         return [Slot(",".join(gpus[i : i + size]), 0) for i in range(0, len(gpus) - size + 1, size)]
     if on_gpu:
         if on_gpu[0] not in gpus and int(on_gpu[0]) >= len(gpus):
-            raise InputError(f"device={on_gpu[0]} cannot be: this machine shows {_format_gpu_count(gpus)}")
+            raise InputError(f"device={on_gpu[0]} is not available: this machine has {_format_gpu_count(gpus)}")
         return [Slot(on_gpu[0], 0)]
     if gpus:
         return [Slot(name, 0) for name in gpus]
@@ -112,42 +112,45 @@ def divide_into_slots(device: Sequence[str], gpus: Sequence[str], cores: int, cp
 
 
 def _format_gpu_count(gpus: Sequence[str]) -> str:
+    """Return the number of GPUs in words, such as "2 GPUs"."""
     if not gpus:
         return "no GPU"
     return f"{len(gpus)} GPU{'' if len(gpus) == 1 else 's'}"
 
 
 def run_locally(
-    folders: Sequence[Path], places: Sequence[Slot], *, retries: int, watch: Callable[[Sequence[Path]], None]
+    folders: Sequence[Path], slots: Sequence[Slot], *, retries: int, watch: Callable[[Sequence[Path]], None]
 ) -> None:
-    """Run what is not finished, in order; a failure is noted in its folder, and the others go on.
+    """Run all unfinished runs on this machine, in order, as many in parallel as there are slots.
+
+    A failure is recorded in the run folder and does not stop the other runs.
 
     Args:
         folders: Run folders with their `run.json`.
-        places: Where runs go; so many are at work at once.
-        retries: Further tries of a run whose process ended without a result.
-        watch: Called several times a second with the folders at work.
+        slots: Resources, one run at a time for each.
+        retries: Number of further attempts at a run whose process ends without a result.
+        watch: Function called several times per second with the folders of the runs in progress.
     """
-    waiting = deque((folder, retries) for folder in folders if not is_finished(folder))
-    free = deque(places)
-    working: dict[subprocess.Popen[bytes], tuple[Path, int, Slot]] = {}
+    pending = deque((folder, retries) for folder in folders if not is_finished(folder))
+    free = deque(slots)
+    running: dict[subprocess.Popen[bytes], tuple[Path, int, Slot]] = {}
     try:
-        while waiting or working:
-            while waiting and free:
-                folder, left = waiting.popleft()
-                place = free.popleft()
-                working[start_run(folder, device=place.device, threads=place.threads)] = folder, left, place
-            for process in [process for process in working if process.poll() is not None]:
-                folder, left, place = working.pop(process)
-                kill_run(process)  # loader processes that outlived it
-                free.append(place)
+        while pending or running:
+            while pending and free:
+                folder, tries_left = pending.popleft()
+                slot = free.popleft()
+                running[start_run(folder, device=slot.device, threads=slot.threads)] = folder, tries_left, slot
+            for process in [process for process in running if process.poll() is not None]:
+                folder, tries_left, slot = running.pop(process)
+                kill_run(process)  # also its data loader processes
+                free.append(slot)
                 if is_finished(folder):
                     continue
                 record_attempt(folder, explain_exit(folder, process.returncode))
-                if left:
-                    waiting.appendleft((folder, left - 1))
-            watch([folder for folder, _, _ in working.values()])
+                if tries_left:
+                    pending.appendleft((folder, tries_left - 1))
+            watch([folder for folder, _, _ in running.values()])
             time.sleep(_POLL_SECONDS)
     finally:
-        for process in working:
+        for process in running:
             kill_run(process)

@@ -1,4 +1,4 @@
-"""Start the process of a run, see how far it is, and say why it ended."""
+"""Processes of runs: start, progress, end, and reasons of failure."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ _MEMORY_ERRORS = (
 def start_run(
     folder: Path, *, device: str = "", threads: int = 0, pauses: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start the run of a folder, which ends by itself when this process does; what it prints goes to `log.txt`.
+    """Start the worker process of a run, and return it.
+
+    The worker ends by itself when this process ends. Its output is appended to `log.txt`.
 
     Args:
-        folder: The run folder, with `run.json` in it.
-        device: Ultralytics' `device`; "" for that of the row.
-        threads: Threads of torch on a CPU; 0 for Ultralytics' own choice.
+        folder: The run folder, with a `run.json`.
+        device: Ultralytics' `device`; "" for that of the run's configuration.
+        threads: Number of torch threads on a CPU; 0 for Ultralytics' default.
         pauses: Numbers of epochs after which the run waits for `release_run`; a multi-GPU run never waits.
     """
     command = [sys.executable, "-m", "rtdetr_act.study.worker", str(folder)]
@@ -52,21 +54,26 @@ def start_run(
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            # A group of its own: Ctrl-C is for the study, which ends its runs in order.
+            # A process group of its own: Ctrl-C reaches the study only, which then ends its runs.
             start_new_session=os.name == "posix",
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
 
 
 def release_run(process: subprocess.Popen[bytes], epochs: int) -> None:
-    """Let a run that pauses after that number of epochs, or will, train on to its next pause."""
+    """Allow a run to train beyond a number of epochs, after which it pauses or will pause.
+
+    Args:
+        process: Process of the run.
+        epochs: Number of epochs, one of `pauses`.
+    """
     if process.stdin:
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             process.stdin.write(b"%d\n" % epochs)
 
 
 def kill_run(process: subprocess.Popen[bytes]) -> None:
-    """End a run at once, loader processes included; its folder keeps what the last epoch left."""
+    """Kill the process of a run and its data loader processes; the state after the last epoch remains on the disk."""
     if os.name == "posix":
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -77,26 +84,26 @@ def kill_run(process: subprocess.Popen[bytes]) -> None:
 
 
 def read_result(folder: Path) -> RunResult | None:
-    """Return what came out of a run, or None while nothing has; raises InputError where the file is damaged."""
+    """Return the result of a run, or None if it has none; raises InputError if the file is damaged."""
     return read_json(folder / RESULT_FILE, RunResult)
 
 
 def read_attempts(folder: Path) -> list[Attempt]:
-    """Return the processes of a run that ended without a result; raises InputError where the file is damaged."""
+    """Return the attempts at a run that ended without a result; raises InputError if the file is damaged."""
     return read_json(folder / ATTEMPTS_FILE, list[Attempt]) or []
 
 
 def is_finished(folder: Path) -> bool:
-    """Say whether a run has its result, a final failure included; raises InputError where that is damaged."""
+    """Return whether a run has a result, a final failure included; raises InputError if the file is damaged."""
     return read_result(folder) is not None
 
 
 def explain_exit(folder: Path, code: int) -> str:
-    """Return in a sentence why a process ended without a result.
+    """Return the reason why a process ended without a result, from its exit code and its log.
 
     Args:
-        folder: The run folder, with its log.
-        code: The exit code; negative for a signal.
+        folder: The run folder.
+        code: Exit code of the process; negative for a signal.
     """
     tail = _read_last_lines(folder / LOG_FILE)
     memory = next((line for line in reversed(tail) if any(words in line for words in _MEMORY_ERRORS)), None)
@@ -110,6 +117,7 @@ def explain_exit(folder: Path, code: int) -> str:
 
 
 def _read_last_lines(log: Path, size: int = 8000) -> list[str]:
+    """Return the lines in the last bytes of a file that are not blank; none if it cannot be read."""
     try:
         with log.open("rb") as file:
             _seek_near_end(file, size)
@@ -120,12 +128,18 @@ def _read_last_lines(log: Path, size: int = 8000) -> list[str]:
 
 
 def _seek_near_end(file: IO[bytes], size: int) -> None:
+    """Move to a number of bytes before the end of a file, or to its start."""
     file.seek(0, os.SEEK_END)
     file.seek(max(0, file.tell() - size))
 
 
 def record_attempt(folder: Path, reason: str) -> None:
-    """Record that a process of the run ended without a result, and why."""
+    """Add an attempt that ended now without a result to the `attempts.json` of a run.
+
+    Args:
+        folder: The run folder.
+        reason: Why there is no result.
+    """
     ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
     attempts = [*read_attempts(folder), Attempt(ended, reason)]
     write_json(folder / ATTEMPTS_FILE, [asdict(attempt) for attempt in attempts])
@@ -133,7 +147,13 @@ def record_attempt(folder: Path, reason: str) -> None:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: epochs done, seconds that they took, and the headline score of the last, or None."""
+    """Progress of a run.
+
+    Attributes:
+        epochs: Number of finished epochs.
+        seconds: Time that they took.
+        score: Score of the last epoch, mAP50-95 or top1; None if there is none.
+    """
 
     epochs: int
     seconds: float
@@ -141,7 +161,7 @@ class Progress:
 
 
 def read_progress(folder: Path) -> Progress:
-    """Return how far a run is, from its results.csv; a line that is being written does not count."""
+    """Return the progress of a run from its results.csv; a line that is being written does not count."""
     epochs = read_results(folder).epochs
     if not epochs:
         return Progress(0, 0.0, None)
