@@ -1,4 +1,4 @@
-"""The project's own errors: one sentence each, saying what was wrong, where, and what would be right."""
+"""Errors of the package: each message is one sentence that names the mistake, its place and the remedy."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import re
 import reprlib
 from collections.abc import Iterable
 
-_LONGEST = 80  # characters of a value that a message quotes
-_LONGEST_REASON = 300  # and of what another library says
+_MAX_VALUE_CHARS = 80  # of a value quoted in a message
+_MAX_REASON_CHARS = 300  # of a message quoted from another library
 
 
 class RtdetrActError(Exception):
-    """Base of every error a user can cause; the CLI prints its sentence and exits with `exit_code`.
+    """Base class of all errors a user can cause; the CLI prints the message and exits with `exit_code`.
 
-    Control characters in the message are escaped, so that no file can write to the terminal through it.
+    Control characters in the message are escaped, so that no file can send commands to the terminal through it.
+
+    Args:
+        message: One sentence without a final period.
     """
 
     exit_code = 1
@@ -24,13 +27,13 @@ class RtdetrActError(Exception):
 
 
 class SpecError(RtdetrActError):
-    """An activation, a plan or a model YAML cannot be understood, or names something that does not exist."""
+    """An activation, a plan or a model YAML is malformed or names something that does not exist."""
 
     exit_code = 2
 
 
 class SelectionError(RtdetrActError):
-    """A plan selects no site, or a site where its activation cannot stand."""
+    """A plan selects no site, or a site that its activation does not support."""
 
     exit_code = 2
 
@@ -60,20 +63,22 @@ class FoldError(RtdetrActError):
 
 
 class Interrupted(RtdetrActError):
-    """The user stopped a training with Ctrl-C; the sentence says how to go on."""
+    """The user stopped a command with Ctrl-C; the message says how to resume it."""
 
     exit_code = 130
 
 
 def suggest(word: object, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the known word closest to `word` in any case, or an empty string.
+    """Return `"; did you mean 'x'?"` for the known word closest to `word`, or an empty string if none is close.
 
-    What is not a word, or longer than any, has none.
+    Args:
+        word: What the user wrote, compared without regard to case. Values other than short strings have no suggestion.
+        known: The valid words.
 
     >>> suggest("arlu", ["arelu", "mish"]), suggest("adum", ["SGD", "Adam"])
     ("; did you mean 'arelu'?", "; did you mean 'Adam'?")
     """
-    if not isinstance(word, str) or len(word) > _LONGEST:
+    if not isinstance(word, str) or len(word) > _MAX_VALUE_CHARS:
         return ""
     spelled = {each.lower(): each for each in known}
     near = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
@@ -81,37 +86,37 @@ def suggest(word: object, known: Iterable[str]) -> str:
 
 
 def quote(value: object) -> str:
-    r"""Return a value as a message quotes it: the first line of a text, the outermost items of a collection.
+    r"""Return a short quotation of a value for a message: the first line of a string, the outer items of a collection.
 
-    The result has about 80 characters at most and takes no longer for a value that would print as gigabytes, such as a
-    YAML of nested aliases.
+    The result has about 80 characters at most. A value that would print as gigabytes, such as a YAML of nested
+    aliases, takes no longer than others.
 
     >>> quote("arelu"), quote("one\ntwo"), quote([1, "two"])
     ("'arelu'", "'one…'", "[1, 'two']")
     """
     if not isinstance(value, str):
         shown = escape(_REPR.repr(value))
-        return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+        return shown if len(shown) <= _MAX_VALUE_CHARS else f"{shown[:_MAX_VALUE_CHARS]}…"
     line = (value.splitlines() or [""])[0]
-    shown = line[:_LONGEST]
-    while len(escape(shown)) > _LONGEST:  # ten characters stand for one that does not print
+    shown = line[:_MAX_VALUE_CHARS]
+    while len(escape(shown)) > _MAX_VALUE_CHARS:  # an escaped character takes up to ten
         shown = shown[:-1]
     return f"'{escape(shown)}{'…' if shown != value else ''}'"
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error of other code says, as a message quotes it: one line without colours, or the error's class.
+    """Return the message of another library's error as one line without colours, or its class name if it is empty.
 
     >>> reason(KeyError()), reason(ValueError("\\x1b[1mfirst\\x1b[0m\\nsecond"))
     ('KeyError', 'first second')
     """
     uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = escape(" ".join(uncoloured.removeprefix("ERROR ❌️ ").split()))
-    return (f"{text[:_LONGEST_REASON]}…" if len(text) > _LONGEST_REASON else text) or type(error).__name__
+    return (f"{text[:_MAX_REASON_CHARS]}…" if len(text) > _MAX_REASON_CHARS else text) or type(error).__name__
 
 
-def origin(error: BaseException) -> str:
-    """Return the name of the module whose code raised an error, "" for one that was not raised."""
+def raising_module(error: BaseException) -> str:
+    """Return the name of the module whose code raised an error, or "" for an error that was not raised."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -119,11 +124,11 @@ def origin(error: BaseException) -> str:
 
 
 class _ShortRepr(reprlib.Repr):
-    """The `repr` of plain data, shortened wherever it could be long."""
+    """A `repr` of plain data with a bounded length."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel, self.maxdict, self.maxstring, self.maxother = 2, 4, 40, _LONGEST
+        self.maxlevel, self.maxdict, self.maxstring, self.maxother = 2, 4, 40, _MAX_VALUE_CHARS
 
     def repr_int(self, x: int, level: int) -> str:
         if x.bit_length() > 1000:  # Python refuses to write integers of more than 4300 digits
@@ -135,5 +140,5 @@ _REPR = _ShortRepr()
 
 
 def escape(text: str) -> str:
-    """Return a text with what does not print escaped, such as what a terminal would obey."""
+    """Return a string with its unprintable characters escaped, terminal control sequences included."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

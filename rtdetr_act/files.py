@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whenever the process or the machine stops."""
+"""Atomic writes: files are complete or absent, even if the process or the machine stops at any moment."""
 
 from __future__ import annotations
 
@@ -16,104 +16,123 @@ from rtdetr_act.errors import InputError, quote
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either the old one or the new one, whole, whenever the process or the machine stops.
+    """Write a file atomically: at any moment it is either the complete old one or the complete new one.
+
+    Args:
+        path: File to write or replace; its folder must exist.
+        content: The new content.
 
     Raises:
-        OSError: The disk is full or the folder cannot be written; the old file is then untouched.
+        OSError: The disk is full or the folder is not writable; the old file is then unchanged.
     """
-    write_together({path: content})
+    write_files_atomically({path: content})
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write several files, all of them or none: they get their names when the last of them lies whole on the disk.
+def write_files_atomically(contents: Mapping[Path, bytes]) -> None:
+    """Write several files, all of them or none: they are renamed once the last of them is complete on the disk.
 
-    After an error or Ctrl-C the old files are there as they were. A process killed while it renames leaves some of the
-    files old and the others new, each of them whole. What a killed process left of the same files is removed first.
+    After an error or Ctrl-C the old files are unchanged. A process killed while it renames leaves some files old and
+    the others new, each of them complete. Temporary files of killed processes are removed first.
+
+    Args:
+        contents: New contents by path; the folders must exist.
 
     Raises:
-        OSError: The disk is full or a folder cannot be written.
+        OSError: The disk is full or a folder is not writable.
     """
     partials: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
-            target = _follow(path)
+            target = _resolve_link(path)
             remove_leftovers(target)
             partials[target] = partial_path(target)
             with partials[target].open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _move(partials)
+        _replace(partials)
     except BaseException:
         for partial in partials.values():
-            _remove(partial)
+            _delete(partial)
         raise
 
 
-def move_together(sources: Mapping[Path, Path]) -> None:
-    """Give files and folders that were written elsewhere on the same disk their final names, all of them or none.
+def move_files_atomically(sources: Mapping[Path, Path]) -> None:
+    """Move files and folders to their final paths on the same disk, all of them or none.
 
     Args:
-        sources: Where each of them lies now, by its final path. A folder takes the place of a folder, a file of a file.
+        sources: Current path by final path. A folder may replace a folder, and a file may replace a file.
 
     Raises:
-        OSError: One of them cannot be moved; then all are where they were, and so are the old files and folders.
+        OSError: One of them cannot be moved; all sources and targets are then unchanged.
     """
-    moves = {_follow(target): source for target, source in sources.items()}
+    moves = {_resolve_link(target): source for target, source in sources.items()}
     for target, source in moves.items():
         remove_leftovers(target)
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
             if path.is_file():
-                with path.open("r+b") as file:  # Windows flushes what is open for writing only
+                with path.open("r+b") as file:  # Windows flushes only files open for writing
                     os.fsync(file.fileno())
-    _move(moves)
+    _replace(moves)
 
 
 def partial_path(path: Path) -> Path:
-    """Return where this process writes a file before it gets its name; short enough wherever the file's name is."""
-    return path.with_name(f"{_hidden(path.name)}.{os.getpid()}.partial")
+    """Return the temporary path beside `path` to which this process writes before it renames.
+
+    The name is short enough for any file system that allows the name of `path`.
+    """
+    return path.with_name(f"{_hidden_name(path.name)}.{os.getpid()}.partial")
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what processes that no longer run left beside a file or folder that they were writing.
+    """Remove temporary files that killed processes left beside a file or folder they were writing.
 
-    An old one that they had moved aside, and not replaced yet, gets its name back.
+    An old file that was moved aside and not yet replaced is restored.
     """
-    pattern = re.compile(re.escape(_hidden(path.name)) + r"\.(\d{1,9})\.(partial|before)")
+    pattern = re.compile(re.escape(_hidden_name(path.name)) + r"\.(\d{1,9})\.(partial|before)")
     try:
-        found = [match for each in path.parent.iterdir() if (match := pattern.fullmatch(each.name))]
-    except OSError:  # no such folder: the error that follows says more
+        matches = [match for each in path.parent.iterdir() if (match := pattern.fullmatch(each.name))]
+    except OSError:  # no such folder: the write that follows raises a clearer error
         return
-    for match in found:
+    for match in matches:
         if _is_running(int(match[1])):
             continue
         if match[2] == "before":
-            _settle(path.with_name(match[0]), path)
+            _restore_or_discard(path.with_name(match[0]), path)
         else:
-            _remove(path.with_name(match[0]))
+            _delete(path.with_name(match[0]))
 
 
 @contextlib.contextmanager
-def making_folder(folder: Path) -> Iterator[None]:
-    """Make a folder and its parents for what the body writes; if the body fails, those that are new and empty go again.
+def create_folder(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents for the body of a `with` statement; a context manager.
+
+    If the body fails, the folders that were created and are still empty are removed.
 
     Raises:
-        OSError: The folder cannot be made, or is a file.
+        OSError: The folder cannot be created, or is a file.
     """
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    created = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        for each in made:
-            with contextlib.suppress(OSError):  # it was not made after all, or another process writes there
+        for each in created:
+            with contextlib.suppress(OSError):  # it was not created, or another process writes there
                 each.rmdir()
         raise
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says of a write in the body, to a file or into a folder, into an InputError."""
+def convert_write_errors(path: Path) -> Iterator[None]:
+    """Convert an OSError raised by the body of a `with` statement into an InputError; a context manager.
+
+    Args:
+        path: File or folder that the body writes, which the message names.
+
+    Raises:
+        InputError: The body raised an OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -122,27 +141,27 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """Make the folder that the body writes to at its end, as `making_folder` does.
+    """Create a writable folder for the body of a `with` statement, as `create_folder` does; a context manager.
 
     Raises:
-        InputError: The folder cannot be made or written to, which is found before the body begins.
+        InputError: The folder cannot be created or written to; raised before the body runs.
     """
     with contextlib.ExitStack() as stack:
-        with writing(folder):
+        with convert_write_errors(folder):
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"cannot write to {quote(str(folder))}: it is a file, not a folder")
-            stack.enter_context(making_folder(folder))
+            stack.enter_context(create_folder(folder))
             tempfile.TemporaryFile(dir=folder).close()
         yield
 
 
-def check_output(path: Path) -> None:
-    """Check that a file can be written, before the time is spent that its content takes.
+def check_writable(path: Path) -> None:
+    """Check that a file can be written, before its content is computed.
 
     Raises:
-        InputError: Its folder is not there or cannot be written to, it is a folder itself, or its name is too long.
+        InputError: Its folder does not exist or is not writable, the path is a folder, or its name is too long.
     """
-    with writing(path):
+    with convert_write_errors(path):
         if path.is_dir():
             raise InputError(f"cannot write {quote(str(path))}: it is a folder")
         if not path.parent.is_dir():
@@ -152,61 +171,65 @@ def check_output(path: Path) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
 
 
-def _move(moves: Mapping[Path, Path]) -> None:
+def _replace(moves: Mapping[Path, Path]) -> None:
+    """Rename each source to its target, all of them or none; folders replace folders, files replace files."""
     for target, source in moves.items():
         if target.is_dir() and not source.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         if source.is_dir() and target.exists() and not target.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
     if len(moves) == 1 and (source := next(iter(moves.values()))).is_file():
-        source.replace(next(iter(moves)))  # in one step, so that there is nothing to put back
+        source.replace(next(iter(moves)))  # atomic by itself, so that there is nothing to restore
     else:
-        _exchange(moves)
+        _replace_all(moves)
     for folder in {target.parent for target in moves}:
         _sync_folder(folder)
 
 
-def _exchange(moves: Mapping[Path, Path]) -> None:
-    """Rename all, keeping the old ones beside until the last is renamed."""
-    befores = {target: target.with_name(f"{_hidden(target.name)}.{os.getpid()}.before") for target in moves}
+def _replace_all(moves: Mapping[Path, Path]) -> None:
+    """Rename several files or folders, with backups of the old ones until the last is renamed."""
+    backups = {target: target.with_name(f"{_hidden_name(target.name)}.{os.getpid()}.before") for target in moves}
     moving = False
     try:
-        for target, before in befores.items():
-            _settle(before, target)  # left by a killed process that had this one's number, as happens in containers
+        for target, backup in backups.items():
+            # Left by a killed process with the same ID, as happens in containers.
+            _restore_or_discard(backup, target)
             if target.is_file():
-                _link(target, before)
+                _back_up(target, backup)
         moving = True
         for target, source in moves.items():
             if target.is_dir():
-                target.rename(befores[target])
+                target.rename(backups[target])
             source.replace(target)
     except BaseException:
         for target, source in moves.items():
             if moving and not source.exists():
                 target.replace(source)
-            _settle(befores[target], target)
+            _restore_or_discard(backups[target], target)
         raise
-    for before in befores.values():
-        _remove(before)
+    for backup in backups.values():
+        _delete(backup)
 
 
-def _link(target: Path, before: Path) -> None:
+def _back_up(target: Path, backup: Path) -> None:
+    """Link a file to its backup, or move it there where the file system has no hard links."""
     try:
-        os.link(target, before)
-    except OSError:  # the disk has no hard links, as FAT: then the file is away for a moment
-        target.rename(before)
+        os.link(target, backup)
+    except OSError:  # such as FAT: the file is missing until the new one is renamed
+        target.rename(backup)
 
 
-def _settle(before: Path, target: Path) -> None:
-    """Give an old file or folder its name back where nothing has taken its place, else remove it."""
-    if before.exists():
+def _restore_or_discard(backup: Path, target: Path) -> None:
+    """Rename a backup to its target if the target is missing, else remove the backup."""
+    if backup.exists():
         if target.exists():
-            _remove(before)
+            _delete(backup)
         else:
-            before.rename(target)
+            backup.rename(target)
 
 
-def _remove(path: Path) -> None:
+def _delete(path: Path) -> None:
+    """Remove a file or folder, ignoring errors."""
     with contextlib.suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -214,25 +237,27 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _follow(path: Path) -> Path:
-    """Return what a link points to, which is to be written, and not the link."""
+def _resolve_link(path: Path) -> Path:
+    """Return the target of a symbolic link, so that writing does not replace the link; other paths as they are."""
     return path.resolve() if path.is_symlink() else path
 
 
-def _hidden(name: str) -> str:
+def _hidden_name(name: str) -> str:
+    """Return a name with a leading dot, shortened by a checksum if it is long."""
     encoded = os.fsencode(name)
     # File systems limit a name to 255 bytes, encrypting ones to 143.
     return f".{name}" if len(encoded) <= 100 else f".{name[:24]}-{zlib.crc32(encoded):08x}"
 
 
 def _is_running(process: int) -> bool:
+    """Return whether a process with this ID exists."""
     import psutil
 
     return bool(psutil.pid_exists(process))
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring new names to the disk, where the system can; Windows does not open folders."""
+    """Flush the entries of a folder to the disk; does nothing on Windows, which cannot open folders."""
     with contextlib.suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""Time calls in turns, and compare them by the ratios of each turn.
+"""Time calls in interleaved rounds, and compare them by the ratios within each round.
 
-What is compared takes turns, so that a machine that slows down slows all alike, and each turn gives one ratio: the
-median of those is what is reported, with their quartiles as spread.
+Interleaving makes a change of the machine's speed affect all calls alike. Each round gives one ratio; the median of the
+ratios is reported, with their quartiles as spread.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Ratio:
-    """A cost in units of another one, over the turns of one run.
+    """A time relative to a baseline, over the rounds of one measurement.
 
     Attributes:
-        median: Median of the ratios of the turns.
+        median: Median of the ratios of the rounds.
         low: Their first quartile.
         high: Their third quartile.
-        seconds: Median time of one call, in seconds.
+        seconds: Median time of one call in seconds.
     """
 
     median: float
@@ -39,87 +39,99 @@ class Ratio:
         return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
-def take_turns(
+def time_medians(
     calls: Mapping[Key, Callable[[], Any]],
-    turns: int,
+    rounds: int,
     *,
     warmup: int = 2,
     repeat: int = 1,
     device: torch.device | str = "cpu",
 ) -> dict[Key, list[float]]:
-    """Time calls in turns; each turn runs every call, the first one another each time.
+    """Return the median time of each call in each of several interleaved rounds, in seconds.
+
+    Each round runs every call and starts with another one.
 
     Args:
-        calls: What to time, by name.
-        turns: Number of turns that count.
-        warmup: Turns before those.
-        repeat: Calls in a row within a turn. With several, the median of all but the first, which finds the data of
-            another one in the cache.
-        device: Where the calls compute: the clock of a call on a GPU stops when that GPU has done its work.
+        calls: Functions to time, by name.
+        rounds: Number of measured rounds.
+        warmup: Number of rounds before those, whose times are discarded.
+        repeat: Consecutive calls of a function within a round. If greater than 1, the first is discarded, since it
+            finds the data of another function in the cache.
+        device: Device on which the calls compute. A CUDA device is synchronised before and after each call.
 
     Returns:
-        Seconds of each turn, by name.
+        For each name, a median in seconds per round.
     """
-    found = time_turns(calls, turns, warmup=warmup, repeat=repeat, device=device)
-    return {name: [statistics.median(row) for row in rows] for name, rows in found.items()}
+    times = time_rounds(calls, rounds, warmup=warmup, repeat=repeat, device=device)
+    return {name: [statistics.median(repeats) for repeats in rows] for name, rows in times.items()}
 
 
-def time_turns(
+def time_rounds(
     calls: Mapping[Key, Callable[[], Any]],
-    turns: int,
+    rounds: int,
     *,
     warmup: int = 2,
     repeat: int = 1,
     device: torch.device | str = "cpu",
 ) -> dict[Key, list[list[float]]]:
-    """Do the work of `take_turns`, and return the seconds of every call of each turn, the first of several left out."""
-    found: dict[Key, list[list[float]]] = {name: [] for name in calls}
+    """Return the time of every single call in each of several interleaved rounds, in seconds.
+
+    Takes the arguments of `time_medians`.
+
+    Returns:
+        For each name, a list per round with the seconds of its calls.
+    """
+    times: dict[Key, list[list[float]]] = {name: [] for name in calls}
     names = list(calls)
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for turn in range(-warmup, turns):
-            first = turn % len(names)
+        for number in range(-warmup, rounds):
+            first = number % len(names)
             for name in names[first:] + names[:first]:
-                row = [_time(calls[name], device) for _ in range(repeat)]
-                if turn >= 0:
-                    found[name].append(row[1:] or row)
+                seconds = [_time_call(calls[name], device) for _ in range(repeat)]
+                if number >= 0:
+                    times[name].append(seconds[1:] or seconds)
             gc.collect()
     finally:
         if collecting:
             gc.enable()
-    return found
+    return times
 
 
-def _time(call: Callable[[], Any], device: torch.device | str) -> float:
-    _wait(device)
+def _time_call(call: Callable[[], Any], device: torch.device | str) -> float:
+    _synchronize(device)
     start = time.perf_counter()
     result = call()
-    _wait(device)
+    _synchronize(device)
     seconds = time.perf_counter() - start
-    del result  # freed after the clock has stopped
+    del result  # freed outside the measured interval
     return seconds
 
 
-def _wait(device: torch.device | str) -> None:
+def _synchronize(device: torch.device | str) -> None:
     if is_cuda(device):
-        torch.cuda.synchronize(device)  # of the device given: without one it waits for the current device
+        torch.cuda.synchronize(device)  # without an argument it would synchronise the current device
 
 
 def is_cuda(device: torch.device | str) -> bool:
-    """Say whether a device is a GPU of CUDA."""
+    """Return whether a device is a CUDA device."""
     return torch.device(device).type == "cuda"
 
 
-def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, Ratio]:
-    """Return the times in units of those of `base`, turn by turn.
+def compute_ratios(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Ratio]:
+    """Return the times relative to those of a baseline, with the ratios taken within each round.
 
-    >>> print(ratios({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 9.0]}, "a")["b"])
+    Args:
+        times: For each name, a time in seconds per round, of two or more rounds.
+        baseline: Name in `times` whose ratio is 1.
+
+    >>> print(compute_ratios({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 9.0]}, "a")["b"])
     2.00 (2.00-2.50)
     """
-    found = {}
+    ratios = {}
     for name, values in times.items():
-        each = [value / other for value, other in zip(values, times[base], strict=True)]
-        low, median, high = statistics.quantiles(each, n=4, method="inclusive")
-        found[name] = Ratio(median, low, high, statistics.median(values))
-    return found
+        quotients = [value / other for value, other in zip(values, times[baseline], strict=True)]
+        low, median, high = statistics.quantiles(quotients, n=4, method="inclusive")
+        ratios[name] = Ratio(median, low, high, statistics.median(values))
+    return ratios

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torchvision.models import mobilenet_v2
 
 from rtdetr_act import DynamicConv2d, patch_convs
-from rtdetr_act.timing import Ratio, ratios, take_turns
+from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
 SIDES = (224, 96, 32)
 
@@ -59,8 +59,8 @@ def bench_network(side: int, turns: int, device: str) -> dict[str, Ratio]:
 
         return call
 
-    return ratios(
-        take_turns(
+    return compute_ratios(
+        time_medians(
             {name: step(net) for name, net in (("fused", fused), ("loop", looping), ("static", stock))},
             turns,
             device=device,

@@ -32,7 +32,7 @@ from rtdetr_act.integrations.ultralytics.export import export_model
 from rtdetr_act.integrations.ultralytics.latency import load_runner
 from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.surgery.scales import tensors
-from rtdetr_act.timing import Ratio, ratios, take_turns
+from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
 MODELS = ("rtdetr-l.yaml", "rtdetr-resnet50.yaml", "yolo11n.yaml", "yolov9t.yaml", "yolov10n.yaml")
 COUNTED = ("LeakyRelu", "Mul", "Where", "PRelu")
@@ -76,7 +76,7 @@ def _judge(source: str, folder: Path, imgsz: int, turns: int) -> dict[str, Any]:
         files[name] = export_model(each, "onnx", imgsz=imgsz, fold=False)
         counts = Counter(node.op_type for node in onnx.load(files[name]).graph.node)
         graphs[name] = {kind: counts[kind] for kind in COUNTED}
-    times = take_turns({name: load_runner(path, imgsz) for name, path in files.items()}, turns, repeat=3)
+    times = time_medians({name: load_runner(path, imgsz) for name, path in files.items()}, turns, repeat=3)
     with torch.no_grad():
         difference = _difference(unfolded.model(images), folded.model(images))
     return {
@@ -85,7 +85,7 @@ def _judge(source: str, folder: Path, imgsz: int, turns: int) -> dict[str, Any]:
         "left": sum(isinstance(module, AReLU) for module in folded.model.modules()),
         "difference": difference,
         **graphs,
-        "times": {name: asdict(ratio) for name, ratio in ratios(times, "leaky_relu").items()},
+        "times": {name: asdict(ratio) for name, ratio in compute_ratios(times, "leaky_relu").items()},
     }
 
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from rtdetr_act import create
 from rtdetr_act.integrations.ultralytics.costs import draw_bars
-from rtdetr_act.timing import Ratio, ratios, take_turns
+from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
 SHAPES = ((4, 64, 80, 80), (4, 256, 40, 40), (2, 128, 160, 160))
 ON_GPU = (32, 256, 80, 80)
@@ -71,7 +71,7 @@ def measure(
     to = torch.empty_like(x)
     calls = {name: both_ways(module.to(device), x, grad) for name, module in modules.items()}
     all_calls = {"silu": both_ways(nn.SiLU(), x, grad), "copy": lambda: to.copy_(x), **calls}
-    return ratios(take_turns(all_calls, turns, repeat=4, device=device), "silu")
+    return compute_ratios(time_medians(all_calls, turns, repeat=4, device=device), "silu")
 
 
 def bench(device: str, turns: int, compiled: bool) -> dict[str, dict[str, Ratio]]:

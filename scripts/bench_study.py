@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rtdetr_act.integrations.ultralytics.shapes import shapes
-from rtdetr_act.study.folder import RESULT_FILE, ROW_FILE, RUNS, write_json
-from rtdetr_act.study.grid import Study, make_rows
+from rtdetr_act.study.grid import Study, expand_study
+from rtdetr_act.study.local import Slot, run_locally
 from rtdetr_act.study.preparation import prepare_runs
-from rtdetr_act.study.queue import Place, run_rows
-from rtdetr_act.study.report import conclude
+from rtdetr_act.study.report import write_report
+from rtdetr_act.study.storage import RESULT_FILE, RUN_FILE, RUNS_FOLDER, write_json
 
 CORES = os.cpu_count() or 1
 ACTIVATIONS = ("stock", "arelu")
@@ -72,7 +72,7 @@ def measure_overhead(folder: Path, epochs: int) -> tuple[float, float, dict[str,
     """Return the seconds of plain trainings, of a study of the same, and what the study spends beside its runs."""
     study = Study(ACTIVATIONS, ("rtdetr-n.yaml",), ("shapes",), seeds=(0,), arguments={"epochs": epochs})
     started = time.perf_counter()
-    for row in make_rows(study):
+    for row in expand_study(study):
         place = {"project": str((folder / "plain").resolve()), "name": row.name, "exist_ok": True, "device": "cpu"}
         arguments = {**row.arguments, **place, "seed": row.seed, "data": str(shapes())}
         run_quietly([sys.executable, "-c", PLAIN, str(row.activation), str(CORES), json.dumps(arguments)])
@@ -84,7 +84,7 @@ def measure_overhead(folder: Path, epochs: int) -> tuple[float, float, dict[str,
     run_quietly([sys.executable, "-c", "from rtdetr_act.cli.main import main; main()", *command])
     whole = time.perf_counter() - started
     started = time.perf_counter()
-    conclude(folder / "study")
+    write_report(folder / "study")
     return plain, whole, {"leaderboard and page": time.perf_counter() - started}
 
 
@@ -103,7 +103,7 @@ def measure_parallel(folder: Path) -> tuple[float, float]:
         study = Study(("stock",), ("rtdetr-n.yaml",), ("shapes",), seeds=(0, 1, 2, 3), arguments=short)
         folders = prepare_runs(study, folder / name)
         started = time.perf_counter()
-        run_rows(folders, [Place("cpu", 1)] * places, retries=0, watch=lambda working: None)
+        run_locally(folders, [Slot("cpu", 1)] * places, retries=0, watch=lambda working: None)
         seconds.append(time.perf_counter() - started)
     return seconds[0], seconds[1]
 
@@ -118,18 +118,18 @@ def measure_leaderboard(folder: Path, variants: int = 40, seeds: int = 50) -> tu
         seeds=tuple(range(seeds)),
     )
     header = "epoch,time,train/giou_loss,metrics/mAP50(B),metrics/mAP50-95(B)\n"
-    for row in make_rows(study):
-        path = folder / RUNS / row.name
+    for row in expand_study(study):
+        path = folder / RUNS_FOLDER / row.name
         path.mkdir(parents=True, exist_ok=True)
         score = float(noise.normal(0.5, 0.01))
-        write_json(path / ROW_FILE, row.to_json())
+        write_json(path / RUN_FILE, row.to_json())
         lines = [f"{epoch},{epoch * 9},{1 / epoch},{score},{score * (1 - 0.9**epoch)}" for epoch in range(1, 101)]
         (path / "results.csv").write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
         result = {"state": "done", "scores": {"mAP50": score + 0.2, "mAP50-95": score}, "epochs": 100, "sites": 51}
         result |= {"classes": {"a": score, "b": score + 0.1}, "parameters": 907885, "gflops": 1.2}
         write_json(path / RESULT_FILE, result)
     started = time.perf_counter()
-    conclude(folder)
+    write_report(folder)
     return variants * seeds, time.perf_counter() - started
 
 

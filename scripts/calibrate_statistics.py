@@ -21,8 +21,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rtdetr_act.study.leaderboard import Line, build
-from rtdetr_act.study.record import Record
+from rtdetr_act.study.leaderboard import LeaderboardRow, build_leaderboard
+from rtdetr_act.study.run_record import RunRecord
 
 ACTIVATIONS = ("stock", "arelu", "dyrelu_b", "mish", "hardswish")
 BETTER = "arelu"
@@ -64,7 +64,7 @@ def calibrate(studies: int, seeds: int, gain: float = 0.0, tail: str = "normal")
     """Return what the leaderboards of simulated studies say; the same each time."""
     found = wrong = uncorrected = 0
     for records in simulate(studies, seeds, gain, tail):
-        lines = [line for line in build(records, baseline="stock") if not line.is_baseline]
+        lines = [line for line in build_leaderboard(records, baseline="stock") if not line.is_baseline]
         better = [line for line in lines if gain and line.variant == BETTER]
         equal = [line for line in lines if line not in better]
         found += any(line.comparison is not None and line.comparison.verdict == "better" for line in better)
@@ -73,7 +73,7 @@ def calibrate(studies: int, seeds: int, gain: float = 0.0, tail: str = "normal")
     return Shares(found / studies, wrong / studies, uncorrected / studies)
 
 
-def simulate(studies: int, seeds: int, gain: float, tail: str) -> Iterator[list[Record]]:
+def simulate(studies: int, seeds: int, gain: float, tail: str) -> Iterator[list[RunRecord]]:
     """Yield the records of one study after another."""
     rng = np.random.default_rng(0)
     size = (studies, len(ACTIVATIONS), seeds)
@@ -83,7 +83,7 @@ def simulate(studies: int, seeds: int, gain: float, tail: str) -> Iterator[list[
     scores = 0.5 + gains + DEVIATION * (noise + rng.standard_normal((studies, 1, seeds)))
     for study in scores:
         yield [
-            Record(f"{name}-s{seed}", name, name, "", seed, "done", scores={"mAP50-95": float(score)})
+            RunRecord(f"{name}-s{seed}", name, name, "", seed, "done", scores={"mAP50-95": float(score)})
             for name, row in zip(ACTIVATIONS, study, strict=True)
             for seed, score in enumerate(row)
         ]
@@ -93,7 +93,7 @@ def _percent(share: float, count: int) -> str:
     return f"{100 * share:.1f} ± {100 * (share * (1 - share) / count) ** 0.5:.1f}"
 
 
-def _p(line: Line) -> float:
+def _p(line: LeaderboardRow) -> float:
     return line.comparison.p if line.comparison else float("nan")
 
 

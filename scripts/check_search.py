@@ -18,8 +18,8 @@ from pathlib import Path
 import polars as pl
 import yaml
 
-from rtdetr_act.study.leaderboard import Line, build, headline
-from rtdetr_act.study.records import read_records
+from rtdetr_act.study.leaderboard import LeaderboardRow, build_leaderboard, choose_metric
+from rtdetr_act.study.run_folders import read_runs
 from rtdetr_act.surgery.plan import Plan
 
 ACTIVATIONS = ("arelu", "dyrelu_b", "silu")
@@ -46,11 +46,11 @@ def main() -> None:
     seeds = f"seeds={list(range(first, first + given.seeds))}"
     call("study", *plans, "--baseline", answer, seeds, *common, "-o", str(check))
 
-    records = read_records(check)
-    lines = build(records, baseline=answer)
+    records = read_runs(check)
+    lines = build_leaderboard(records, baseline=answer)
     spent = int(trials["epochs"].sum())
     print(f"\nsearch: {len(trials)} runs, {spent} epochs of a budget of {given.budget}; answer: {answer}")
-    print(f"check: {headline(records)} over {given.seeds} seeds that the search did not use")
+    print(f"check: {choose_metric(records)} over {given.seeds} seeds that the search did not use")
     for line in lines:
         print(f"  {describe(line, mixed, answer)}")
     faults = judge(lines, answer)
@@ -67,7 +67,7 @@ def call(command: str, *words: str) -> None:
         sys.exit(failure)
 
 
-def describe(line: Line, mixed: str, answer: str) -> str:
+def describe(line: LeaderboardRow, mixed: str, answer: str) -> str:
     """Return a plan with its scores and its difference to the answer, in words."""
     notes = {"answer": line.activation == answer, "mixed": line.activation == mixed}
     name = " ".join([line.activation, *(f"({note})" for note, holds in notes.items() if holds)])
@@ -77,11 +77,11 @@ def describe(line: Line, mixed: str, answer: str) -> str:
         return f"{name}: {score}"
     return (
         f"{name}: {score}, against the answer {seen.difference:+.4f} ({seen.low:+.4f} to {seen.high:+.4f}), "
-        f"p = {seen.adjusted:.3f}, {seen.verdict}"
+        f"p = {seen.p_holm:.3f}, {seen.verdict}"
     )
 
 
-def judge(lines: list[Line], answer: str) -> list[str]:
+def judge(lines: list[LeaderboardRow], answer: str) -> list[str]:
     """Say by how much the means differ, and return what is against the answer."""
     means = {line.activation: line.summary.mean for line in lines if line.summary.runs}
     uniform = {name: mean for name, mean in means.items() if name in ACTIVATIONS}

@@ -129,7 +129,8 @@ def run_job(job: dict[str, Any]) -> None:
     from rtdetr_act.integrations.ultralytics.arguments import split_pairs
     from rtdetr_act.integrations.ultralytics.datasets import resolve_data
     from rtdetr_act.integrations.ultralytics.models import load_variant
-    from rtdetr_act.integrations.ultralytics.runs import read_scores, run_training
+    from rtdetr_act.integrations.ultralytics.results import read_scores
+    from rtdetr_act.integrations.ultralytics.runs import run_training
 
     folder, arguments = Path(job["folder"]), split_pairs(job["pairs"])
     data = resolve_data(job["data"])

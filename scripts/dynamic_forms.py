@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rtdetr_act.activations.dynamic_conv import _as_one_convolution, dynamic_conv, in_parallel, mix
-from rtdetr_act.timing import Ratio, ratios, take_turns
+from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
 BATCH, KERNELS = 8, 4
 # Network, channels in and out, side of the kernel, stride, groups, side of the map.
@@ -90,6 +90,6 @@ def bench_layer(layer: tuple[Any, ...], turns: int, device: str) -> dict[str, Ra
 
         return call
 
-    return ratios(
-        take_turns({name: step(form) for name, form in forms.items()}, turns, repeat=3, device=device), "fused"
+    return compute_ratios(
+        time_medians({name: step(form) for name, form in forms.items()}, turns, repeat=3, device=device), "fused"
     )

@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rtdetr_act import create
-from rtdetr_act.analysis.memory import saved_bytes
+from rtdetr_act.analysis.memory import measure_saved_bytes
 from rtdetr_act.integrations.ultralytics.costs import compare_costs
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_variants
 from rtdetr_act.kernels import blocks
 from rtdetr_act.kernels.backend import triton
-from rtdetr_act.timing import Ratio, ratios, take_turns
+from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import gpu_checks
@@ -328,11 +328,13 @@ def bench_op(
     to = torch.empty_like(x)
     calls = {key: both_ways(module, x, grad) for key, module in forms.items()}
     calls["copy"] = lambda: to.copy_(x)
-    found: dict[str, Ratio | float] = dict(ratios(time_turns_of(calls, turns, device), "silu"))
+    found: dict[str, Ratio | float] = dict(compute_ratios(time_turns_of(calls, turns, device), "silu"))
     # What the host needs to launch it all, which counts where maps are small.
-    walls = ratios(take_turns(calls, turns, repeat=4, device=device), "silu")
+    walls = compute_ratios(time_medians(calls, turns, repeat=4, device=device), "silu")
     found |= {f"{key}, with launches": ratio for key, ratio in walls.items()}
-    kept = {key: saved_bytes(partial(forms[key], x.requires_grad_()), forms[key]) for key in ("ours", "published")}
+    kept = {
+        key: measure_saved_bytes(partial(forms[key], x.requires_grad_()), forms[key]) for key in ("ours", "published")
+    }
     found |= {f"{key}, MiB kept": size / 2**20 for key, size in kept.items()}
     ours, copy = found["ours"], found["copy"]
     assert isinstance(ours, Ratio) and isinstance(copy, Ratio)
@@ -346,7 +348,7 @@ def time_turns_of(calls: Mapping[str, Callable[[], Any]], turns: int, device: st
     A GPU first gets something to wait for, so that all is queued when its clock starts. Ten calls stand in each turn.
     """
     if not device.startswith("cuda"):
-        return take_turns(calls, turns, repeat=4)
+        return time_medians(calls, turns, repeat=4)
     found: dict[str, list[float]] = {name: [] for name in calls}
     queueing = {name: _queue(call) for name, call in calls.items()}
     for turn in range(turns):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rtdetr_act.files import write_together
+from rtdetr_act.files import write_files_atomically
 
 COLUMNS = ("part", "item", "ok", "seconds", "error", "measure", "value", "first quartile", "third quartile", "time")
 FORMS = ("ours", "ours, compiled", "published", "published, compiled")
@@ -57,7 +57,7 @@ def write_report(results: Path, folder: Path) -> list[str]:
         contents[chart] = drawn
     contents[page] = _as_markdown(parts, machine, chart.name if drawn is not None else None).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    write_together(contents)
+    write_files_atomically(contents)
     said = [f"file: {path}" for path in contents]
     return said if drawn is not None or not _benched(parts) else [*said, "no chart: matplotlib is not installed here"]
 
@@ -234,7 +234,7 @@ def _draw(parts: dict[str, dict[str, Any]], machine: dict[str, Any]) -> bytes | 
         import matplotlib  # noqa: F401
     except ImportError:
         return None
-    from rtdetr_act.analysis.figures import render
+    from rtdetr_act.analysis.figures import render_figure
     from rtdetr_act.integrations.ultralytics.costs import bars_figure
 
     largest = max((title.partition(", ")[2] for title in benched), key=_elements)
@@ -246,7 +246,7 @@ def _draw(parts: dict[str, dict[str, Any]], machine: dict[str, Any]) -> bytes | 
         for title, rows in benched.items()
         if title.endswith(largest)
     }
-    return render(bars_figure(panels, "GPU time of forward and backward in units of SiLU"), dpi=110)
+    return render_figure(bars_figure(panels, "GPU time of forward and backward in units of SiLU"), dpi=110)
 
 
 def _elements(shape: str) -> int:

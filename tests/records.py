@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rtdetr_act.study.folder import write_json
-from rtdetr_act.study.grid import make_rows, make_study
+from rtdetr_act.study.grid import expand_study, make_study
+from rtdetr_act.study.storage import write_json
 
 DEFAULTS = {"model": "rtdetr-n.yaml", "data": "shapes"}
 TABLE = "epoch,time,train/loss,metrics/mAP50(B),metrics/mAP50-95(B)\n1,2.5,1.5,0.5,0.25\n2,5,1.25,0.6,0.375\n"
@@ -13,7 +13,9 @@ TABLE = "epoch,time,train/loss,metrics/mAP50(B),metrics/mAP50-95(B)\n1,2.5,1.5,0
 
 def make_folder(folder: Path) -> Path:
     """Write a study of two variants and two seeds with all records that there are."""
-    for row in make_rows(make_study({"activations": ["stock", "arelu"], "seeds": 2, "epochs": 2}, defaults=DEFAULTS)):
+    for row in expand_study(
+        make_study({"activations": ["stock", "arelu"], "seeds": 2, "epochs": 2}, defaults=DEFAULTS)
+    ):
         place = folder / "runs" / row.name
         place.mkdir(parents=True)
         write_json(place / "run.json", row.to_json())

@@ -17,10 +17,10 @@ from ultralytics.cfg import get_cfg
 
 from rtdetr_act import patch_model
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.analysis.memory import peak_bytes, saved_bytes
+from rtdetr_act.analysis.memory import measure_peak_bytes, measure_saved_bytes
 from rtdetr_act.errors import InputError, RtdetrActError
 from rtdetr_act.integrations.ultralytics.costs import draw_bars, draw_batch
-from rtdetr_act.timing import ratios, take_turns
+from rtdetr_act.timing import compute_ratios, time_medians
 from rtdetr_act.workflows.bench import bench_training
 
 
@@ -36,7 +36,7 @@ def _quiet() -> Iterator[None]:
 def test_turns_run_every_call_as_often_and_the_first_alternates() -> None:
     order: list[str] = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    times = take_turns(calls, 4, warmup=1, repeat=2)
+    times = time_medians(calls, 4, warmup=1, repeat=2)
     assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4, "c": 4}
     assert len(order) == 3 * 2 * 5
     assert [order[turn * 6] for turn in range(5)] == ["c", "a", "b", "c", "a"]
@@ -45,7 +45,7 @@ def test_turns_run_every_call_as_often_and_the_first_alternates() -> None:
 def test_ratios_are_taken_turn_by_turn() -> None:
     # The machine halves its speed after the second turn: the ratio stays 3.
     times = {"base": [1.0, 1.0, 2.0, 2.0], "other": [3.0, 3.0, 6.0, 6.0]}
-    found = ratios(times, "base")["other"]
+    found = compute_ratios(times, "base")["other"]
     assert (found.median, found.low, found.high, found.seconds) == (3, 3, 3, 4.5)
 
 
@@ -56,13 +56,13 @@ def test_peak_counts_what_lives_at_the_same_time() -> None:
         b, c = torch.zeros(1000), torch.zeros(500)
         del b, c
 
-    assert peak_bytes(step) == 6000
+    assert measure_peak_bytes(step) == 6000
 
 
 def test_saved_bytes_leave_weights_out_and_count_memory_once() -> None:
     net, x = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sigmoid(), nn.Conv2d(2, 2, 1)), torch.zeros(1, 2, 10, 10)
     # The image, and the result of the Sigmoid, which the second convolution keeps as well.
-    assert saved_bytes(lambda: net(x), net) == 2 * 200 * 4
+    assert measure_saved_bytes(lambda: net(x), net) == 2 * 200 * 4
 
 
 @pytest.mark.parametrize(("source", "share"), [("rtdetr-n.yaml", 0.96), ("yolo11n.yaml", 0.78)])
@@ -80,7 +80,7 @@ def test_models_keep_less_with_arelu_than_with_silu_and_learn_the_same(source: s
             torch.manual_seed(1)
             return module.loss(drawn)[0].sum()
 
-        kept[name], losses[name] = saved_bytes(loss, module), loss().item()
+        kept[name], losses[name] = measure_saved_bytes(loss, module), loss().item()
     assert kept["arelu"] <= share * kept["silu"]
     assert losses["arelu"] == pytest.approx(losses["arelu(inplace=False)"], rel=1e-5)
 

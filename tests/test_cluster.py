@@ -20,12 +20,12 @@ import torch
 from rtdetr_act.errors import InputError
 from rtdetr_act.study import cluster
 from rtdetr_act.study.engines import open_engine
-from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, ROW_FILE, RUNS, SNAPSHOT_FILE, write_json
-from rtdetr_act.study.grid import make_rows, make_study, read_row
-from rtdetr_act.study.preparation import are_finished
-from rtdetr_act.study.process import LOG_FILE, end_run, is_finished, let_go_on, read_progress, start_run
-from rtdetr_act.study.queue import Place
-from rtdetr_act.study.queue import run_rows as run_here
+from rtdetr_act.study.grid import expand_study, make_study, read_run_config
+from rtdetr_act.study.local import Slot
+from rtdetr_act.study.local import run_locally as run_here
+from rtdetr_act.study.preparation import is_study_finished
+from rtdetr_act.study.process import LOG_FILE, is_finished, kill_run, read_progress, release_run, start_run
+from rtdetr_act.study.storage import ATTEMPTS_FILE, RESULT_FILE, RUN_FILE, RUNS_FOLDER, SNAPSHOT_FILE, write_json
 
 with suppress(ImportError):  # an extra, which slows the start of every training: `make test-ray` brings it
     import ray
@@ -53,10 +53,10 @@ def write_rows(folder: Path, **given: Any) -> list[Path]:
     """Write the runs of a study of tiny models into a folder."""
     tiny_ones = tiny.train_args(Path(), Path())
     arguments = {key: value for key, value in tiny_ones.items() if key not in ("data", "project", "name", "exist_ok")}
-    rows = make_rows(make_study({**arguments, **given}, defaults={}))
+    rows = expand_study(make_study({**arguments, **given}, defaults={}))
     for row in rows:
         (folder / row.name).mkdir(parents=True)
-        write_json(folder / row.name / ROW_FILE, row.to_json())
+        write_json(folder / row.name / RUN_FILE, row.to_json())
     return [folder / row.name for row in rows]
 
 
@@ -94,7 +94,7 @@ def test_results_are_those_of_one_machine(address: str, data: Any, stock_yaml: P
         watched.append((time.monotonic(), {folder.name for folder in at_work}))
 
     run_on_ray([missing, *there], address, retries=1, watch=watch)
-    run_here(here, [Place("cpu", 1)], retries=0, watch=lambda _: None)
+    run_here(here, [Slot("cpu", 1)], retries=0, watch=lambda _: None)
 
     for one, other in zip(there, here, strict=True):
         assert {path.name for path in one.rglob("*")} == {path.name for path in other.rglob("*")}
@@ -145,19 +145,19 @@ def test_a_run_waits_at_a_rung_and_after_a_kill_there_again(installed: None, dat
     wait_for(lambda: (folder / SNAPSHOT_FILE).exists() and read_progress(folder).epochs == 2, first)
     time.sleep(1)  # an epoch takes a tenth of that
     assert read_progress(folder).epochs == 2
-    end_run(first)
+    kill_run(first)
     trained = folder / "weights" / "last.pt"
     before = trained.stat().st_mtime_ns
     second = start_run(folder, threads=1, pauses=[2])
     wait_for(lambda: "Resuming training" in (folder / LOG_FILE).read_text(errors="replace"), second)
     time.sleep(1)
     assert trained.stat().st_mtime_ns == before
-    let_go_on(second, 1)  # of an earlier rung, late
+    release_run(second, 1)  # of an earlier rung, late
     time.sleep(0.5)
     assert trained.stat().st_mtime_ns == before
-    let_go_on(second, 2)
+    release_run(second, 2)
     assert second.wait(timeout=120) == 0
-    end_run(second)
+    kill_run(second)
     assert (read_json(folder / RESULT_FILE)["epochs"], len(read_table(folder))) == (4, 4)
 
 
@@ -173,7 +173,7 @@ def test_the_rungs_are_those_of_asha(installed: None) -> None:
     from ray.tune.schedulers.async_hyperband import _Bracket
 
     for epochs in range(1, 400):
-        known = [rung for rung, _ in _Bracket(max(1, epochs // cluster._GRACE), epochs, 2, 0)._rungs]
+        known = [rung for rung, _ in _Bracket(max(1, epochs // cluster._GRACE_DIVISOR), epochs, 2, 0)._rungs]
         rungs = cluster.find_rungs(epochs)
         assert set(rungs) <= set(known)
         assert all(rung < epochs for rung in rungs) and len(rungs) == min(3, len([k for k in known if k < epochs]))
@@ -211,41 +211,41 @@ def find_processes(name: str) -> list[psutil.Process]:
 
 def test_only_the_last_attempt_writes(tmp_path: Path) -> None:
     [folder] = write_bare_rows(tmp_path, ["stock"])
-    keeper = cluster.Keeper([folder], retries=1)
+    keeper = cluster.RunStore([folder], retries=1)
     first, files = keeper.claim(folder.name)
-    assert set(files) == {ROW_FILE}
-    assert keeper.keep(folder.name, first, {"weights/last.pt": b"1", SNAPSHOT_FILE: b"1"})
-    assert keeper.at_work() == [folder.name]
+    assert set(files) == {RUN_FILE}
+    assert keeper.save(folder.name, first, {"weights/last.pt": b"1", SNAPSHOT_FILE: b"1"})
+    assert keeper.held_runs() == [folder.name]
 
     second, files = keeper.claim(folder.name)  # the first one's node was thought lost
     assert files["weights/last.pt"] == files[SNAPSHOT_FILE] == b"1"
-    assert not keeper.keep(folder.name, first, {SNAPSHOT_FILE: b"stale"})
-    assert not keeper.end(folder.name, first, {RESULT_FILE: DONE}, "")
+    assert not keeper.save(folder.name, first, {SNAPSHOT_FILE: b"stale"})
+    assert not keeper.finish(folder.name, first, {RESULT_FILE: DONE}, "")
     assert (folder / SNAPSHOT_FILE).read_bytes() == b"1"
     assert not is_finished(folder)
 
-    assert keeper.end(folder.name, second, {}, "exit code 1: no")  # one more try
+    assert keeper.finish(folder.name, second, {}, "exit code 1: no")  # one more try
     third, _ = keeper.claim(folder.name)
-    assert not keeper.end(folder.name, third, {RESULT_FILE: DONE}, "")
-    assert not keeper.end(folder.name, second, {RESULT_FILE: b"{}"}, "")
+    assert not keeper.finish(folder.name, third, {RESULT_FILE: DONE}, "")
+    assert not keeper.finish(folder.name, second, {RESULT_FILE: b"{}"}, "")
     assert (folder / RESULT_FILE).read_bytes() == DONE
     assert not (folder / SNAPSHOT_FILE).exists()
     assert keeper.claim(folder.name) is None
     reasons = [attempt["reason"] for attempt in read_json(folder / ATTEMPTS_FILE)]
-    assert reasons == [cluster._LOST, "exit code 1: no"]
+    assert reasons == [cluster._LOST_REASON, "exit code 1: no"]
 
 
 def test_tries_and_losses_end(tmp_path: Path) -> None:
     failing, losing = write_bare_rows(tmp_path, ["stock", "arelu"])
-    keeper = cluster.Keeper([failing, losing], retries=2)
+    keeper = cluster.RunStore([failing, losing], retries=2)
     again = []
     for _ in range(3):
         token, _files = keeper.claim(failing.name)
-        again.append(keeper.end(failing.name, token, {"log.txt": b"no\n"}, "exit code 1: no"))
+        again.append(keeper.finish(failing.name, token, {"log.txt": b"no\n"}, "exit code 1: no"))
     assert again == [True, True, False]
-    claims = [keeper.claim(losing.name) for _ in range(cluster._LOSSES + 2)]
-    assert [claim is None for claim in claims] == [False] * (cluster._LOSSES + 1) + [True]
-    assert len(read_json(losing / ATTEMPTS_FILE)) == cluster._LOSSES + 1
+    claims = [keeper.claim(losing.name) for _ in range(cluster._MAX_LOST_NODES + 2)]
+    assert [claim is None for claim in claims] == [False] * (cluster._MAX_LOST_NODES + 1) + [True]
+    assert len(read_json(losing / ATTEMPTS_FILE)) == cluster._MAX_LOST_NODES + 1
 
 
 def write_bare_rows(folder: Path, activations: Sequence[str]) -> list[Path]:
@@ -256,16 +256,16 @@ def write_bare_rows(folder: Path, activations: Sequence[str]) -> list[Path]:
 def test_weights_are_never_older_than_the_snapshot(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     sent: dict[Path, Any] = {}
-    assert cluster._changes(tmp_path, sent) == {}
+    assert cluster._read_changed_files(tmp_path, sent) == {}
     (tmp_path / "results.csv").write_bytes(b"one")
-    assert cluster._changes(tmp_path, sent) == {"results.csv": b"one"}
-    assert cluster._changes(tmp_path, sent) == {}
+    assert cluster._read_changed_files(tmp_path, sent) == {"results.csv": b"one"}
+    assert cluster._read_changed_files(tmp_path, sent) == {}
     for name in ("weights/best.pt", "weights/last.pt", "snapshot.pt", "log.txt"):
         (tmp_path / name).write_bytes(b"two")
-    assert list(cluster._changes(tmp_path, sent)) == [
+    assert list(cluster._read_changed_files(tmp_path, sent)) == [
         "weights/best.pt", "weights/last.pt", "log.txt", "results.csv", "snapshot.pt",
     ]  # fmt: skip
-    assert cluster._changes(tmp_path, sent) == {}
+    assert cluster._read_changed_files(tmp_path, sent) == {}
 
 
 def test_halving_spares_the_baseline_and_compares_within_a_setting(address: str, tmp_path: Path) -> None:
@@ -273,13 +273,13 @@ def test_halving_spares_the_baseline_and_compares_within_a_setting(address: str,
         tmp_path, activations=["stock", "arelu", "mish"], model="rtdetr-n.yaml", data="shapes", seeds=1,
         epochs=16, lr0=[0.01, 0.001],
     )  # fmt: skip
-    rows = {folder.name: read_row(folder) for folder in folders}
+    rows = {folder.name: read_run_config(folder) for folder in folders}
     ray.init(address=address, log_to_driver=False)
     try:
         from ray.tune.experiment import Trial
 
-        keeper = cluster._start_keeper(folders, 0)
-        scheduler = cluster._make_scheduler(rows, "mish", keeper, cluster.Order(1, 0, "cpu", {"torch": "2"}, ""))
+        keeper = cluster._start_store(folders, 0)
+        scheduler = cluster._make_scheduler(rows, "mish", keeper, cluster.TaskSettings(1, 0, "cpu", {"torch": "2"}, ""))
         trials = {name: Trial("none", config={"name": name}, stub=True) for name in rows}
         for name, trial in trials.items():
             scheduler.on_trial_add(None, trial)
@@ -317,7 +317,7 @@ def test_what_the_cluster_lacks_is_refused(address: str, tmp_path: Path) -> None
 def test_other_versions_are_refused(address: str) -> None:
     ray.init(address=address, log_to_driver=False)
     try:
-        order = cluster.Order(1, 0, "cpu", {**cluster._versions(), "torch": "1.0"}, "")
+        order = cluster.TaskSettings(1, 0, "cpu", {**cluster._read_versions(), "torch": "1.0"}, "")
         with pytest.raises(InputError, match=r"has torch .*, the study 1\.0: install the same on every node"):
             cluster._check_nodes(order)
     finally:
@@ -341,10 +341,10 @@ def test_silent_address_is_refused(installed: None, tmp_path: Path) -> None:
 def test_finished_study_starts_no_ray(tmp_path: Path) -> None:
     rows = {"activations": ["stock"], "model": "rtdetr-n.yaml", "data": "shapes", "seeds": 1}
     study = make_study(rows, defaults={})
-    [folder] = write_rows(tmp_path / RUNS, **rows)
-    assert not are_finished(study, tmp_path)
+    [folder] = write_rows(tmp_path / RUNS_FOLDER, **rows)
+    assert not is_study_finished(study, tmp_path)
     (folder / RESULT_FILE).write_bytes(DONE)
-    assert are_finished(study, tmp_path)
+    assert is_study_finished(study, tmp_path)
 
 
 def test_study_without_ray_says_what_to_install(tmp_path: Path) -> None:

@@ -34,11 +34,11 @@ from op_checks import (
     draw_pair,
 )
 
-from rtdetr_act.analysis.memory import peak_bytes
+from rtdetr_act.analysis.memory import measure_peak_bytes
 from rtdetr_act.integrations.ultralytics.costs import compare_costs
 from rtdetr_act.integrations.ultralytics.models import load_variants
 from rtdetr_act.kernels.backend import triton, wants_triton
-from rtdetr_act.timing import take_turns
+from rtdetr_act.timing import time_medians
 
 pytestmark = [
     pytest.mark.cuda,
@@ -123,10 +123,10 @@ def test_further_devices_are_used_whichever_is_the_current_one() -> None:
 
 
 def test_memory_and_time_are_those_of_the_device_that_is_named() -> None:
-    assert peak_bytes(lambda: torch.zeros(1000)) == 4000  # on the CPU, although there is a GPU
-    assert peak_bytes(lambda: torch.zeros(2**20, device="cuda"), "cuda") == 2**22
+    assert measure_peak_bytes(lambda: torch.zeros(1000)) == 4000  # on the CPU, although there is a GPU
+    assert measure_peak_bytes(lambda: torch.zeros(2**20, device="cuda"), "cuda") == 2**22
     work = draw_map((64, 64, 64, 64)).cuda()
-    seconds = take_turns({"work": lambda: [work.exp() for _ in range(50)]}, 3, device="cuda")["work"]
+    seconds = time_medians({"work": lambda: [work.exp() for _ in range(50)]}, 3, device="cuda")["work"]
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(50):

@@ -20,8 +20,8 @@ from ultralytics.nn.modules.block import ResNetBlock
 
 from rtdetr_act import create, diagnose, find_sites, names, patch_model
 from rtdetr_act.activations.registry import entry
-from rtdetr_act.analysis.diagnosis import Diagnosis, SiteDiagnosis, _Tap
-from rtdetr_act.analysis.diagnosis_report import draw_diagnosis, judge_gradients
+from rtdetr_act.analysis.diagnosis import Diagnosis, SiteDiagnosis, _Probe
+from rtdetr_act.analysis.diagnosis_report import describe_gradients, draw_diagnosis
 from rtdetr_act.errors import InputError, ModelError, RtdetrActError, TrainingError
 from rtdetr_act.integrations.ultralytics.datasets import check_data
 from rtdetr_act.integrations.ultralytics.images import load_batches
@@ -116,7 +116,7 @@ def test_every_quantity_is_that_of_a_plain_computation(inplace: bool) -> None:
 
 def test_positions_beyond_the_limit_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = diagnose(make(), draw(), square)
-    monkeypatch.setattr("rtdetr_act.analysis.diagnosis.COLUMNS", 100)  # of 196
+    monkeypatch.setattr("rtdetr_act.analysis.diagnosis.MAX_POSITIONS", 100)  # of 196
     part = diagnose(make(), draw(), square)
     for one, other in zip(whole.sites, part.sites, strict=True):
         assert one.effective_rank != other.effective_rank == pytest.approx(one.effective_rank, rel=0.05)
@@ -152,10 +152,10 @@ def test_slopes_are_those_of_single_elements(name: str) -> None:
     net = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())
     site = find_sites(net)[0]
     x = torch.randn(2, 8, 3, 3, dtype=torch.float64)
-    tap = _Tap(site, module)
+    tap = _Probe(site, module)
     wanted = slopes_by_definition(module, x)
     mixes = name in ("softmax", "softmin", "softmax2d", "log_softmax", "glu")
-    draws = torch.stack([tap._slopes(x) for _ in range(3000 if mixes else 1)])
+    draws = torch.stack([tap._compute_derivatives(x) for _ in range(3000 if mixes else 1)])
     # A generator reads the pool of 9 positions, of which the element itself is one: its own share stays out here.
     tolerance = 6 * float(draws.std(0).max()) / 3000**0.5 if mixes else 0.1 if hasattr(module, "held_at") else 1e-12
     assert float((draws.mean(0) - wanted).abs().max()) <= tolerance
@@ -319,7 +319,7 @@ def test_the_verdict_counts_and_compares() -> None:
 
     stock = Diagnosis((site("a", 0.7, 1, 2, False), site("b", 0.7, 1, 2, False), site("c", 0.5, 1, 2, False)), 1)
     other = Diagnosis((site("a", 1.4, 1.9, 3, True), site("b", 1.2, 0.9, 8, True), site("c", 0.5, 1, 2, False)), 1)
-    first, second = judge_gradients({"stock": stock, "new": other})
+    first, second = describe_gradients({"stock": stock, "new": other})
     assert first == (
         "stock: the gradient of active inputs is multiplied by 1.00, by more than 1 at 0 of 3 sites; the whole "
         "gradient's norm by 0.70"
@@ -338,7 +338,7 @@ def test_what_cannot_be_diagnosed_is_said() -> None:
         (lambda: diagnose(nn.Linear(2, 2), draw(), square), ModelError, "no activation site"),
         (lambda: diagnose(net, [], square), InputError, "no batch"),
         (lambda: diagnose(net, draw()), InputError, "no training loss of its own: give loss="),
-        (lambda: diagnose(net, draw(), lambda m, b: m(b)), InputError, "one number, not shape"),
+        (lambda: diagnose(net, draw(), lambda m, b: m(b)), InputError, "one element, not shape"),
         (lambda: diagnose(net, draw(), lambda m, b: net(b).sum()), InputError, "the model that it is given"),
         (lambda: diagnose(net, draw(), lambda m, b: m(b).sum() * float("nan")), TrainingError, "batch 1 is nan"),
     ):

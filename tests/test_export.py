@@ -23,7 +23,7 @@ from ultralytics.utils import LOGGER
 from rtdetr_act import create, names, patch_model
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.dyrelu import ConvDyReLU
-from rtdetr_act.analysis.flops import count_activation, count_gflops
+from rtdetr_act.analysis.flops import count_activation_flops, count_gflops
 from rtdetr_act.errors import InputError, RtdetrActError
 from rtdetr_act.integrations.ultralytics.export import check_export, export_model, exporting
 from rtdetr_act.integrations.ultralytics.latency import pareto_front
@@ -202,8 +202,8 @@ def test_operations_count_the_activations() -> None:
     patch_model(net, "dyrelu_b")
     layers = 2 * (8 * 1 + 1 * 32)  # of 8, 1 and 32 channels
     each = 1 + 4 + 2  # the mean, two products and two sums, a comparison and a choice
-    assert count_activation(net[1], (1, 8, 10, 10)) == pytest.approx(each * 800 + layers, rel=0.03)
-    assert count_activation(nn.ReLU(), (2, 3, 4, 5)) == 120
+    assert count_activation_flops(net[1], (1, 8, 10, 10)) == pytest.approx(each * 800 + layers, rel=0.03)
+    assert count_activation_flops(nn.ReLU(), (2, 3, 4, 5)) == 120
 
 
 def test_operations_agree_with_ultralytics_on_a_stock_model() -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from rtdetr_act import files
 from rtdetr_act.files import (
-    making_folder,
-    move_together,
+    create_folder,
+    move_files_atomically,
     partial_path,
     remove_leftovers,
     write_atomically,
-    write_together,
+    write_files_atomically,
 )
 
 EVENTS = ("open", "os.link", "os.rename", "os.remove", "os.rmdir")
@@ -48,13 +48,13 @@ armed = True
 armed = False
 print("done")
 """
-WRITE = "files.write_together({folder / 'a.json': b'new a', folder / 'b.png': b'new b'})"
+WRITE = "files.write_files_atomically({folder / 'a.json': b'new a', folder / 'b.png': b'new b'})"
 STAGE = """
 (folder / 'staged').mkdir(exist_ok=True)
 (folder / 'staged' / 'one').write_text('new')
 (folder / 'staged.bin').write_text('new')
 """
-MOVE = "files.move_together({folder / 'model': folder / 'staged', folder / 'model.bin': folder / 'staged.bin'})"
+MOVE = "files.move_files_atomically({folder / 'model': folder / 'staged', folder / 'model.bin': folder / 'staged.bin'})"
 
 
 def stop(folder: Path, number: int, code: str, *, prepare: str = "", killed: bool) -> int:
@@ -85,7 +85,7 @@ NEW = {"a.json": "new a", "b.png": "new b"}
 
 
 def test_files_of_one_write_appear_together(tmp_path: Path) -> None:
-    write_together({tmp_path / "a.json": b"new a", tmp_path / "b.png": b"new b"})
+    write_files_atomically({tmp_path / "a.json": b"new a", tmp_path / "b.png": b"new b"})
     assert read_all(tmp_path) == NEW
 
 
@@ -93,10 +93,10 @@ def test_no_file_is_written_where_one_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("old a")
     (tmp_path / "b.png").mkdir()
     with pytest.raises(IsADirectoryError):
-        write_together({tmp_path / "a.json": b"new a", tmp_path / "b.png": b"new b"})
+        write_files_atomically({tmp_path / "a.json": b"new a", tmp_path / "b.png": b"new b"})
     assert read_all(tmp_path) == {"a.json": "old a"}
     with pytest.raises(FileNotFoundError):
-        write_together({tmp_path / "a.json": b"new a", tmp_path / "gone" / "b.png": b"new b"})
+        write_files_atomically({tmp_path / "a.json": b"new a", tmp_path / "gone" / "b.png": b"new b"})
     assert read_all(tmp_path) == {"a.json": "old a"}
 
 
@@ -159,7 +159,7 @@ def test_a_folder_takes_no_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("old")
     (tmp_path / "staged").mkdir()
     with pytest.raises(NotADirectoryError):
-        move_together({tmp_path / "model": tmp_path / "staged"})
+        move_files_atomically({tmp_path / "model": tmp_path / "staged"})
     assert read_all(tmp_path) == {"model": "old"}
 
 
@@ -199,9 +199,9 @@ def symlink() -> Callable[[Path, Path], None]:
 
 def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
-    with pytest.raises(OSError, match="full"), making_folder(tmp_path / "kept" / "a" / "b"):
+    with pytest.raises(OSError, match="full"), create_folder(tmp_path / "kept" / "a" / "b"):
         raise OSError("full")
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "kept"]
-    with making_folder(tmp_path / "kept" / "a"):
+    with create_folder(tmp_path / "kept" / "a"):
         (tmp_path / "kept" / "a" / "file").write_text("new")
     assert read_all(tmp_path) == {"kept/a/file": "new"}

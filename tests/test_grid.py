@@ -17,15 +17,24 @@ from hypothesis import strategies as st
 from rtdetr_act.errors import RtdetrActError
 from rtdetr_act.integrations.ultralytics.models import STOCK
 from rtdetr_act.study.decode import decode
-from rtdetr_act.study.folder import RUNS
-from rtdetr_act.study.grid import Row, check_rows, command_of, differing, make_rows, make_study, read_row, read_study
+from rtdetr_act.study.grid import (
+    RunConfig,
+    check_runs,
+    describe_difference,
+    expand_study,
+    format_command,
+    make_study,
+    read_run_config,
+    read_study_file,
+)
 from rtdetr_act.study.preparation import prepare_runs
+from rtdetr_act.study.storage import RUNS_FOLDER
 
 DEFAULTS = {"model": "rtdetr-n.yaml", "data": "coco8.yaml"}
 
 
-def rows_of(**given: Any) -> list[Row]:
-    return make_rows(make_study(given, defaults=DEFAULTS))
+def rows_of(**given: Any) -> list[RunConfig]:
+    return expand_study(make_study(given, defaults=DEFAULTS))
 
 
 def test_rows_are_every_combination_once() -> None:
@@ -77,12 +86,12 @@ def test_every_row_has_a_folder_of_its_own(values: list[str], seeds: int) -> Non
     names = [row.name.casefold() for row in rows]
     assert len(set(names)) == len(names) == 2 * len(values) * seeds
     assert all(re.fullmatch(r"[\w.\-]{1,90}", name) for name in names)
-    assert all(decode(Row, json.loads(json.dumps(row.to_json()))) == row for row in rows)
+    assert all(decode(RunConfig, json.loads(json.dumps(row.to_json()))) == row for row in rows)
 
 
 def test_command_makes_the_run_again() -> None:
     row = rows_of(activations=["leaky_relu(0.1)@0-9"], scope="all", act_lr=0.5, epochs=3, seeds=[4])[0]
-    assert command_of(row) == (
+    assert format_command(row) == (
         "rtdetr-act train --act 'leaky_relu(0.1)@0-9' --model rtdetr-n.yaml --data coco8.yaml --scope all --act-lr 0.5 "
         "epochs=3 seed=4"
     )
@@ -93,10 +102,10 @@ def test_command_makes_the_run_again() -> None:
     [
         ({"activations": []}, "a study needs activations"),
         ({"activations": ["arelu", "arelu"]}, "'arelu' is given twice"),
-        ({"activations": ["arelu@neck"], "where": "head"}, "'arelu@neck' names its places itself"),
-        ({"activations": ["arelu"], "seeds": 0}, "seeds are a number such as 3"),
+        ({"activations": ["arelu@neck"], "where": "head"}, "'arelu@neck' has a location"),
+        ({"activations": ["arelu"], "seeds": 0}, "seeds must be a number such as 3"),
         ({"activations": ["arelu"], "seeds": [1, 1]}, "a list of different seeds"),
-        ({"activations": ["arelu"], "baseline": "stok"}, "the baseline 'stok' is none of the activations: arelu"),
+        ({"activations": ["arelu"], "baseline": "stok"}, "the baseline 'stok' is not one of the activations: arelu"),
         ({"activations": ["arelu"], "lr0": []}, "'lr0=\\[\\]' has no value"),
     ],
 )
@@ -113,32 +122,32 @@ def test_baseline_is_stock_where_it_runs() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("activations: [stock", "is no valid YAML"),
+        ("activations: [stock", "is not valid YAML"),
         ("- stock", "is not a mapping of names to values"),
         ("activations: [stock]\nepoch: 3", "unknown key 'epoch'; did you mean 'epochs'"),
-        ("!!python/object/apply:os.system ['touch hacked']", "is no valid YAML"),
+        ("!!python/object/apply:os.system ['touch hacked']", "is not valid YAML"),
     ],
 )
 def test_wrong_study_files_are_refused(text: str, sentence: str, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(text)
     with pytest.raises(RtdetrActError, match=sentence):
-        read_study(file)
+        read_study_file(file)
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"arguments": {"lr0": [0.1, "fast"]}}, r"row 3 of 4 \(stock-lr0-fast-s0\): .*lr0"),
-        ({"arguments": {"momentums": [0.9]}}, r"row 1 of 2 .*no argument 'momentums'; did you mean 'momentum'"),
-        ({"arguments": {"batch": -1}}, r"row 1 of 2 .*batch=-1 would choose one per variant"),
-        ({"arguments": {"project": "x"}}, r"row 1 of 2 .*'project' is set by this command itself"),
-        ({"activations": ["stock", "dyrelu_c"], "scope": "all"}, r"row 2 of 2 \(dyrelu_c-s0\): .*"),
-        ({"activations": ["stock", "arleu"]}, r"row 2 of 2 \(arleu-s0\): .*did you mean 'arelu'"),
-        ({"activations": ["stock", "arelu@99"]}, r"row 2 of 2 \(arelu-99-s0\)"),
-        ({"data": "nowhere.yaml"}, r"row 1 of 2 \(stock-s0\): there is no data set 'nowhere.yaml'"),
-        ({"data": "EMPTY"}, r"row 1 of 2 \(stock-s0\): data set .*empty.yaml"),
-        ({"model": "yolo99.yaml"}, r"row 1 of 2 \(stock-s0\): there is no model 'yolo99.yaml'"),
+        ({"arguments": {"lr0": [0.1, "fast"]}}, r"run 3 of 4 \(stock-lr0-fast-s0\): .*lr0"),
+        ({"arguments": {"momentums": [0.9]}}, r"run 1 of 2 .*no argument 'momentums'; did you mean 'momentum'"),
+        ({"arguments": {"batch": -1}}, r"run 1 of 2 .*batch=-1 would choose a size per variant"),
+        ({"arguments": {"project": "x"}}, r"run 1 of 2 .*'project' is set by this command itself"),
+        ({"activations": ["stock", "dyrelu_c"], "scope": "all"}, r"run 2 of 2 \(dyrelu_c-s0\): .*"),
+        ({"activations": ["stock", "arleu"]}, r"run 2 of 2 \(arleu-s0\): .*did you mean 'arelu'"),
+        ({"activations": ["stock", "arelu@99"]}, r"run 2 of 2 \(arelu-99-s0\)"),
+        ({"data": "nowhere.yaml"}, r"run 1 of 2 \(stock-s0\): there is no data set 'nowhere.yaml'"),
+        ({"data": "EMPTY"}, r"run 1 of 2 \(stock-s0\): data set .*empty.yaml"),
+        ({"model": "yolo99.yaml"}, r"run 1 of 2 \(stock-s0\): there is no model 'yolo99.yaml'"),
     ],
 )
 def test_rows_at_fault_are_named_before_the_first_run(
@@ -151,7 +160,7 @@ def test_rows_at_fault_are_named_before_the_first_run(
     study["data"] = study["data"].replace("EMPTY", str(empty))
     with pytest.raises(RtdetrActError, match=sentence):
         prepare_runs(make_study(study, defaults=DEFAULTS), tmp_path / "study")
-    assert not (tmp_path / "study" / RUNS).exists()
+    assert not (tmp_path / "study" / RUNS_FOLDER).exists()
 
 
 def test_folder_of_another_study_is_refused_and_a_larger_one_goes_on(
@@ -167,10 +176,10 @@ def test_folder_of_another_study_is_refused_and_a_larger_one_goes_on(
     grown = prepare(activations=["stock", "mish", "arelu"], seeds=3)
     assert set(first) < set(grown)
     assert len(grown) == 9
-    assert all(read_row(path).name == path.name for path in grown)
+    assert all(read_run_config(path).name == path.name for path in grown)
     with pytest.raises(RtdetrActError, match=r"holds another study: its run '[a-z]+-s0' has arguments with epochs"):
         prepare(activations=["stock", "mish", "arelu"], seeds=3, epochs=5)
-    with pytest.raises(RtdetrActError, match=r"its run 'mish-s0' is no row of this study; give another folder"):
+    with pytest.raises(RtdetrActError, match=r"its run 'mish-s0' is not in this study; give another folder"):
         prepare(activations=["stock", "arelu"], seeds=3)
 
 
@@ -178,16 +187,16 @@ def test_study_file_and_rows_agree(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     wanted = {"activations": ["stock", "arelu"], "where": ["backbone", "all"], "seeds": 2, "epochs": 5, "lr0": [0.1]}
     file.write_text(yaml.safe_dump(wanted))
-    rows = make_rows(make_study(read_study(file), defaults=DEFAULTS))
+    rows = expand_study(make_study(read_study_file(file), defaults=DEFAULTS))
     assert len(rows) == 6
     assert rows[0].arguments == {"epochs": 5, "lr0": 0.1}
     assert rows[0].setting == ""  # one value is no axis
     check = [row for row in rows if row.activation == "arelu@backbone"]
-    assert differing(rows, {row.name: row for row in check}) == ""
+    assert describe_difference(rows, {row.name: row for row in check}) == ""
 
 
 def test_check_skips_what_was_checked_before(stock_yaml: Path) -> None:
     rows = rows_of(activations=["stock"], model=str(stock_yaml), data="nowhere.yaml", seeds=1)
-    check_rows(rows, known={rows[0].name})
+    check_runs(rows, known={rows[0].name})
     with pytest.raises(RtdetrActError):
-        check_rows(rows)
+        check_runs(rows)

@@ -10,55 +10,57 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from rtdetr_act.study.leaderboard import Line, build, compose, headline
-from rtdetr_act.study.record import Record
+from rtdetr_act.study.leaderboard import LeaderboardRow, build_leaderboard, choose_metric, encode_leaderboard
+from rtdetr_act.study.run_record import RunRecord
 
 STOCK, ARELU, MISH = [0.50, 0.52, 0.53], [0.53, 0.553, 0.559], [0.51, 0.50, 0.55]
 
 
-def write(lines: list[Line], folder: Path, metric: str) -> list[Path]:
-    contents = compose(lines, metric)
+def write(lines: list[LeaderboardRow], folder: Path, metric: str) -> list[Path]:
+    contents = encode_leaderboard(lines, metric)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     return [folder / name for name in contents]
 
 
-def run(variant: str, seed: int, score: float | None, **more: object) -> Record:
+def run(variant: str, seed: int, score: float | None, **more: object) -> RunRecord:
     scores = {} if score is None else {"mAP50-95": score, "mAP50": score + 0.3}
     state = "done" if scores else "failed"
     fields = {"activation": variant, "setting": "", "parameters": 1000, "gflops": 2.5, "sites": 7, **more}
-    return Record(name=f"{variant}-s{seed}", variant=variant, seed=seed, **{"state": state, "scores": scores, **fields})
+    return RunRecord(
+        name=f"{variant}-s{seed}", variant=variant, seed=seed, **{"state": state, "scores": scores, **fields}
+    )
 
 
-def runs(variant: str, scores: list[float], **more: object) -> list[Record]:
+def runs(variant: str, scores: list[float], **more: object) -> list[RunRecord]:
     return [run(variant, seed, score, **more) for seed, score in enumerate(scores)]
 
 
 @pytest.fixture
-def study() -> list[Record]:
+def study() -> list[RunRecord]:
     return [*runs("stock", STOCK), *runs("arelu", ARELU), *runs("mish", MISH), run("dyrelu_b", 0, None)]
 
 
 def test_lines_best_first_with_the_right_figures(study):
-    lines = build(study, baseline="stock", latencies={"mish": 4.5})
+    lines = build_leaderboard(study, baseline="stock", latencies={"mish": 4.5})
     assert [line.variant for line in lines] == ["arelu", "mish", "stock", "dyrelu_b"]
     arelu, mish, stock, dyrelu = lines
     assert [line.is_baseline for line in lines] == [False, False, True, False]
     assert stock.comparison is None and dyrelu.comparison is None
     assert arelu.summary.mean == pytest.approx(sum(ARELU) / 3)
-    assert arelu.others == pytest.approx({"mAP50": sum(ARELU) / 3 + 0.3})
-    assert (mish.latency, arelu.latency, arelu.parameters, arelu.gflops, arelu.sites) == (4.5, None, 1000, 2.5, 7)
+    assert arelu.other_scores == pytest.approx({"mAP50": sum(ARELU) / 3 + 0.3})
+    assert (mish.latency_ms, arelu.latency_ms, arelu.parameters, arelu.gflops, arelu.sites) == (4.5, None, 1000, 2.5, 7)
     assert (dyrelu.failed, dyrelu.summary.runs, dyrelu.parameters) == (1, 0, 1000)
     ps = [stats.ttest_rel(each, STOCK).pvalue for each in (ARELU, MISH)]
     assert [line.comparison.p for line in (arelu, mish)] == pytest.approx(ps)
-    assert [line.comparison.adjusted for line in (arelu, mish)] == pytest.approx([2 * ps[0], ps[1]])
+    assert [line.comparison.p_holm for line in (arelu, mish)] == pytest.approx([2 * ps[0], ps[1]])
     assert [line.comparison.verdict for line in (arelu, mish)] == ["better", "no difference shown"]
 
 
 def test_only_seeds_that_both_finished_are_paired(study):
     # stock lacks seed 1, arelu has one more; a pairing by position would take the wrong ones
     changed = [record for record in study if (record.variant, record.seed) != ("stock", 1)]
-    lines = build([*changed, run("arelu", 7, 0.9)], baseline="stock")
+    lines = build_leaderboard([*changed, run("arelu", 7, 0.9)], baseline="stock")
     arelu = next(line for line in lines if line.variant == "arelu")
     assert (arelu.summary.runs, arelu.comparison.pairs) == (4, 2)
     assert arelu.comparison.difference == pytest.approx((0.53 - 0.50 + 0.559 - 0.53) / 2)
@@ -67,7 +69,7 @@ def test_only_seeds_that_both_finished_are_paired(study):
 def test_runs_without_a_score_are_counted_only():
     records = [*runs("stock", STOCK), *runs("arelu", ARELU[:1]), run("arelu", 1, None)]
     records += [run("arelu", seed, 0.1, state=state) for seed, state in ((2, "stopped"), (3, "unfinished"))]
-    arelu = build(records, baseline="stock")[0]
+    arelu = build_leaderboard(records, baseline="stock")[0]
     assert (arelu.variant, arelu.summary.runs, arelu.summary.mean) == ("arelu", 1, 0.53)
     assert (arelu.failed, arelu.stopped, arelu.unfinished, arelu.comparison.pairs) == (1, 1, 1, 1)
 
@@ -78,45 +80,45 @@ def test_each_setting_has_its_own_baseline():
         for activation, rate, score in (("stock", 1, 0.5), ("arelu", 1, 0.6), ("stock", 2, 0.2), ("arelu", 2, 0.25))
         for seed in range(3)
     ]
-    lines = {line.variant: line for line in build(records, baseline="stock")}
+    lines = {line.variant: line for line in build_leaderboard(records, baseline="stock")}
     assert lines["arelu lr0=1"].comparison.difference == pytest.approx(0.1)
     assert lines["arelu lr0=2"].comparison.difference == pytest.approx(0.05)
     assert lines["stock lr0=2"].comparison is None
 
 
 def test_without_one_baseline_nothing_is_compared(study):
-    assert not any(line.comparison or line.is_baseline for line in build(study, baseline="gelu"))
+    assert not any(line.comparison or line.is_baseline for line in build_leaderboard(study, baseline="gelu"))
     twice = [*study, *runs("stock again", STOCK, activation="stock")]
-    assert not any(line.comparison for line in build(twice, baseline="stock"))
+    assert not any(line.comparison for line in build_leaderboard(twice, baseline="stock"))
 
 
 def test_of_one_seed_the_first_run_counts():
     again = [replace(run("arelu", 0, 0.9), name=name) for name in ("z", "b")]
     failed = replace(run("arelu", 0, None), name="a")
-    (line,) = build([again[0], failed, replace(again[1], scores={"mAP50-95": 0.4})], baseline="stock")
+    (line,) = build_leaderboard([again[0], failed, replace(again[1], scores={"mAP50-95": 0.4})], baseline="stock")
     assert (line.summary.runs, line.summary.mean, line.failed) == (1, 0.4, 1)
 
 
 def test_seconds_per_epoch_where_known():
     times = [run("arelu", seed, 0.5, seconds_per_epoch=value) for seed, value in enumerate((2.0, math.nan, 4.0))]
-    assert build(times, baseline="stock")[0].seconds_per_epoch == 3.0
-    assert math.isnan(build(times[1:2], baseline="stock")[0].seconds_per_epoch)
+    assert build_leaderboard(times, baseline="stock")[0].seconds_per_epoch == 3.0
+    assert math.isnan(build_leaderboard(times[1:2], baseline="stock")[0].seconds_per_epoch)
 
 
 def test_classification_is_ranked_by_top1(tmp_path):
     records = [
-        Record(f"{name}-{seed}", name, name, "", seed, "done", scores={"top1": top1 + seed / 50, "top5": 0.9})
+        RunRecord(f"{name}-{seed}", name, name, "", seed, "done", scores={"top1": top1 + seed / 50, "top5": 0.9})
         for name, top1 in (("stock", 0.5), ("arelu", 0.6))
         for seed in range(2)
     ]
-    assert headline(records) == "top1" and headline([]) == "mAP50-95"
-    write(build(records, baseline="stock"), tmp_path, "top1")
+    assert choose_metric(records) == "top1" and choose_metric([]) == "mAP50-95"
+    write(build_leaderboard(records, baseline="stock"), tmp_path, "top1")
     frame = pl.read_parquet(tmp_path / "leaderboard.parquet")
     assert frame["top1"].to_list() == pytest.approx([0.61, 0.51]) and frame["top5"].to_list() == [0.9, 0.9]
 
 
 def test_files_agree(study, tmp_path):
-    lines = build(study, baseline="stock", latencies={"stock": 1.23456789})
+    lines = build_leaderboard(study, baseline="stock", latencies={"stock": 1.23456789})
     paths = write(lines, tmp_path, "mAP50-95")
     assert sorted(paths) == sorted(tmp_path.iterdir())
     frame = pl.read_parquet(tmp_path / "leaderboard.parquet")
@@ -132,13 +134,13 @@ def test_files_agree(study, tmp_path):
             else:
                 assert row[name] == (str(value).lower() if isinstance(value, bool) else str(value))
     assert frame["mAP50-95"].to_list() == [None if math.isnan(x.summary.mean) else x.summary.mean for x in lines]
-    assert frame["p_holm"].to_list()[:2] == [line.comparison.adjusted for line in lines[:2]]
+    assert frame["p_holm"].to_list()[:2] == [line.comparison.p_holm for line in lines[:2]]
     assert frame["latency_ms"].to_list() == [None, None, 1.23456789, None]
     assert not frame.select(pl.col(pl.Float64).is_nan().any()).to_numpy().any()
 
 
 def test_markdown_says_what_must_be_known(study, tmp_path):
-    write(build(study, baseline="stock"), tmp_path, "mAP50-95")
+    write(build_leaderboard(study, baseline="stock"), tmp_path, "mAP50-95")
     text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
     rows = {row.split("|")[1].strip(): row for row in text.splitlines() if row.startswith("|")}
     assert {row.count("|") for row in rows.values()} == {10}
@@ -150,13 +152,13 @@ def test_markdown_says_what_must_be_known(study, tmp_path):
 
 
 def test_markdown_without_comparisons(tmp_path):
-    write(build(runs("a|b", [0.5]), baseline="stock"), tmp_path, "mAP50-95")
+    write(build_leaderboard(runs("a|b", [0.5]), baseline="stock"), tmp_path, "mAP50-95")
     text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
     assert "| a\\|b | 1 | 0.500 |" in text and "Nothing is compared" in text and "failed" not in text
 
 
 def test_empty_study(tmp_path):
-    assert build([], baseline="stock") == []
+    assert build_leaderboard([], baseline="stock") == []
     write([], tmp_path, "mAP50-95")
     assert pl.read_parquet(tmp_path / "leaderboard.parquet").height == 0
 
@@ -167,5 +169,7 @@ def test_same_records_in_any_order_give_the_same_bytes(study, tmp_path):
         folder: Path = tmp_path / str(number)
         folder.mkdir()
         random.Random(number).shuffle(study)
-        seen.add(tuple(path.read_bytes() for path in write(build(study, baseline="stock"), folder, "mAP50-95")))
+        seen.add(
+            tuple(path.read_bytes() for path in write(build_leaderboard(study, baseline="stock"), folder, "mAP50-95"))
+        )
     assert len(seen) == 1

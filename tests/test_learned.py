@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from ultralytics import RTDETR, YOLO
 
 from rtdetr_act import patch_model
-from rtdetr_act.analysis.history import COLUMNS, as_history, read_history, save_quantities
+from rtdetr_act.analysis.history import COLUMNS, make_history, read_history, write_quantities
 from rtdetr_act.analysis.history_figure import draw_history
 from rtdetr_act.analysis.learned import Quantity, read_quantities
 from rtdetr_act.cli.main import app
@@ -157,8 +157,8 @@ def test_resumed_run_has_every_epoch_once(resumed: Resumed) -> None:
 def test_rows_from_the_epoch_on_are_replaced(tmp_path: Path) -> None:
     path = tmp_path / "activations.csv"
     for epoch, value in enumerate((0.25, 0.5, 0.75, 1.0)):
-        save_quantities(path, epoch, [Quantity("model.3.act", "leaky(a=1, b=2)", "weight", value)])
-    save_quantities(path, 2, [Quantity("model.3.act", "leaky(a=1, b=2)", "weight", 1 / 3)])
+        write_quantities(path, epoch, [Quantity("model.3.act", "leaky(a=1, b=2)", "weight", value)])
+    write_quantities(path, 2, [Quantity("model.3.act", "leaky(a=1, b=2)", "weight", 1 / 3)])
     assert path.read_text(encoding="utf-8").splitlines()[1:] == [
         '0,model.3.act,3,"leaky(a=1, b=2)",weight,0.25',
         '1,model.3.act,3,"leaky(a=1, b=2)",weight,0.5',
@@ -166,7 +166,7 @@ def test_rows_from_the_epoch_on_are_replaced(tmp_path: Path) -> None:
     ]
     assert read_history(path)["value"].to_list() == [0.25, 0.5, 0.333333]
     path.write_text("something else\n1,2\n")
-    save_quantities(path, 1, [Quantity("a", "prelu", "weight", float("nan"))])
+    write_quantities(path, 1, [Quantity("a", "prelu", "weight", float("nan"))])
     assert path.read_text(encoding="utf-8").splitlines() == [",".join(COLUMNS), "1,a,,prelu,weight,nan"]
     assert math.isnan(read_history(path)["value"][0])
 
@@ -339,7 +339,7 @@ def test_picture_of_any_size_leaves_pyplot_alone(sites: int, epochs: int, tmp_pa
     quantities = [
         Quantity(f"model.{i // 3}.m.{i}.act", "dyrelu_b", name, 0.5) for i in range(sites) for name in COEFFICIENTS
     ]
-    history = polars.concat([as_history(quantities, epoch) for epoch in range(epochs + 1)])
+    history = polars.concat([make_history(quantities, epoch) for epoch in range(epochs + 1)])
     path = draw_history(history, tmp_path / "any.png", "any")
     assert cv2.imread(str(path)).shape[0] > 100 + 15 * sites
     assert (pyplot.get_fignums(), matplotlib.get_backend(), dict(matplotlib.rcParams)) == (figures, backend, settings)

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from rtdetr_act.study.leaderboard import build
-from rtdetr_act.study.page import compose_page
-from rtdetr_act.study.record import Record
+from rtdetr_act.study.leaderboard import build_leaderboard
+from rtdetr_act.study.page import render_page
+from rtdetr_act.study.run_record import RunRecord
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="looking at the page takes: pip install playwright")
 
@@ -27,12 +27,12 @@ CLASSES = {"Platelets": -0.1, "RBC": 0.0, "WBC": 0.15}
 EPOCHS = 20
 
 
-def make_study(folder: Path, gains: dict[str, float] = GAINS, seeds: int = 3, **more: Any) -> list[Record]:
+def make_study(folder: Path, gains: dict[str, float] = GAINS, seeds: int = 3, **more: Any) -> list[RunRecord]:
     """Write run folders as Ultralytics leaves them, and return their records."""
     return [make_run(folder, name, gain, seed, **more) for name, gain in gains.items() for seed in range(seeds)]
 
 
-def make_run(folder: Path, name: str, gain: float, seed: int, files: bool = True, **more: Any) -> Record:
+def make_run(folder: Path, name: str, gain: float, seed: int, files: bool = True, **more: Any) -> RunRecord:
     rng = random.Random(f"{name}{seed}")
     score = 0.516 + gain + 0.01 * math.sin(seed) + rng.gauss(0, 0.003)
     run = folder / f"run-{len(list(folder.glob('run-*')))}" if files else folder
@@ -41,7 +41,7 @@ def make_run(folder: Path, name: str, gain: float, seed: int, files: bool = True
         write_results(run / "results.csv", rng, score)
         if "relu" in name:
             write_shapes(run / "activations.json", rng)
-    record = Record(
+    record = RunRecord(
         name=f"{name}-s{seed}",
         variant=name,
         activation=name,
@@ -95,16 +95,16 @@ LATENCIES = {"stock": 6.9, "arelu": 7.0, "dyrelu_b": 11.4, "mish": 6.95, "hardsw
 
 
 def write(
-    records: Sequence[Record],
+    records: Sequence[RunRecord],
     path: Path,
     *,
     latencies: dict[str, float] = LATENCIES,
     metric: str = "mAP50-95",
     **more: str,
 ) -> Path:
-    lines = build(records, baseline="stock", latencies=latencies)
+    lines = build_leaderboard(records, baseline="stock", latencies=latencies)
     given = {"title": "Activations in rtdetr-n on BCCD", "metric": metric, **more}
-    path.write_text(compose_page(lines, records, **given), encoding="utf-8")
+    path.write_text(render_page(lines, records, **given), encoding="utf-8")
     return path
 
 
@@ -204,7 +204,7 @@ def test_the_page_tells_the_result_in_words(opened: Watched) -> None:
 def test_the_words_give_the_figures_of_the_leaderboard(tmp_path: Path) -> None:
     records = make_study(tmp_path, seeds=6)
     text = write(records, tmp_path / "report.html").read_text(encoding="utf-8")
-    lines = {line.variant: line for line in build(records, baseline="stock")}
+    lines = {line.variant: line for line in build_leaderboard(records, baseline="stock")}
     for name, verdict, sign in (("dyrelu_b", "better", 1), ("hardswish", "worse", -1)):
         seen = lines[name].comparison
         assert seen is not None

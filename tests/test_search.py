@@ -27,26 +27,26 @@ from rtdetr_act import patch_model
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
 from rtdetr_act.integrations.ultralytics.models import load_model
-from rtdetr_act.study.evidence import Answer, answer, compose_model, describe
-from rtdetr_act.study.folder import write_json
 from rtdetr_act.study.grid import Study
-from rtdetr_act.study.leaderboard import build
-from rtdetr_act.study.records import read_records
+from rtdetr_act.study.leaderboard import build_leaderboard
+from rtdetr_act.study.run_folders import read_runs
 from rtdetr_act.study.search import (
     FINAL,
     Search,
     Trial,
-    advance,
-    draw_assignments,
+    allocate_rungs,
     fit_effects,
+    format_plan,
     is_uniform,
     make_search,
-    plan_rungs,
-    propose,
+    rank_assignments,
     run_search,
-    write_plan,
+    sample_candidates,
+    select_survivors,
 )
+from rtdetr_act.study.search_report import Answer, choose_answer, format_model_yaml, format_search_report
 from rtdetr_act.study.stages import Stage, find_stages
+from rtdetr_act.study.storage import write_json
 from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.plan import Plan
 from rtdetr_act.surgery.sites import find_sites
@@ -107,7 +107,7 @@ def test_plan_puts_each_activation_in_its_stage(task: str, tmp_path: Path) -> No
         assignment = (assignment * 2)[: len(stages)]
         model = load_model(source)
 
-        patch_model(model, write_plan(stages, assignment))
+        patch_model(model, format_plan(stages, assignment))
         expected = {"arelu": "AReLU", "hardswish": "Hardswish", "stock": "SiLU"}
         by_layer = {k: expected[act] for stage, act in zip(stages, assignment, strict=True) for k in stage.layers}
         sites = find_sites(model)
@@ -125,13 +125,13 @@ def test_plan_puts_each_activation_in_its_stage(task: str, tmp_path: Path) -> No
 def test_budget_is_never_exceeded(budget: int, epochs: int, seeds: int, uniform: int, mixed: int) -> None:
     settings = {"epochs": epochs, "seeds": seeds, "uniform": uniform, "space": uniform + mixed}
     try:
-        rungs = plan_rungs(budget, **settings)
+        rungs = allocate_rungs(budget, **settings)
     except InputError as error:
         least = int(str(error).split("so give ")[1].split()[0])
         assert least > budget
-        assert sum(rung.cost for rung in plan_rungs(least, **settings)) == least
+        assert sum(rung.cost for rung in allocate_rungs(least, **settings)) == least
         with pytest.raises(InputError):
-            plan_rungs(least - 1, **settings)
+            allocate_rungs(least - 1, **settings)
         return
     assert sum(rung.plans * rung.epochs * len(rung.seeds) for rung in rungs) <= budget
     *search, final = rungs
@@ -149,8 +149,8 @@ def test_draw_is_unique_balanced_and_the_same_again(sizes: list[int], more: int)
     stages = stages_of([tuple("abcd"[:size]) for size in sizes])
     uniform, space = min(sizes), math.prod(sizes)
     count = min(uniform + more, space)
-    drawn = draw_assignments(stages, count)
-    assert drawn == draw_assignments(stages, count)
+    drawn = sample_candidates(stages, count)
+    assert drawn == sample_candidates(stages, count)
     assert len({pick.assignment for pick in drawn}) == len(drawn) == count
     assert [pick.origin for pick in drawn] == ["uniform" if is_uniform(pick.assignment) else "drawn" for pick in drawn]
     assert all(act in stage.choices for pick in drawn for act, stage in zip(pick.assignment, stages, strict=True))
@@ -158,7 +158,7 @@ def test_draw_is_unique_balanced_and_the_same_again(sizes: list[int], more: int)
 
 def test_draw_is_balanced_where_the_space_is_large() -> None:
     stages = stages_of([ACTS] * 6)
-    drawn = [pick.assignment for pick in draw_assignments(stages, 33) if pick.origin == "drawn"]
+    drawn = [pick.assignment for pick in sample_candidates(stages, 33) if pick.origin == "drawn"]
     assert len(drawn) == 30
     for stage in zip(*drawn, strict=True):
         assert all(9 <= count <= 11 for count in Counter(stage).values())
@@ -167,7 +167,7 @@ def test_draw_is_balanced_where_the_space_is_large() -> None:
 def trials_of(stages: Sequence[Stage], count: int, score: Callable[[tuple[str, ...]], float]) -> list[Trial]:
     return [
         Trial("rung0", pick, 3, 0, "done", score(pick.assignment), "mAP50-95")
-        for pick in draw_assignments(stages, count)
+        for pick in sample_candidates(stages, count)
     ]
 
 
@@ -183,16 +183,16 @@ def test_effects_recover_a_planted_optimum() -> None:
 
     trials = trials_of(stages, 30, score)
     best = tuple(max(effect, key=effect.__getitem__) for effect in planted)
-    assert best not in {trial.pick.assignment for trial in trials}, "it must be found, not drawn"
+    assert best not in {trial.candidate.assignment for trial in trials}, "it must be found, not drawn"
     effects = fit_effects(stages, trials)
-    assert next(propose(effects)) == best
+    assert next(rank_assignments(effects)) == best
     for found, true in zip(effects, planted, strict=True):
         mean = sum(true.values()) / len(true)
         for act, effect in found.items():
             assert abs(effect.mean - (true[act] - mean)) < 4 * effect.error
             assert 0 < effect.error < 0.005
     # A run that broke is left out.
-    broken = Trial("rung0", trials[0].pick, 3, 0, "failed", math.nan, "mAP50-95")
+    broken = Trial("rung0", trials[0].candidate, 3, 0, "failed", math.nan, "mAP50-95")
     assert fit_effects(stages, [broken, *trials]) == effects
 
 
@@ -210,7 +210,7 @@ def test_too_few_runs_have_no_effects() -> None:
     stages = stages_of([ACTS] * 3)  # seven terms
     assert fit_effects(stages, trials_of(stages, 7, lambda _: 0.5)) == []
     assert fit_effects(stages, []) == []
-    same = [trial for trial in trials_of(stages, 27, lambda _: 0.5) if trial.pick.assignment[0] != "silu"]
+    same = [trial for trial in trials_of(stages, 27, lambda _: 0.5) if trial.candidate.assignment[0] != "silu"]
     assert len(same) > 7
     assert fit_effects(stages, same) == [], "nothing is known of an activation that never stood there"
 
@@ -220,21 +220,23 @@ def test_proposals_come_best_first_and_once() -> None:
     rng = random.Random(1)
     weights = [{act: rng.random() for act in stage.choices} for stage in stages]
     trials = trials_of(stages, 18, lambda found: sum(effect[act] for effect, act in zip(weights, found, strict=True)))
-    order = list(propose(fit_effects(stages, trials)))
+    order = list(rank_assignments(fit_effects(stages, trials)))
     expected = sorted(trials, key=lambda trial: -trial.score)
-    assert order == [trial.pick.assignment for trial in expected]
+    assert order == [trial.candidate.assignment for trial in expected]
 
 
 def test_the_best_of_both_kinds_go_on() -> None:
     stages = stages_of([ACTS] * 3)
-    scores = {pick.assignment: k / 100 for k, pick in enumerate(draw_assignments(stages, 12))}  # uniform ones are worst
+    scores = {
+        pick.assignment: k / 100 for k, pick in enumerate(sample_candidates(stages, 12))
+    }  # uniform ones are worst
     trials = trials_of(stages, 12, scores.__getitem__)
-    kept = [pick.assignment for pick in advance(trials, 4)]
+    kept = [pick.assignment for pick in select_survivors(trials, 4)]
     best = sorted(scores, key=scores.__getitem__)[::-1]
     assert kept == [("silu",) * 3, *best[:3]]
-    broken = [Trial(t.rung, t.pick, 3, 0, "failed", math.nan, t.metric, "out of memory") for t in trials[:3]]
-    with pytest.raises(TrainingError, match=r"no uniform plan of rung0 gave a score.*: out of memory"):
-        advance([*broken, *trials[3:]], 4)
+    broken = [Trial(t.rung, t.candidate, 3, 0, "failed", math.nan, t.metric, "out of memory") for t in trials[:3]]
+    with pytest.raises(TrainingError, match=r"no uniform plan of rung0 has a score.*: out of memory"):
+        select_survivors([*broken, *trials[3:]], 4)
 
 
 @pytest.mark.parametrize(
@@ -243,11 +245,11 @@ def test_the_best_of_both_kinds_go_on() -> None:
         (["--act", "arelu"], "two activations or more"),
         (["--act", "arelu,arlu"], "no activation 'arlu' in the zoo; did you mean 'arelu'"),
         (["--act", "arelu,silu", "--act", "swish"], "'silu' is given twice"),
-        (["--act", "arelu,silu@neck"], "'silu@neck' names a place"),
+        (["--act", "arelu,silu@neck"], "'silu@neck' has a location"),
         (["--act", "arelu,silu", "--budget", "40", "epochs=9"], "is too small: .* so give 63 or more"),
         (
             ["--act", "dyrelu_b,dyrelu_c", "--scope", "all"],
-            "none of the activations can stand at the stage 'neck 8-13'",
+            "the stage 'neck 8-13' supports none of the activations",
         ),
         (["--act", "arelu,silu", "bacth=4"], "no argument 'bacth'; did you mean 'batch'"),
         (["--act", "arelu,silu", "--data", "nowhere.yaml"], "there is no data set 'nowhere.yaml'"),
@@ -267,7 +269,7 @@ def test_mistakes_are_told_before_anything_runs(
 
 def test_stock_is_refused_where_the_model_names_activations(rows_yaml: Path) -> None:
     settings = {"data": "shapes", "budget": None, "seeds": 3, "scope": "conv", "act_lr": 1.0, "arguments": {}}
-    with pytest.raises(InputError, match="'stock' in one stage is unclear"):
+    with pytest.raises(InputError, match="'stock' in one stage is ambiguous"):
         make_search(["stock,silu"], model=str(rows_yaml), **settings)
 
 
@@ -292,7 +294,7 @@ def score_planted(
 ) -> Callable[[Study, Sequence[Path]], None]:
     """Return what stands in for training: it writes the result that a run of a planted table would have."""
     plans = {
-        write_plan(search.stages, each): sum(effect[act] for effect, act in zip(PLANTED, each, strict=True))
+        format_plan(search.stages, each): sum(effect[act] for effect, act in zip(PLANTED, each, strict=True))
         for each in itertools.product(("arelu", "silu"), repeat=5)
     }
     ran = itertools.count()
@@ -331,20 +333,20 @@ def test_search_finds_a_planted_plan_and_goes_on_where_it_stopped(stock_yaml: Pa
             pass
     assert again == calm
 
-    origins = Counter((trial.rung, trial.pick.origin) for trial in calm)
+    origins = Counter((trial.rung, trial.candidate.origin) for trial in calm)
     assert origins["rung0", "uniform"] == 2
     assert origins["rung1", "proposed"] == 1
-    before = {trial.pick.assignment for trial in calm if trial.rung == "rung0"}
-    assert not before & {trial.pick.assignment for trial in calm if trial.pick.origin == "proposed"}
+    before = {trial.candidate.assignment for trial in calm if trial.rung == "rung0"}
+    assert not before & {trial.candidate.assignment for trial in calm if trial.candidate.origin == "proposed"}
     final = [trial for trial in calm if trial.rung == FINAL]
-    assert {trial.pick.assignment for trial in final} == {BEST, ("arelu",) * 5}
+    assert {trial.candidate.assignment for trial in final} == {BEST, ("arelu",) * 5}
     assert {trial.seed for trial in final}.isdisjoint(trial.seed for trial in calm if trial.rung != FINAL)
 
-    lines = build(read_records(tmp_path / "calm" / FINAL), baseline="arelu")
-    found = answer(search, calm, lines)
-    assert (found.plan, found.mixed) == (write_plan(search.stages, BEST), True)
-    assert "the mixed one is better: +0.0" in found.words
-    text = describe(search, calm, lines, found)
+    lines = build_leaderboard(read_runs(tmp_path / "calm" / FINAL), baseline="arelu")
+    found = choose_answer(search, calm, lines)
+    assert (found.plan, found.mixed) == (format_plan(search.stages, BEST), True)
+    assert "the mixed one is better: +0.0" in found.explanation
+    text = format_search_report(search, calm, lines, found)
     assert "150" in text
     assert "| backbone 4-5 | +0.0" in text
     with pytest.raises(InputError, match="holds another search: it has budget 150, this one 151"):
@@ -361,7 +363,7 @@ def test_what_was_picked_stays_picked(stock_yaml: Path, data: Data, tmp_path: Pa
     for path in (tmp_path / "rung0").glob("runs/arelu-s0/result.json"):
         path.unlink()  # as of a run that broke, and would be tried again
     trials = run_search(search, tmp_path, score_planted(search))
-    assert [list(trial.pick.assignment) for trial in trials if trial.rung == "rung1"] == [
+    assert [list(trial.candidate.assignment) for trial in trials if trial.rung == "rung1"] == [
         each["assignment"] for each in picked
     ]
     assert trials[0].state == "unfinished", "a rung that is over is not gone back to"
@@ -370,27 +372,29 @@ def test_what_was_picked_stays_picked(stock_yaml: Path, data: Data, tmp_path: Pa
 def test_where_nothing_differs_the_simple_plan_is_the_answer(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     search = make(stock_yaml, data, budget=150)
     trials = run_search(search, tmp_path, score_planted(search, gain=0.0))
-    lines = build(read_records(tmp_path / FINAL), baseline=(read_json(tmp_path / FINAL / "study.json")["baseline"]))
-    found = answer(search, trials, lines)
+    lines = build_leaderboard(
+        read_runs(tmp_path / FINAL), baseline=(read_json(tmp_path / FINAL / "study.json")["baseline"])
+    )
+    found = choose_answer(search, trials, lines)
     assert not found.mixed
     assert found.plan in ("arelu", "silu")
-    assert "No difference is shown" in found.words
-    assert "does not mean that the two are equal" in found.words
+    assert "No difference is shown" in found.explanation
+    assert "does not mean that the two are equal" in found.explanation
 
 
 def test_one_seed_shows_nothing_and_lost_runs_are_not_compared(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     search = make(stock_yaml, data, budget=80, seeds=1)
     trials = run_search(search, tmp_path, score_planted(search))
-    lines = build(read_records(tmp_path / FINAL), baseline="arelu")
-    found = answer(search, trials, lines)
+    lines = build_leaderboard(read_runs(tmp_path / FINAL), baseline="arelu")
+    found = choose_answer(search, trials, lines)
     assert not found.mixed, "one seed is no evidence, however large the difference"
-    assert "p =" not in found.words
+    assert "p =" not in found.explanation
     for path in (tmp_path / FINAL).glob("runs/arelu-s*/result.json"):
         write_json(path, {"state": "failed", "reason": "the loss became nan"})
-    lines = build(read_records(tmp_path / FINAL), baseline="arelu")
-    found = answer(search, trials, lines)
+    lines = build_leaderboard(read_runs(tmp_path / FINAL), baseline="arelu")
+    found = choose_answer(search, trials, lines)
     assert found.mixed
-    assert "Nothing could be compared" in found.words
+    assert "Nothing could be compared" in found.explanation
 
 
 @pytest.mark.parametrize(("source", "plan"), [("rtdetr", "arelu@0-3, silu@4-13"), ("yolo11s.yaml", "mish")])
@@ -399,7 +403,7 @@ def test_answer_is_a_model_that_builds(source: str, plan: str, stock_yaml: Path,
     settings = {"data": str(data.detect), "budget": None, "seeds": 3, "scope": "conv", "arguments": {}}
     search = make_search(["arelu,silu,mish"], model=source, act_lr=0.5, **settings)
     path = tmp_path / "best.yaml"
-    path.write_text(compose_model(search, Answer(plan, "@" in plan, "Why\nnot?")), encoding="utf-8")
+    path.write_text(format_model_yaml(search, Answer(plan, "@" in plan, "Why\nnot?")), encoding="utf-8")
 
     expected, found = load_model(source), load_model(str(path))
     patch_model(expected, plan, act_lr=0.5)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from rtdetr_act.study.statistics import compare, correct, count_seeds, summarise
+from rtdetr_act.study.statistics import compare, correct_p_values, count_seeds_needed, summarise
 
 # Extra hours of sleep with two drugs, ten patients: Student, The Probable Error of a Mean, Biometrika 6 (1908).
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -52,7 +52,7 @@ def test_published_paired_test():
     # As R's manual prints them for `t.test(extra ~ group, data = sleep, paired = TRUE)`.
     assert (seen.pairs, seen.verdict) == (10, "worse")
     assert seen.difference == pytest.approx(-1.58)
-    assert seen.p == seen.adjusted == pytest.approx(0.002833, abs=5e-7)
+    assert seen.p == seen.p_holm == pytest.approx(0.002833, abs=5e-7)
     assert (seen.low, seen.high) == pytest.approx((-2.4598858, -0.7001142), abs=5e-8)
     assert seen.effect == pytest.approx(-4.0621 / math.sqrt(10), abs=5e-5)
 
@@ -94,11 +94,11 @@ def test_p_and_interval_by_hand(pair):
 
 
 def test_holm_by_hand():
-    assert correct([0.04, 0.01, 0.05, 0.02, 0.03]) == pytest.approx([0.09, 0.05, 0.09, 0.08, 0.09])
+    assert correct_p_values([0.04, 0.01, 0.05, 0.02, 0.03]) == pytest.approx([0.09, 0.05, 0.09, 0.08, 0.09])
     # As statsmodels 0.15 has it: multipletests([...], method="holm").
     p = [0.0213, 0.0004, 0.3, 0.0049, 0.0213, 0.77]
-    assert correct(p) == pytest.approx([0.0852, 0.0024, 0.6, 0.0245, 0.0852, 0.77])
-    assert correct([]) == []
+    assert correct_p_values(p) == pytest.approx([0.0852, 0.0024, 0.6, 0.0245, 0.0852, 0.77])
+    assert correct_p_values([]) == []
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=12), st.integers(0, 999))
@@ -109,18 +109,18 @@ def test_holm_rejects_what_its_procedure_rejects(p, half_step):
     while left and left[0] <= level / len(left):
         left.pop(0)
         rejected += 1
-    assert sum(each < level for each in correct([each / 1000 for each in p])) == rejected
+    assert sum(each < level for each in correct_p_values([each / 1000 for each in p])) == rejected
 
 
 @given(p_values, st.randoms())
 def test_holm_keeps_the_order(p, random):
-    adjusted = correct(p)
+    adjusted = correct_p_values(p)
     assert all(before <= after <= 1 for before, after in zip(p, adjusted, strict=True))
     assert min(adjusted) == pytest.approx(min(1, len(p) * min(p)))
     by_p = [each for _, each in sorted(zip(p, adjusted, strict=True))]
     assert by_p == sorted(by_p)
     places = random.sample(range(len(p)), len(p))
-    assert correct([p[place] for place in places]) == [adjusted[place] for place in places]
+    assert correct_p_values([p[place] for place in places]) == [adjusted[place] for place in places]
 
 
 @given(st.integers(2, 6).flatmap(pairs_of), scores, st.randoms())
@@ -148,7 +148,7 @@ def test_correction_is_over_the_comparisons_that_have_a_p_value():
     alone = compare({"clear": clear})["clear"]
     several = compare({"clear": clear, "one": ([0.5], [0.4]), "equal": ([0.5, 0.6], [0.5, 0.6])})
     assert list(several) == ["clear", "one", "equal"]
-    assert several["clear"].adjusted == pytest.approx(2 * alone.p)
+    assert several["clear"].p_holm == pytest.approx(2 * alone.p)
     assert (alone.verdict, several["one"].verdict) == ("better", "no difference shown")
 
 
@@ -161,7 +161,7 @@ def test_without_spread_nothing_is_shown(gap, seeds):
     assert seen.difference == pytest.approx(gap)
     assert all(map(math.isnan, (seen.low, seen.high, seen.effect)))
     expected = 1.0 if seeds > 1 and gap == 0 else math.nan
-    assert (seen.p, seen.adjusted) == pytest.approx((expected, expected), nan_ok=True)
+    assert (seen.p, seen.p_holm) == pytest.approx((expected, expected), nan_ok=True)
 
 
 def test_study_without_comparisons():
@@ -186,7 +186,7 @@ def power_of(seeds: int, effect: float) -> float:
 
 @pytest.mark.parametrize("deviation", [1e-9, 1e-4, 0.0005, 0.00053, 0.00056, 0.001, 0.003, 0.006, 0.01, 0.03, 0.2, 1.4])
 def test_seeds_needed_are_the_fewest(deviation):
-    seeds, effect = count_seeds(deviation), 0.005 / deviation
+    seeds, effect = count_seeds_needed(deviation), 0.005 / deviation
     assert power_of(seeds, effect) >= 0.8
     assert seeds == 2 or power_of(seeds - 1, effect) < 0.8 + 1e-5
 
@@ -194,11 +194,11 @@ def test_seeds_needed_are_the_fewest(deviation):
 def test_seeds_needed_as_statsmodels_has_them():
     # statsmodels 0.15: ceil(TTestPower().solve_power(effect_size=0.005 / deviation, alpha=0.05, power=0.8)).
     deviations = (0.002, 0.005, 0.01, 0.02, 0.05)
-    assert [count_seeds(each) for each in deviations] == [4, 10, 34, 128, 787]
+    assert [count_seeds_needed(each) for each in deviations] == [4, 10, 34, 128, 787]
 
 
 def test_seeds_needed_by_simulation():
-    seeds = count_seeds(0.006)
+    seeds = count_seeds_needed(0.006)
     found = []
     for size in (seeds - 2, seeds, seeds + 2):
         differences = np.random.default_rng(1).normal(0.005, 0.006, (200_000, size))

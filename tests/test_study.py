@@ -24,11 +24,11 @@ from rtdetr_act import patch_model
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import write_atomically
 from rtdetr_act.study.display import Display
-from rtdetr_act.study.folder import locked, write_json
-from rtdetr_act.study.process import explain_end, read_progress
-from rtdetr_act.study.queue import Place, make_places
-from rtdetr_act.study.records import read_records
-from rtdetr_act.study.report import conclude
+from rtdetr_act.study.local import Slot, divide_into_slots
+from rtdetr_act.study.process import explain_exit, read_progress
+from rtdetr_act.study.report import write_report
+from rtdetr_act.study.run_folders import read_runs
+from rtdetr_act.study.storage import lock_folder, write_json
 
 EPOCHS = 3
 ARGUMENTS = [f"epochs={EPOCHS}", "imgsz=64", "batch=4", "nbs=8", "amp=False", "plots=False", "deterministic=False"]
@@ -124,7 +124,7 @@ def test_killed_study_equals_trainings_outside_of_it(
 @posix
 def test_interrupted_study_says_how_to_go_on(study: tuple[Path, list[str]]) -> None:
     _, (_, interrupted, last) = study
-    assert "interrupted; nothing is lost: the same command goes on" in interrupted
+    assert "interrupted; nothing is lost: the same command continues" in interrupted
     assert "Traceback" not in interrupted + last
     assert re.search(r"(stock|arelu)-s[01]: done, mAP50 0\.\d+  mAP50-95 0\.\d+", last)
 
@@ -154,8 +154,8 @@ def test_results_are_tables_and_a_page(study: tuple[Path, list[str]]) -> None:
 def test_finished_study_is_not_done_again(study: tuple[Path, list[str]]) -> None:
     folder, _ = study
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    report = conclude(folder)
-    assert {line.variant for line in report.lines} == {"arelu", "stock"}
+    report = write_report(folder)
+    assert {line.variant for line in report.rows} == {"arelu", "stock"}
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, "the same bytes again"
     assert {path.name for path in report.files} == {f"leaderboard.{end}" for end in ("csv", "parquet", "md")} | {
         "report.html"
@@ -197,11 +197,11 @@ def test_failures_are_recorded_and_the_study_goes_on(data: Data, tmp_path: Path)
 
 
 def test_second_study_in_a_folder_says_so(tmp_path: Path) -> None:
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         other = start(tmp_path, "--act", "stock", "--data", "shapes", "epochs=1")
         output, _ = other.communicate(timeout=120)
     assert other.returncode == 2
-    assert f"error: another process works in '{tmp_path}'" in output.replace("\n", "")
+    assert f"error: another process is working in '{tmp_path}'" in output.replace("\n", "")
     assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
@@ -220,34 +220,34 @@ def test_ultralytics_runs_made_without_us_are_reported(stock_run: Run, patched_r
 
     for name, run in (("one", stock_run), ("two", patched_run)):
         shutil.copytree(run.pt.parents[1], tmp_path / name)
-    records = {record.name: record for record in read_records(tmp_path)}
+    records = {record.name: record for record in read_runs(tmp_path)}
     assert {record.activation for record in records.values()} == {"stock", "arelu"}
     assert all(record.state == "done" and record.epochs == 1 for record in records.values())
     assert records["two"].variant == "arelu", "folders and names of models are no settings"
     assert records["two"].parameters > records["one"].parameters
-    assert {line.variant: line.is_baseline for line in conclude(tmp_path).lines} == {"stock": True, "arelu": False}
-    with pytest.raises(InputError, match="the baseline 'relu' is none of the activations: arelu, stock"):
-        conclude(tmp_path, baseline="relu")
+    assert {line.variant: line.is_baseline for line in write_report(tmp_path).rows} == {"stock": True, "arelu": False}
+    with pytest.raises(InputError, match="the baseline 'relu' is not one of the activations: arelu, stock"):
+        write_report(tmp_path, baseline="relu")
 
 
 def test_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no run in"):
-        conclude(tmp_path)
+        write_report(tmp_path)
     with pytest.raises(InputError, match="there is no folder"):
-        conclude(tmp_path / "nowhere")
+        write_report(tmp_path / "nowhere")
 
 
 def test_places_divide_the_machine() -> None:
-    assert make_places([], ["0", "1"], 8, None) == [Place("0", 0), Place("1", 0)]
-    assert make_places(["0", "1"], ["4", "5", "6", "7"], 8, None) == [Place("4,5", 0), Place("6,7", 0)]
-    assert make_places(["2"], ["0", "1", "2"], 8, None) == [Place("2", 0)]
-    assert make_places([], [], 8, None) == [Place("cpu", 1)] * 8
-    assert make_places(["cpu"], ["0"], 8, 3) == [Place("cpu", 3)] * 2
-    assert make_places(["mps"], [], 8, None) == [Place("mps", 1)]
-    with pytest.raises(InputError, match="--cpus 9 cannot be: this machine has 8 cores"):
-        make_places([], [], 8, 9)
+    assert divide_into_slots([], ["0", "1"], 8, None) == [Slot("0", 0), Slot("1", 0)]
+    assert divide_into_slots(["0", "1"], ["4", "5", "6", "7"], 8, None) == [Slot("4,5", 0), Slot("6,7", 0)]
+    assert divide_into_slots(["2"], ["0", "1", "2"], 8, None) == [Slot("2", 0)]
+    assert divide_into_slots([], [], 8, None) == [Slot("cpu", 1)] * 8
+    assert divide_into_slots(["cpu"], ["0"], 8, 3) == [Slot("cpu", 3)] * 2
+    assert divide_into_slots(["mps"], [], 8, None) == [Slot("mps", 1)]
+    with pytest.raises(InputError, match="--cpus 9 is not possible: this machine has 8 cores"):
+        divide_into_slots([], [], 8, 9)
     with pytest.raises(InputError, match=r"this machine shows 1 GPU$"):
-        make_places(["0", "1"], ["0"], 8, None)
+        divide_into_slots(["0", "1"], ["0"], 8, None)
 
 
 def test_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
@@ -267,11 +267,11 @@ def test_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
 
 def test_ends_are_explained(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("Traceback\nRuntimeError: CUDA out of memory. Tried to allocate 2 GiB\n\n")
-    assert explain_end(tmp_path, 1) == "out of memory: RuntimeError: CUDA out of memory. Tried to allocate 2 GiB"
+    assert explain_exit(tmp_path, 1) == "out of memory: RuntimeError: CUDA out of memory. Tried to allocate 2 GiB"
     (tmp_path / "log.txt").write_text("Traceback\nOSError: [Errno 28] No space left on device\n")
-    assert explain_end(tmp_path, 1) == "exit code 1: OSError: [Errno 28] No space left on device"
+    assert explain_exit(tmp_path, 1) == "exit code 1: OSError: [Errno 28] No space left on device"
     if os.name == "posix":
-        assert explain_end(tmp_path, -9) == "killed by SIGKILL, as the system does when memory runs out"
+        assert explain_exit(tmp_path, -9) == "killed by SIGKILL, as the system does when memory runs out"
 
 
 def test_progress_of_half_written_results_is_none(tmp_path: Path) -> None:

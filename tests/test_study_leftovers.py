@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError
 from rtdetr_act.files import partial_path
-from rtdetr_act.study.folder import locked
 from rtdetr_act.study.grid import Study, make_study
+from rtdetr_act.study.local import divide_into_slots, find_slots
 from rtdetr_act.study.preparation import prepare_runs
-from rtdetr_act.study.queue import find_places, make_places
-from rtdetr_act.study.report import conclude
+from rtdetr_act.study.report import write_report
 from rtdetr_act.study.search import make_search, run_search
+from rtdetr_act.study.storage import lock_folder
 
 posix = pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX")
 has_ray = importlib.util.find_spec("ray") is not None
@@ -49,15 +49,15 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 WRONG = [
-    (["device=77"], "device=77 cannot be: this machine shows"),
-    (["device=0,1,2,3,4,5,6,7,8"], "cannot be: this machine shows"),
+    (["device=77"], "device=77 is not available: this machine has"),
+    (["device=0,1,2,3,4,5,6,7,8"], "is not available: this machine has"),
     (["device=0,0"], "name each GPU once"),
     (["device=cpu,0"], "name each GPU once, and nothing else"),
-    (["device=toaster"], "device='toaster' cannot be"),
-    (["--cpus", "999"], "--cpus 999 cannot be: this machine has"),
+    (["device=toaster"], "device='toaster' is not available"),
+    (["--cpus", "999"], "--cpus 999 is not possible: this machine has"),
     (["--seeds", "100000000"], "are too many"),
     (["batch=0"], "batch"),
-    (["batch=-1"], "batch=-1 would choose one per variant"),
+    (["batch=-1"], "batch=-1 would choose a size per variant"),
     (["batch=None"], "batch"),
     (["epochs=0"], "epochs"),
     (["epochs=None"], "epochs"),
@@ -75,8 +75,8 @@ WRONG = [
     (["--data", "nowhere.yaml"], "there is no data set"),
 ]
 STUDY_WRONG = [
-    (["--baseline", "mish"], "the baseline 'mish' is none of the activations"),
-    (["--engine", "slurm"], "--engine is local or ray, not 'slurm'"),
+    (["--baseline", "mish"], "the baseline 'mish' is not one of the activations"),
+    (["--engine", "slurm"], "--engine must be local or ray, not 'slurm'"),
     (["--address", "10.0.0.1:1"], "--address and --halving need --engine ray"),
     (["--act", "arelu"], "'arelu' is given twice"),
     (["lr0=[0.1,0.1]"], "'lr0' has 0.1 twice"),
@@ -130,7 +130,7 @@ def test_the_corrected_command_works_in_the_same_folder(stock_yaml: Path, data: 
     given = {"activations": ["stock"], "model": str(stock_yaml), "data": str(data.detect), "seeds": 1}
     for batch, fails in ((0, True), (4, False)):
         study = make_study({**given, "batch": batch}, defaults=DEFAULTS)
-        with pytest.raises(InputError) if fails else nullcontext(), locked(tmp_path / "study"):
+        with pytest.raises(InputError) if fails else nullcontext(), lock_folder(tmp_path / "study"):
             prepare_runs(study, tmp_path / "study")
     assert sorted(tree(tmp_path)) == [
         "study", "study/.lock", "study/runs", "study/runs/stock-s0", "study/runs/stock-s0/run.json", "study/study.json",
@@ -154,15 +154,15 @@ def test_search_writes_its_picks_behind_the_checks(stock_yaml: Path, data: Data,
 
 
 def test_lock_goes_with_the_command_that_made_it_and_failed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no"), locked(tmp_path / "a" / "b"):
+    with pytest.raises(ValueError, match="no"), lock_folder(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b" / ".lock").exists()
         raise ValueError("no")
     assert tree(tmp_path) == {}
-    with locked(tmp_path / "a"):
-        with pytest.raises(InputError, match="another process works in"), locked(tmp_path / "a"):
+    with lock_folder(tmp_path / "a"):
+        with pytest.raises(InputError, match="another process is working in"), lock_folder(tmp_path / "a"):
             pass
         assert sorted(tree(tmp_path)) == ["a", "a/.lock"]
-    with pytest.raises(ValueError, match="no"), locked(tmp_path / "a"):
+    with pytest.raises(ValueError, match="no"), lock_folder(tmp_path / "a"):
         raise ValueError("no")
     assert sorted(tree(tmp_path)) == ["a", "a/.lock"], "it was there before"
 
@@ -185,14 +185,14 @@ def test_full_disk_writes_all_rows_or_none(stock_yaml: Path, data: Data, tmp_pat
 @pytest.mark.parametrize("size", [100, 2000, 100_000, 1_000_000])
 def test_full_disk_leaves_the_old_report_whole(size: int, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "study")
-    conclude(folder)
+    write_report(folder)
     before = tree(folder)
     (folder / "runs" / "arelu-s0" / "result.json").write_text('{"state": "failed", "reason": "no"}')
     changed = tree(folder)
-    with full_disk(size), pytest.raises(InputError, match="File too large; the files there are as they were"):
-        conclude(folder)
+    with full_disk(size), pytest.raises(InputError, match="File too large; its files are unchanged"):
+        write_report(folder)
     assert tree(folder) == changed
-    conclude(folder)
+    write_report(folder)
     after = tree(folder)
     assert {name for name in before if before[name] != after[name]} == {
         "leaderboard.csv", "leaderboard.parquet", "leaderboard.md", "report.html", "runs/arelu-s0/result.json",
@@ -202,7 +202,7 @@ def test_full_disk_leaves_the_old_report_whole(size: int, tmp_path: Path) -> Non
 @posix
 def test_ctrl_c_while_a_report_is_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(tmp_path / "study")
-    conclude(folder)
+    write_report(folder)
     (folder / "runs" / "arelu-s0" / "result.json").write_text('{"state": "failed", "reason": "no"}')
     before, synced = tree(folder), os.fsync
     for last in range(4):
@@ -216,19 +216,19 @@ def test_ctrl_c_while_a_report_is_written_leaves_the_old_one(tmp_path: Path, mon
 
         monkeypatch.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            conclude(folder)
+            write_report(folder)
         monkeypatch.setattr(os, "fsync", synced)
         assert tree(folder) == before
 
 
 def test_gpus_that_are_not_there_are_refused() -> None:
     for device, gpus in ((["77"], []), (["2"], ["0", "1"]), (["0", "1"], ["0"]), (["0"], [])):
-        with pytest.raises(InputError, match="this machine shows"):
-            make_places(device, gpus, 8, None)
+        with pytest.raises(InputError, match="this machine has"):
+            divide_into_slots(device, gpus, 8, None)
     before = dict(os.environ)
-    with pytest.raises(InputError, match="cannot be"):
-        find_places("toaster", None)
-    assert find_places("cpu", 1)[0].device == "cpu"
+    with pytest.raises(InputError, match="is not available"):
+        find_slots("toaster", None)
+    assert find_slots("cpu", 1)[0].device == "cpu"
     assert dict(os.environ) == before
 
 

@@ -15,20 +15,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.study.grid import MOST_RUNS, Row, make_rows, make_study
-from rtdetr_act.study.leaderboard import build
-from rtdetr_act.study.naming import identify_value, name_folders, name_paths
+from rtdetr_act.study.grid import MAX_RUNS, RunConfig, expand_study, make_study
+from rtdetr_act.study.leaderboard import build_leaderboard
+from rtdetr_act.study.naming import name_folders, name_paths, value_identity
 from rtdetr_act.study.preparation import prepare_runs
-from rtdetr_act.study.records import read_records
+from rtdetr_act.study.run_folders import read_runs
 
 DEFAULTS = {"model": "rtdetr-n.yaml", "data": "coco8.yaml"}
 
 
-def rows_of(**given: Any) -> list[Row]:
-    return make_rows(make_study({"activations": ["stock", "arelu"], "seeds": 2, **given}, defaults=DEFAULTS))
+def rows_of(**given: Any) -> list[RunConfig]:
+    return expand_study(make_study({"activations": ["stock", "arelu"], "seeds": 2, **given}, defaults=DEFAULTS))
 
 
-def check_names(rows: list[Row]) -> None:
+def check_names(rows: list[RunConfig]) -> None:
     """Check that what a row is told by tells it from the others: to the eye, on any disk, and in the leaderboard."""
     assert len({(row.activation, row.model, row.data, row.seed, repr(row.arguments)) for row in rows}) == len(rows)
     folders = {unicodedata.normalize("NFKC", row.name).casefold() for row in rows}
@@ -63,7 +63,7 @@ VALUES = st.one_of(SCALARS, st.lists(SCALARS, min_size=1, max_size=2))
     models=st.lists(PATHS, min_size=1, max_size=4, unique_by=lambda path: str(Path(path))),
     data=st.lists(PATHS, min_size=1, max_size=4, unique_by=lambda path: str(Path(path))),
     lists=st.dictionaries(
-        st.sampled_from(["lr0", "optimizer"]), st.lists(VALUES, min_size=1, max_size=4, unique_by=identify_value),
+        st.sampled_from(["lr0", "optimizer"]), st.lists(VALUES, min_size=1, max_size=4, unique_by=value_identity),
         max_size=2,
     ),
 )  # fmt: skip
@@ -130,7 +130,7 @@ def test_studies_of_more_runs_than_anyone_has_are_refused_at_once() -> None:
     for more in (
         {"seeds": 100_000_000},
         {"seeds": 10**30},
-        {"seeds": MOST_RUNS},
+        {"seeds": MAX_RUNS},
         {key: [n / 100 for n in range(100)] for key in ("lr0", "lrf", "momentum", "mosaic", "mixup")},
     ):
         with pytest.raises(InputError, match=r"are too many|are the most"):
@@ -146,7 +146,7 @@ def test_data_sets_of_one_name_both_become_runs(stock_yaml: Path, data: Data, tm
     assert [folder.name for folder in folders] == [
         "stock-a-data-s0", "stock-b-data-s0", "stock-a-data-s1", "stock-b-data-s1",
     ]  # fmt: skip
-    records = read_records(tmp_path / "study")
+    records = read_runs(tmp_path / "study")
     assert {record.arguments["data"] for record in records} == set(map(str, sets))
-    assert [line.variant for line in build(records, baseline="stock")] == ["stock a/data", "stock b/data"]
+    assert [line.variant for line in build_leaderboard(records, baseline="stock")] == ["stock a/data", "stock b/data"]
     assert prepare_runs(make_study(given, defaults=DEFAULTS), tmp_path / "study") == folders

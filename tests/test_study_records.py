@@ -21,15 +21,15 @@ from typer.testing import CliRunner
 
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError
-from rtdetr_act.study.folder import Latencies, StudyRecord, read_record, write_json
-from rtdetr_act.study.grid import make_rows, make_study, read_study
-from rtdetr_act.study.preparation import read_rows
+from rtdetr_act.integrations.ultralytics.results import read_results
+from rtdetr_act.study.grid import expand_study, make_study, read_study_file
+from rtdetr_act.study.preparation import read_run_configs
 from rtdetr_act.study.process import read_progress
-from rtdetr_act.study.records import read_records, read_run
-from rtdetr_act.study.report import conclude
-from rtdetr_act.study.results import read_results
-from rtdetr_act.study.search import Pick, Rung, Search, check_folder, read_picks, read_trials
+from rtdetr_act.study.report import write_report
+from rtdetr_act.study.run_folders import read_run, read_runs
+from rtdetr_act.study.search import Candidate, Rung, Search, check_search_folder, read_candidates, read_trials
 from rtdetr_act.study.stages import Stage
+from rtdetr_act.study.storage import Latencies, StudySettings, read_json, write_json
 
 WRONG: list[Any] = [
     None, True, 1, -1, 1.5, 1e300, 10**30, float("nan"), "", "text", "a\nb\x1b[31m", "\ud800", [], [1], ["a"], {},
@@ -64,8 +64,8 @@ def readers(folder: Path) -> dict[str, Callable[[], object]]:
         "runs/arelu-s0/run.json": lambda: read_run(run),
         "runs/arelu-s0/result.json": lambda: read_run(run),
         "runs/arelu-s0/attempts.json": lambda: read_run(run),
-        "study.json": lambda: read_record(folder / "study.json", StudyRecord),
-        "latency.json": lambda: read_record(folder / "latency.json", Latencies),
+        "study.json": lambda: read_json(folder / "study.json", StudySettings),
+        "latency.json": lambda: read_json(folder / "latency.json", Latencies),
     }
 
 
@@ -82,7 +82,7 @@ def test_damaged_record_is_a_sentence_that_names_it(name: str, study: Path) -> N
                 read()
             except InputError as error:
                 refused += 1
-                assert re.search(re.escape(str(path)) + r"' is damaged.*: .*; (delete|put back)", str(error)), error
+                assert re.search(re.escape(str(path)) + r"' is damaged.*: .*; (delete|restore)", str(error)), error
                 assert "\x1b" not in str(error) and "\n" not in str(error)
         assert refused > len(documents) // 4
         path.write_bytes(b"\xef\xbb\xbf" + good)  # as an editor on Windows saves it
@@ -103,7 +103,7 @@ def test_report_of_what_may_stand_in_a_record_is_made_or_refused(study: Path, da
     wrong = data.draw(st.sampled_from(list(mutations(json.loads(good)))))
     path.write_text(json.dumps(wrong))
     try:
-        conclude(study)
+        write_report(study)
         (study / "report.html").read_text(encoding="utf-8")
     except RtdetrActError as error:
         assert str(path) in str(error)
@@ -117,14 +117,14 @@ def test_damaged_record_stops_a_study_before_it_runs(study: Path) -> None:
     for content in (b"", b"[]", b'{"state": "done", "scores": {}}', b'{"state": "done", "scores": {"mAP50-95": NaN}}'):
         result.write_bytes(content)
         with pytest.raises(InputError, match=r"stock-s1.result.json' is damaged"):
-            read_rows(study)
+            read_run_configs(study)
         with pytest.raises(InputError, match=r"stock-s1.result.json' is damaged"):
-            read_records(study)
+            read_runs(study)
     result.write_bytes(good)
     renamed = study / "runs" / "copy"
     (study / "runs" / "stock-s1").rename(renamed)
-    with pytest.raises(InputError, match=r"is of the run 'stock-s1'"):
-        read_rows(study)
+    with pytest.raises(InputError, match=r"belongs to the run 'stock-s1'"):
+        read_run_configs(study)
     renamed.rename(study / "runs" / "stock-s1")
 
 
@@ -132,16 +132,16 @@ def test_damaged_search_is_a_sentence(tmp_path: Path) -> None:
     stages = tuple(Stage(f"neck {k}", (k,), 1, ("arelu", "silu")) for k in range(2))
     rungs = (Rung("rung0", 3, 3, (0,)), Rung("final", 2, 9, (1,)))
     search = Search(("arelu", "silu"), "m.yaml", "shapes", "conv", 1.0, {}, 99, 9, 1, stages, rungs)
-    picks = [Pick(("arelu", "arelu"), "uniform"), Pick(("arelu", "silu"), "drawn")]
+    picks = [Candidate(("arelu", "arelu"), "uniform"), Candidate(("arelu", "silu"), "drawn")]
     place = tmp_path / "rung0"
     place.mkdir()
     write_json(tmp_path / "search.json", asdict(search))
     write_json(place / "picks.json", [asdict(each) for each in picks])
-    assert check_folder(search, tmp_path)
-    assert read_picks(search, place) == picks
+    assert check_search_folder(search, tmp_path)
+    assert read_candidates(search, place) == picks
     for path, read in (
-        (tmp_path / "search.json", lambda: check_folder(search, tmp_path)),
-        (place / "picks.json", lambda: read_picks(search, place)),
+        (tmp_path / "search.json", lambda: check_search_folder(search, tmp_path)),
+        (place / "picks.json", lambda: read_candidates(search, place)),
     ):
         good = path.read_bytes()
         for content in [*(json.dumps(each).encode() for each in mutations(json.loads(good))), *BROKEN]:
@@ -152,7 +152,7 @@ def test_damaged_search_is_a_sentence(tmp_path: Path) -> None:
                 assert str(path) in str(error) or "holds another search" in str(error)
         path.write_bytes(good)
     make_folder(place)
-    with pytest.raises(InputError, match=r"has no run of 'arelu@0, silu@1' with seed 0 any more: put back"):
+    with pytest.raises(InputError, match=r"no longer has a run of 'arelu@0, silu@1' with seed 0: restore"):
         read_trials(search, rungs[0], place, picks)
 
 
@@ -202,12 +202,12 @@ def test_damaged_foreign_runs_are_counted_and_say_why(foreign: Path) -> None:
         (arguments, b"- 1", "is not a mapping"),
         (arguments, b"1: 2", "is not a mapping"),
         (arguments, b"\xff", "not UTF-8"),
-        (arguments, bomb.encode(), "stand for too much"),
-        (arguments, b"a: &a [*a]", "inside of what it stands for"),
-        (arguments, b"epochs: " + b"[" * 700, "no valid YAML"),
-        (arguments, b"a: 2024-13-45", "no valid YAML"),
-        (arguments, b"a: !!timestamp x", "no valid YAML"),
-        (arguments, b"a: 2024-12-24", "which is no argument"),
+        (arguments, bomb.encode(), "expand to too many nodes"),
+        (arguments, b"a: &a [*a]", "refers to a node that contains it"),
+        (arguments, b"epochs: " + b"[" * 700, "not valid YAML"),
+        (arguments, b"a: 2024-13-45", "not valid YAML"),
+        (arguments, b"a: !!timestamp x", "not valid YAML"),
+        (arguments, b"a: 2024-12-24", "which is not an argument"),
         (arguments, yaml.safe_dump({**text, "seed": "abc"}).encode(), "has the seed 'abc'"),
         (arguments, yaml.safe_dump({**text, "imgsz": "big"}).encode(), "has imgsz 'big'"),
         (arguments, yaml.safe_dump({**text, "imgsz": [64, 64]}).encode(), "done"),
@@ -222,14 +222,14 @@ def test_damaged_foreign_runs_are_counted_and_say_why(foreign: Path) -> None:
     ]
     for path, content, expected in cases:
         path.unlink() if content is None else path.write_bytes(content)
-        [record] = read_records(bad)
+        [record] = read_runs(bad)
         path.write_bytes(files[path])
         if expected in ("good", "done"):
             assert record.state == "done"
         else:
             assert expected in record.reason, record
     arguments.write_bytes(b"- 1")
-    board = pl.read_csv(conclude(foreign).files[0])
+    board = pl.read_csv(write_report(foreign).files[0])
     assert sorted(zip(board["variant"], board["runs"], board["failed"], strict=True))[0][1:] == (1, 0)
     assert board["failed"].sum() == 1
     assert "is not a mapping" in (foreign / "report.html").read_text(encoding="utf-8")
@@ -239,7 +239,7 @@ def test_values_that_print_alike_are_two_settings(foreign: Path) -> None:
     for name, value in (("good", "1"), ("bad", 1)):
         arguments = yaml.safe_load((foreign / name / "args.yaml").read_text())
         (foreign / name / "args.yaml").write_text(yaml.safe_dump({**arguments, "degrees": value}))
-    assert {record.variant for record in read_records(foreign)} == {"stock degrees=1", "stock degrees='1'"}
+    assert {record.variant for record in read_runs(foreign)} == {"stock degrees=1", "stock degrees='1'"}
 
 
 KEYS = ["model", "data", "activations", "where", "baseline", "seeds", "scope", "act_lr", "epochs", "lr0", "device"]
@@ -249,7 +249,7 @@ KEYS = ["model", "data", "activations", "where", "baseline", "seeds", "scope", "
 @settings(max_examples=300)
 def test_study_of_any_values_is_made_or_refused_in_a_sentence(given: dict[str, Any]) -> None:
     try:
-        make_rows(make_study({"activations": ["stock"], **given}, defaults=DEFAULTS))
+        expand_study(make_study({"activations": ["stock"], **given}, defaults=DEFAULTS))
     except RtdetrActError as error:
         assert "\n" not in str(error)
         assert len(str(error)) < 600
@@ -287,13 +287,13 @@ def test_study_files_with_anything_in_them_are_refused_in_a_sentence(text: str, 
 def test_study_file_of_any_kind_is_read_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_bytes(b"\xef\xbb\xbfactivations: [stock]\n")
-    assert read_study(file) == {"activations": ["stock"]}
+    assert read_study_file(file) == {"activations": ["stock"]}
     file.write_bytes(b"activations: [stock]\n# caf\xe9")
     with pytest.raises(InputError, match="not UTF-8"):
-        read_study(file)
+        read_study_file(file)
     for name in (tmp_path, tmp_path / "nowhere.yaml", file / "below.yaml", tmp_path / ("x" * 300)):
         with pytest.raises(InputError, match=r"cannot read|not a file"):
-            read_study(name)
+            read_study_file(name)
 
 
 def test_damaged_learned_curves_are_named(study: Path) -> None:
@@ -305,11 +305,11 @@ def test_damaged_learned_curves_are_named(study: Path) -> None:
         for wrong in rng.sample(documents, 15):
             path.write_text(json.dumps(wrong))
             try:
-                conclude(study)
+                write_report(study)
             except RtdetrActError as error:
                 assert f"'{path}' is damaged" in str(error)
         path.write_bytes(good[: len(good) // 2])
         with pytest.raises(InputError, match=r"arelu-s0.activations.json' is damaged.*delete it"):
-            conclude(study)
+            write_report(study)
     finally:
         path.write_bytes(good)

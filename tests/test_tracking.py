@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rtdetr_act import patch_model
-from rtdetr_act.analysis.learned import learned_parameters
+from rtdetr_act.analysis.learned import read_quantities
 
 PREFIX = "activations/"
 PLAN = "arelu, prelu@1-3, dyrelu_b@13"
@@ -29,7 +29,7 @@ from ultralytics import settings
 settings.update({"tensorboard": True, "raytune": False})  # ray takes seconds to import
 from ultralytics import RTDETR
 from rtdetr_act import patch_model
-from rtdetr_act.runs import run_training
+from rtdetr_act.integrations.ultralytics.runs import run_training
 
 arguments = json.loads(Path(sys.argv[1]).read_text())
 model = RTDETR(sys.argv[2])
@@ -37,6 +37,11 @@ patch_model(model, sys.argv[3])
 model.train(**{**arguments, "name": "patched", "epochs": int(sys.argv[4])})
 run_training(RTDETR(sys.argv[2]), **{**arguments, "name": "stock"})
 """
+
+
+def learned_parameters(model: nn.Module) -> dict[str, float]:
+    """Return the learned quantities of a model by site and name."""
+    return {f"{read.site}.{read.name}": read.value for read in read_quantities(model)}
 
 
 @dataclass(frozen=True)

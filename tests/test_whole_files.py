@@ -27,7 +27,7 @@ from rtdetr_act import patch_model
 from rtdetr_act.analysis.curves import plot_activations
 from rtdetr_act.analysis.diagnosis import Diagnosis, SiteDiagnosis
 from rtdetr_act.analysis.diagnosis_report import write_diagnosis
-from rtdetr_act.analysis.history import as_history
+from rtdetr_act.analysis.history import make_history
 from rtdetr_act.analysis.history_figure import draw_history
 from rtdetr_act.analysis.learned import Quantity
 from rtdetr_act.errors import InputError, RtdetrActError
@@ -98,7 +98,7 @@ def load(content: bytes, folder: Path) -> Any:
 
 
 def draw_learned(path: Path) -> None:
-    draw_history(as_history([Quantity(f"model.{i}.act", "arelu", "alpha", 0.5) for i in range(60)]), path)
+    draw_history(make_history([Quantity(f"model.{i}.act", "arelu", "alpha", 0.5) for i in range(60)]), path)
 
 
 def write_bench(folder: Path) -> None:

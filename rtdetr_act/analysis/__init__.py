@@ -1,1 +1,1 @@
-"""What activations cost and do: operations, memory, curves, gradients, what they learned. Takes model objects."""
+"""Cost and behaviour of activations in a model object: operations, memory, curves, gradients, learned parameters."""

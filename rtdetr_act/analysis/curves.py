@@ -1,4 +1,4 @@
-"""Draw activations and their gradients."""
+"""Curves of activations and of their gradients."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from rtdetr_act.activations import registry
-from rtdetr_act.analysis.figures import COLOURS, check_picture, write_picture
+from rtdetr_act.analysis.figures import COLOURS, check_figure_path, write_figure
 from rtdetr_act.surgery.tracing import embed
 
-_CHANNELS, _SIDE, _CONTEXTS = 16, 5, 64
+_CHANNELS, _SIZE, _CONTEXTS = 16, 5, 64
 
 
 def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float = 4.0) -> Path:
-    """Draw functions (left) and gradients (right) of activations over [-limit, limit].
+    """Plot activations (left) and their gradients (right) over [-limit, limit], and return the path of the figure.
 
-    Learnable ones are drawn at their initial parameters. What depends on more than the one value (dynamic
-    coefficients, neighbours, other channels, parameters drawn at random) is drawn as its median with a band from the
-    5th to the 95th percentile over 64 random inputs with unlike channel means; a generator that starts at zero, as
-    DY-ReLU's, gets torch's default weights for that, or there would be no band to see.
+    Learnable activations are drawn at their initial parameters. An activation whose output depends on more than the
+    element itself (dynamic coefficients, neighbours, other channels, random parameters) is drawn as its median with a
+    band from the 5th to the 95th percentile over 64 random inputs with different channel means. For that, a generator
+    initialised to zero, such as that of DY-ReLU, is reset to torch's default initialisation.
 
     Args:
         specs: Names or specs of the zoo, such as "arelu" or "leaky_relu(0.1)".
         output: PNG, SVG or PDF file to write.
-        limit: Half the width of the axis.
+        limit: Half the width of the x axis.
 
     Returns:
-        The path written.
+        `output` as a path.
 
     Raises:
         SpecError: An activation is unknown.
-        InputError: The file's ending or folder is wrong, or it cannot be written.
+        InputError: The suffix is not supported, or the file cannot be written.
     """
-    path = check_picture(output)
+    path = check_figure_path(output)
     names = [str(registry.resolve(spec)) for spec in specs]
 
     x = torch.linspace(-limit, limit, 401)
@@ -44,7 +44,7 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
     axes = figure.subplots(1, 2)
     for index, name in enumerate(names):
         style = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
-        for axis, values in zip(axes, sample(name, x), strict=True):
+        for axis, values in zip(axes, sample_activation(name, x), strict=True):
             low, middle, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95]), dim=0)
             axis.plot(x, middle, label=name, linewidth=1.8, **style)
             if float((high - low).max()) > 1e-4:
@@ -56,18 +56,21 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
         axis.axhline(0, color="0.4", linewidth=0.8)
         axis.axvline(0, color="0.4", linewidth=0.8)
     axes[0].legend(frameon=False)
-    return write_picture(figure, path, dpi=150)
+    return write_figure(figure, path, dpi=150)
 
 
-def sample(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return f(x) and f'(x) of an activation inside random inputs.
+def sample_activation(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an activation and its gradient at given values, each in the context of 64 random inputs.
 
     Args:
         spec: Name or spec of the zoo.
-        x: Values, (N,).
+        x: Input values, of shape (N,).
 
     Returns:
-        Values and gradients, each (64, N): one row per random input, in which one position of one channel holds x.
+        f(x) and f'(x), each of shape (64, N): one row per random input, in which one element of one channel is x.
+
+    Raises:
+        SpecError: The activation is unknown.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -75,8 +78,8 @@ def sample(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
         for part in module.modules():
             if isinstance(part, (nn.Linear, nn.Conv2d)) and not part.weight.any():
                 part.reset_parameters()
-        inputs, place = embed(x, _CHANNELS, _CONTEXTS, _SIDE)
+        inputs, index = embed(x, _CHANNELS, _CONTEXTS, _SIZE)
     inputs.requires_grad_()
-    values = module(inputs.clone())[place]  # a copy, which an activation in place may overwrite
+    values = module(inputs.clone())[index]  # cloned, since an in-place activation overwrites its input
     (gradient,) = torch.autograd.grad(values.sum(), inputs)
-    return values.detach().view(_CONTEXTS, -1), gradient[place].view(_CONTEXTS, -1)
+    return values.detach().view(_CONTEXTS, -1), gradient[index].view(_CONTEXTS, -1)

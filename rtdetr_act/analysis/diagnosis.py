@@ -1,9 +1,8 @@
-"""What activations do in a network on real batches: to the gradient that passes them, and to the maps they give.
+"""Gradient flow and feature statistics of the activations in a network, measured on real batches.
 
-Each site gets a stand-in that calls the activation on a copy of its input. So an activation that writes over its input
-spoils nothing, and the gradient at that copy is what came back through the activation alone, without that of a skip
-connection that reads the same map. Everything happens in a copy of the model, so that nothing has to be put back into
-the one given.
+A probe at each site calls the activation on a clone of its input. In-place activations are then harmless, and the
+gradient of the clone is that of the activation alone, without the one of a skip connection that reads the same tensor.
+The measurement runs in a copy of the model, so that nothing has to be restored.
 """
 
 from __future__ import annotations
@@ -34,43 +33,43 @@ from rtdetr_act.surgery.sites import Observer, Site, find_sites
 Loss = Callable[[Any, Any], Tensor]
 
 
-SATURATED = 0.01  # an element whose slope is smaller passes on less than a hundredth of its gradient
+SATURATION_THRESHOLD = 0.01  # an element with a smaller derivative passes less than a hundredth of its gradient
 
 
-DEAD = 1e-6  # a slope that is zero but for the tail of a smooth function: GELU's at -5.7, SiLU's at -17
+DEAD_THRESHOLD = 1e-6  # a derivative that is practically zero: GELU's at -5.7, SiLU's at -17
 
 
-COLUMNS = 4096  # positions drawn per call for the effective rank
+MAX_POSITIONS = 4096  # sampled per call for the effective rank
 
 
 @dataclass(frozen=True)
 class SiteDiagnosis:
-    """What one activation does. x is its input, y its output, L the loss of a batch.
+    """Measurements of one activation, with x its input, y its output and L the loss of a batch.
 
-    All but `dead` and the rank are computed for each batch, over all calls of the site together, and averaged over the
-    batches in which they are defined; NaN where they never are.
+    All but `dead` and the rank are computed per batch, over all calls of the site, and averaged over the batches in
+    which they are defined; NaN if there is no such batch.
 
     Attributes:
         name: Qualified name of the site.
-        layer: Index of the Ultralytics layer, None for other models.
+        layer: Index of the Ultralytics layer; None in other models.
         section: "backbone", "neck", "head" or "".
-        activation: What stands there, in words.
-        swapped: Whether a swap placed it.
-        gradient_in: The norm `||dL/dx||_2`, of what came back through the activation only.
+        activation: Description of the activation at the site.
+        swapped: Whether a swap placed the activation.
+        gradient_in: The norm `||dL/dx||_2` of the gradient that passes the activation.
         gradient_out: The norm `||dL/dy||_2`.
-        gain: `gradient_in / gradient_out`: above 1, the activation amplifies the gradient.
-        gain_active: The same over the active inputs (x > 0) only. AReLU's paper says 1 + sigmoid(beta).
-        dead: Share of channels whose slope is zero (below 1e-6) at every position of every image of all batches. The
-            slope is the derivative of an element of y by its own element of x, with what the activation computes from
-            the whole map (coefficients, neighbours) held constant. (For an activation of another kind that mixes
-            elements, such as GLU, an unbiased estimate from one random vector.)
+        gain: `gradient_in / gradient_out`; above 1, the activation amplifies the gradient.
+        gain_active: The same over active inputs (x > 0) only. For AReLU it is 1 + sigmoid(beta) by its paper.
+        dead: Fraction of channels whose derivative is below 1e-6 in magnitude at every position of every image of all
+            batches. This is the derivative of an element of y by its own element of x, with all that the activation
+            computes from the whole map (coefficients, neighbours) held constant. For another activation that mixes
+            elements, such as GLU, it is an unbiased estimate from one random vector.
         scale: Root mean square of y.
         mean: Mean of y.
-        saturation: Share of elements whose slope is below 0.01 in size.
+        saturation: Fraction of elements whose derivative is below 0.01 in magnitude.
         effective_rank: Exponential of the entropy of the normalised singular values of y as a matrix of channels by
-            positions, up to 4096 positions of each call drawn at random, all batches together (Roy and Vetterli,
-            EUSIPCO 2007). Between 1 and the number of channels.
-        rank_share: `effective_rank` over the number of channels.
+            positions, from up to 4096 random positions of each call of all batches (Roy and Vetterli, "The effective
+            rank", EUSIPCO 2007). Between 1 and the number of channels.
+        rank_share: `effective_rank` divided by the number of channels.
     """
 
     name: str
@@ -92,12 +91,12 @@ class SiteDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the activations of a model do on some batches.
+    """Measurements of all activations of a model.
 
     Attributes:
-        sites: Those that ran, in the order in which the model first calls them.
+        sites: Sites that were called, in the order of their first call.
         batches: Number of batches.
-        left_out: Names of sites that did not run, and functional activations in foreign blocks, which nothing reaches.
+        left_out: Names of sites that were not called, and functional activations that cannot be intercepted.
     """
 
     sites: tuple[SiteDiagnosis, ...]
@@ -108,94 +107,99 @@ class Diagnosis:
 def diagnose(
     model: Any, batches: Iterable[Any], loss: Loss | None = None, *, example_input: Any = None, seed: int = 0
 ) -> Diagnosis:
-    """Measure what every activation of a model does to gradients and features, on real batches in training mode.
+    """Measure gradients and features at every activation of a model, on real batches in training mode.
 
-    Works on a copy of the model: weights, gradients, modes, BatchNorm statistics and in-place flags stay as they are,
-    and so does the random state. Memory is that of one batch's forward and backward, and a copy of the weights.
+    The measurement runs in a copy of the model: weights, gradients, modes, BatchNorm statistics, in-place flags and
+    the random state are left unchanged. It takes the memory of forward and backward pass of one batch, and of a copy
+    of the weights.
 
     Args:
         model: RTDETR, YOLO, a task model or any module.
-        batches: What `loss` takes, one by one; for an Ultralytics model those of its data loaders, images in 0..1.
-        loss: Maps (model, batch) to a scalar; it must run the model that it is given, not another. By default the
+        batches: Batches in the form that `loss` takes; for an Ultralytics model, those of its data loaders with images
+            scaled to [0, 1].
+        loss: Function of (model, batch) that returns a scalar tensor; it must call the model it is given. Default: the
             training loss of an Ultralytics model.
-        example_input: For foreign models, what to call the model with to learn channels and layouts.
-        seed: Random state for the first batch, counted on for each other: the same draws for each model compared.
+        example_input: Input with which to call a model other than Ultralytics', to find channels and layouts.
+        seed: Seed of the first batch; each following batch has the next integer.
 
     Returns:
-        The quantities of each site, averaged over the batches.
+        The measurements of each site, averaged over the batches.
 
     Raises:
         ModelError: The model is exported, wrapped or compiled, has no activation site, or cannot be copied.
-        InputError: There is no batch, or the loss is no scalar or does not depend on the model given.
+        InputError: There is no batch, or the loss is not a scalar or does not depend on the model given.
         TrainingError: The loss is not finite.
 
     >>> from rtdetr_act import patch_model
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
-    >>> found = [diagnose(net, [torch.randn(16, 4)], lambda model, x: model(x).square().mean())]
+    >>> diagnoses = [diagnose(net, [torch.randn(16, 4)], lambda model, x: model(x).square().mean())]
     >>> report = patch_model(net, "arelu", scope="all")
-    >>> found += [diagnose(net, [torch.randn(16, 4)], lambda model, x: model(x).square().mean())]
-    >>> [round(each.sites[0].gain_active, 4) for each in found]
+    >>> diagnoses += [diagnose(net, [torch.randn(16, 4)], lambda model, x: model(x).square().mean())]
+    >>> [round(each.sites[0].gain_active, 4) for each in diagnoses]
     [1.0, 1.8808]
     """
-    work = _copy(unwrap(model))
-    missed = unseen_calls(work)
-    taps = _tap(work, example_input)
-    calls: list[_Tap] = []
+    copied = _copy_model(unwrap(model))
+    unreachable = unseen_calls(copied)
+    probes = _insert_probes(copied, example_input)
+    calls: list[_Probe] = []  # one entry per call of a probe
     count = 0
-    with own_random_state(), torch.enable_grad():
+    with preserve_random_state(), torch.enable_grad():
         for count, batch in enumerate(batches, 1):
             seed_all(seed + count - 1)
-            for tap in taps:
-                tap.open_batch(calls)
-            _run(work, batch, loss or training_loss, calls, count)
-            for tap in taps:
-                tap.close_batch()
+            for probe in probes:
+                probe.start_batch(calls)
+            _run_batch(copied, batch, loss or compute_training_loss, calls, count)
+            for probe in probes:
+                probe.finish_batch()
     if not count:
         raise InputError("there is no batch to diagnose the model on")
-    ran = list(dict.fromkeys(calls))
-    idle = [tap.site.name for tap in taps if tap not in set(ran)]
-    return Diagnosis(tuple(tap.summarise() for tap in ran), count, (*idle, *missed))
+    called = list(dict.fromkeys(calls))
+    idle = [probe.site.name for probe in probes if probe not in set(called)]
+    return Diagnosis(tuple(probe.summarise() for probe in called), count, (*idle, *unreachable))
 
 
-def _copy(root: nn.Module) -> nn.Module:
+def _copy_model(root: nn.Module) -> nn.Module:
+    """Return a copy of a model in training mode whose parameters need no gradient."""
     try:
-        work = copy.deepcopy(root)
+        copied = copy.deepcopy(root)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(f"a diagnosis works on a copy of the model, which cannot be copied: {reason}") from error
-    # Without gradients of weights nothing gathers in .grad, and a third of the work is saved.
-    return work.train().requires_grad_(False)
+    # Without the gradients of the weights, the backward pass is a third cheaper.
+    return copied.train().requires_grad_(False)
 
 
-def _tap(work: nn.Module, example_input: Any) -> list[_Tap]:
-    sites = find_sites(work, example_input)
+def _insert_probes(model: nn.Module, example_input: Any) -> list[_Probe]:
+    """Replace the activation at each site of a model by a probe that calls it, and return the probes."""
+    sites = find_sites(model, example_input)
     if not sites:
         raise ModelError("this model has no activation site to diagnose")
     for owner in {id(site.owner): site.owner for site in sites if site.hidden}.values():
         if not hasattr(owner, "hidden_calls"):
             rewire(owner)
-    taps = [_Tap(site, getattr(site.owner, site.attribute)) for site in sites]
-    for tap in taps:
-        put(tap.site.owner, tap.site.attribute, Observer(tap.activation, tap.call))
-    return taps
+    probes = [_Probe(site, getattr(site.owner, site.attribute)) for site in sites]
+    for probe in probes:
+        put(probe.site.owner, probe.site.attribute, Observer(probe.activation, probe.call))
+    return probes
 
 
-def _run(work: nn.Module, batch: Any, loss: Loss, calls: list[_Tap], number: int) -> None:
-    before = len(calls)
-    value = loss(work, batch)
+def _run_batch(model: nn.Module, batch: Any, loss: Loss, calls: list[_Probe], number: int) -> None:
+    """Run forward and backward pass of a batch; raises InputError or TrainingError for an unusable loss."""
+    calls_before = len(calls)
+    value = loss(model, batch)
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"the loss must be a tensor of one number, not {shape}")
+        raise InputError(f"the loss must be a tensor with one element, not {shape}")
     if not bool(torch.isfinite(value.detach()).all()):
-        raise TrainingError(f"the loss of batch {number} is {float(value.detach()):g}: there is no gradient to look at")
-    if len(calls) == before or not value.requires_grad:
-        raise InputError("the loss depends on no activation of the model: it must run the model that it is given")
+        raise TrainingError(f"the loss of batch {number} is {float(value.detach()):g}: there is no gradient to measure")
+    if len(calls) == calls_before or not value.requires_grad:
+        raise InputError("the loss depends on no activation of the model: it must call the model that it is given")
     value.sum().backward()
 
 
 @contextmanager
-def own_random_state() -> Iterator[None]:
-    """Put the random states of Python, NumPy and torch back afterwards."""
+def preserve_random_state() -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch after the body of a `with` statement; a context manager."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -206,63 +210,65 @@ def own_random_state() -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the random states of Python, NumPy and torch."""
+    """Seed the random number generators of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-class _Tap:
-    """Calls an activation in the place of its owner, and adds up what its quantities need."""
+class _Probe:
+    """Calls an activation in the place of its owner, and accumulates its measurements."""
 
     def __init__(self, site: Site, activation: Any) -> None:
         self.site, self.activation = site, activation
-        self._draw = torch.Generator().manual_seed(0)  # its own: the model's draws stay those of an untapped one
-        self._calls: list[_Tap] = []
+        self._generator = torch.Generator().manual_seed(
+            0
+        )  # separate, so that the model draws the same numbers as without
+        self._calls: list[_Probe] = []
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._batches: defaultdict[str, list[float]] = defaultdict(list)
-        # By width, since one module may be called at several.
-        self._steepest: dict[int, Tensor] = {}
+        # By number of channels, since one module may be called with several.
+        self._max_derivatives: dict[int, Tensor] = {}
         self._grams: dict[int, Tensor] = {}
 
     def call(self, _: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Call the activation, as an `Observer` does."""
-        if not torch.is_grad_enabled():  # such as a first pass of gradient checkpointing: nothing comes back
+        if not torch.is_grad_enabled():  # such as the first pass of gradient checkpointing: there is no backward pass
             return self.activation(x, *args, **kwargs)
         self._calls.append(self)
-        self._note_slopes(x.detach())
+        self._record_derivatives(x.detach())
         active = x.detach() > 0
-        own = (x if x.requires_grad else x.detach().requires_grad_()).clone()
-        own.register_hook(lambda grad: self._note_gradient("in", grad, active))
-        y: Tensor = self.activation(own, *args, **kwargs)
-        self._note_output(y.detach())
+        cloned = (x if x.requires_grad else x.detach().requires_grad_()).clone()
+        cloned.register_hook(lambda grad: self._record_gradient("in", grad, active))
+        y: Tensor = self.activation(cloned, *args, **kwargs)
+        self._record_output(y.detach())
         if y.requires_grad:
-            y.register_hook(lambda grad: self._note_gradient("out", grad, active))
+            y.register_hook(lambda grad: self._record_gradient("out", grad, active))
         return y
 
-    def open_batch(self, calls: list[_Tap]) -> None:
-        """Start anew, and note each call in a list that all sites share."""
+    def start_batch(self, calls: list[_Probe]) -> None:
+        """Reset the sums, and from now on append to a list, shared by all probes, at each call."""
         self._calls, self._sums = calls, defaultdict(float)
 
-    def close_batch(self) -> None:
-        """Turn the sums of a batch into its quantities, those that are defined."""
-        s = self._sums
-        if "out" in s:
-            self._batches["gradient_in"].append(math.sqrt(s["in"]))
-            self._batches["gradient_out"].append(math.sqrt(s["out"]))
+    def finish_batch(self) -> None:
+        """Compute the measurements of a batch from its sums, those that are defined."""
+        sums = self._sums
+        if "out" in sums:
+            self._batches["gradient_in"].append(math.sqrt(sums["in"]))
+            self._batches["gradient_out"].append(math.sqrt(sums["out"]))
         for name, over, under in (("gain", "in", "out"), ("gain_active", "in active", "out active")):
-            if s[under]:
-                self._batches[name].append(math.sqrt(s[over] / s[under]))
-        if s["elements"]:
-            self._batches["scale"].append(math.sqrt(s["squares"] / s["elements"]))
-            self._batches["mean"].append(s["sum"] / s["elements"])
-            self._batches["saturation"].append(s["flat"] / s["elements"])
+            if sums[under]:
+                self._batches[name].append(math.sqrt(sums[over] / sums[under]))
+        if sums["elements"]:
+            self._batches["scale"].append(math.sqrt(sums["squares"] / sums["elements"]))
+            self._batches["mean"].append(sums["sum"] / sums["elements"])
+            self._batches["saturation"].append(sums["flat"] / sums["elements"])
 
     def summarise(self) -> SiteDiagnosis:
-        """Return the quantities of all batches together."""
-        widths = sum(self._grams)
-        dead = sum(int((steepest <= DEAD).sum()) for steepest in self._steepest.values())
-        ranks = [_effective_rank(gram) for gram in self._grams.values()]
+        """Return the measurements over all batches."""
+        channels = sum(self._grams)
+        dead = sum(int((largest <= DEAD_THRESHOLD).sum()) for largest in self._max_derivatives.values())
+        ranks = [_compute_effective_rank(gram) for gram in self._grams.values()]
         averaged = ("gradient_in", "gradient_out", "gain", "gain_active", "scale", "mean", "saturation")
         site = self.site
         return SiteDiagnosis(
@@ -271,65 +277,71 @@ class _Tap:
             site.section,
             site.current,
             placed_on(self.activation) is not None,
-            dead=dead / widths,
+            dead=dead / channels,
             effective_rank=statistics.fmean(ranks),
-            rank_share=sum(ranks) / widths,
+            rank_share=sum(ranks) / channels,
             **{name: statistics.fmean(self._batches.get(name) or [math.nan]) for name in averaged},
         )
 
-    def _note_slopes(self, x: Tensor) -> None:
-        # Forked, so that an activation that draws its slopes (RReLU) draws the same ones in the call itself.
+    def _record_derivatives(self, x: Tensor) -> None:
+        """Add the derivatives at an input to the counts of saturated elements and dead channels."""
+        # Forked, so that a random activation (RReLU) draws the same slopes in the call itself.
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            slopes = self._slopes(x).abs()
-        self._sums["flat"] += int((slopes < SATURATED).sum())
-        steepest = self._columns(slopes).amax(1)
-        width = len(steepest)
-        self._steepest[width] = torch.maximum(steepest, self._steepest.get(width, steepest))
+            derivatives = self._compute_derivatives(x).abs()
+        self._sums["flat"] += int((derivatives < SATURATION_THRESHOLD).sum())
+        largest = self._to_columns(derivatives).amax(1)
+        channels = len(largest)
+        self._max_derivatives[channels] = torch.maximum(largest, self._max_derivatives.get(channels, largest))
 
-    def _slopes(self, x: Tensor) -> Tensor:
-        """Return the derivative of each element by itself.
+    def _compute_derivatives(self, x: Tensor) -> Tensor:
+        """Return the derivative of each output element by its own input element, of the shape of x.
 
-        With random signs v, the diagonal of the Jacobian J is the mean of v * (J' v); where J is nothing but its
-        diagonal, each draw gives it exactly.
+        With random signs v, the diagonal of the Jacobian J is the expectation of v * (J' v). For a diagonal J, a
+        single draw is exact.
         """
         with torch.no_grad():
             entry = entry_of(self.activation)
             held = entry.held_at(self.activation, x) if entry and entry.held_at else self.activation
         leaf = x.clone().requires_grad_()
-        signs = torch.randint(0, 2, x.shape, generator=self._draw).to(x) * 2 - 1
-        y = held(leaf.clone())  # a copy once more: a leaf cannot be written over
-        (found,) = torch.autograd.grad(y, leaf, signs) if y.requires_grad else (torch.zeros_like(x),)
-        return found * signs
+        signs = torch.randint(0, 2, x.shape, generator=self._generator).to(x) * 2 - 1
+        y = held(leaf.clone())  # cloned, since a leaf cannot be modified in place
+        (product,) = torch.autograd.grad(y, leaf, signs) if y.requires_grad else (torch.zeros_like(x),)
+        return product * signs
 
-    def _note_output(self, y: Tensor) -> None:
+    def _record_output(self, y: Tensor) -> None:
+        """Add an output to the sums and to the Gram matrix of the channels."""
         self._sums["elements"] += y.numel()
-        self._sums["squares"] += _square(y)
-        self._sums["sum"] += float(y.mean(dtype=_wide(y))) * y.numel()
-        columns = self._columns(y)
-        width, count = columns.shape
-        if count > COLUMNS:
-            columns = columns[:, torch.randperm(count, generator=self._draw)[:COLUMNS].to(y.device)]
-        columns = columns.cpu().double()  # a singular value is the root of an eigenvalue, and loses half the digits
-        self._grams[width] = self._grams.get(width, 0) + columns @ columns.T
+        self._sums["squares"] += _sum_of_squares(y)
+        self._sums["sum"] += float(y.mean(dtype=_accumulation_dtype(y))) * y.numel()
+        columns = self._to_columns(y)
+        channels, count = columns.shape
+        if count > MAX_POSITIONS:
+            columns = columns[:, torch.randperm(count, generator=self._generator)[:MAX_POSITIONS].to(y.device)]
+        columns = columns.cpu().double()  # the square root of an eigenvalue has half its digits
+        self._grams[channels] = self._grams.get(channels, 0) + columns @ columns.T
 
-    def _note_gradient(self, where: str, grad: Tensor, active: Tensor) -> None:
-        self._sums[where] += _square(grad)
-        self._sums[f"{where} active"] += _square(grad[active])
+    def _record_gradient(self, where: str, grad: Tensor, active: Tensor) -> None:
+        """Add the squared norm of a gradient to the sums, over all elements and over active ones."""
+        self._sums[where] += _sum_of_squares(grad)
+        self._sums[f"{where} active"] += _sum_of_squares(grad[active])
 
-    def _columns(self, t: Tensor) -> Tensor:
-        """Return a tensor as channels by positions of all images."""
+    def _to_columns(self, t: Tensor) -> Tensor:
+        """Return a tensor reshaped to (channels, positions of all images)."""
         return t.movedim(1 if self.site.layout == "map" and t.ndim > 1 else -1, 0).flatten(1)
 
 
-def _wide(t: Tensor) -> torch.dtype:
+def _accumulation_dtype(t: Tensor) -> torch.dtype:
+    """Return the dtype in which to sum the elements of a tensor, float32 or wider."""
     return torch.promote_types(t.dtype, torch.float32)
 
 
-def _square(t: Tensor) -> float:
-    return float(torch.linalg.vector_norm(t, dtype=_wide(t))) ** 2
+def _sum_of_squares(t: Tensor) -> float:
+    """Return the sum of the squared elements of a tensor."""
+    return float(torch.linalg.vector_norm(t, dtype=_accumulation_dtype(t))) ** 2
 
 
-def _effective_rank(gram: Tensor) -> float:
+def _compute_effective_rank(gram: Tensor) -> float:
+    """Return the effective rank of a matrix A, given A A'; 0 for a zero matrix."""
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     total = values.sum()
     if not total > 0:
@@ -338,19 +350,23 @@ def _effective_rank(gram: Tensor) -> float:
     return math.exp(float(-torch.special.xlogy(shares, shares).sum()))
 
 
-def training_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    """Return the training loss of an Ultralytics task model on a batch of its data loaders.
+def compute_training_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Return the training loss of an Ultralytics task model, a scalar tensor.
+
+    Args:
+        model: Task model.
+        batch: Batch of its data loaders.
 
     Raises:
-        InputError: The model is of another kind.
+        InputError: The model has no loss of its own.
     """
     if not hasattr(model, "loss") or not hasattr(model, "yaml"):
         raise InputError(f"a {type(model).__name__} has no training loss of its own: give loss=, a function of both")
 
     given = getattr(model, "args", None) or {}
-    if isinstance(given, dict):  # what a trainer sets: the gains of the losses, and the number of classes
+    if isinstance(given, dict):  # set as a trainer does: loss gains and number of classes
         model.args = get_cfg(overrides={key: value for key, value in given.items() if key in DEFAULT_CFG_DICT})
         model.nc = model.yaml["nc"]
-    if getattr(model, "criterion", None) is None:  # a checkpoint holds None, which 8.3.0 takes for a criterion
+    if getattr(model, "criterion", None) is None:  # None in a checkpoint, which 8.3.0 does not replace
         model.criterion = model.init_criterion()
     return model.loss(batch)[0].sum()

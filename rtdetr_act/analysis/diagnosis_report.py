@@ -1,4 +1,4 @@
-"""What a diagnosis found, in a table, in words, as a CSV file and as a figure."""
+"""Reports of a diagnosis: tables, sentences, a CSV file and a figure."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from rtdetr_act.analysis.diagnosis import Diagnosis, SiteDiagnosis
-from rtdetr_act.analysis.figures import COLOURS, render
-from rtdetr_act.files import making_folder, write_together, writing
+from rtdetr_act.analysis.figures import COLOURS, render_figure
+from rtdetr_act.files import convert_write_errors, create_folder, write_files_atomically
 
 QUANTITIES = "gradient_in gradient_out gain gain_active dead scale mean saturation effective_rank rank_share".split()
-# Shares are mostly 0 with a few sites far off, so that their mean says more than their median.
+# Fractions are mostly 0 with a few outliers, so that their mean is more informative than their median.
 _SHARES = {"dead": "dead units", "saturation": "saturated", "rank_share": "effective rank"}
 _FACTORS = {"gradient_in": "gradient at input", "gain": "gain", "gain_active": "gain, active", "scale": "output rms"}
 _COLUMNS = {**_FACTORS, **_SHARES}
-# Quantity -> title of its panel.
+# Titles of the panels by quantity.
 _PANELS = {
     "gradient_in": "gradient at input\n‖dL/dx‖",
     "gain": "gain\n‖dL/dx‖ / ‖dL/dy‖",
@@ -35,32 +35,45 @@ _PANELS = {
     "rank_share": "effective rank\nof channels",
 }
 _LOGARITHMIC = ("gradient_in", "scale")
-_SECTIONS = {"backbone": "0.96", "neck": "1", "head": "0.96"}
+_SECTION_SHADES = {"backbone": "0.96", "neck": "1", "head": "0.96"}
 
 
-def print_summary(title: str, found: Mapping[str, Diagnosis]) -> None:
-    """Print a row per section and variant: medians over the sites, means of what is a share."""
-    table, sections = _table(title, ("section", "variant", "sites")), _sections(found.values())
+def print_summary(title: str, diagnoses: Mapping[str, Diagnosis]) -> None:
+    """Print a table with a row per section and variant: medians over the sites, means of fractions.
+
+    Args:
+        title: Title of the table.
+        diagnoses: Diagnoses by the name of the variant.
+    """
+    table, sections = _make_table(title, ("section", "variant", "sites")), _list_sections(diagnoses.values())
     for section in [*sections, *(["all"] if len(sections) > 1 else [])]:
-        for name, diagnosis in found.items():
+        for name, diagnosis in diagnoses.items():
             there = [site for site in diagnosis.sites if section in (site.section or "all", "all")]
             if there:
-                table.add_row(section, name, str(len(there)), *(_cell(key, _middle(key, there)) for key in _COLUMNS))
+                table.add_row(
+                    section, name, str(len(there)), *(_format_cell(key, _average(key, there)) for key in _COLUMNS)
+                )
         table.add_section()
-    _print(table)
+    _print_table(table)
 
 
-def print_sites(title: str, found: Mapping[str, Diagnosis]) -> None:
-    """Print a row per site and variant."""
-    table = _table(title, ("site", "variant", "activation"))
-    for name, rows in _by_site(found).items():
+def print_sites(title: str, diagnoses: Mapping[str, Diagnosis]) -> None:
+    """Print a table with a row per site and variant.
+
+    Args:
+        title: Title of the table.
+        diagnoses: Diagnoses by the name of the variant.
+    """
+    table = _make_table(title, ("site", "variant", "activation"))
+    for name, rows in _group_by_site(diagnoses).items():
         for variant, site in rows.items():
-            table.add_row(name, variant, site.activation, *(_cell(key, getattr(site, key)) for key in _COLUMNS))
+            table.add_row(name, variant, site.activation, *(_format_cell(key, getattr(site, key)) for key in _COLUMNS))
         table.add_section()
-    _print(table)
+    _print_table(table)
 
 
-def _table(title: str, first: Sequence[str]) -> Any:
+def _make_table(title: str, first: Sequence[str]) -> Any:
+    """Return an empty table with some first columns and one per quantity."""
     table = Table(title=title)
     for name in first:
         table.add_column(name, justify="right" if name == "sites" else "left", overflow="fold")
@@ -69,89 +82,103 @@ def _table(title: str, first: Sequence[str]) -> Any:
     return table
 
 
-def _print(table: Any) -> None:
+def _print_table(table: Any) -> None:
     console = Console()
-    # A file or a pipe has no width of its own: as wide as the table is, instead of 80 columns.
+    # A file or a pipe has no width of its own, and Rich would assume 80 columns.
     (console if console.is_terminal else Console(width=160)).print(table)
 
 
-def _cell(key: str, value: float) -> str:
+def _format_cell(key: str, value: float) -> str:
     if math.isnan(value):
         return "-"
     return f"{value:.1%}" if key in _SHARES else f"{value:.2f}" if key.startswith("gain") else f"{value:.3g}"
 
 
-def _middle(key: str, sites: Iterable[SiteDiagnosis]) -> float:
-    """Return the median over sites, of a share the mean; NaN where it is defined at none."""
+def _average(key: str, sites: Iterable[SiteDiagnosis]) -> float:
+    """Return the median of a quantity over sites, for a fraction the mean; NaN if it is undefined at all sites."""
     values = [value for site in sites if not math.isnan(value := getattr(site, key))]
     if not values:
         return math.nan
     return statistics.fmean(values) if key in _SHARES else statistics.median(values)
 
 
-def _sections(found: Iterable[Diagnosis]) -> list[str]:
-    there = {site.section or "all" for diagnosis in found for site in diagnosis.sites}
-    return [name for name in ("backbone", "neck", "head", "all") if name in there]
+def _list_sections(diagnoses: Iterable[Diagnosis]) -> list[str]:
+    """Return the sections that occur in some diagnoses, in the order of the network."""
+    present = {site.section or "all" for diagnosis in diagnoses for site in diagnosis.sites}
+    return [name for name in ("backbone", "neck", "head", "all") if name in present]
 
 
-def _by_site(found: Mapping[str, Diagnosis]) -> dict[str, dict[str, SiteDiagnosis]]:
-    """Return the sites of all variants by name, in the order of the first that has them."""
+def _group_by_site(diagnoses: Mapping[str, Diagnosis]) -> dict[str, dict[str, SiteDiagnosis]]:
+    """Return the measurements by site and variant, sites in the order of the first variant that has them."""
     rows: dict[str, dict[str, SiteDiagnosis]] = {}
-    for variant, diagnosis in found.items():
+    for variant, diagnosis in diagnoses.items():
         for site in diagnosis.sites:
             rows.setdefault(site.name, {})[variant] = site
     return rows
 
 
-def judge_gradients(found: Mapping[str, Diagnosis]) -> list[str]:
-    """Say for each variant in a sentence what its activations do to gradients; others are compared with the first."""
-    base, first = next(iter(found.items()))
-    return [_judge(name, each, base, first if name != base else None) for name, each in found.items()]
+def describe_gradients(diagnoses: Mapping[str, Diagnosis]) -> list[str]:
+    """Return a sentence per variant on its gradient flow, compared with the first variant.
+
+    Args:
+        diagnoses: Diagnoses by the name of the variant, one or more.
+    """
+    base, first = next(iter(diagnoses.items()))
+    return [_describe_variant(name, each, base, first if name != base else None) for name, each in diagnoses.items()]
 
 
-def _judge(name: str, found: Diagnosis, base: str, other: Diagnosis | None) -> str:
-    swapped = [site for site in found.sites if site.swapped]
-    sites = [site for site in swapped or found.sites if not math.isnan(site.gain_active)]
+def _describe_variant(name: str, diagnosis: Diagnosis, base: str, other: Diagnosis | None) -> str:
+    """Return a sentence on the gradient flow of a variant, compared with another one named `base` if given."""
+    swapped = [site for site in diagnosis.sites if site.swapped]
+    sites = [site for site in swapped or diagnosis.sites if not math.isnan(site.gain_active)]
     if not sites:
-        return f"{name}: no gradient came back to any of its {len(found.sites)} sites"
+        return f"{name}: no gradient reached any of its {len(diagnosis.sites)} sites"
     gains = [site.gain_active for site in sites]
     above = sum(gain > 1.001 for gain in gains)
     spread = "" if max(gains) - min(gains) < 0.005 else f" (median; {min(gains):.2f} to {max(gains):.2f})"
     words = (
         f"{name}: the gradient of active inputs is multiplied by {statistics.median(gains):.2f}{spread}, by more than "
         f"1 at {above} of {len(sites)}{' swapped' if swapped else ''} sites; the whole gradient's norm by "
-        f"{_middle('gain', sites):.2f}"
+        f"{_average('gain', sites):.2f}"
     )
-    pairs = _pairs(sites, other)
+    pairs = _match_sites(sites, other)
     if not pairs:
         return words
-    there = f" ({base}: {_middle('gain', [mine for _, mine in pairs]):.2f} there)"
-    start, *_ = all_pairs = _pairs(found.sites, other)
-    words += f"{there}; the gradient that reaches the input of the first site is {_ratio([start])} times {base}'s"
+    there = f" ({base}: {_average('gain', [mine for _, mine in pairs]):.2f} there)"
+    start, *_ = all_pairs = _match_sites(diagnosis.sites, other)
+    at_start = _format_median_ratio([start])
+    words += f"{there}; the gradient that reaches the input of the first site is {at_start} times {base}'s"
     early = [pair for pair in all_pairs if pair[0].section == "backbone"]
-    return words + (f", over the backbone {_ratio(early)} times (median)" if early else "")
+    return words + (f", over the backbone {_format_median_ratio(early)} times (median)" if early else "")
 
 
-def _pairs(sites: Iterable[SiteDiagnosis], other: Diagnosis | None) -> list[tuple[SiteDiagnosis, SiteDiagnosis]]:
+def _match_sites(sites: Iterable[SiteDiagnosis], other: Diagnosis | None) -> list[tuple[SiteDiagnosis, SiteDiagnosis]]:
+    """Return the sites that another diagnosis has too, each with its counterpart there."""
     same = {site.name: site for site in other.sites} if other else {}
     return [(site, same[site.name]) for site in sites if site.name in same]
 
 
-def _ratio(pairs: Iterable[tuple[SiteDiagnosis, SiteDiagnosis]]) -> str:
+def _format_median_ratio(pairs: Iterable[tuple[SiteDiagnosis, SiteDiagnosis]]) -> str:
+    """Return the median ratio of the input gradients of matched sites, or "?" if there is none."""
     ratios = [one.gradient_in / two.gradient_in for one, two in pairs if two.gradient_in]
     known = [ratio for ratio in ratios if not math.isnan(ratio)]
     return f"{statistics.median(known):.2f}" if known else "?"
 
 
-def write_diagnosis(found: Mapping[str, Diagnosis], folder: Path, title: str) -> list[Path]:
-    """Write `diagnosis.csv` (a row per variant, site and quantity) and `diagnosis.png`, both or none.
+def write_diagnosis(diagnoses: Mapping[str, Diagnosis], folder: Path, title: str) -> list[Path]:
+    """Write `diagnosis.csv` and `diagnosis.png`, both or none, and return their paths.
+
+    Args:
+        diagnoses: Diagnoses by the name of the variant.
+        folder: Folder to write to, created if missing.
+        title: Title of the figure.
 
     Raises:
-        InputError: The folder cannot be written; its files are then as they were.
+        InputError: The folder cannot be written; its files are then unchanged.
     """
     rows = [
         (variant, site.name, site.layer, site.section, key, float(getattr(site, key)))
-        for variant, diagnosis in found.items()
+        for variant, diagnosis in diagnoses.items()
         for site in diagnosis.sites
         for key in QUANTITIES
     ]
@@ -159,77 +186,85 @@ def write_diagnosis(found: Mapping[str, Diagnosis], folder: Path, title: str) ->
     types = dict(zip(names, (str, str, int, str, str, float), strict=True))
     contents = {
         "diagnosis.csv": polars.DataFrame(rows, schema=types, orient="row").write_csv().encode(),
-        "diagnosis.png": draw_diagnosis(found, title),
+        "diagnosis.png": draw_diagnosis(diagnoses, title),
     }
-    with writing(folder), making_folder(folder):
-        write_together({folder / name: content for name, content in contents.items()})
+    with convert_write_errors(folder), create_folder(folder):
+        write_files_atomically({folder / name: content for name, content in contents.items()})
     return [folder / name for name in contents]
 
 
-def draw_diagnosis(found: Mapping[str, Diagnosis], title: str) -> bytes:
-    """Draw the quantities of all sites, a panel each, sites from left to right; return the PNG."""
-    sites = _by_site(found)
+def draw_diagnosis(diagnoses: Mapping[str, Diagnosis], title: str) -> bytes:
+    """Plot the quantities of all sites, a panel each with sites from left to right, and return the PNG file.
+
+    Args:
+        diagnoses: Diagnoses by the name of the variant.
+        title: Title of the figure.
+    """
+    sites = _group_by_site(diagnoses)
     first = [next(iter(rows.values())) for rows in sites.values()]
     size = min(max(7.0, 2.5 + 0.11 * len(sites)), 16), 1.2 + 1.35 * len(_PANELS)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(_PANELS), 1, sharex=True)
     for axes, (key, label) in zip(grid, _PANELS.items(), strict=True):
-        for start, end, section in _spans(first, "section"):
-            axes.axvspan(start - 0.5, end + 0.5, color=_SECTIONS.get(section, "1"), linewidth=0, zorder=0)
-        for start, _, _ in list(_spans(first, "layer"))[1:]:
+        for start, end, section in _group_consecutive(first, "section"):
+            axes.axvspan(start - 0.5, end + 0.5, color=_SECTION_SHADES.get(section, "1"), linewidth=0, zorder=0)
+        for start, _, _ in list(_group_consecutive(first, "layer"))[1:]:
             axes.axvline(start - 0.5, color="0.85", linewidth=0.5, zorder=1)
-        for index, (variant, _) in enumerate(found.items()):
+        for index, variant in enumerate(diagnoses):
             there = [(place, rows[variant]) for place, rows in enumerate(sites.values()) if variant in rows]
             points = [(place, getattr(site, key)) for place, site in there]
-            # No gradient, as in front of a box head that starts at zero, has no place on a logarithmic scale.
+            # A gradient of zero, as before a box head initialised to zero, cannot be drawn on a logarithmic scale.
             points = [(x, y) for x, y in points if math.isfinite(y) and (y > 0 or key not in _LOGARITHMIC)]
             style = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
             style["marker"] = "osD^vP*"[index % 7]
             xs, ys = [x for x, _ in points], [y for _, y in points]
             axes.plot(xs, ys, markersize=2.6, linewidth=0.9, label=variant, **style)
-        _scale(axes, key)
+        _set_scale(axes, key)
         axes.set_ylabel(label, fontsize=8)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     _label_sites(grid[0], grid[-1], first)
     figure.suptitle(title, fontsize=11, parse_math=False)
     figure.legend(*grid[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
-    return render(figure, dpi=130)
+    return render_figure(figure, dpi=130)
 
 
-def _scale(axes: Any, key: str) -> None:
+def _set_scale(axes: Any, key: str) -> None:
+    """Set scale, limits and tick labels of the panel of a quantity."""
     low, high = axes.dataLim.intervaly
     if key in _LOGARITHMIC and low > 0:
         axes.set_yscale("log")
-        # Within a decade or two, powers of ten alone would label one line of the panel or none.
+        # Over a decade or two, powers of ten alone would give one tick label or none.
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 50 else (1,)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
     if key.startswith("gain"):
         axes.axhline(1, color="black", linewidth=0.8, zorder=1.5)
     if key in _SHARES:
-        top = max(0.1, 1.1 * high) if key == "dead" else 1.0  # mostly few: on a full scale none could be seen
+        top = max(0.1, 1.1 * high) if key == "dead" else 1.0  # mostly small, and invisible on a full scale
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylim(-0.04 * top, 1.04 * min(top, 1))
 
 
-def _spans(sites: Sequence[SiteDiagnosis], attribute: str) -> Iterator[tuple[int, int, Any]]:
-    """Yield (first index, last index, value) of each stretch of sites alike in an attribute."""
+def _group_consecutive(sites: Sequence[SiteDiagnosis], attribute: str) -> Iterator[tuple[int, int, Any]]:
+    """Yield first index, last index and value of each group of consecutive sites with equal values of an attribute."""
     for value, group in groupby(enumerate(sites), key=lambda pair: getattr(pair[1], attribute)):
         indices = [index for index, _ in group]
         yield indices[0], indices[-1], value
 
 
 def _label_sites(top: Any, bottom: Any, sites: Sequence[SiteDiagnosis]) -> None:
-    """Name the sections above, and the layers below, each in the middle of its sites."""
-    for start, end, section in _spans(sites, "section"):
+    """Label the sections above the top panel and the layers below the bottom panel, centred on their sites."""
+    for start, end, section in _group_consecutive(sites, "section"):
         top.annotate(
             section, ((start + end) / 2, 1.02), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9
         )
-    layers = [((start + end) / 2, layer) for start, end, layer in _spans(sites, "layer") if layer is not None]
+    layers = [
+        ((start + end) / 2, layer) for start, end, layer in _group_consecutive(sites, "layer") if layer is not None
+    ]
     bottom.set_xlim(-0.5, len(sites) - 0.5)
     if layers:
-        room = len(sites) / (5 * bottom.figure.get_figwidth())  # a number of two digits needs a fifth of an inch
+        room = len(sites) / (5 * bottom.figure.get_figwidth())  # a label of two digits is a fifth of an inch wide
         shown = layers[:1]
         for layer in layers[1:]:
             shown += [layer] if layer[0] - shown[-1][0] > room else []

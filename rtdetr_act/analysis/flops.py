@@ -1,6 +1,6 @@
-"""Floating-point operations of a network, its activations included.
+"""Floating-point operations of a network, those of its activations included.
 
-Ultralytics counts by `thop`, which knows layers by their class: what an activation does itself counts as nothing there.
+Ultralytics counts with `thop`, which assigns operations by the class of a layer and counts none for activations.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rtdetr_act.activations.dynamic_conv import DynamicConv2d
 from rtdetr_act.surgery.modules import evaluating, example_inputs
 from rtdetr_act.surgery.sites import Site, find_sites, observing
 
-# Operations per element of torch's compound activations, written out: an elementary function such as exp, tanh or erf
-# counts as one, as do a product, a sum and a comparison.
+# Operations per element of torch's operators. An elementary function such as exp, tanh or erf counts as one operation,
+# as do a product, a sum and a comparison.
 _PER_ELEMENT = {
     "relu": 1, "leaky_relu": 2, "prelu": 2, "_prelu_kernel": 2, "rrelu_with_noise": 2, "threshold": 1, "hardtanh": 2,
     "sigmoid": 1, "tanh": 1, "hardsigmoid": 4, "silu": 2, "hardswish": 5, "mish": 4, "gelu": 4, "elu": 4, "celu": 4,
@@ -28,7 +28,7 @@ _PER_ELEMENT = {
     "_softmax": 5, "_log_softmax": 5, "native_batch_norm": 2, "_native_batch_norm_legit_no_training": 2,
 }  # fmt: skip
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min", "logsumexp")
-# Move or make tensors.
+# Operators that only move or create tensors.
 _FREE = (
     "view _unsafe_view reshape expand unsqueeze squeeze permute transpose t split chunk unbind select slice clone "
     "copy_ _to_copy cat stack detach alias empty empty_like zeros_like ones_like full_like new_empty new_zeros"
@@ -36,16 +36,19 @@ _FREE = (
 
 
 def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
-    """Return the 1e9 floating-point operations of one image of imgsz x imgsz pixels in evaluation.
+    """Return the floating-point operations of one forward pass in evaluation mode, in units of 1e9.
 
-    Convolutions and matrix products (those of attention too) as torch's own counter has them, two operations for each
-    multiplication with its sum; and every operation of the activations. Of a dynamic convolution the pooling, the
-    layers of its attention, the mixing of its kernels and the one convolution with the result. BatchNorms are not
-    counted, since they fold into the convolutions.
+    Convolutions and matrix products, attention included, are counted by torch's `FlopCounterMode`: two operations per
+    multiply-add. All operations of the activations are added, and for a dynamic convolution the pooling, the layers of
+    its attention, the mixing of its kernels and the convolution with the result. BatchNorm is not counted, since it
+    folds into the convolutions.
 
     Args:
-        model: An Ultralytics task model, or any model of images.
-        imgsz: Side of the image, in pixels.
+        model: Ultralytics task model, or any model that takes images.
+        imgsz: Height and width of the image in pixels.
+
+    Returns:
+        GFLOPs of a batch of one image; NaN if the inputs of the model are unknown.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU())
     >>> round(count_gflops(net, 10) * 1e9)  # 100 positions: 2 * 3 * 8 for the convolution, 8 for ReLU
@@ -66,7 +69,7 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
         return skip
 
     counter = FlopCounterMode(display=False)
-    pooled: list[int] = []
+    pooled: list[int] = []  # elements that dynamic convolutions average
     hooks = [
         module.register_forward_pre_hook(lambda _, given: pooled.append(given[0].numel()))
         for module in model.modules()
@@ -81,24 +84,28 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
     known: dict[tuple[int, torch.Size], int] = {}
     total = counter.get_total_flops() + sum(pooled)
     for activation, shape in shapes:
-        total += known.setdefault((id(activation), shape), count_activation(activation, shape))
+        total += known.setdefault((id(activation), shape), count_activation_flops(activation, shape))
     return total / 1e9
 
 
-def count_activation(activation: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return the floating-point operations of an activation on an input of that shape, in evaluation.
+def count_activation_flops(activation: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the floating-point operations of an activation in evaluation mode.
 
-    >>> count_activation(nn.SiLU(), (1, 8, 10, 10))  # a sigmoid and a product each
+    Args:
+        activation: The module, which is copied to the meta device.
+        shape: Shape of its input.
+
+    >>> count_activation_flops(nn.SiLU(), (1, 8, 10, 10))  # a sigmoid and a product each
     1600
     """
-    counter = _Counter()
+    counter = _OperationCounter()
     with torch.no_grad(), counter:
         deepcopy(activation).to("meta").eval()(torch.empty(shape, device="meta"))
     return counter.total
 
 
-class _Counter(TorchDispatchMode):
-    """Adds up the operations of all operators."""
+class _OperationCounter(TorchDispatchMode):
+    """Sums the floating-point operations of all operators called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +118,7 @@ class _Counter(TorchDispatchMode):
         if func.overloadpacket in flop_registry:
             self.total += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
         elif name.rstrip("_") not in _FREE and name not in _FREE:
-            of = args[0] if name in _REDUCTIONS else out[0] if isinstance(out, (tuple, list)) else out
-            if isinstance(of, Tensor):
-                self.total += of.numel() * _PER_ELEMENT.get(name.rstrip("_"), _PER_ELEMENT.get(name, 1))
+            counted = args[0] if name in _REDUCTIONS else out[0] if isinstance(out, (tuple, list)) else out
+            if isinstance(counted, Tensor):
+                self.total += counted.numel() * _PER_ELEMENT.get(name.rstrip("_"), _PER_ELEMENT.get(name, 1))
         return out

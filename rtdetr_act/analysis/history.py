@@ -1,4 +1,4 @@
-"""What activations learned, epoch by epoch: a run's `activations.csv`."""
+"""Learned quantities of activations by epoch: the `activations.csv` of a run."""
 
 from __future__ import annotations
 
@@ -16,33 +16,39 @@ from rtdetr_act.files import write_atomically
 HISTORY_FILE = "activations.csv"  # in the run folder
 
 
-PICTURE_FILE = "activations.png"
+FIGURE_FILE = "activations.png"
 
 
 COLUMNS = ("epoch", "site", "layer", "activation", "quantity", "value")
 
 
-def save_quantities(path: Path, epoch: int, quantities: Sequence[Quantity]) -> None:
-    """Write the rows of an epoch, 0 for the state before the first step, whole or not at all.
+def write_quantities(path: Path, epoch: int, quantities: Sequence[Quantity]) -> None:
+    """Add the quantities of an epoch to an `activations.csv`, atomically.
 
-    Rows of this epoch and later ones, which a training left that was then resumed before them, are replaced.
+    Rows of this epoch and of later ones, which a resumed training has left, are replaced.
+
+    Args:
+        path: The file, created if missing.
+        epoch: Number of the epoch; 0 for the state before the first step.
+        quantities: As `read_quantities` returns them.
 
     Raises:
-        OSError: The disk is full or the file cannot be written; it is then as it was.
+        OSError: The disk is full or the file is not writable; it is then unchanged.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    for read in quantities:
-        layer = "" if read.layer is None else read.layer
-        rows.writerow((epoch, read.site, layer, read.activation, read.name, f"{read.value:.6g}"))
-    lines = [",".join(COLUMNS), *_lines_before(path, epoch)]
+    for quantity in quantities:
+        layer = "" if quantity.layer is None else quantity.layer
+        rows.writerow((epoch, quantity.site, layer, quantity.activation, quantity.name, f"{quantity.value:.6g}"))
+    lines = [",".join(COLUMNS), *_read_earlier_lines(path, epoch)]
     write_atomically(path, ("\n".join(lines) + "\n" + text.getvalue()).encode())
 
 
-def _lines_before(path: Path, epoch: int) -> list[str]:
+def _read_earlier_lines(path: Path, epoch: int) -> list[str]:
+    """Return the lines of earlier epochs, without the header; none if the file is missing or another one."""
     try:
         header, *lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, ValueError):  # ValueError: the file is empty or no text
+    except (FileNotFoundError, ValueError):  # ValueError: the file is empty or not text
         return []
     if header != ",".join(COLUMNS):
         return []
@@ -51,7 +57,11 @@ def _lines_before(path: Path, epoch: int) -> list[str]:
 
 
 def read_history(path: Path) -> polars.DataFrame:
-    """Return an `activations.csv`, with its own columns; InputError where it cannot be read or is another file."""
+    """Return an `activations.csv` as a data frame with the columns of `COLUMNS`.
+
+    Raises:
+        InputError: The file cannot be read or has other columns.
+    """
     try:
         schema = (polars.Int64, polars.String, polars.Int64, polars.String, polars.String, polars.Float64)
         history = polars.read_csv(path.read_bytes(), schema_overrides=dict(zip(COLUMNS, schema, strict=True)))
@@ -61,7 +71,7 @@ def read_history(path: Path) -> polars.DataFrame:
         raise InputError(f"'{path}' cannot be read as the history of activations: {reason}") from None
 
 
-def as_history(quantities: Sequence[Quantity], epoch: int = 0) -> polars.DataFrame:
-    """Return quantities of one moment in the form of a history."""
-    rows = [(epoch, read.site, read.layer, read.activation, read.name, read.value) for read in quantities]
+def make_history(quantities: Sequence[Quantity], epoch: int = 0) -> polars.DataFrame:
+    """Return quantities as a data frame like that of `read_history`, all of one epoch."""
+    rows = [(epoch, each.site, each.layer, each.activation, each.name, each.value) for each in quantities]
     return polars.DataFrame(rows, schema=list(COLUMNS), orient="row")

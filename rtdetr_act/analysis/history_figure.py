@@ -1,4 +1,4 @@
-"""Draw what activations learned, sites by epochs."""
+"""Heat maps of the learned quantities of activations, sites by epochs."""
 
 from __future__ import annotations
 
@@ -10,88 +10,94 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rtdetr_act.analysis.figures import check_picture, write_picture
-from rtdetr_act.analysis.learned import SPREAD, layer_of
+from rtdetr_act.analysis.figures import check_figure_path, write_figure
+from rtdetr_act.analysis.learned import SPREAD, layer_index
 
 if TYPE_CHECKING:
     import polars
     from matplotlib.figure import SubFigure
 
 
-_ROW, _SMALLEST = 0.15, 1.3  # inches: of a site, whose name is then readable, and of a panel of few sites
+_ROW_HEIGHT, _MIN_HEIGHT = 0.15, 1.3  # inches: of a site with a readable name, and of a panel with few sites
 
 
-_LEAST_SHARE = 0.02  # of the axis: changes smaller than this of the value itself are not blown up to full colour
+_MIN_RELATIVE_CHANGE = 0.02  # the colour range spans at least this fraction of the initial value
 
 
 def draw_history(history: polars.DataFrame, output: Path | str, title: str = "") -> Path:
-    """Draw sites, in the order of the network, by epochs: a heat map for each quantity, a row of them per activation.
+    """Plot learned quantities as heat maps of sites by epochs, and return the path of the figure.
 
-    Where all sites of an activation start at one value, white is that value, red above it, blue below it. A history of
-    one moment is drawn as points.
+    There is a row of panels per activation and a panel per quantity; sites are in the order of the network. If all
+    sites of an activation start at the same value, that value is white, higher ones are red and lower ones blue. A
+    history of a single epoch is drawn as points.
 
     Args:
-        history: As `read_history` gives it.
+        history: As `read_history` returns it.
         output: PNG, SVG or PDF file to write.
-        title: Above the picture.
+        title: Title of the figure.
 
     Returns:
-        The path written.
+        `output` as a path.
 
     Raises:
-        InputError: The file's ending or folder is wrong, or it cannot be written.
+        InputError: The suffix is not supported, or the file cannot be written.
     """
-    path = check_picture(output)
+    path = check_figure_path(output)
 
-    blocks = _blocks(history)
-    heights = [max(_SMALLEST, _ROW * len(sites)) + 1.1 for sites, _ in blocks.values()]
+    blocks = _group_by_activation(history)
+    heights = [max(_MIN_HEIGHT, _ROW_HEIGHT * len(sites)) + 1.1 for sites, _ in blocks.values()]
     columns = max(len(panels) for _, panels in blocks.values())
-    names = max(len(_short(site)) for sites, _ in blocks.values() for site in sites)
+    names = max(len(_shorten_site(site)) for sites, _ in blocks.values() for site in sites)
     width = 0.08 * names + 0.6 + columns * min(4.5, max(1.9, 14 / columns))
     figure = Figure(figsize=(max(width, 6.0), sum(heights) + 0.3), layout="constrained")
     figure.suptitle(title, fontsize=10, parse_math=False)
     parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, height, (activation, (sites, panels)) in zip(parts, heights, blocks.items(), strict=True):
         part.suptitle(activation, fontsize=10, fontweight="bold")
-        _draw_block(part, sites, panels, (height - 1.0) / 0.1)
-    return write_picture(figure, path, dpi=110)
+        _draw_activation(part, sites, panels, (height - 1.0) / 0.1)
+    return write_figure(figure, path, dpi=110)
 
 
-def _blocks(history: polars.DataFrame) -> dict[str, tuple[list[str], dict[str, polars.DataFrame]]]:
-    """Return for each activation its sites, and its quantities to draw, the spreads behind the others."""
+def _group_by_activation(history: polars.DataFrame) -> dict[str, tuple[list[str], dict[str, polars.DataFrame]]]:
+    """Return for each activation its sites and the values of each quantity to draw, spreads last."""
     families: dict[str, list[str]] = {}
     for site, activation in history.select("site", "activation").unique(maintain_order=True).iter_rows():
         families.setdefault(activation.partition("(")[0], []).append(site)
     blocks = {}
     for family, sites in families.items():
         own = history.filter(history["site"].is_in(sites))
-        names, spreads = worth_showing(own["quantity"])
+        names, spreads = select_quantities(own["quantity"])
         blocks[family] = (sites, {name: own.filter(own["quantity"] == name) for name in [*names, *spreads]})
     return blocks
 
 
-def worth_showing(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return the quantities of an activation to show, in their order, and the spreads among them apart.
+def select_quantities(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the names of the quantities to show for an activation, and separately those of their spreads.
 
-    >>> worth_showing(["weights_norm", "a1", "a1_spread", "a1"])
+    The norm of the weights is left out if there is another quantity.
+
+    Args:
+        names: Names of all quantities, repeated or not.
+
+    >>> select_quantities(["weights_norm", "a1", "a1_spread", "a1"])
     (['a1'], ['a1_spread'])
     """
-    found = list(dict.fromkeys(names))
-    if len(found) > 1:  # the norm of all weights says least where there is something else
-        found = [name for name in found if name != "weights_norm"]
-    spreads = [name for name in found if name.endswith(SPREAD)]
-    return [name for name in found if name not in spreads], spreads
+    distinct = list(dict.fromkeys(names))
+    if len(distinct) > 1:  # the norm of all weights is the least informative
+        distinct = [name for name in distinct if name != "weights_norm"]
+    spreads = [name for name in distinct if name.endswith(SPREAD)]
+    return [name for name in distinct if name not in spreads], spreads
 
 
-def _draw_block(part: SubFigure, sites: list[str], panels: Mapping[str, polars.DataFrame], ratio: float) -> None:
+def _draw_activation(part: SubFigure, sites: list[str], panels: Mapping[str, polars.DataFrame], ratio: float) -> None:
     axes = part.subplots(2, len(panels), squeeze=False, gridspec_kw={"height_ratios": (ratio, 1)})
-    starts = [row for row in range(1, len(sites)) if layer_of(sites[row]) != layer_of(sites[row - 1])]
+    starts = [row for row in range(1, len(sites)) if layer_index(sites[row]) != layer_index(sites[row - 1])]
     for column, (name, frame) in enumerate(panels.items()):
         axis, legend = axes[0, column], axes[1, column]
         axis.set_title(name.replace(SPREAD, " spread"), fontsize=9)
-        epochs, values = _as_matrix(frame, sites)
+        epochs, values = _to_matrix(frame, sites)
         if len(epochs) > 1:
-            _draw_heat(part, axis, legend, epochs, values, name)
+            _draw_heatmap(part, axis, legend, epochs, values, name)
         else:
             axis.plot(values[:, 0], range(len(sites)), "o", markersize=4, color="#0072B2")
             axis.grid(alpha=0.3)
@@ -100,19 +106,19 @@ def _draw_block(part: SubFigure, sites: list[str], panels: Mapping[str, polars.D
         axis.set_ylim(len(sites) - 0.5, -0.5)
         for row in starts:
             axis.axhline(row - 0.5, color="0.75", linewidth=0.5)
-        axis.set_yticks(range(len(sites)), [_short(site) for site in sites] if column == 0 else [], fontsize=7)
+        axis.set_yticks(range(len(sites)), [_shorten_site(site) for site in sites] if column == 0 else [], fontsize=7)
         axis.tick_params(axis="y", length=0)
 
 
-def _draw_heat(part: SubFigure, axis: Any, legend: Any, epochs: range, values: np.ndarray, name: str) -> None:
+def _draw_heatmap(part: SubFigure, axis: Any, legend: Any, epochs: range, values: np.ndarray, name: str) -> None:
     image = axis.imshow(
         np.ma.masked_invalid(values),
         aspect="auto",
         interpolation="nearest",
         extent=(epochs[0] - 0.5, epochs[-1] + 0.5, len(values) - 0.5, -0.5),
-        **_colours(values, name),
+        **_choose_colours(values, name),
     )
-    axis.set_facecolor("0.85")  # epochs that are missing, numbers that are none
+    axis.set_facecolor("0.85")  # missing epochs and values that are not finite
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.tick_params(axis="x", labelsize=7)
     axis.set_xlabel("epoch", fontsize=8)
@@ -122,30 +128,30 @@ def _draw_heat(part: SubFigure, axis: Any, legend: Any, epochs: range, values: n
     bar.ax.xaxis.get_offset_text().set_fontsize(7)
 
 
-def _colours(values: np.ndarray, name: str) -> dict[str, Any]:
-    """Return colour map and limits: around the start where there is one for all, else from least to greatest."""
+def _choose_colours(values: np.ndarray, name: str) -> dict[str, Any]:
+    """Return colour map and limits for `imshow`: centred on the initial value if all sites share one."""
     first, finite = values[:, 0], values[np.isfinite(values)]
     if not len(finite):
         return {}
     if name.endswith(SPREAD):
         return {"cmap": "viridis", "vmin": 0.0, "vmax": float(finite.max()) or 1.0}
     if np.isfinite(first).all() and np.ptp(first) <= 1e-5 * max(1.0, abs(first[0])):
-        reach = max(float(np.abs(finite - first[0]).max()), _LEAST_SHARE * abs(float(first[0])), 1e-6)
+        reach = max(float(np.abs(finite - first[0]).max()), _MIN_RELATIVE_CHANGE * abs(float(first[0])), 1e-6)
         return {"cmap": "RdBu_r", "vmin": float(first[0]) - reach, "vmax": float(first[0]) + reach}
     return {"cmap": "viridis", "vmin": float(finite.min()), "vmax": float(finite.max())}
 
 
-def _as_matrix(frame: polars.DataFrame, sites: Sequence[str]) -> tuple[range, np.ndarray]:
-    """Return the epochs, without gaps, and values (sites, epochs), NaN where there is none."""
+def _to_matrix(frame: polars.DataFrame, sites: Sequence[str]) -> tuple[range, np.ndarray]:
+    """Return the range of epochs and the values of shape (sites, epochs), NaN where one is missing."""
     rows = {site: row for row, site in enumerate(sites)}
-    found = list(frame.select("epoch", "site", "value").iter_rows())
-    first, last = min(row[0] for row in found), max(row[0] for row in found)
+    cells = list(frame.select("epoch", "site", "value").iter_rows())
+    first, last = min(cell[0] for cell in cells), max(cell[0] for cell in cells)
     values = np.full((len(sites), last - first + 1), np.nan)
-    for epoch, site, value in found:
+    for epoch, site, value in cells:
         values[rows[site], epoch - first] = np.nan if value is None else value
     return range(first, last + 1), values
 
 
-def _short(site: str) -> str:
-    """Return the name of a site as an axis shows it: `model.9.m.3.cv2.act` becomes `9.m.3.cv2`."""
+def _shorten_site(site: str) -> str:
+    """Return the name of a site as an axis label: `model.9.m.3.cv2.act` becomes `9.m.3.cv2`."""
     return site.removeprefix("model.").removesuffix(".act")

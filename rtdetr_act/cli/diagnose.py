@@ -81,13 +81,13 @@ def diagnose(
 
 
 def _print_diagnoses(title: str, diagnoses: Mapping[str, Diagnosis], sites: bool) -> None:
-    from rtdetr_act.analysis.diagnosis_report import judge_gradients, print_sites, print_summary
+    from rtdetr_act.analysis.diagnosis_report import describe_gradients, print_sites, print_summary
 
     if sites:
         print_sites(title, diagnoses)
     else:
         print_summary(f"{title}: medians over the sites, means of shares", diagnoses)
-    for sentence in judge_gradients(diagnoses):
+    for sentence in describe_gradients(diagnoses):
         print(sentence)
     if left_out := list(dict.fromkeys(name for each in diagnoses.values() for name in each.left_out)):
         print(f"not seen: {', '.join(left_out)}")

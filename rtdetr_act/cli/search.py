@@ -1,4 +1,4 @@
-"""Commands that look for the best placement: search."""
+"""The command search."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import typer
 
 from rtdetr_act.cli.app import app
 from rtdetr_act.cli.options import DEFAULT_DATA, DEFAULT_MODEL, Pairs
-from rtdetr_act.cli.study import run_folders, time_rows
+from rtdetr_act.cli.study import estimate_run_seconds, run_with_display
 from rtdetr_act.errors import InputError
 
 if TYPE_CHECKING:
     from rtdetr_act.study.grid import Study
-    from rtdetr_act.study.queue import Place
+    from rtdetr_act.study.local import Slot
     from rtdetr_act.study.search import Search
 
 
@@ -42,31 +42,31 @@ def search(
     retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries of a run that broke.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print rungs and time; start no run.")] = False,
 ) -> None:
-    """Find which activation suits which stage: many short trainings, fewer longer ones, a final with fresh seeds.
+    """Find the best activation for each stage: many short trainings, fewer longer ones, a final with new seeds.
 
-    The answer is a model YAML, best.yaml, with its evidence in search.md. It mixes activations only where that is shown
-    to be better than the best single one. The same command goes on where it stopped, however it stopped.
+    The result is a model YAML, best.yaml, with the evidence in search.md. It mixes activations only if that is
+    significantly better than the best single one. The same command continues an interrupted search.
     """
     from rich.console import Console
 
     from rtdetr_act.integrations.ultralytics.arguments import split_pairs
     from rtdetr_act.integrations.ultralytics.downloads import no_downloads
     from rtdetr_act.study.engines import open_engine
-    from rtdetr_act.study.evidence import answer, draw_table, write_evidence
-    from rtdetr_act.study.folder import SEARCH_FILE, check_outputs, locked
-    from rtdetr_act.study.leaderboard import draw_table as draw_leaderboard
-    from rtdetr_act.study.queue import find_places
-    from rtdetr_act.study.report import conclude
-    from rtdetr_act.study.search import EVIDENCE, FINAL, make_search, run_search
+    from rtdetr_act.study.leaderboard import make_leaderboard_table
+    from rtdetr_act.study.local import find_slots
+    from rtdetr_act.study.report import write_report
+    from rtdetr_act.study.search import FINAL, SEARCH_REPORT_FILES, make_search, run_search
+    from rtdetr_act.study.search_report import choose_answer, make_rung_table, write_search_report
+    from rtdetr_act.study.storage import SEARCH_FILE, check_writable_files, lock_folder
 
     if not act:
         raise InputError("a search needs activations to place: --act arelu,dyrelu_b,silu")
     arguments = split_pairs(pairs or [])
     device = arguments.get("device")
-    places = find_places(device, cpus)
-    check_outputs(output, [*EVIDENCE, SEARCH_FILE])
+    slots = find_slots(device, cpus)
+    check_writable_files(output, [*SEARCH_REPORT_FILES, SEARCH_FILE])
     with no_downloads() if dry_run else nullcontext():
-        wanted = make_search(
+        definition = make_search(
             act,
             model=model,
             data=data,
@@ -77,63 +77,65 @@ def search(
             arguments=arguments,
         )
         if dry_run:
-            _print_rungs(wanted, output, places)
+            _print_rungs(definition, output, slots)
             return
 
-    with open_engine("local", device=device, cpus=cpus, retries=retries) as engine, locked(output):
+    with open_engine("local", device=device, cpus=cpus, retries=retries) as engine, lock_folder(output):
 
         def run(study: Study, folders: Sequence[Path]) -> None:
             print(f"{folders[0].parents[1]}: {len(folders)} runs of {study.arguments['epochs']} epochs", flush=True)
-            run_folders(folders, engine)
+            run_with_display(folders, engine)
 
-        trials = run_search(wanted, output, run)
-        final = conclude(output / FINAL, measure=True)
-        found = answer(wanted, trials, final.lines)
-        files = write_evidence(wanted, trials, final.lines, found, output)
+        trials = run_search(definition, output, run)
+        final = write_report(output / FINAL, measure=True)
+        answer = choose_answer(definition, trials, final.rows)
+        files = write_search_report(definition, trials, final.rows, answer, output)
     console = Console()
-    console.print(draw_table(wanted, trials))
-    console.print(draw_leaderboard(final.lines, final.metric))
-    print(f"answer: {found.plan}\n{found.words}")
+    console.print(make_rung_table(definition, trials))
+    console.print(make_leaderboard_table(final.rows, final.metric))
+    print(f"answer: {answer.plan}\n{answer.explanation}")
     for path in [*files, *final.files]:
         print(f"file: {path}")
 
 
-def _print_rungs(wanted: Search, output: Path, places: Sequence[Place]) -> None:
-    """Print the stages, the rungs, and what they will take on this machine, by the pace of the uniform plans."""
+def _print_rungs(definition: Search, output: Path, slots: Sequence[Slot]) -> None:
+    """Print the stages, the rungs and their estimated duration on this machine, by the pace of the uniform plans."""
     from rich.console import Console
     from rich.table import Table
 
     from rtdetr_act.study.display import format_seconds
-    from rtdetr_act.study.grid import check_rows, make_rows
-    from rtdetr_act.study.preparation import START
-    from rtdetr_act.study.search import check_folder, make_study, pick
+    from rtdetr_act.study.grid import check_runs, expand_study
+    from rtdetr_act.study.preparation import STARTUP_SECONDS
+    from rtdetr_act.study.search import check_search_folder, make_rung_study, select_candidates
 
-    check_folder(wanted, output)
-    first = wanted.rungs[0]
-    picks = pick(wanted, 0, [])
-    check_rows(make_rows(make_study(wanted, first, picks)), looking=True)
-    uniform = make_rows(make_study(wanted, first, [each for each in picks if each.origin == "uniform"]))
-    seconds = time_rows(uniform, output / "none", places)
-    pace = (sum(seconds.values()) / len(seconds) - START) / first.epochs
+    check_search_folder(definition, output)
+    first = definition.rungs[0]
+    candidates = select_candidates(definition, 0, [])
+    check_runs(expand_study(make_rung_study(definition, first, candidates)), read_only=True)
+    uniform = expand_study(
+        make_rung_study(definition, first, [each for each in candidates if each.origin == "uniform"])
+    )
+    seconds = estimate_run_seconds(uniform, output / "none", slots)
+    pace = (sum(seconds.values()) / len(seconds) - STARTUP_SECONDS) / first.epochs
 
-    stages = Table(title=f"Stages of {wanted.model}")
-    for title in ("stage", "sites", "activations that can stand there"):
+    stages = Table(title=f"Stages of {definition.model}")
+    for title in ("stage", "sites", "supported activations"):
         stages.add_column(title, overflow="fold", justify="right" if title == "sites" else "left")
-    for stage in wanted.stages:
+    for stage in definition.stages:
         stages.add_row(stage.name, str(stage.sites), ", ".join(stage.choices))
     rungs = Table(title=f"Rungs in {output}")
     for title in ("rung", "plans", "epochs each", "seeds", "epochs", "about"):
         rungs.add_column(title, justify="left" if title == "rung" else "right")
     total = 0.0
-    for rung in wanted.rungs:
+    for rung in definition.rungs:
         runs = rung.plans * len(rung.seeds)
-        time = runs * (START + pace * rung.epochs) / min(len(places), runs)
+        time = runs * (STARTUP_SECONDS + pace * rung.epochs) / min(len(slots), runs)
         total += time
         cells = (rung.plans, rung.epochs, len(rung.seeds), rung.cost)
         rungs.add_row(rung.name, *map(str, cells), format_seconds(time))
     console = Console()
     console.print(stages)
     console.print(rungs)
-    spent = sum(rung.cost for rung in wanted.rungs)
-    print(f"{spent} epochs of training, of a budget of {wanted.budget}")
-    print(f"about {format_seconds(total)} with {len(places)} at once on this machine, measured on random images")
+    spent = sum(rung.cost for rung in definition.rungs)
+    print(f"{spent} epochs of training, of a budget of {definition.budget}")
+    print(f"about {format_seconds(total)} with {len(slots)} at once on this machine, measured on random images")

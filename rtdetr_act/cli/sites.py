@@ -86,18 +86,18 @@ def _print_learned(found: Learned) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rtdetr_act.analysis.history_figure import worth_showing
-    from rtdetr_act.analysis.learned import layer_of
+    from rtdetr_act.analysis.history_figure import select_quantities
+    from rtdetr_act.analysis.learned import layer_index
 
     for activation in dict.fromkeys(each.activation for each in found.quantities):
         own = [each for each in found.quantities if each.activation == activation]
-        names, _ = worth_showing(each.name for each in own)
+        names, _ = select_quantities(each.name for each in own)
         table = Table(title=f"{activation}: {'start → now' if found.start else 'now'}")
         for title in ("layer", "site", *names):
             table.add_column(title, justify="left" if title == "site" else "right", overflow="fold")
         for site, group in groupby(own, key=lambda each: each.site):
             values = {each.name: each.value for each in group}
-            layer = layer_of(site)
+            layer = layer_index(site)
             cells = [_format_change(found, site, name, values) for name in names]
             table.add_row("" if layer is None else str(layer), site, *cells)
         Console().print(table)

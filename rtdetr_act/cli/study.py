@@ -1,4 +1,4 @@
-"""Commands that compare: study, report."""
+"""The commands study and report."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rtdetr_act.errors import InputError, Interrupted, TrainingError, quote
 
 if TYPE_CHECKING:
     from rtdetr_act.study.engines import Engine
-    from rtdetr_act.study.grid import Row, Study
-    from rtdetr_act.study.leaderboard import Line
-    from rtdetr_act.study.queue import Place
+    from rtdetr_act.study.grid import RunConfig, Study
+    from rtdetr_act.study.leaderboard import LeaderboardRow
+    from rtdetr_act.study.local import Slot
 
 
 @app.command()
@@ -59,41 +59,46 @@ def study(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and their time; start none.")] = False,
 ) -> None:
-    """Compare activations over seeds, honestly: every run a process, statistics, a leaderboard and a page.
+    """Compare activations over several seeds: a process per run, statistics, a leaderboard and an HTML report.
 
-    The same command goes on where it stopped, however it stopped; more --act and --seeds add to it.
+    The same command continues an interrupted study; more --act and --seeds extend it.
     """
-    from rtdetr_act.study.engines import check_engine, open_engine
-    from rtdetr_act.study.folder import OUTPUTS, check_outputs, locked
+    from rtdetr_act.study.engines import open_engine, parse_engine
     from rtdetr_act.study.grid import make_study
-    from rtdetr_act.study.preparation import are_finished, prepare_runs
+    from rtdetr_act.study.preparation import is_study_finished, prepare_runs
+    from rtdetr_act.study.storage import REPORT_FILES, check_writable_files, lock_folder
 
     options = {
         "activations": act, "where": where, "seeds": seeds, "baseline": baseline, "model": model, "data": data,
         "scope": scope, "act_lr": act_lr,
     }  # fmt: skip
-    given = {**_read_words(words or []), **{key: value for key, value in options.items() if value is not None}}
-    wanted = make_study(given, defaults={"model": DEFAULT_MODEL, "data": DEFAULT_DATA})
-    check_engine(engine, address, halving)
-    device = wanted.arguments.get("device")
+    given = {**_parse_words(words or []), **{key: value for key, value in options.items() if value is not None}}
+    definition = make_study(given, defaults={"model": DEFAULT_MODEL, "data": DEFAULT_DATA})
+    engine_name = parse_engine(engine, address, halving)
+    device = definition.arguments.get("device")
     if dry_run:
-        _print_rows(wanted, output, device, cpus)
+        _print_runs(definition, output, device, cpus)
         return
-    check_outputs(output, OUTPUTS)
+    check_writable_files(output, REPORT_FILES)
     opening = open_engine(
-        engine, device=device, cpus=cpus, retries=retries, address=address, halving=wanted.baseline if halving else None
+        engine_name,
+        device=device,
+        cpus=cpus,
+        retries=retries,
+        address=address,
+        halving=definition.baseline if halving else None,
     )
     with ExitStack() as stack:
-        # A finished study is told of again wherever it is, without the cluster that it ran on.
-        run = None if are_finished(wanted, output) else stack.enter_context(opening)
-        stack.enter_context(locked(output))
-        folders = prepare_runs(wanted, output)
+        # The report of a finished study needs no engine, such as the cluster that it ran on.
+        run = None if is_study_finished(definition, output) else stack.enter_context(opening)
+        stack.enter_context(lock_folder(output))
+        folders = prepare_runs(definition, output)
         if run:
-            run_folders(folders, run)
-        lines = _conclude(output, measure=True)
-    if broken := sum(line.failed for line in lines):
+            run_with_display(folders, run)
+        rows = _write_report(output, measure=True)
+    if failed := sum(row.failed for row in rows):
         raise TrainingError(
-            f"{broken} runs gave no score: {output / 'leaderboard.md'} counts them, report.html says why"
+            f"{failed} runs gave no score: {output / 'leaderboard.md'} counts them, report.html says why"
         )
 
 
@@ -104,90 +109,102 @@ def report(
         str | None, typer.Option("--baseline", help="Activation to compare with; the study's own if not given.")
     ] = None,
 ) -> None:
-    """Make the leaderboard and the page again, from the run folders; runs made by Ultralytics alone count too."""
-    _conclude(folder, baseline=baseline)
+    """Write the leaderboard and the HTML report again from run folders, those of Ultralytics included."""
+    _write_report(folder, baseline=baseline)
 
 
-def _read_words(words: Sequence[str]) -> dict[str, Any]:
-    """Return the keys of a study file, if one is named, and those of the key=value words, which win."""
+def _parse_words(words: Sequence[str]) -> dict[str, Any]:
+    """Return the keys of the study file among some words, overridden by those of the key=value words."""
     from rtdetr_act.integrations.ultralytics.arguments import split_pairs
-    from rtdetr_act.study.grid import read_study
+    from rtdetr_act.study.grid import read_study_file
 
     files = [word for word in words if "=" not in word and word.endswith((".yaml", ".yml"))]
     if len(files) > 1:
         raise InputError(f"a study has one file, not {len(files)}: {', '.join(map(quote, files[:10]))}")
     given = split_pairs(word for word in words if word not in files)
-    return {**(read_study(Path(files[0])) if files else {}), **given}
+    return {**(read_study_file(Path(files[0])) if files else {}), **given}
 
 
-def run_folders(folders: Sequence[Path], run: Engine) -> None:
-    """Run what is not finished of a study, and show how far it is.
+def run_with_display(folders: Sequence[Path], run: Engine) -> None:
+    """Run all unfinished runs of a study, and show the progress.
+
+    Args:
+        folders: Run folders of the study.
+        run: Engine, as `open_engine` yields it.
 
     Raises:
-        Interrupted: The user pressed Ctrl-C.
+        Interrupted: The user pressed Ctrl-C, or the process received SIGTERM.
         InputError: The disk is full.
     """
     from rtdetr_act.study.display import Display
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         with Display(folders) as display:
             run(folders, watch=display)
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; nothing is lost: the same command goes on") from None
+        raise Interrupted("interrupted; nothing is lost: the same command continues") from None
     except OSError as error:
-        raise InputError(f"the study stopped: {error.strerror or error}; the same command goes on") from error
+        raise InputError(f"the study stopped: {error.strerror or error}; the same command continues") from error
 
 
-def _interrupt(*_: object) -> None:
+def _raise_interrupt(*_: object) -> None:
+    """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt
 
 
-def _conclude(folder: Path, *, baseline: str | None = None, measure: bool = False) -> Sequence[Line]:
+def _write_report(folder: Path, *, baseline: str | None = None, measure: bool = False) -> Sequence[LeaderboardRow]:
+    """Write the report of a study, print the leaderboard, and return its rows."""
     from rich.console import Console
 
-    from rtdetr_act.study.leaderboard import draw_table
-    from rtdetr_act.study.report import conclude
+    from rtdetr_act.study.leaderboard import make_leaderboard_table
+    from rtdetr_act.study.report import write_report
 
-    found = conclude(folder, baseline=baseline, measure=measure)
-    Console().print(draw_table(found.lines, found.metric))
-    for path in found.files:
+    written = write_report(folder, baseline=baseline, measure=measure)
+    Console().print(make_leaderboard_table(written.rows, written.metric))
+    for path in written.files:
         print(f"file: {path}")
-    return found.lines
+    return written.rows
 
 
-def _print_rows(wanted: Study, folder: Path, device: Any, cpus: int | None) -> None:
-    """Print the runs of a study and what they will take, on this machine; downloads and writes nothing."""
+def _print_runs(definition: Study, folder: Path, device: Any, cpus: int | None) -> None:
+    """Print the runs of a study and their estimated duration on this machine; downloads and writes nothing."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from rtdetr_act.integrations.ultralytics.downloads import no_downloads
     from rtdetr_act.study.display import format_seconds
+    from rtdetr_act.study.local import find_slots
     from rtdetr_act.study.preparation import check_study
-    from rtdetr_act.study.queue import find_places
 
-    places = find_places(device, cpus)
+    slots = find_slots(device, cpus)
     with no_downloads():
-        rows, _ = check_study(wanted, folder, looking=True)
-        seconds = time_rows(rows, folder, places)
-    table = Table(title=escape(f"{len(rows)} runs in {folder}"))
+        runs, _ = check_study(definition, folder, read_only=True)
+        seconds = estimate_run_seconds(runs, folder, slots)
+    table = Table(title=escape(f"{len(runs)} runs in {folder}"))
     for title in ("run", "activation", "seed", "settings", "alone"):
         table.add_column(title, overflow="fold")
-    for row in rows:
-        time = format_seconds(seconds[row.name]) if seconds[row.name] else "finished"
-        table.add_row(*map(escape, (row.name, row.variant, str(row.seed), row.setting, time)))
+    for run in runs:
+        time = format_seconds(seconds[run.name]) if seconds[run.name] else "finished"
+        table.add_row(*map(escape, (run.name, run.variant, str(run.seed), run.setting, time)))
     Console().print(table)
-    total = sum(seconds.values()) / min(len(places), max(1, sum(map(bool, seconds.values()))))
-    print(f"about {format_seconds(total)} with {len(places)} at once on this machine, measured on random images")
+    total = sum(seconds.values()) / min(len(slots), max(1, sum(map(bool, seconds.values()))))
+    print(f"about {format_seconds(total)} with {len(slots)} at once on this machine, measured on random images")
 
 
-def time_rows(rows: Sequence[Row], folder: Path, places: Sequence[Place]) -> dict[str, float]:
-    """Return the seconds of each run by its name, as `estimate_seconds` does, in one of some places."""
+def estimate_run_seconds(runs: Sequence[RunConfig], folder: Path, slots: Sequence[Slot]) -> dict[str, float]:
+    """Return the estimated duration of each run in seconds, by name, on the first of some slots.
+
+    Args:
+        runs: The runs.
+        folder: Folder of the study, which need not exist.
+        slots: Slots of this machine.
+    """
     import torch
 
     from rtdetr_act.study.preparation import estimate_seconds
 
-    first = places[0].device.split(",")[0]
-    torch.set_num_threads(places[0].threads or torch.get_num_threads())
-    return estimate_seconds(rows, folder, device=f"cuda:{first}" if first.isdigit() else first)
+    first = slots[0].device.split(",")[0]
+    torch.set_num_threads(slots[0].threads or torch.get_num_threads())
+    return estimate_seconds(runs, folder, device=f"cuda:{first}" if first.isdigit() else first)

@@ -1,6 +1,7 @@
-"""Studies: many variants and seeds, compared honestly.
+"""Studies: many variants of a model trained with several seeds and compared statistically.
 
-In the order of the work: `grid` makes rows of a study file, `prepare` checks them and writes each into a run folder,
-`queue` (this machine) or `cluster` (Ray) start a process for each, which is `work`, with its state kept by `snapshot`;
-`live` shows them. `records` reads the folders, `statistics` and `leaderboard` conclude, `report` and `page` write.
+The pipeline: `grid` expands a study file into runs, `preparation` checks them and writes each to a run folder, and
+`local` (this machine) or `cluster` (Ray) starts a `worker` process for each run, which saves a `snapshot` after each
+epoch; `display` shows the progress. `run_folders` reads the finished runs, `statistics` and `leaderboard` compare
+them, `report` and `page` write the results. `search` looks for the best plan by a sequence of studies.
 """

@@ -1,8 +1,9 @@
-"""What activations learned, as curves: a report shows them before and after."""
+"""Curves of learned activations, which a report shows before and after training."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -14,23 +15,36 @@ from rtdetr_act.surgery.tracing import trace
 _LIMIT, _POINTS = 4.0, 65
 
 
-def trace_activations(model: nn.Module) -> dict[str, Any]:
-    """Return the curves of the learnable activations that a swap placed, as plain data.
+@dataclass(frozen=True)
+class SampledCurves:
+    """Curves of the learnable activations of a model.
 
-    What depends on more than the one value is drawn as the median over eight random inputs.
+    Attributes:
+        x: Input values.
+        classes: Class of each activation, by the qualified name of its site.
+        values: Outputs of each activation at `x`, by the qualified name of its site.
+    """
+
+    x: list[float]
+    classes: Mapping[str, str]
+    values: Mapping[str, list[float]]
+
+
+def sample_learned_curves(model: nn.Module) -> SampledCurves:
+    """Return the curves of the learnable activations placed in a model, at 65 points over [-4, 4].
+
+    An activation whose output depends on more than the element itself is sampled as the median over eight random
+    inputs.
 
     Args:
-        model: A task model, RTDETR or YOLO object.
-
-    Returns:
-        {"x": values of the axis, "sites": {qualified name: {"activation": class, "curve": f(x)}}}.
+        model: Task model, RTDETR or YOLO.
     """
     x = torch.linspace(-_LIMIT, _LIMIT, _POINTS)
-    curves = {}
+    classes, values = {}, {}
     for site in find_sites(model):
         module = site.module
         if placed_on(module) is None or not site.channels or next(module.parameters(), None) is None:
             continue
-        curve = [round(value, 4) for value in trace(module, x, site.channels, site.layout).tolist()]
-        curves[site.name] = {"activation": type(module).__name__, "curve": curve}
-    return {"x": [round(value, 4) for value in x.tolist()], "sites": curves}
+        classes[site.name] = type(module).__name__
+        values[site.name] = [round(value, 4) for value in trace(module, x, site.channels, site.layout).tolist()]
+    return SampledCurves([round(value, 4) for value in x.tolist()], classes, values)

@@ -1,4 +1,4 @@
-"""The charts of the report, as data for Plotly. Colours are keys of the page's palettes, which `page.js` puts in."""
+"""Charts of the HTML report as Plotly data. Colours are keys of the palettes of the page, which `page.js` resolves."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ import html
 import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rtdetr_act.study.folder import SHAPES_FILE, Shapes, read_record
-from rtdetr_act.study.leaderboard import Line
-from rtdetr_act.study.record import Record
-from rtdetr_act.study.results import read_results
+from rtdetr_act.integrations.ultralytics.results import read_results
+from rtdetr_act.study.formatting import finite_or_none, format_count, format_score, join_words
+from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed
+from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.statistics import Comparison, Summary, summarise
-from rtdetr_act.study.wording import join_words, keep_finite, write_count, write_score
+from rtdetr_act.study.storage import CURVES_FILE, ActivationCurves, read_json
 
-_CLASSES_HEIGHT = 680  # pixels; a taller chart fits no page of paper
+_MAX_CLASSES_HEIGHT = 680  # pixels; a taller chart does not fit on a printed page
 _CURVE_POINTS = 81
-_WIDE, _HALF, _SMALL = 680, 335, 222  # on paper, in CSS pixels: A4 less its margins in one, two and three columns
+_WIDE, _HALF, _SMALL = 680, 335, 222  # widths in print, in CSS pixels: A4 without margins in one, two and three columns
 
 
 @dataclass(frozen=True)
-class Look:
-    """How one variant is drawn in every chart; the colour is a key of the palettes."""
+class Style:
+    """Style of a variant in all charts.
+
+    Attributes:
+        colour: Key of the palettes.
+        dash: Plotly's `line.dash`.
+        symbol: Plotly's `marker.symbol`.
+    """
 
     colour: str
     dash: str
@@ -35,7 +41,17 @@ class Look:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its words; where there is nothing to draw, `traces` is empty and `text` says why."""
+    """A chart with its caption.
+
+    Attributes:
+        title: Title of the caption.
+        text: Text of the caption; if there is nothing to draw, the reason.
+        traces: Plotly's `data`; empty if there is nothing to draw.
+        layout: Plotly's `layout`.
+        height: Height in CSS pixels.
+        print_width: Width in print, in CSS pixels.
+        names: Variants in the legend.
+    """
 
     title: str
     text: str
@@ -43,12 +59,12 @@ class Figure:
     layout: dict[str, Any] = field(default_factory=dict)
     height: int = 380
     print_width: int = _WIDE
-    names: tuple[str, ...] = ()  # variants in its legend
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """A column of results.csv over the epochs, of all finished runs of a variant."""
+    """A quantity over the epochs: mean, minimum and maximum over the finished runs of a variant, and their number."""
 
     epochs: list[int]
     mean: list[float]
@@ -57,22 +73,27 @@ class _Curve:
     runs: int
 
 
-def assign_looks(drawn: Sequence[Line]) -> dict[str, Look]:
-    """Return how each variant is drawn; baselines are black, or white in the dark."""
-    looks = {}
+def assign_styles(drawn: Sequence[LeaderboardRow]) -> dict[str, Style]:
+    """Return the style of each variant; baselines are black, or white in the dark scheme.
+
+    Args:
+        drawn: Variants in the charts.
+    """
+    styles = {}
     baselines = others = 0
-    for line in drawn:
-        if line.is_baseline:
-            looks[line.variant] = Look("c0", ("solid", "dash", "dot")[baselines % 3], "square")
+    for row in drawn:
+        if row.is_baseline:
+            styles[row.variant] = Style("c0", ("solid", "dash", "dot")[baselines % 3], "square")
             baselines += 1
         else:
             again = others // 6 % 2
-            looks[line.variant] = Look(f"c{others % 6 + 1}", ("solid", "dash")[again], ("circle", "diamond")[again])
+            styles[row.variant] = Style(f"c{others % 6 + 1}", ("solid", "dash")[again], ("circle", "diamond")[again])
             others += 1
-    return looks
+    return styles
 
 
-def _lay_out(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def _make_layout(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the Plotly layout of a chart, with options of the x axis, of the y axis and of the layout."""
     axis = {"gridcolor": "rule", "linecolor": "rule", "zeroline": False, "automargin": True}
     axis |= {"ticks": "outside", "ticklen": 5, "tickcolor": "rgba(0,0,0,0)"}
     label = {"bgcolor": "panel", "bordercolor": "rule", "font": {"color": "ink", "size": 12}, "align": "left"}
@@ -85,34 +106,36 @@ def _lay_out(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[st
         "showlegend": False,
         "hovermode": "closest",
         "hoverlabel": label,
-        "uirevision": "kept",  # a change of colours leaves the zoom alone
+        "uirevision": "kept",  # keeps the zoom when the colour scheme changes
         "xaxis": {**axis, **x},
         "yaxis": {**axis, **y},
         **more,
     }
 
 
-def _title(text: str) -> dict[str, Any]:
-    return {"text": _plain(text), "standoff": 8}
+def _make_title(text: str) -> dict[str, Any]:
+    """Return the title of an axis."""
+    return {"text": _escape(text), "standoff": 8}
 
 
-def _plain(text: str) -> str:
-    """Return text in which Plotly finds neither tags of its own small HTML nor formulas for MathJax."""
+def _escape(text: str) -> str:
+    """Return text without HTML tags and MathJax formulas that Plotly would interpret."""
     return html.escape(text, quote=False).replace("$", "&#36;")
 
 
-def _wrap(text: str) -> str:
-    """Return a name as an axis label that leaves a phone room for the chart."""
+def _wrap_label(text: str) -> str:
+    """Return a name as an axis label of two short lines, which leaves room for the chart on a phone."""
     parts = textwrap.wrap(text, 18, max_lines=2, placeholder="…", break_on_hyphens=False)
-    return "<br>".join(map(_plain, parts))
+    return "<br>".join(map(_escape, parts))
 
 
-def _hover(name: str, *rest: str) -> str:
-    return "<br>".join([f"<b>{_plain(name)}</b>", *map(_plain, rest)])
+def _format_hover(name: str, *rest: str) -> str:
+    """Return hover text with a bold first line."""
+    return "<br>".join([f"<b>{_escape(name)}</b>", *map(_escape, rest)])
 
 
-def _error_bars(axis: str, points: Sequence[Summary | Comparison], colour: str) -> dict[str, Any]:
-    """Return the intervals along an axis; nothing where no point has one."""
+def _make_error_bars(axis: str, points: Sequence[Summary | Comparison], colour: str) -> dict[str, Any]:
+    """Return the option of a trace with the confidence intervals along an axis; {} if no point has one."""
     if not any(math.isfinite(point.low) for point in points):
         return {}
     means = [point.mean if isinstance(point, Summary) else point.difference for point in points]
@@ -126,49 +149,63 @@ def _error_bars(axis: str, points: Sequence[Summary | Comparison], colour: str) 
 
 
 def draw_differences(
-    drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], looks: Mapping[str, Look], metric: str
+    drawn: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]], styles: Mapping[str, Style], metric: str
 ) -> Figure:
-    """Draw the difference of each variant to its baseline, with its interval and the single seeds."""
+    """Return a chart of the difference of each variant to its baseline, with intervals and single seeds.
+
+    Args:
+        drawn: Variants in the chart.
+        runs: Runs of each variant.
+        styles: Style of each variant.
+        metric: Name of the score.
+    """
     title = "Difference to the baseline"
-    baselines = {line.setting: line.variant for line in drawn if line.is_baseline}
+    baselines = {row.setting: row.variant for row in drawn if row.is_baseline}
     traces: list[dict[str, Any]] = []
     labels: list[str] = []
-    for line in drawn:
-        comparison = line.comparison
+    for row in drawn:
+        comparison = row.comparison
         if comparison is None or not math.isfinite(comparison.difference):
             continue
-        row, look = len(labels), looks[line.variant]
-        labels.append(_wrap(line.variant))
-        theirs = _score_seeds(runs[baselines.get(line.setting, "")], metric)
-        ours = _score_seeds(runs[line.variant], metric)
-        seeds = sorted(ours.keys() & theirs.keys())
-        differences = [ours[seed] - theirs[seed] for seed in seeds]
-        numbers = [write_score(value, "+") for value in (comparison.difference, comparison.low, comparison.high)]
+        position, style = len(labels), styles[row.variant]
+        labels.append(_wrap_label(row.variant))
+        reference = index_by_seed(runs[baselines.get(row.setting, "")], metric)
+        own = index_by_seed(runs[row.variant], metric)
+        seeds = sorted(own.keys() & reference.keys())
+        differences = [own[seed].scores[metric] - reference[seed].scores[metric] for seed in seeds]
+        numbers = [format_score(value, "+") for value in (comparison.difference, comparison.low, comparison.high)]
         interval = f" ({numbers[1]} to {numbers[2]})" if math.isfinite(comparison.low) else ""
         traces += [
             {
                 "x": differences,
-                "y": [row + 0.22] * len(seeds),
+                "y": [position + 0.22] * len(seeds),
                 "mode": "markers",
-                "marker": {"color": look.colour, "size": 6, "opacity": 0.65, "symbol": "circle-open"},
+                "marker": {"color": style.colour, "size": 6, "opacity": 0.65, "symbol": "circle-open"},
                 "hovertext": [
-                    _hover(line.variant, f"seed {seed}: {write_score(value, '+')}")
+                    _format_hover(row.variant, f"seed {seed}: {format_score(value, '+')}")
                     for seed, value in zip(seeds, differences, strict=True)
                 ],
             },
             {
                 "x": [comparison.difference],
-                "y": [row - 0.08],
+                "y": [position - 0.08],
                 "mode": "markers",
-                "marker": {"color": look.colour, "size": 10, "symbol": look.symbol},
-                **_error_bars("x", [comparison], look.colour),
-                "hovertext": [_hover(line.variant, numbers[0] + interval, f"{write_count(comparison.pairs, 'pair')}")],
+                "marker": {"color": style.colour, "size": 10, "symbol": style.symbol},
+                **_make_error_bars("x", [comparison], style.colour),
+                "hovertext": [
+                    _format_hover(row.variant, numbers[0] + interval, f"{format_count(comparison.pairs, 'pair')}")
+                ],
             },
         ]
     if not labels:
         return Figure(title, "No variant has a finished seed in common with a baseline, so there is none to show.")
-    layout = _lay_out(
-        {"title": _title(f"difference in {metric}"), "zeroline": True, "zerolinecolor": "ink", "rangemode": "tozero"},
+    layout = _make_layout(
+        {
+            "title": _make_title(f"difference in {metric}"),
+            "zeroline": True,
+            "zerolinecolor": "ink",
+            "rangemode": "tozero",
+        },
         {
             "tickvals": list(range(len(labels))),
             "ticktext": labels,
@@ -181,73 +218,81 @@ def draw_differences(
         "Filled: the mean difference of the pairs, with its 95 % interval. Open: single seeds. "
         "The intervals are not corrected for the number of variants, the verdicts are."
     )
-    return Figure(title, text, _finish(traces), layout, 72 + 46 * len(labels))
+    return Figure(title, text, _complete_traces(traces), layout, 72 + 46 * len(labels))
 
 
-def _score_seeds(records: Iterable[Record], metric: str) -> dict[int, float]:
-    scores: dict[int, float] = {}
-    for record in sorted(records, key=lambda each: (each.name, str(each.folder))):  # the leaderboard counts the first
-        if record.state == "done" and metric in record.scores:
-            scores.setdefault(record.seed, record.scores[metric])
-    return scores
-
-
-def _finish(traces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _complete_traces(traces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return traces with the options that all have in common."""
     return [{"type": "scatter", "hoverinfo": "text", **trace} for trace in traces]
 
 
 def draw_cost(
-    drawn: Sequence[Line],
-    looks: Mapping[str, Look],
+    drawn: Sequence[LeaderboardRow],
+    styles: Mapping[str, Style],
     metric: str,
     noun: str,
     axis: str,
     label: str,
     form: str,
-    cost: Callable[[Line], float | None],
+    cost: Callable[[LeaderboardRow], float | None],
 ) -> Figure:
-    """Draw the score against the cost of a variant, which has three names, for the title, the axis and the hover."""
+    """Return a chart of score against cost.
+
+    Args:
+        drawn: Variants in the chart.
+        styles: Style of each variant.
+        metric: Name of the score.
+        noun: Name of the cost in the title.
+        axis: Name of the cost on its axis.
+        label: Name of the cost in hover text.
+        form: Format of the cost in hover text.
+        cost: Function that returns the cost of a variant, or None.
+    """
     title = f"{metric} against {noun}"
-    known = [(line, value) for line in drawn if (value := keep_finite(cost(line)))]
+    known = [(row, value) for row in drawn if (value := finite_or_none(cost(row)))]
     if not known:
         return Figure(title, f"Left out: no {noun} known for any finished variant.", print_width=_HALF)
     values = [value for _, value in known]
     low, high = min(values), max(values)
-    pad = max(0.12 * (high - low), 0.04 * high)  # variants of nearly equal cost must not look far apart
+    pad = max(0.12 * (high - low), 0.04 * high)  # variants of nearly equal cost appear close together
     start, end = max(0.0, low - pad), high + pad
     traces = []
-    for (line, value), place in zip(known, _stand_apart(values, (end - start) / 60), strict=True):
-        summary, look = line.summary, looks[line.variant]
-        interval = f" ({write_score(summary.low)} to {write_score(summary.high)})" if math.isfinite(summary.low) else ""
+    for (row, value), position in zip(known, _spread_out(values, (end - start) / 60), strict=True):
+        summary, style = row.summary, styles[row.variant]
+        interval = (
+            f" ({format_score(summary.low)} to {format_score(summary.high)})" if math.isfinite(summary.low) else ""
+        )
         traces.append(
             {
-                "x": [place],
+                "x": [position],
                 "y": [summary.mean],
                 "mode": "markers",
-                "marker": {"color": look.colour, "size": 10, "symbol": look.symbol},
-                **_error_bars("y", [summary], look.colour),
+                "marker": {"color": style.colour, "size": 10, "symbol": style.symbol},
+                **_make_error_bars("y", [summary], style.colour),
                 "hovertext": [
-                    _hover(
-                        line.variant,
-                        f"{metric} {write_score(summary.mean)}{interval}",
+                    _format_hover(
+                        row.variant,
+                        f"{metric} {format_score(summary.mean)}{interval}",
                         f"{label} {form.format(value)}",
-                        write_count(summary.runs, "run"),
+                        format_count(summary.runs, "run"),
                     )
                 ],
-                "meta": line.variant,
+                "meta": row.variant,
             }
         )
-    layout = _lay_out({"title": _title(axis), "range": [start, end], "nticks": 6}, {"title": _title(metric)})
-    missing = [line.variant for line in drawn if line.variant not in {line.variant for line, _ in known}]
+    layout = _make_layout(
+        {"title": _make_title(axis), "range": [start, end], "nticks": 6}, {"title": _make_title(metric)}
+    )
+    missing = [row.variant for row in drawn if row.variant not in {row.variant for row, _ in known}]
     text = "Mean over seeds, with its 95 % interval. Variants of equal cost stand side by side."
     text += f" Not known for {join_words(missing)}." if missing else ""
-    return Figure(title, text, _finish(traces), layout, 340, _HALF, tuple(line.variant for line, _ in known))
+    return Figure(title, text, _complete_traces(traces), layout, 340, _HALF, tuple(row.variant for row, _ in known))
 
 
-def _stand_apart(values: Sequence[float], step: float) -> list[float]:
-    """Return places at least a step apart, near their values and in their order, so that no interval covers another.
+def _spread_out(values: Sequence[float], step: float) -> list[float]:
+    """Return positions in the order of some values, close to them but at least a step apart, to avoid overlaps.
 
-    >>> _stand_apart([5.0, 1.0, 1.0, 9.0], 2.0)
+    >>> _spread_out([5.0, 1.0, 1.0, 9.0], 2.0)
     [5.0, 0.0, 2.0, 9.0]
     """
     groups: list[list[int]] = []
@@ -259,49 +304,61 @@ def _stand_apart(values: Sequence[float], step: float) -> list[float]:
                 break
             last = groups.pop()
             groups[-1] += last
-    places = [0.0] * len(values)
+    positions = [0.0] * len(values)
     for group in groups:
         middle = fmean(values[each] for each in group)
         for rank, index in enumerate(group):
-            places[index] = middle + step * (rank - (len(group) - 1) / 2)
-    return places
+            positions[index] = middle + step * (rank - (len(group) - 1) / 2)
+    return positions
 
 
 def draw_training(
-    drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], looks: Mapping[str, Look], metric: str
+    drawn: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]], styles: Mapping[str, Style], metric: str
 ) -> list[Figure]:
-    """Draw score and training loss over the epochs, a mean and a band for each variant."""
+    """Return charts of score and training loss over the epochs, with mean and range over the runs of each variant.
+
+    Args:
+        drawn: Variants in the charts.
+        runs: Runs of each variant.
+        styles: Style of each variant.
+        metric: Name of the score.
+    """
     figures = []
     histories = {
-        line.variant: [_read_history(record.folder, metric) for record in runs[line.variant] if record.state == "done"]
-        for line in drawn
+        row.variant: [_read_epochs(record.folder, metric) for record in runs[row.variant] if record.state == "done"]
+        for row in drawn
     }
     for column, title in enumerate((f"{metric} on the validation images", "Training loss")):
         curves = {
             name: curve
             for name, found in histories.items()
-            if (curve := _gather([{epoch: pair[column] for epoch, pair in run.items()} for run in found])).epochs
+            if (
+                curve := _aggregate_runs([{epoch: pair[column] for epoch, pair in run.items()} for run in found])
+            ).epochs
         }
         if not curves:
             figures.append(Figure(title, "Left out: no finished run has it in its results.csv.", print_width=_HALF))
             continue
-        traces = [trace for name, curve in curves.items() for trace in _trace_curve(name, curve, looks[name])]
+        traces = [trace for name, curve in curves.items() for trace in _make_curve_traces(name, curve, styles[name])]
         text = (
             "Mean over the finished seeds that reached the epoch; the band runs from the lowest seed to the highest."
             if column == 0
             else "Sum of all parts of the loss, drawn likewise. Its scale depends on the model and its settings."
         )
-        layout = _lay_out({"title": _title("epoch")}, {"title": _title(metric if column == 0 else "loss")})
-        figures.append(Figure(title, text, _finish(traces), layout, 340, _HALF, tuple(curves)))
+        layout = _make_layout(
+            {"title": _make_title("epoch")}, {"title": _make_title(metric if column == 0 else "loss")}
+        )
+        figures.append(Figure(title, text, _complete_traces(traces), layout, 340, _HALF, tuple(curves)))
     return figures
 
 
-def _read_history(folder: Path, metric: str) -> dict[int, tuple[float, float]]:
+def _read_epochs(folder: Path, metric: str) -> dict[int, tuple[float, float]]:
     """Return score and training loss of each epoch of a results.csv."""
     return {epoch.number: (epoch.scores.get(metric, math.nan), epoch.loss) for epoch in read_results(folder).epochs}
 
 
-def _gather(runs: Sequence[Mapping[int, float]]) -> _Curve:
+def _aggregate_runs(runs: Sequence[Mapping[int, float]]) -> _Curve:
+    """Return mean and range over runs of a quantity given by epoch; values that are not finite are ignored."""
     values: dict[int, list[float]] = defaultdict(list)
     for run in runs:
         for epoch, value in run.items():
@@ -310,18 +367,20 @@ def _gather(runs: Sequence[Mapping[int, float]]) -> _Curve:
     epochs = sorted(values)
     return _Curve(
         epochs,
-        [_round(fmean(values[epoch])) for epoch in epochs],
-        [_round(min(values[epoch])) for epoch in epochs],
-        [_round(max(values[epoch])) for epoch in epochs],
+        [_round_digits(fmean(values[epoch])) for epoch in epochs],
+        [_round_digits(min(values[epoch])) for epoch in epochs],
+        [_round_digits(max(values[epoch])) for epoch in epochs],
         sum(bool(run) for run in runs),
     )
 
 
-def _round(value: float) -> float:
-    return float(f"{value:.5g}")  # more digits than a screen shows, a third of the bytes
+def _round_digits(value: float) -> float:
+    """Return a number with five significant digits, which reduces the size of the page to a third."""
+    return float(f"{value:.5g}")
 
 
-def _trace_curve(name: str, curve: _Curve, look: Look) -> list[dict[str, Any]]:
+def _make_curve_traces(name: str, curve: _Curve, style: Style) -> list[dict[str, Any]]:
+    """Return the traces of a curve over the epochs: a band if there are several runs, and the mean."""
     traces: list[dict[str, Any]] = []
     template = "%{text}<br>epoch %{x}: %{y:.4g}"
     if curve.runs > 1:
@@ -330,10 +389,10 @@ def _trace_curve(name: str, curve: _Curve, look: Look) -> list[dict[str, Any]]:
             {
                 "x": curve.epochs + curve.epochs[::-1],
                 "y": curve.high + curve.low[::-1],
-                "mode": "lines",
+                "mode": "rows",
                 "line": {"width": 0},
                 "fill": "toself",
-                "fillcolor": look.colour,
+                "fillcolor": style.colour,
                 "opacity": 0.14,
                 "hoverinfo": "skip",
                 "meta": name,
@@ -344,10 +403,10 @@ def _trace_curve(name: str, curve: _Curve, look: Look) -> list[dict[str, Any]]:
             "x": curve.epochs,
             "y": curve.mean,
             "customdata": [list(pair) for pair in zip(curve.low, curve.high, strict=True)],
-            "mode": "lines" if len(curve.epochs) > 1 else "markers",
-            "line": {"color": look.colour, "width": 2, "dash": look.dash},
-            "marker": {"color": look.colour, "symbol": look.symbol},
-            "text": _hover(name),
+            "mode": "rows" if len(curve.epochs) > 1 else "markers",
+            "line": {"color": style.colour, "width": 2, "dash": style.dash},
+            "marker": {"color": style.colour, "symbol": style.symbol},
+            "text": _format_hover(name),
             "hovertemplate": template + "<extra></extra>",
             "meta": name,
         }
@@ -355,40 +414,48 @@ def _trace_curve(name: str, curve: _Curve, look: Look) -> list[dict[str, Any]]:
     return traces
 
 
-def draw_classes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], looks: Mapping[str, Look]) -> Figure:
-    """Draw the score of each class, of those in which variants differ most."""
+def draw_classes(
+    drawn: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]], styles: Mapping[str, Style]
+) -> Figure:
+    """Return a chart of the score of each class, limited to the classes in which the variants differ most.
+
+    Args:
+        drawn: Variants in the chart.
+        runs: Runs of each variant.
+        styles: Style of each variant.
+    """
     title = "Score of each class"
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for line in drawn:
-        for record in runs[line.variant]:
+    for row in drawn:
+        for record in runs[row.variant]:
             for name, value in record.classes.items() if record.state == "done" else ():
                 if math.isfinite(value):
-                    found[name][line.variant].append(value)
+                    found[name][row.variant].append(value)
     if not found:
         return Figure(title, "Left out: no finished run has recorded the scores of single classes.")
-    variants = [line.variant for line in drawn if any(line.variant in scores for scores in found.values())]
+    variants = [row.variant for row in drawn if any(row.variant in scores for scores in found.values())]
     row_height = max(30, 7 * len(variants) + 10)
     means = {name: [fmean(values) for values in scores.values()] for name, scores in found.items()}
-    widest = sorted(found, key=lambda name: min(means[name]) - max(means[name]))[: _CLASSES_HEIGHT // row_height]
+    widest = sorted(found, key=lambda name: min(means[name]) - max(means[name]))[: _MAX_CLASSES_HEIGHT // row_height]
     names = [name for name in found if name in widest]
     traces: list[dict[str, Any]] = []
     for index, variant in enumerate(variants):
         shift = 0.72 * ((index + 0.5) / len(variants) - 0.5)
         rows = [(row, name) for row, name in enumerate(names) if variant in found[name]]
         summaries = [summarise(found[name][variant]) for _, name in rows]
-        look = looks[variant]
+        style = styles[variant]
         traces.append(
             {
                 "x": [summary.mean for summary in summaries],
                 "y": [row + shift for row, _ in rows],
                 "mode": "markers",
-                "marker": {"color": look.colour, "size": 8, "symbol": look.symbol},
-                **_error_bars("x", summaries, look.colour),
+                "marker": {"color": style.colour, "size": 8, "symbol": style.symbol},
+                **_make_error_bars("x", summaries, style.colour),
                 "hovertext": [
-                    _hover(
+                    _format_hover(
                         variant,
-                        f"{name}: {write_score(summary.mean)}",
-                        *[f"{write_score(summary.low)} to {write_score(summary.high)}"] * math.isfinite(summary.low),
+                        f"{name}: {format_score(summary.mean)}",
+                        *[f"{format_score(summary.low)} to {format_score(summary.high)}"] * math.isfinite(summary.low),
                     )
                     for (_, name), summary in zip(rows, summaries, strict=True)
                 ],
@@ -396,11 +463,11 @@ def draw_classes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], lo
             }
         )
     rule = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "layer": "below", "line": {"color": "rule", "width": 1}}
-    layout = _lay_out(
-        {"title": _title("mAP50-95"), "side": "bottom"},
+    layout = _make_layout(
+        {"title": _make_title("mAP50-95"), "side": "bottom"},
         {
             "tickvals": list(range(len(names))),
-            "ticktext": [_wrap(name) for name in names],
+            "ticktext": [_wrap_label(name) for name in names],
             "range": [len(names) - 0.5, -0.5],
             "showgrid": False,
             "fixedrange": True,
@@ -410,42 +477,52 @@ def draw_classes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]], lo
     text = "mAP50-95 of the best checkpoint, mean over seeds with its 95 % interval."
     if len(names) < len(found):
         text += f" Of {len(found)} classes, the {len(names)} in which the variants differ most."
-    return Figure(title, text, _finish(traces), layout, 64 + len(names) * row_height, names=tuple(variants))
+    return Figure(title, text, _complete_traces(traces), layout, 64 + len(names) * row_height, names=tuple(variants))
 
 
-def draw_shapes(drawn: Sequence[Line], runs: Mapping[str, Sequence[Record]]) -> list[Figure]:
-    """Draw what learned activations look like, a chart for each variant."""
+def draw_activations(drawn: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]]) -> list[Figure]:
+    """Return charts of learned activations before and after training, one for each variant that has any.
+
+    Args:
+        drawn: Variants to consider.
+        runs: Runs of each variant, the first finished of which is drawn.
+
+    Raises:
+        InputError: The curves of a run are damaged.
+    """
     figures = []
-    for line in drawn:
-        for record in runs[line.variant]:
-            shapes = read_record(record.folder / SHAPES_FILE, Shapes) if record.state == "done" else None
-            traces = _trace_shapes(shapes) if shapes else []
+    for row in drawn:
+        for record in runs[row.variant]:
+            curves = read_json(record.folder / CURVES_FILE, ActivationCurves) if record.state == "done" else None
+            traces = _make_activation_traces(curves) if curves else []
             if traces:
-                text = f"{write_count(sum('meta' not in trace for trace in traces), 'site')}, seed {record.seed}"
-                layout = _lay_out(
+                text = f"{format_count(sum('meta' not in trace for trace in traces), 'site')}, seed {record.seed}"
+                layout = _make_layout(
                     {"zeroline": True, "zerolinecolor": "rule", "nticks": 7},
                     {"zeroline": True, "zerolinecolor": "rule", "nticks": 7},
                 )
-                figures.append(Figure(line.variant, text, _finish(traces), layout, 250, _SMALL))
+                figures.append(Figure(row.variant, text, _complete_traces(traces), layout, 250, _SMALL))
                 break
     return figures
 
 
-def _trace_shapes(shapes: Shapes) -> list[dict[str, Any]]:
-    step = max(1, (len(shapes.x) - 1) // (_CURVE_POINTS - 1))
-    x = _thin(shapes.x, step)
+def _make_activation_traces(curves: ActivationCurves) -> list[dict[str, Any]]:
+    """Return the traces of learned activations: each distinct initial curve, and the final curve of each site."""
+    step = max(1, (len(curves.x) - 1) // (_CURVE_POINTS - 1))
+    x = _subsample(curves.x, step)
     traces: list[dict[str, Any]] = []
-    for index, site in enumerate(shapes.sites):
-        depth = round(7 * index / max(1, len(shapes.sites) - 1))
-        hover = _hover(site.name, site.activation)
+    for index, site in enumerate(curves.sites):
+        depth = round(7 * index / max(1, len(curves.sites) - 1))
+        hover = _format_hover(site.name, site.activation)
         line = {"color": f"d{depth}", "width": 1}
-        traces.append({"x": x, "y": _thin(site.after, step), "line": line, "hovertext": hover})
-    starts = dict.fromkeys(tuple(_thin(site.before, step)) for site in shapes.sites)
+        traces.append({"x": x, "y": _subsample(site.after, step), "line": line, "hovertext": hover})
+    starts = dict.fromkeys(tuple(_subsample(site.before, step)) for site in curves.sites)
     for start in starts:
         dashed = {"color": "ink", "width": 1.5, "dash": "dash"}
         traces.append({"x": x, "y": list(start), "line": dashed, "hovertext": "before training", "meta": "before"})
-    return [{"mode": "lines", **trace} for trace in traces]
+    return [{"mode": "rows", **trace} for trace in traces]
 
 
-def _thin(values: Sequence[float | None], step: int) -> list[float | None]:
-    return [None if value is None else _round(value) for value in values[::step]]
+def _subsample(values: Sequence[float | None], step: int) -> list[float | None]:
+    """Return every `step`-th value, rounded."""
+    return [None if value is None else _round_digits(value) for value in values[::step]]

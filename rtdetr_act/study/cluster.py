@@ -1,10 +1,10 @@
-"""Run rows on many machines with Ray, and stop hopeless ones early with Ray Tune.
+"""The Ray engine: runs on many machines, with early stopping by Ray Tune.
 
-Each run is a Ray task (a trial of Tune where hopeless runs are stopped) that starts the same process as the engine of
-one machine does, in a temporary folder of its node. A keeper, an actor on this machine, hands out the files of the run
-folders and takes back what changed, after each epoch; so a run whose node is lost goes on elsewhere after its last
-epoch. Nodes share nothing but the network. Each needs the same versions of rtdetr-act, Ultralytics and torch, and the
-model and the data at the paths that the study names; the set `shapes` is drawn on each node by itself.
+Each run is a Ray task, or a trial of Ray Tune with early stopping, that starts the same worker process as the local
+engine in a temporary folder of its node. A `RunStore`, an actor on this machine, sends the files of the run folders to
+the tasks and receives changed files after each epoch, so that a run whose node is lost resumes on another node after
+its last epoch. Nodes share nothing but the network. Each needs the same versions of rtdetr-act, Ultralytics and torch,
+and the model and the data at the paths that the study names; the `shapes` data set is generated on each node.
 """
 
 from __future__ import annotations
@@ -25,55 +25,53 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ultralytics.cfg import DEFAULT_CFG_DICT
-
 from rtdetr_act.errors import InputError, TrainingError, quote
 from rtdetr_act.files import write_atomically
-from rtdetr_act.study.folder import (
-    ATTEMPTS_FILE,
-    RESULT_FILE,
-    ROW_FILE,
-    SNAPSHOT_FILE,
-    Result,
-    locked,
-    write_json,
-)
-from rtdetr_act.study.grid import Row, command_of, label, read_row
+from rtdetr_act.study.grid import RunConfig, count_epochs, format_activation, format_command, read_run_config
+from rtdetr_act.study.local import split_device
 from rtdetr_act.study.process import (
     LOG_FILE,
     Progress,
-    end_run,
-    explain_end,
+    explain_exit,
     is_finished,
-    let_go_on,
-    note_attempt,
+    kill_run,
     read_progress,
     read_result,
+    record_attempt,
+    release_run,
     start_run,
 )
-from rtdetr_act.study.queue import split_device
+from rtdetr_act.study.storage import (
+    ATTEMPTS_FILE,
+    RESULT_FILE,
+    RUN_FILE,
+    SNAPSHOT_FILE,
+    WORKER_EXIT_SECONDS,
+    RunResult,
+    lock_folder,
+    write_json,
+)
 from rtdetr_act.version import __version__
 
-_POLL = 0.2  # seconds
-_REACH = 10.0  # seconds for an address to answer
-_CHECK = 120.0  # seconds for a node to start its first worker, which imports Ray from a disk that may be slow
-_PREDECESSOR = 30.0  # seconds for the processes of a killed study to notice that
-_LOSSES = 5  # nodes that one run may lose; one that takes its node down each time must end some day
-_LOST = "its node, or Ray's worker on it, was lost"
-_GRACE = 8  # no run is stopped before this part of its epochs: by then the learning rate has warmed up
-_NEEDS_RAY = "--engine ray needs Ray: pip install 'rtdetr-act[ray]'"
+_POLL_SECONDS = 0.2  # seconds
+_CONNECT_TIMEOUT = 10.0  # seconds
+_NODE_TIMEOUT = 120.0  # seconds; the first worker of a node imports Ray, maybe from a slow disk
+_MAX_LOST_NODES = 5  # per run, since a run may crash its node each time
+_LOST_REASON = "its node, or Ray's worker on it, was lost"
+_GRACE_DIVISOR = 8  # no run is stopped in its first 1/8, while the learning rate warms up
+_RAY_MISSING = "--engine ray needs Ray: pip install 'rtdetr-act[ray]'"
 
 
 @dataclass(frozen=True)
-class Order:
-    """What each task is told.
+class TaskSettings:
+    """Settings that all tasks of a study share.
 
     Attributes:
-        cpus: Cores of a run.
-        gpus: GPUs of a run; Ray chooses which.
-        device: Ultralytics' `device` where no GPU is needed; "" for the row's own.
-        versions: Of the packages that must be the same everywhere.
-        cwd: Where relative paths of a study start, on nodes that have this folder.
+        cpus: CPU cores per run.
+        gpus: GPUs per run, assigned by Ray.
+        device: Ultralytics' `device` of a run without GPUs; "" for that of its configuration.
+        versions: Versions of the packages that must be the same on all nodes.
+        cwd: Working directory, to which relative paths refer, on nodes where it exists.
     """
 
     cpus: int
@@ -84,45 +82,57 @@ class Order:
 
 
 @contextmanager
-def join(address: str | None, *, device: Any, cpus: int | None, halving: bool = False) -> Iterator[Order]:
-    """Join a Ray cluster for the body, and say what each run needs there, once all that is known to be there.
+def join_cluster(
+    address: str | None, *, device: Any, cpus: int | None, halving: bool = False
+) -> Iterator[TaskSettings]:
+    """Connect to a Ray cluster for the body of a `with` statement, and check its nodes; a context manager.
 
     Args:
-        address: Of the cluster, such as "10.0.0.1:6379" or "auto", of which this machine is a node; None starts Ray on
-            this machine alone.
-        device: The `device` of all runs as Ultralytics takes it; None for a GPU each where the cluster has any.
-        cpus: Cores of each run, and threads on a CPU; None for one.
-        halving: Whether Ray Tune is needed too.
+        address: Address of a cluster that this machine belongs to, such as "10.0.0.1:6379" or "auto"; None starts Ray
+            on this machine.
+        device: Ultralytics' `device` for all runs; None for a GPU per run if the cluster has any.
+        cpus: CPU cores per run; None for 1.
+        halving: Whether Ray Tune is needed.
+
+    Yields:
+        The settings of the tasks.
 
     Raises:
-        InputError: Ray is missing, the cluster cannot be reached or has no node that can hold a run, or a node has
-            other versions.
+        InputError: Ray is missing, the cluster does not answer or has no node with the resources of a run, or a node
+            has other versions.
     """
     ray = _import_ray(halving)
     try:
-        _connect(address)
-        order = _make_order(device, cpus)
-        _check_nodes(order)
-        yield order
+        _connect_to_ray(address)
+        settings = _choose_settings(device, cpus)
+        _check_nodes(settings)
+        yield settings
     finally:
         ray.shutdown()
 
 
-def run_rows(
-    folders: Sequence[Path], *, order: Order, retries: int, halving: str | None, watch: Callable[[Sequence[Path]], None]
+def run_on_cluster(
+    folders: Sequence[Path],
+    *,
+    settings: TaskSettings,
+    retries: int,
+    halving: str | None,
+    watch: Callable[[Sequence[Path]], None],
 ) -> None:
-    """Run what is not finished on the Ray cluster joined; a failure is noted in its folder, and the others go on.
+    """Run all unfinished runs on the connected Ray cluster.
+
+    A failure is recorded in the run folder and does not stop the other runs.
 
     Args:
-        folders: Run folders with their `run.json`, all in one folder.
-        order: As `join` gives it.
-        retries: Further tries of a run whose process ended without a result; lost nodes do not count.
-        halving: The baseline's activation: of the others, runs in the worse half of their setting are stopped after an
-            eighth, a quarter and a half of their epochs, and get a result that says so. None stops none.
-        watch: Called several times a second with the folders of the runs at work.
+        folders: Run folders with their `run.json`, all in one parent folder.
+        settings: As `join_cluster` yields them.
+        retries: Number of further attempts at a run whose process ends without a result, lost nodes not counted.
+        halving: Activation of the baseline. Other runs in the worse half of their setting are stopped after an eighth,
+            a quarter and a half of their epochs, with the result "stopped". None stops none.
+        watch: Function called several times per second with the folders of the runs in progress.
 
     Raises:
-        TrainingError: The keeper ended; the same command goes on.
+        TrainingError: The actor that stores the files ended; the same command continues the study.
     """
     from ray.exceptions import RayActorError
 
@@ -130,25 +140,26 @@ def run_rows(
     if not waiting:
         return
     try:
-        keeper = _start_keeper(waiting, retries)
+        store = _start_store(waiting, retries)
         if halving is None:
-            _run_tasks(waiting, keeper, order, watch)
+            _run_as_tasks(waiting, store, settings, watch)
         else:
-            _run_trials(waiting, keeper, order, halving, watch)
+            _run_as_trials(waiting, store, settings, halving, watch)
     except RayActorError as error:
         raise TrainingError(
-            f"the process that keeps the study's files ended: {_shorten(error)}; the same command goes on"
+            f"the process that stores the study's files ended: {_summarise_error(error)}; the same command continues"
         ) from None
 
 
 def _import_ray(halving: bool = False) -> Any:
+    """Return the module `ray` with its messages turned off; raises InputError if it is not installed."""
     quiet = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by default; else it warns of that
-        "RAY_AIR_NEW_OUTPUT": "0",  # or Tune prints tables at verbose=0 too
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default, without which Ray warns
+        "RAY_AIR_NEW_OUTPUT": "0",  # otherwise Tune prints tables even at verbose=0
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would wait for the trials
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's handler waits for the trials
     }
     os.environ.update(quiet)
     try:
@@ -157,11 +168,12 @@ def _import_ray(halving: bool = False) -> Any:
         if halving:
             from ray import tune  # noqa: F401
     except ImportError:
-        raise InputError(_NEEDS_RAY) from None
+        raise InputError(_RAY_MISSING) from None
     return ray
 
 
-def _connect(address: str | None) -> None:
+def _connect_to_ray(address: str | None) -> None:
+    """Connect to a Ray cluster, or start Ray on this machine; raises InputError."""
     import ray
 
     _check_address(address)
@@ -169,15 +181,15 @@ def _connect(address: str | None) -> None:
     local: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-    except Exception as error:  # ConnectionError, ValueError, RuntimeError for other versions: whatever is in the way
-        raise InputError(f"cannot join the Ray cluster at '{address or 'local'}': {_shorten(error)}") from None
+    except Exception as error:  # ConnectionError, ValueError, RuntimeError for other versions, and others
+        raise InputError(f"cannot join the Ray cluster at '{address or 'local'}': {_summarise_error(error)}") from None
     finally:
         with suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray replaces it
 
 
 def _check_address(address: str | None) -> None:
-    """Try the address before Ray does, which waits for minutes and then ends the process."""
+    """Check that a cluster answers, since Ray waits for minutes and then ends the process; raises InputError."""
     if address is None or address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -187,22 +199,22 @@ def _check_address(address: str | None) -> None:
             "cluster"
         )
     try:
-        socket.create_connection((host, int(port)), timeout=_REACH).close()
-    except (OSError, OverflowError, UnicodeError) as error:  # the last of a name that no host can have
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT).close()
+    except (OSError, OverflowError, UnicodeError) as error:  # the last for an invalid host name
         raise InputError(
             f"no Ray cluster answers at {quote(address)} ({error}): start one with 'ray start --head', and give "
-            "what it says"
+            "the address that it prints"
         ) from None
 
 
-def _shorten(error: BaseException) -> str:
-    """Return the first line of an error's text; that of a task is a traceback, so its cause is asked."""
+def _summarise_error(error: BaseException) -> str:
+    """Return the first line of an error's message, for an error of a Ray task that of its cause."""
     cause = getattr(error, "cause", None) or error
     return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
 
 
-def _make_order(device: Any, cpus: int | None) -> Order:
-    """Say what each run needs; raises InputError where no node has that."""
+def _choose_settings(device: Any, cpus: int | None) -> TaskSettings:
+    """Return the settings of all tasks; raises InputError if no node has the resources of a run."""
     import ray
 
     names = split_device(device)
@@ -215,93 +227,103 @@ def _make_order(device: Any, cpus: int | None) -> Order:
     if not any(node.get("CPU", 0) >= cores and node.get("GPU", 0) >= gpus for node in nodes):
         raise InputError(f"no node of the Ray cluster has what a run needs: CPUs: {cores}, GPUs: {gpus}")
     named = names[0] if names and not gpus else "" if gpus else "cpu"
-    return Order(cores, gpus, named, _versions(), str(Path.cwd()))
+    return TaskSettings(cores, gpus, named, _read_versions(), str(Path.cwd()))
 
 
-def _versions() -> dict[str, str]:
-    """Return what must be the same on every node, or a difference between two runs says nothing."""
-    found = {"rtdetr-act": __version__}
+def _read_versions() -> dict[str, str]:
+    """Return the versions that must be the same on all nodes for runs to be comparable."""
+    versions = {"rtdetr-act": __version__}
     for name in ("ultralytics", "torch"):
-        found[name] = importlib.metadata.version(name).partition("+")[0]  # "+cpu", "+cu132": of the node's own kind
-    return found
+        versions[name] = importlib.metadata.version(name).partition("+")[0]  # "+cpu" or "+cu132" may differ
+    return versions
 
 
-def _compare_versions(wanted: Mapping[str, str]) -> str:
-    """Say how this machine differs from the study's, or ""."""
-    found = _versions()
+def _compare_versions(expected: Mapping[str, str]) -> str:
+    """Return a sentence on the first version that differs on this machine, or ""."""
+    versions = _read_versions()
     return next(
         (
-            f"{socket.gethostname()} has {name} {found[name]}, the study {wanted[name]}: install the same on every node"
-            for name in wanted
-            if found[name] != wanted[name]
+            f"{socket.gethostname()} has {name} {versions[name]}, the study {expected[name]}: install the same on "
+            "every node"
+            for name in expected
+            if versions[name] != expected[name]
         ),
         "",
     )
 
 
-def _check_nodes(order: Order) -> None:
-    """Start a worker on each node, and let it tell its versions."""
+def _check_nodes(settings: TaskSettings) -> None:
+    """Check the versions on each node in a worker there; raises InputError."""
     import ray
     from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
 
     compare = ray.remote(num_cpus=0, max_retries=0)(_compare_versions)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    answers = [compare.options(scheduling_strategy=_on_node(node["NodeID"])).remote(order.versions) for node in nodes]
+    answers = [
+        compare.options(scheduling_strategy=_pin_to_node(node["NodeID"])).remote(settings.versions) for node in nodes
+    ]
     for node, answer in zip(nodes, answers, strict=True):
         host = node["NodeManagerHostname"]
         try:
-            difference = ray.get(answer, timeout=_CHECK)
+            difference = ray.get(answer, timeout=_NODE_TIMEOUT)
         except (NodeDiedError, TaskUnschedulableError, WorkerCrashedError):
-            continue  # lost just now; the others do
+            continue  # the node was lost; the others suffice
         except GetTimeoutError:
-            difference = f"node '{host}' starts no worker within {_CHECK:.0f} s: see Ray's logs there"
+            difference = f"node '{host}' starts no worker within {_NODE_TIMEOUT:.0f} s: see Ray's logs there"
         except RayError as error:
-            difference = f"node '{host}' cannot run rtdetr-act: {_shorten(error)}"
+            difference = f"node '{host}' cannot run rtdetr-act: {_summarise_error(error)}"
         if difference:
             raise InputError(difference)
 
 
-def _on_node(node: str) -> Any:
+def _pin_to_node(node: str) -> Any:
+    """Return a scheduling strategy for one node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-class Keeper:
-    """Reads and writes the run folders for the tasks; of two that hold one run, only the later may write.
+class RunStore:
+    """Actor that reads and writes the run folders for the tasks.
+
+    An attempt at a run claims it and gets a token. If two attempts claim the same run, only the later one may write.
 
     Args:
         folders: Run folders on this machine.
-        retries: Further tries of a run whose process ended without a result.
+        retries: Number of further attempts at a run whose process ends without a result.
     """
 
     def __init__(self, folders: Sequence[Path], retries: int) -> None:
         self.folders = {folder.name: folder for folder in folders}
         self.left = dict.fromkeys(self.folders, retries)
         self.losses: Counter[str] = Counter()
-        self.holders: dict[str, int] = {}  # the token of the attempt that holds a run
+        self.holders: dict[str, int] = {}  # token of the attempt that holds a run
         self.tokens = itertools.count(1)
         self.locks = {name: ExitStack() for name in self.folders}
 
     def claim(self, name: str) -> tuple[int, dict[str, bytes]] | None:
-        """Give a run to an attempt: its token and the files so far; None where there is nothing to do.
+        """Assign a run to a new attempt, and return a token and the files of the run by relative path.
+
+        Returns None if the run is finished or has lost too many nodes.
 
         Raises:
-            InputError: A process of an earlier study still works in the folder.
+            InputError: A process of an earlier study is still working in the folder.
         """
         folder = self.folders[name]
         if self.holders.pop(name, None) is not None:
             self.losses[name] += 1
-            note_attempt(folder, _LOST)
+            record_attempt(folder, _LOST_REASON)
         self.locks[name].close()
-        self.locks[name].enter_context(locked(folder, wait=_PREDECESSOR))
-        if is_finished(folder) or self.losses[name] > _LOSSES:
+        self.locks[name].enter_context(lock_folder(folder, timeout=WORKER_EXIT_SECONDS))
+        if is_finished(folder) or self.losses[name] > _MAX_LOST_NODES:
             return None
         self.holders[name] = token = next(self.tokens)
-        return token, _read_files(folder)
+        return token, _read_run_files(folder)
 
-    def keep(self, name: str, token: int, files: Mapping[str, bytes]) -> bool:
-        """Write files in the order given; False, and nothing written, where another attempt holds the run.
+    def save(self, name: str, token: int, files: Mapping[str, bytes]) -> bool:
+        """Write files of a run in the given order, and return whether the attempt with this token holds the run.
+
+        If another attempt holds it, nothing is written.
 
         Raises:
             OSError: The disk is full.
@@ -314,220 +336,239 @@ class Keeper:
             write_atomically(target, content)
         return True
 
-    def end(self, name: str, token: int, files: Mapping[str, bytes], reason: str) -> bool:
-        """Take an attempt's last files, and note why it gave no result unless they hold one; say whether to try again.
+    def finish(self, name: str, token: int, files: Mapping[str, bytes], reason: str) -> bool:
+        """End an attempt, and return whether there should be another one.
+
+        Args:
+            name: Name of the run.
+            token: Token of the attempt.
+            files: Its last files, by relative path.
+            reason: Why the attempt failed; recorded unless the files include a result.
 
         Raises:
             OSError: The disk is full.
         """
-        if not self.keep(name, token, files):
+        if not self.save(name, token, files):
             return False
         del self.holders[name]
         if result := read_result(self.folders[name]):
             if result.state == "done":
                 (self.folders[name] / SNAPSHOT_FILE).unlink(missing_ok=True)
             return False
-        note_attempt(self.folders[name], reason)
+        record_attempt(self.folders[name], reason)
         self.left[name] -= 1
         return self.left[name] >= 0
 
     def stop(self, name: str, result: Mapping[str, Any]) -> None:
-        """Write the result of a run that is not worth its time; its attempt may write no more."""
+        """Write the result of a run that is stopped early, and release it, so that its attempt can no longer write."""
         if self.holders.pop(name, None) is not None:
             write_json(self.folders[name] / RESULT_FILE, dict(result))
 
-    def at_work(self) -> list[str]:
-        """Return the names of the runs that an attempt holds."""
+    def held_runs(self) -> list[str]:
+        """Return the names of the runs that are held by an attempt."""
         return list(self.holders)
 
 
-def _start_keeper(folders: Sequence[Path], retries: int) -> Any:
+def _start_store(folders: Sequence[Path], retries: int) -> Any:
+    """Start a RunStore on this node, and return its handle."""
     import ray
 
-    here = _on_node(ray.get_runtime_context().get_node_id())
+    here = _pin_to_node(ray.get_runtime_context().get_node_id())
     paths = [folder.resolve() for folder in folders]
-    return ray.remote(Keeper).options(num_cpus=0, scheduling_strategy=here).remote(paths, retries)
+    return ray.remote(RunStore).options(num_cpus=0, scheduling_strategy=here).remote(paths, retries)
 
 
-def _read_files(folder: Path) -> dict[str, bytes]:
-    """Return what a process needs to go on: all but the lock, the attempts, and what was never whole."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and _travels(path)]
+def _read_run_files(folder: Path) -> dict[str, bytes]:
+    """Return the files from which a run resumes, by relative path: all but locks, attempts and temporary files."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_copied(path)]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def _travels(path: Path) -> bool:
+def _is_copied(path: Path) -> bool:
+    """Return whether a file of a run folder is sent to the node of the run."""
     return path.name != ATTEMPTS_FILE and not path.name.startswith(".")
 
 
-def _run_tasks(folders: Sequence[Path], keeper: Any, order: Order, watch: Callable[[Sequence[Path]], None]) -> None:
+def _run_as_tasks(
+    folders: Sequence[Path], store: Any, settings: TaskSettings, watch: Callable[[Sequence[Path]], None]
+) -> None:
     import ray
     from ray.exceptions import RayError
 
-    task = ray.remote(_do_run).options(num_cpus=order.cpus, num_gpus=order.gpus, max_retries=_LOSSES)
-    working = {task.remote(keeper, folder.name, order): folder for folder in folders}
-    asked, held = keeper.at_work.remote(), []
+    task = ray.remote(_run_task).options(num_cpus=settings.cpus, num_gpus=settings.gpus, max_retries=_MAX_LOST_NODES)
+    working = {task.remote(store, folder.name, settings): folder for folder in folders}
+    answer, held = store.held_runs.remote(), []
     try:
         while working:
-            ended, _ = ray.wait(list(working), timeout=_POLL)
+            ended, _ = ray.wait(list(working), timeout=_POLL_SECONDS)
             for reference in ended:
                 folder = working.pop(reference)
                 try:
                     ray.get(reference)
                 except RayError as error:
-                    note_attempt(folder, _shorten(error))
-            # The keeper may be writing a snapshot of a gigabyte: nobody waits for its answer.
-            if ray.wait([asked], timeout=0)[0]:
-                held, asked = ray.get(asked), keeper.at_work.remote()
+                    record_attempt(folder, _summarise_error(error))
+            # Without waiting, since the store may be writing a snapshot of a gigabyte.
+            if ray.wait([answer], timeout=0)[0]:
+                held, answer = ray.get(answer), store.held_runs.remote()
             watch([folder for folder in working.values() if folder.name in held])
     finally:
         for reference in working:
-            ray.cancel(reference)  # raises KeyboardInterrupt in it, so that it cleans up
-        ray.wait(list(working), num_returns=len(working), timeout=_REACH) if working else None
+            ray.cancel(reference)  # raises KeyboardInterrupt in the task, which then cleans up
+        ray.wait(list(working), num_returns=len(working), timeout=_CONNECT_TIMEOUT) if working else None
 
 
-def _do_run(keeper: Any, name: str, order: Order) -> None:
-    """Do a run as a Ray task."""
-    for _ in _work(keeper, name, order):
+def _run_task(store: Any, name: str, settings: TaskSettings) -> None:
+    """Train a run to its end, as a Ray task."""
+    for _ in _run_with_retries(store, name, settings):
         pass
 
 
-def _work(keeper: Any, name: str, order: Order, rungs: Sequence[int] = ()) -> Generator[Progress, None, None]:
-    """Do a run on this node, tries included, and tell each epoch; closing it ends the process.
+def _run_with_retries(
+    store: Any, name: str, settings: TaskSettings, rungs: Sequence[int] = ()
+) -> Generator[Progress, None, None]:
+    """Train a run on this node with retries, and yield its progress after each epoch.
 
-    After the epochs named as rungs the run trains on only once the next is asked for.
+    Closing the generator kills the process. After the epochs in `rungs`, the run pauses until the next progress is
+    requested.
     """
     with suppress(OSError):
-        os.chdir(order.cwd)
+        os.chdir(settings.cwd)
     again = True
     while again:
-        claimed = _await(keeper.claim.remote(name))
+        claimed = _get_answer(store.claim.remote(name))
         if claimed is None:
             return
         token, files = claimed
-        difference = _compare_versions(order.versions)  # of a node that joined after the study had started
+        difference = _compare_versions(settings.versions)  # for nodes that joined after the start
         if difference:
-            again = _await(keeper.end.remote(name, token, {}, difference))
+            again = _get_answer(store.finish.remote(name, token, {}, difference))
             continue
-        with tempfile.TemporaryDirectory(prefix="rtdetr-act-", ignore_cleanup_errors=True) as place:
-            folder = Path(place, name)
+        with tempfile.TemporaryDirectory(prefix="rtdetr-act-", ignore_cleanup_errors=True) as parent:
+            folder = Path(parent, name)
             for path, content in files.items():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(content)
             del claimed, files
-            again = yield from _attempt(keeper, folder, token, order, rungs)
+            again = yield from _run_attempt(store, folder, token, settings, rungs)
 
 
-def _attempt(
-    keeper: Any, folder: Path, token: int, order: Order, rungs: Sequence[int]
+def _run_attempt(
+    store: Any, folder: Path, token: int, settings: TaskSettings, rungs: Sequence[int]
 ) -> Generator[Progress, None, bool]:
     import ray
 
-    device = ",".join(map(str, ray.get_gpu_ids())) if order.gpus else order.device
-    sent = {path: _signature(path) for path in folder.rglob("*")}
-    told = 0
-    process = start_run(folder, device=device, threads=0 if order.gpus else order.cpus, pauses=rungs)
+    device = ",".join(map(str, ray.get_gpu_ids())) if settings.gpus else settings.device
+    sent = {path: _stat_signature(path) for path in folder.rglob("*")}
+    reported = 0
+    process = start_run(folder, device=device, threads=0 if settings.gpus else settings.cpus, pauses=rungs)
     try:
         while process.poll() is None:
-            time.sleep(_POLL)
-            if (files := _changes(folder, sent)) and not _await(keeper.keep.remote(folder.name, token, files)):
-                return False  # another node does it now
+            time.sleep(_POLL_SECONDS)
+            if (files := _read_changed_files(folder, sent)) and not _get_answer(
+                store.save.remote(folder.name, token, files)
+            ):
+                return False  # another attempt holds the run
             progress = read_progress(folder)
-            if progress.epochs > told:
-                told = progress.epochs
+            if progress.epochs > reported:
+                reported = progress.epochs
                 yield progress
-                let_go_on(process, told)
+                release_run(process, reported)
     finally:
-        end_run(process)
+        kill_run(process)
     finished = is_finished(folder)
-    reason = "" if finished else explain_end(folder, process.returncode)
-    last = {path: content for path, content in _read_files(folder).items() if path != ROW_FILE}
-    # The snapshot and the result last: whatever the disk holds when this machine stops, it is enough to go on.
+    reason = "" if finished else explain_exit(folder, process.returncode)
+    last = {path: content for path, content in _read_run_files(folder).items() if path != RUN_FILE}
+    # The snapshot and the result last, so that the folder can be resumed from whenever this machine stops.
     for name in (SNAPSHOT_FILE, RESULT_FILE):
         if name in last:
             last[name] = last.pop(name)
-    return _await(keeper.end.remote(folder.name, token, last, reason))
+    return _get_answer(store.finish.remote(folder.name, token, last, reason))
 
 
-def _await(reference: Any) -> Any:
-    """Return the keeper's answer; while `ray.get` waits, Ray would give the CPUs of the task to another."""
+def _get_answer(reference: Any) -> Any:
+    """Return the result of a call of the store; `ray.get` would release the CPUs of the task while it waits."""
     return reference.future().result()
 
 
-def _changes(folder: Path, sent: dict[Path, Any]) -> dict[str, bytes]:
-    """Return what is new since the last call: the table of results, and all that a successor needs after each epoch."""
+def _read_changed_files(folder: Path, sent: dict[Path, Any]) -> dict[str, bytes]:
+    """Return the files changed since the last call: results.csv, and after each epoch all that a resume needs."""
     table, snapshot = folder / "results.csv", folder / SNAPSHOT_FILE
-    paths = [table] if _is_new(table, sent) else []
-    if not _is_new(snapshot, sent):
-        return _read_present(folder, paths)
-    # Read before the weights and written after them: a best.pt may be of a later epoch than the snapshot, which the
-    # successor does again, but never of an earlier one.
-    state = _read_present(folder, [snapshot])
+    paths = [table] if _has_changed(table, sent) else []
+    if not _has_changed(snapshot, sent):
+        return _read_existing(folder, paths)
+    # Read before the weights and written after them: best.pt may belong to a later epoch than the snapshot, which is
+    # repeated on resume, but never to an earlier one.
+    state = _read_existing(folder, [snapshot])
     weights = sorted((folder / "weights").glob("*.pt"))
-    return _read_present(folder, [*weights, folder / LOG_FILE, table]) | state
+    return _read_existing(folder, [*weights, folder / LOG_FILE, table]) | state
 
 
-def _is_new(path: Path, sent: dict[Path, Any]) -> bool:
-    before, sent[path] = sent.get(path), _signature(path)
+def _has_changed(path: Path, sent: dict[Path, Any]) -> bool:
+    """Return whether a file exists and has changed since the last call."""
+    before, sent[path] = sent.get(path), _stat_signature(path)
     return sent[path] not in (None, before)
 
 
-def _signature(path: Path) -> tuple[int, int] | None:
+def _stat_signature(path: Path) -> tuple[int, int] | None:
+    """Return modification time and size of a file, or None if it does not exist."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return status.st_mtime_ns, status.st_size
 
 
-def _read_present(folder: Path, paths: Sequence[Path]) -> dict[str, bytes]:
-    found = {}
+def _read_existing(folder: Path, paths: Sequence[Path]) -> dict[str, bytes]:
+    """Return the contents of those files that exist, by relative path."""
+    files = {}
     for path in paths:
         with suppress(FileNotFoundError):
-            found[path.relative_to(folder).as_posix()] = path.read_bytes()
-    return found
+            files[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return files
 
 
-def _run_trials(
-    folders: Sequence[Path], keeper: Any, order: Order, baseline: str, watch: Callable[[Sequence[Path]], None]
+def _run_as_trials(
+    folders: Sequence[Path], store: Any, settings: TaskSettings, baseline: str, watch: Callable[[Sequence[Path]], None]
 ) -> None:
-    """Run the rows as trials of Ray Tune, which stops some of them."""
+    """Train the runs as trials of Ray Tune, which stops some of them early."""
     from ray import tune
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a traceback for each lost node
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it logs a traceback for each lost node
     by_name = {folder.name: folder for folder in folders}
-    rows = {name: row for name, folder in by_name.items() if (row := read_row(folder))}
+    configs = {name: config for name, folder in by_name.items() if (config := read_run_config(folder))}
 
     class Watch(tune.Callback):
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             watch([by_name[trial.config["name"]] for trial in trials if trial.status == "RUNNING"])
 
-    rungs = {name: find_rungs(_epochs_of(row)) for name, row in rows.items()}
-    trainable = tune.with_parameters(_make_trainable(), keeper=keeper, order=order, rungs=rungs)
-    with tempfile.TemporaryDirectory(prefix="rtdetr-act-", ignore_cleanup_errors=True) as place:
+    rungs = {name: find_rungs(count_epochs(config)) for name, config in configs.items()}
+    trainable = tune.with_parameters(_make_trainable_class(), store=store, settings=settings, rungs=rungs)
+    with tempfile.TemporaryDirectory(prefix="rtdetr-act-", ignore_cleanup_errors=True) as storage:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": order.cpus, "gpu": order.gpus}),
+            tune.with_resources(trainable, {"cpu": settings.cpus, "gpu": settings.gpus}),
             param_space={"name": tune.grid_search(list(by_name))},
-            tune_config=tune.TuneConfig(scheduler=_make_scheduler(rows, baseline, keeper, order)),
+            tune_config=tune.TuneConfig(scheduler=_make_scheduler(configs, baseline, store, settings)),
             run_config=tune.RunConfig(
-                storage_path=place,
+                storage_path=storage,
                 verbose=0,
                 callbacks=[Watch()],
-                failure_config=tune.FailureConfig(max_failures=_LOSSES),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the keeper has what is needed
+                failure_config=tune.FailureConfig(max_failures=_MAX_LOST_NODES),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the store has the snapshots
             ),
         )
         results = tuner.fit()
         for result in (results[index] for index in range(len(results))):
             if result.error is not None and result.config:
-                note_attempt(by_name[result.config["name"]], _shorten(result.error))
+                record_attempt(by_name[result.config["name"]], _summarise_error(result.error))
 
 
-def _make_trainable() -> type:
+def _make_trainable_class() -> type:
+    """Return the class of a trial of Ray Tune that trains one run."""
     from ray import tune
 
     class Trial(tune.Trainable):
-        def setup(self, config: dict[str, Any], keeper: Any = None, order: Any = None, rungs: Any = None) -> None:
-            self.epochs = _work(keeper, config["name"], order, rungs[config["name"]])
+        def setup(self, config: dict[str, Any], store: Any = None, settings: Any = None, rungs: Any = None) -> None:
+            self.epochs = _run_with_retries(store, config["name"], settings, rungs[config["name"]])
 
         def step(self) -> dict[str, Any]:
             progress = next(self.epochs, None)
@@ -541,36 +582,36 @@ def _make_trainable() -> type:
     return Trial
 
 
-def _make_scheduler(rows: Mapping[str, Row], baseline: str, keeper: Any, order: Order) -> Any:
-    """Return ASHA for each setting by itself, since scores of unlike models or data do not compare."""
+def _make_scheduler(configs: Mapping[str, RunConfig], baseline: str, store: Any, settings: TaskSettings) -> Any:
+    """Return a scheduler with a separate ASHA per setting, since scores of different models or data do not compare."""
     import ray
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
     def start(epochs: int) -> Any:
         grace = min(find_rungs(epochs), default=1)
-        # Factor 2, the halving of the name: activations differ little, and a sharper cut at once would go by noise.
+        # Factor 2, since activations differ little, and a larger one would select by noise.
         return AsyncHyperBandScheduler("epoch", "score", "max", max_t=epochs, grace_period=grace, reduction_factor=2)
 
     class PerSetting(FIFOScheduler):
         def __init__(self) -> None:
             super().__init__()
-            self.parts = {row.setting: start(_epochs_of(row)) for row in rows.values()}
+            self.parts = {config.setting: start(count_epochs(config)) for config in configs.values()}
 
         def part(self, trial: Any) -> Any:
-            return self.parts[rows[trial.config["name"]].setting]
+            return self.parts[configs[trial.config["name"]].setting]
 
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
             self.part(trial).on_trial_add(tune_controller, trial)
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             name = trial.config["name"]
-            row, epoch = rows[name], result.get("epoch", math.inf)
-            if epoch > max(find_rungs(_epochs_of(row)), default=0):
-                return self.CONTINUE  # ASHA has one more rung where the epochs are no power of two
+            config, epoch = configs[name], result.get("epoch", math.inf)
+            if epoch > max(find_rungs(count_epochs(config)), default=0):
+                return self.CONTINUE  # ASHA has a further rung if the epochs are not a power of two
             decision: str = self.part(trial).on_trial_result(tune_controller, trial, result)
-            if decision != self.STOP or label(row.activation) == baseline:
+            if decision != self.STOP or format_activation(config.activation) == baseline:
                 return self.CONTINUE
-            ray.get(keeper.stop.remote(name, _stopped(row, epoch, order.versions)))
+            ray.get(store.stop.remote(name, _make_stopped_result(config, epoch, settings.versions)))
             return decision
 
         def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
@@ -583,20 +624,16 @@ def _make_scheduler(rows: Mapping[str, Row], baseline: str, keeper: Any, order: 
 
 
 def find_rungs(epochs: int) -> tuple[int, ...]:
-    """Return the epochs after which the runs of a setting are compared: an eighth, a quarter and half of all.
+    """Return the numbers of epochs after which runs are compared: an eighth, a quarter and a half of all epochs.
 
     >>> find_rungs(100), find_rungs(8), find_rungs(2)
     ((12, 24, 48), (1, 2, 4), (1,))
     """
-    grace = max(1, epochs // _GRACE)
+    grace = max(1, epochs // _GRACE_DIVISOR)
     return tuple(rung for rung in (grace, 2 * grace, 4 * grace) if rung < epochs)
 
 
-def _epochs_of(row: Row) -> int:
-    return int(row.arguments.get("epochs", DEFAULT_CFG_DICT["epochs"]))
-
-
-def _stopped(row: Row, epoch: int, versions: Mapping[str, str]) -> dict[str, Any]:
-    reason = f"stopped by halving after epoch {epoch} of {_epochs_of(row)}"
-    result = Result("stopped", reason, epochs=epoch, versions=dict(versions), command=command_of(row))
+def _make_stopped_result(config: RunConfig, epoch: int, versions: Mapping[str, str]) -> dict[str, Any]:
+    reason = f"stopped by halving after epoch {epoch} of {count_epochs(config)}"
+    result = RunResult("stopped", reason, epochs=epoch, versions=dict(versions), command=format_command(config))
     return asdict(result)

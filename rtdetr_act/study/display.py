@@ -1,4 +1,4 @@
-"""What a study shows while it works: a table on a terminal, plain lines elsewhere."""
+"""Progress display of a study: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,99 +14,107 @@ from rich.live import Live
 from rich.table import Table
 
 from rtdetr_act.errors import escape
-from rtdetr_act.study.grid import read_row
+from rtdetr_act.study.grid import count_epochs, read_run_config
 from rtdetr_act.study.process import read_attempts, read_progress
-from rtdetr_act.study.record import Record
-from rtdetr_act.study.records import read_run
+from rtdetr_act.study.run_folders import read_run
+from rtdetr_act.study.run_record import RunRecord
 
-_SECONDS = {True: 1.0, False: 60.0}  # between updates, on a terminal and elsewhere
+_UPDATE_SECONDS = {True: 1.0, False: 60.0}  # between updates, in a terminal and elsewhere
 
 
 class Display:
-    """Shows the runs at work; called with their folders as often as an engine likes.
+    """Shows the progress of a study; a context manager that an engine calls with the folders of the running runs.
 
     Args:
         folders: All run folders of the study.
-        console: Where to print.
+        console: Console to print to; None for the standard output.
     """
 
     def __init__(self, folders: Sequence[Path], console: Console | None = None) -> None:
         self.folders = list(folders)
         self.console = console or Console()
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        self.epochs = {folder: _planned_epochs(folder) for folder in folders}
-        self.working: set[Path] = set()
-        self.attempts: dict[Path, int] = {}
-        self.ended: dict[Path, Record] = {}
-        self.shown = -math.inf
+        self.epochs = {folder: _read_planned_epochs(folder) for folder in folders}
+        self.running: set[Path] = set()
+        self.finished: dict[Path, RunRecord] = {}
+        self.updated = -math.inf
         for folder in folders:
-            self._note_end(folder)
-        self.before = set(self.ended)
+            self._record_end(folder)
+        self.finished_before = set(self.finished)
 
     def __enter__(self) -> Display:
-        """Start; what was finished before is told in one line."""
-        if self.before:
-            self.console.print(f"{len(self.before)} of {len(self.folders)} runs are finished already")
+        """Start the display, with a line on the runs that were finished before."""
+        if self.finished_before:
+            self.console.print(f"{len(self.finished_before)} of {len(self.folders)} runs are finished already")
         if self.live:
             self.live.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Leave the last state on the screen."""
+        """Stop the display, and leave the last state on the screen."""
         if self.live:
-            self.live.update(self._table([]), refresh=True)
+            self.live.update(self._make_table([]), refresh=True)
             self.live.stop()
 
-    def __call__(self, working: Sequence[Path]) -> None:
-        """Take note of what began and ended, and show it now and then."""
-        now = set(working)
-        for folder in [folder for folder in working if folder not in self.working]:
-            self._say(f"{folder.name}: started")
-        for folder in self.working - now:
-            self._note_end(folder)
-            self._say_end(folder)
-        self.working = now
-        if time.monotonic() - self.shown < _SECONDS[self.live is not None]:
-            return
-        self.shown = time.monotonic()
-        if self.live:
-            self.live.update(self._table(working), refresh=True)
-        elif working:
-            self._say(self._summary(working))
+    def __call__(self, running: Sequence[Path]) -> None:
+        """Report runs that started or ended, and update the display at intervals.
 
-    def _note_end(self, folder: Path) -> None:
+        Args:
+            running: Folders of the running runs.
+        """
+        now = set(running)
+        for folder in [folder for folder in running if folder not in self.running]:
+            self._print_line(f"{folder.name}: started")
+        for folder in self.running - now:
+            self._record_end(folder)
+            self._print_end(folder)
+        self.running = now
+        if time.monotonic() - self.updated < _UPDATE_SECONDS[self.live is not None]:
+            return
+        self.updated = time.monotonic()
+        if self.live:
+            self.live.update(self._make_table(running), refresh=True)
+        elif running:
+            self._print_line(self._format_summary(running))
+
+    def _record_end(self, folder: Path) -> None:
+        """Remember a run if it is finished."""
         record = read_run(folder)
         if record.state in ("done", "stopped") or record.versions:
-            self.ended[folder] = record
+            self.finished[folder] = record
 
-    def _say(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
+        """Print a line, unless there is a live table."""
         if not self.live:
             self.console.print(escape(line), highlight=False, soft_wrap=True, markup=False)
 
-    def _say_end(self, folder: Path) -> None:
-        record = self.ended.get(folder)
+    def _print_end(self, folder: Path) -> None:
+        """Print how a run ended."""
+        record = self.finished.get(folder)
         if record and record.state == "done":
-            self._say(f"{folder.name}: done, {_scores(record)}")
+            self._print_line(f"{folder.name}: done, {_format_scores(record)}")
         elif record:
-            self._say(f"{folder.name}: {record.state}, {record.reason}")
+            self._print_line(f"{folder.name}: {record.state}, {record.reason}")
         else:
             attempts = read_attempts(folder)
-            self._say(f"{folder.name}: failed, {attempts[-1].reason if attempts else 'its process ended'}")
+            self._print_line(f"{folder.name}: failed, {attempts[-1].reason if attempts else 'its process ended'}")
 
-    def _summary(self, working: Sequence[Path]) -> str:
-        left = self._seconds_left(working)
-        states = [record.state for record in self.ended.values()]
-        parts = [f"{states.count('done')} of {len(self.folders)} runs done", f"{len(working)} at work"]
+    def _format_summary(self, running: Sequence[Path]) -> str:
+        """Return the progress of the study in one line."""
+        left = self._estimate_seconds_left(running)
+        states = [record.state for record in self.finished.values()]
+        parts = [f"{states.count('done')} of {len(self.folders)} runs done", f"{len(running)} running"]
         parts += [f"{states.count(state)} {state}" for state in ("failed", "stopped") if state in states]
         parts += [f"about {format_seconds(left)} left"] if not math.isnan(left) else []
         return ", ".join(parts)
 
-    def _table(self, working: Sequence[Path]) -> Table:
-        table = Table(title=self._summary(working), title_justify="left", title_style="bold")
+    def _make_table(self, running: Sequence[Path]) -> Table:
+        """Return a table of the running runs and the last finished ones."""
+        table = Table(title=self._format_summary(running), title_justify="left", title_style="bold")
         table.add_column("run", overflow="fold")
         for title in ("epoch", "score so far", "time left"):
             table.add_column(title, justify="right")
-        for folder in sorted(working):
+        for folder in sorted(running):
             progress = read_progress(folder)
             planned = self.epochs[folder]
             pace = progress.seconds / progress.epochs if progress.epochs else math.nan
@@ -116,33 +124,35 @@ class Display:
                 "" if progress.score is None else f"{progress.score:.4f}",
                 "" if math.isnan(pace) else format_seconds(pace * (planned - progress.epochs)),
             )
-        for folder, record in list(self.ended.items())[-5:]:
-            if folder not in self.before:
-                table.add_row(folder.name, record.state, _scores(record), "", style="dim")
+        for folder, record in list(self.finished.items())[-5:]:
+            if folder not in self.finished_before:
+                table.add_row(folder.name, record.state, _format_scores(record), "", style="dim")
         return table
 
-    def _seconds_left(self, working: Sequence[Path]) -> float:
-        """Return the time that the rest takes at the pace of the median run; NaN before a first epoch."""
-        progress = {folder: read_progress(folder) for folder in working}
+    def _estimate_seconds_left(self, running: Sequence[Path]) -> float:
+        """Return the estimated seconds to the end of the study, by the pace of the median run; NaN before any epoch."""
+        progress = {folder: read_progress(folder) for folder in running}
         paces = [step.seconds / step.epochs for step in progress.values() if step.epochs]
-        paces += [r.seconds_per_epoch for r in self.ended.values() if not math.isnan(r.seconds_per_epoch)]
+        paces += [r.seconds_per_epoch for r in self.finished.values() if not math.isnan(r.seconds_per_epoch)]
         if not paces:
             return math.nan
-        epochs = sum(self.epochs[folder] for folder in self.folders if folder not in self.ended)
-        return statistics.median(paces) * (epochs - sum(p.epochs for p in progress.values())) / max(1, len(working))
+        epochs = sum(self.epochs[folder] for folder in self.folders if folder not in self.finished)
+        return statistics.median(paces) * (epochs - sum(p.epochs for p in progress.values())) / max(1, len(running))
 
 
-def _planned_epochs(folder: Path) -> int:
-    row = read_row(folder)
-    return int(row.arguments.get("epochs", 100)) if row else 100  # Ultralytics' own default
+def _read_planned_epochs(folder: Path) -> int:
+    """Return the number of epochs that a run takes."""
+    config = read_run_config(folder)
+    return count_epochs(config) if config else 0
 
 
-def _scores(record: Record) -> str:
+def _format_scores(record: RunRecord) -> str:
+    """Return the scores of a run in one line."""
     return "  ".join(f"{name} {score:.4f}" for name, score in record.scores.items())
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration for people.
+    """Return a duration in seconds, minutes or hours.
 
     >>> format_seconds(59), format_seconds(600), format_seconds(3900)
     ('59 s', '10 min', '1 h 5 min')

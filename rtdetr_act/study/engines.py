@@ -1,29 +1,41 @@
-"""Where the runs of a study go, found and checked before anything is written."""
+"""Engines that run a study, chosen and checked before anything is written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rtdetr_act.errors import InputError, quote
-from rtdetr_act.study import cluster, queue
+from rtdetr_act.study import cluster, local
 
-Engine = Callable[..., None]  # (folders, watch=…): runs what is not finished in those folders
+Engine = Callable[..., None]  # (folders, watch=…): runs what is not finished in the run folders
+EngineName = Literal["local", "ray"]
 
 
-def check_engine(name: str, address: str | None, halving: bool) -> None:
-    """Check the words that choose an engine; raises InputError."""
-    if name not in ("local", "ray"):
-        raise InputError(f"--engine is local or ray, not {quote(name)}")
+def parse_engine(name: str, address: str | None, halving: bool) -> EngineName:
+    """Return the name of an engine after checking the options that choose it.
+
+    Args:
+        name: Value of `--engine`.
+        address: Value of `--address`.
+        halving: Value of `--halving`.
+
+    Raises:
+        InputError: There is no such engine, or it has no such option.
+    """
+    if name not in get_args(EngineName):
+        raise InputError(f"--engine must be local or ray, not {quote(name)}")
     if (address or halving) and name != "ray":
         raise InputError("--address and --halving need --engine ray")
+    engine: EngineName = "ray" if name == "ray" else "local"
+    return engine
 
 
 @contextmanager
 def open_engine(
-    name: str,
+    name: EngineName,
     *,
     device: Any,
     cpus: int | None,
@@ -31,23 +43,23 @@ def open_engine(
     address: str | None = None,
     halving: str | None = None,
 ) -> Iterator[Engine]:
-    """Find the machines for the runs of a study, and hold them for the body.
+    """Open an engine for the body of a `with` statement; a context manager.
 
     Args:
-        name: "local" or "ray".
-        device: The `device` of all runs as Ultralytics takes it; None for a GPU each, or the CPU where there is none.
-        cpus: Cores of each run; None for one on a CPU.
-        retries: Further tries of a run whose process ended without a result.
-        address: With "ray": where the cluster is; None starts Ray on this machine.
-        halving: With "ray": the baseline, which is not stopped early; None stops none.
+        name: "local" for this machine, "ray" for a cluster.
+        device: Ultralytics' `device` for all runs; None for a GPU per run, or the CPU without a GPU.
+        cpus: CPU cores per run; None for 1.
+        retries: Number of further attempts at a run whose process ends without a result.
+        address: With "ray": address of the cluster; None starts Ray on this machine.
+        halving: With "ray": the baseline, for stopping variants early by successive halving; None stops none.
 
     Raises:
-        InputError: There is no such engine, Ray is missing, or a run needs more than the machines have.
+        InputError: Ray is missing, or a run needs more than the machines have.
     """
-    check_engine(name, address, halving is not None)
+    parse_engine(name, address, halving is not None)
     if name == "local":
-        yield partial(queue.run_rows, places=queue.find_places(device, cpus), retries=retries)
+        yield partial(local.run_locally, slots=local.find_slots(device, cpus), retries=retries)
         return
 
-    with cluster.join(address, device=device, cpus=cpus, halving=halving is not None) as order:
-        yield partial(cluster.run_rows, order=order, retries=retries, halving=halving)
+    with cluster.join_cluster(address, device=device, cpus=cpus, halving=halving is not None) as settings:
+        yield partial(cluster.run_on_cluster, settings=settings, retries=retries, halving=halving)

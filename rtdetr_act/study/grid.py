@@ -1,4 +1,4 @@
-"""What a study runs: a study file or command-line words become rows, each a run, checked before the first starts."""
+"""The runs of a study: a study file or options are expanded into run configurations, and checked before any starts."""
 
 from __future__ import annotations
 
@@ -19,34 +19,42 @@ from rtdetr_act.integrations.ultralytics.arguments import check_arguments
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_variant
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
-from rtdetr_act.study.decode import MOST_INT, is_plain, is_text
-from rtdetr_act.study.folder import ROW_FILE, damaged, read_record
-from rtdetr_act.study.naming import cut, identify_path, identify_value, name_folders, name_paths, name_values, show
-from rtdetr_act.study.yaml_files import read_mapping
-from rtdetr_act.surgery.plan import Plan
+from rtdetr_act.study.decode import MAX_INT, is_json_value, is_utf8
+from rtdetr_act.study.naming import (
+    name_folders,
+    name_paths,
+    name_values,
+    path_identity,
+    shorten,
+    to_single_line,
+    value_identity,
+)
+from rtdetr_act.study.storage import RUN_FILE, make_damaged_error, read_json
+from rtdetr_act.study.yaml_files import read_yaml_mapping
+from rtdetr_act.surgery.plan import Plan, Scope, check_scope
 
-# What a study sets for each run itself; `save=False` would leave no checkpoint to score.
-TAKEN = ("model", "data", "seed", "name", "project", "exist_ok", "task", "mode", "resume", "save", "time")
-_KEYS = ("model", "data", "activations", "where", "baseline", "seeds", "scope", "act_lr")
-EMBEDDED = "shapes"  # the data set that is drawn at first use
-MOST_RUNS = 10_000  # a folder and a process each; far more than anyone has the time for
-_MOST_SEED = 2**31 - 1  # Ultralytics adds the process's number to it, and NumPy takes 32 bits
-_SIZES = ("epochs", "batch", "imgsz")
+# Ultralytics arguments that a study sets itself; `save=False` would leave no checkpoint to score.
+RESERVED_ARGUMENTS = ("model", "data", "seed", "name", "project", "exist_ok", "task", "mode", "resume", "save", "time")
+_STUDY_KEYS = ("model", "data", "activations", "where", "baseline", "seeds", "scope", "act_lr")
+EMBEDDED_DATA = "shapes"  # the embedded data set, generated at first use
+MAX_RUNS = 10_000  # each has a folder and a process
+_MAX_SEED = 2**31 - 1  # Ultralytics adds the rank of the process, and NumPy takes 32 bits
+_SIZE_ARGUMENTS = ("epochs", "batch", "imgsz")
 
 
 @dataclass(frozen=True)
 class Study:
-    """What to compare. Every list but those of `activations` and `seeds` multiplies the runs.
+    """Definition of a study, whose runs are all combinations of activations, models, data sets, arguments and seeds.
 
     Attributes:
-        activations: Plans as text or as plain data (`Plan.to_yaml`), and "stock".
+        activations: Plans as strings or as plain data (`Plan.to_yaml`), and "stock" for the model as it is.
         models: Model YAMLs or checkpoints.
         data: Data sets.
-        seeds: Seeds that every variant runs with.
-        baseline: The activation that others are compared with; "" for "stock" where it runs, else for the first.
-        scope: "conv" or "all".
+        seeds: Seeds of each variant. Default: 0, 1 and 2.
+        baseline: Activation that others are compared with; one of `activations` as `format_activation` writes it.
+        scope: "conv" for convolutional sites, "all" for transformer sites too.
         act_lr: Factor on the learning rate of activation parameters.
-        arguments: Ultralytics arguments; a list holds values to run one by one.
+        arguments: Ultralytics arguments; a list contains values that are combined with all others.
     """
 
     activations: tuple[Any, ...]
@@ -54,26 +62,26 @@ class Study:
     data: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     baseline: str = ""
-    scope: str = "conv"
+    scope: Scope = "conv"
     act_lr: float = 1.0
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One run of a study; equal rows give equal runs.
+class RunConfig:
+    """Configuration of one run of a study, the contents of its `run.json`.
 
     Attributes:
-        name: Of its folder.
-        variant: All that tells it from other rows but the seed.
-        setting: What it shares with the row it is compared with; "" where only the activation varies.
-        activation: The plan, as text or plain data, or "stock".
+        name: Name of its folder.
+        variant: Name shared by runs that differ in the seed only.
+        setting: Name shared with the baseline it is compared with; "" if only the activation varies.
+        activation: Plan as a string or plain data, or "stock".
         model, data, scope, act_lr, seed: As in `Study`.
         arguments: Further Ultralytics arguments.
 
     Raises:
-        ValueError: A name cannot be shown, or a size is no whole number.
-        SpecError: The activation is no plan.
+        ValueError: A name has unprintable characters or surplus spaces.
+        SpecError: The activation is not a plan.
     """
 
     name: str
@@ -82,117 +90,132 @@ class Row:
     activation: Any
     model: str
     data: str
-    scope: str
+    scope: Scope
     act_lr: float
-    seed: Annotated[int, (0, _MOST_SEED)]
+    seed: Annotated[int, (0, _MAX_SEED)]
     arguments: dict[str, Any]
 
     def __post_init__(self) -> None:
-        """Check what other parts of a study rely on, of a row read from a file too."""
+        """Check the names and the activation, also of a run read from a file."""
         for key in ("name", "variant", "setting"):
-            if getattr(self, key) != show(getattr(self, key)):
-                raise ValueError(f"{key} is {quote(getattr(self, key))}, which cannot be shown")
-        label(self.activation)
+            if getattr(self, key) != to_single_line(getattr(self, key)):
+                raise ValueError(f"{key} is {quote(getattr(self, key))}, which is not a line of printable text")
+        format_activation(self.activation)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row as plain data, equal to what is read back from a file."""
+        """Return the configuration as plain data, equal to what is read back from a JSON file."""
         return json.loads(json.dumps(asdict(self)))
 
 
-def read_row(folder: Path) -> Row | None:
-    """Return which row a run folder is for, or None where it says nothing; raises InputError where that is damaged."""
-    row = read_record(folder / ROW_FILE, Row)
-    if row is not None:
-        try:
-            check_sizes(row.arguments)
-        except InputError as error:
-            raise damaged(folder / ROW_FILE, str(error)) from None
-    return row
-
-
-def read_study(path: Path) -> dict[str, Any]:
-    """Return the keys of a study file, checked for their names only.
+def read_run_config(folder: Path) -> RunConfig | None:
+    """Return the configuration in a run folder, or None if the folder has no `run.json`.
 
     Raises:
-        InputError: There is no such file, it is no YAML mapping, or it has neither a key of ours nor of Ultralytics.
+        InputError: The file is damaged.
     """
-    data = read_mapping(path)
+    config = read_json(folder / RUN_FILE, RunConfig)
+    if config is not None:
+        try:
+            check_sizes(config.arguments)
+        except InputError as error:
+            raise make_damaged_error(folder / RUN_FILE, str(error)) from None
+    return config
+
+
+def read_study_file(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a study file; only the names of the keys are checked.
+
+    Raises:
+        InputError: The file does not exist, is not a YAML mapping, or has a key that is neither one of a study nor an
+            Ultralytics argument.
+    """
+    data = read_yaml_mapping(path)
     for key in data:
-        if key not in _KEYS and key not in DEFAULT_CFG_DICT:
-            raise InputError(f"'{path}' has an unknown key {quote(key)}{suggest(key, [*_KEYS, *DEFAULT_CFG_DICT])}")
+        if key not in _STUDY_KEYS and key not in DEFAULT_CFG_DICT:
+            raise InputError(
+                f"'{path}' has an unknown key {quote(key)}{suggest(key, [*_STUDY_KEYS, *DEFAULT_CFG_DICT])}"
+            )
     return data
 
 
 def make_study(given: Mapping[str, Any], *, defaults: Mapping[str, Any]) -> Study:
-    """Make a study of the keys of a study file or the options of the command line.
+    """Return the study defined by the keys of a study file or by command-line options.
 
     Args:
-        given: `activations`, `model`, `data`, `where`, `seeds`, `baseline`, `scope`, `act_lr`, and arguments of
-            Ultralytics.
-        defaults: Values of `model` and `data` where they are not given.
+        given: Values of `activations`, `model`, `data`, `where`, `seeds`, `baseline`, `scope` and `act_lr`, and
+            Ultralytics arguments.
+        defaults: Default values of `model` and `data`.
 
     Raises:
-        RtdetrActError: A value has a wrong form, or is given twice.
+        RtdetrActError: A value is malformed or given twice.
     """
-    activations = _cross(_activations(given.get("activations")), _places(given.get("where")))
+    activations = _place_activations(_parse_activations(given.get("activations")), _parse_locations(given.get("where")))
     if not activations:
         raise InputError("a study needs activations: name them with --act, or under 'activations:' in the study file")
-    labels = list(map(label, activations))
+    labels = list(map(format_activation, activations))
     baseline = given.get("baseline") or (STOCK if STOCK in labels else labels[0])
     if baseline not in labels:
         raise InputError(
-            f"the baseline {quote(baseline)} is none of the activations: {', '.join(map(cut, labels[:10]))}"
+            f"the baseline {quote(baseline)} is not one of the activations: {', '.join(map(shorten, labels[:10]))}"
         )
-    scope, act_lr = given.get("scope", "conv"), given.get("act_lr", 1.0)
-    check_swap(scope, act_lr)
+    scope, act_lr = check_scope(given.get("scope", "conv")), given.get("act_lr", 1.0)
+    check_act_lr(act_lr)
     return Study(
         activations=tuple(activations),
-        models=_paths("model", given.get("model") or defaults["model"]),
-        data=_paths("data", given.get("data") or defaults["data"]),
-        seeds=_seeds(given.get("seeds", 3)),
+        models=_parse_paths("model", given.get("model") or defaults["model"]),
+        data=_parse_paths("data", given.get("data") or defaults["data"]),
+        seeds=_parse_seeds(given.get("seeds", 3)),
         baseline=baseline,
         scope=scope,
         act_lr=act_lr,
-        arguments=read_settings({key: value for key, value in given.items() if key not in _KEYS}),
+        arguments=normalize_arguments({key: value for key, value in given.items() if key not in _STUDY_KEYS}),
     )
 
 
-def check_swap(scope: Any, act_lr: Any) -> None:
-    """Check how activations are swapped in; raises InputError."""
-    if scope not in ("conv", "all"):
-        raise InputError(f"scope is conv or all, not {quote(scope)}")
-    if isinstance(act_lr, bool) or not isinstance(act_lr, (int, float)) or not 0 < act_lr < MOST_INT:
-        raise InputError(f"act_lr is a factor above 0, such as 10, not {quote(act_lr)}")
+def check_act_lr(act_lr: Any) -> None:
+    """Check the factor on the learning rate of activation parameters; raises InputError unless it is positive."""
+    if isinstance(act_lr, bool) or not isinstance(act_lr, (int, float)) or not 0 < act_lr < MAX_INT:
+        raise InputError(f"act_lr must be a factor above 0, such as 10, not {quote(act_lr)}")
 
 
-def read_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments as plain data, tuples as lists within a list; their names and types are checked later.
+def normalize_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return Ultralytics arguments whose values are checked to be plain data; names and types are not checked.
 
     Raises:
-        InputError: A value is neither text, a number, a word such as true, nor a list of those, or is given twice.
+        InputError: A value is neither a string, a number, a boolean, None, nor a list of those, or a list has a value
+            twice.
     """
-    found = {}
+    checked = {}
     for key, value in arguments.items():
-        if not is_plain(value, 2) or isinstance(value, dict):
-            raise InputError(f"'{key}' is text, a number, true, false or a list of these, not {quote(value)}")
-        found[key] = value
+        if not is_json_value(value, 2) or isinstance(value, dict):
+            raise InputError(f"'{key}' must be text, a number, true, false or a list of these, not {quote(value)}")
+        checked[key] = value
         if isinstance(value, list) and key != "device":
-            _check_distinct(f"'{key}'", value, identify_value)
-    return found
+            _check_distinct(f"'{key}'", value, value_identity)
+    return checked
 
 
-def label(activation: Any) -> str:
-    """Return the text of an activation given as text or plain data, in one line; raises SpecError for no plan."""
-    return show(activation if isinstance(activation, str) else str(Plan.from_yaml(activation)))
+def format_activation(activation: Any) -> str:
+    """Return an activation of a study as a plan in one line of text.
+
+    Args:
+        activation: Plan as a string or plain data, or "stock".
+
+    Raises:
+        SpecError: Plain data is not a plan.
+    """
+    return to_single_line(activation if isinstance(activation, str) else str(Plan.from_yaml(activation)))
 
 
 def _as_list(value: Any) -> list[Any]:
+    """Return a list or tuple as a list, None as [], and any other value as a list of one item."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _check_distinct(what: str, values: Sequence[Any], identify: Callable[[Any], Hashable]) -> None:
+    """Raise InputError if two of some values have equal identities."""
     known: dict[Hashable, Any] = {}
     for value in values:
         identity = identify(value)
@@ -203,82 +226,89 @@ def _check_distinct(what: str, values: Sequence[Any], identify: Callable[[Any], 
         known[identity] = value
 
 
-def _paths(what: str, value: Any) -> tuple[str, ...]:
+def _parse_paths(what: str, value: Any) -> tuple[str, ...]:
+    """Return distinct file names from one name or a list; raises InputError."""
     paths = _as_list(value)
     for path in paths:
-        if not isinstance(path, str) or not path.strip() or not is_text(path) or "\0" in path:
-            raise InputError(f"'{what}' is the name of a file, or a list of those, not {quote(path)}")
-    _check_distinct(f"'{what}'", paths, identify_path)
+        if not isinstance(path, str) or not path.strip() or not is_utf8(path) or "\0" in path:
+            raise InputError(f"'{what}' must be the name of a file, or a list of names, not {quote(path)}")
+    _check_distinct(f"'{what}'", paths, path_identity)
     return tuple(paths)
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
-    if type(value) is int and value > MOST_RUNS:
-        raise InputError(f"{quote(value)} seeds are too many: a study has {MOST_RUNS:,} runs at most")
+def _parse_seeds(value: Any) -> tuple[int, ...]:
+    """Return seeds from their number or a list of them; raises InputError."""
+    if type(value) is int and value > MAX_RUNS:
+        raise InputError(f"{quote(value)} seeds are too many: a study has {MAX_RUNS:,} runs at most")
     seeds = list(range(value)) if type(value) is int else list(value) if isinstance(value, tuple) else value
-    whole = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed <= _MOST_SEED for seed in seeds)
+    whole = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed <= _MAX_SEED for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise InputError(
-            f"seeds are a number such as 3, or a list of different seeds such as [0, 1, 7], not {quote(value)}"
+            f"seeds must be a number such as 3, or a list of different seeds such as [0, 1, 7], not {quote(value)}"
         )
     return tuple(seeds)
 
 
-def _activations(value: Any) -> list[Any]:
-    """Return plans as text or plain data, each of which can be read; raises SpecError and InputError."""
-    found = []
+def _parse_activations(value: Any) -> list[Any]:
+    """Return valid plans, as strings or plain data, from one plan or a list; raises SpecError or InputError."""
+    plans = []
     for activation in _as_list(value):
-        if not isinstance(activation, (str, Mapping)) or (isinstance(activation, str) and not is_text(activation)):
-            raise InputError(f"an activation of a study is a name such as 'arelu' or a plan, not {quote(activation)}")
-        if isinstance(activation, Mapping) and not is_plain(activation):
+        if not isinstance(activation, (str, Mapping)) or (isinstance(activation, str) and not is_utf8(activation)):
+            raise InputError(
+                f"an activation of a study must be a name such as 'arelu' or a plan, not {quote(activation)}"
+            )
+        if isinstance(activation, Mapping) and not is_json_value(activation):
             raise SpecError(f"{quote(activation)} is not a plan: it has other values than text, numbers and lists")
         plain = activation.strip() if isinstance(activation, str) else activation
         Plan.parse(plain) if isinstance(plain, str) else Plan.from_yaml(plain)
-        found.append(plain)
-    return found
+        plans.append(plain)
+    return plans
 
 
-def _places(where: Any) -> list[str]:
-    places = where.split(",") if isinstance(where, str) else _as_list(where)
-    for place in places:
-        if not isinstance(place, (str, int)) or isinstance(place, bool):
-            raise InputError(f"'where' is places such as 'backbone,neck,0-9', not {quote(place)}")
-    return [str(place).strip() for place in places]
+def _parse_locations(where: Any) -> list[str]:
+    """Return locations, such as "backbone" or "0-9", from a comma-separated string or a list; raises InputError."""
+    locations = where.split(",") if isinstance(where, str) else _as_list(where)
+    for location in locations:
+        if not isinstance(location, (str, int)) or isinstance(location, bool):
+            raise InputError(f"'where' must be locations such as 'backbone,neck,0-9', not {quote(location)}")
+    return [str(location).strip() for location in locations]
 
 
-def _cross(activations: Sequence[Any], places: Sequence[str]) -> list[Any]:
-    """Put each activation at each place; the stock model has no place, and "all" is everywhere."""
-    found: list[Any] = []
+def _place_activations(activations: Sequence[Any], locations: Sequence[str]) -> list[Any]:
+    """Return a plan for each combination of activation and location; "stock" has none, and "all" is everywhere."""
+    plans: list[Any] = []
     for activation in activations:
-        if places and activation != STOCK and not (isinstance(activation, str) and "@" not in activation):
-            raise InputError(f"{quote(label(activation))} names its places itself: leave --where out, or the places")
-        alone = activation == STOCK or not places
-        found += [activation] if alone else [f"{activation}@{p}" if p != "all" else activation for p in places]
-    # Plans of one text are one variant; those of plain data may differ in what the text leaves out.
-    repeated = [name for name, count in Counter(map(label, found)).items() if count > 1]
+        if locations and activation != STOCK and not (isinstance(activation, str) and "@" not in activation):
+            raise InputError(
+                f"{quote(format_activation(activation))} has a location: leave out --where, or the location"
+            )
+        everywhere = activation == STOCK or not locations
+        plans += [activation] if everywhere else [f"{activation}@{p}" if p != "all" else activation for p in locations]
+    # Plans with equal strings are one variant; plans of plain data may differ in parts that the string omits.
+    repeated = [name for name, count in Counter(map(format_activation, plans)).items() if count > 1]
     if repeated:
         raise InputError(f"{quote(repeated[0])} is given twice: an activation is one variant of a study")
-    return found
+    return plans
 
 
-def make_rows(study: Study) -> list[Row]:
-    """Return the runs of a study, seeds in the outermost loop, so that every variant has its first soon.
+def expand_study(study: Study) -> list[RunConfig]:
+    """Return the run configurations of a study, ordered by seed, so that all variants get a first result early.
 
-    No two have one name, nor one variant and seed, and none that look alike.
+    Names of runs are distinct, and so are pairs of variant and seed.
 
     Raises:
-        InputError: A list is empty, or the runs are too many.
+        InputError: A list is empty, or there are more than 10,000 runs.
     """
     axes = {key: value for key, value in study.arguments.items() if isinstance(value, list) and key != "device"}
     if empty := [key for key, value in axes.items() if not value]:
         raise InputError(f"'{empty[0]}=[]' has no value to run with: give at least one")
     count = math.prod(map(len, (study.activations, study.models, study.data, study.seeds, *axes.values())))
-    if count > MOST_RUNS:
-        raise InputError(f"this study would have {count:,} runs, and {MOST_RUNS:,} are the most: give fewer values")
+    if count > MAX_RUNS:
+        raise InputError(f"this study would have {count:,} runs, and {MAX_RUNS:,} are the most: give fewer values")
     fixed = {key: value for key, value in study.arguments.items() if key not in axes}
-    labels = list(map(label, study.activations))
+    labels = list(map(format_activation, study.activations))
     variants: list[tuple[str, str, Any, str, str, dict[str, Any]]] = []
-    for quoted in (False, True):  # where blanks within names made two variants the same
+    for quoted in (False, True):  # quoted if spaces within names make two variants equal
         settings = _name_settings(study.models, study.data, axes, quoted)
         combinations = itertools.product(study.models, study.data, *axes.values())
         variants = [
@@ -290,7 +320,7 @@ def make_rows(study: Study) -> list[Row]:
             break
     names = name_folders([variant[0] for variant in variants])
     return [
-        Row(
+        RunConfig(
             name=f"{names[variant]}-s{seed}",
             variant=variant,
             setting=setting,
@@ -300,7 +330,7 @@ def make_rows(study: Study) -> list[Row]:
             scope=study.scope,
             act_lr=study.act_lr,
             seed=seed,
-            arguments=_listed({**_settings(data), **fixed, **more}),
+            arguments=_tuples_to_lists({**_default_arguments(data), **fixed, **more}),
         )
         for seed in study.seeds
         for variant, setting, activation, model, data, more in variants
@@ -310,7 +340,7 @@ def make_rows(study: Study) -> list[Row]:
 def _name_settings(
     models: Sequence[str], data: Sequence[str], axes: Mapping[str, Sequence[Any]], quoted: bool
 ) -> list[str]:
-    """Return a name for each combination of models, data sets and values, in their order, without what is the same."""
+    """Return a name for each combination of models, data sets and values, made of those parts that vary."""
     parts = [name_paths(each) for each in (models, data) if len(each) > 1]
     more = {key: values for key, values in axes.items() if len(values) > 1}
     parts += [[f"{key}={name}" for name in name_values(values)] for key, values in more.items()]
@@ -319,93 +349,112 @@ def _name_settings(
     return [" ".join(each) for each in itertools.product(*parts)]
 
 
-def _listed(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with tuples, which are one value and no axis, as the lists that a file makes of them."""
+def _tuples_to_lists(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with tuples, which are single values, converted to lists, as a JSON file would."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
 
 
-def _settings(data: str) -> dict[str, Any]:
-    """Return what the embedded data set is trained with, as by `rtdetr-act train`, but validated for the curves."""
-    return {**SHAPES_SETTINGS, "val": True} if data == EMBEDDED else {}
+def _default_arguments(data: str) -> dict[str, Any]:
+    """Return default arguments for a data set: those of `rtdetr-act train` for the embedded one, with validation."""
+    return {**SHAPES_SETTINGS, "val": True} if data == EMBEDDED_DATA else {}
 
 
-def check_rows(rows: Sequence[Row], known: Container[str] = (), *, looking: bool = False) -> None:
-    """Try everything that can be wrong before the first run: arguments, data sets, and each activation in its model.
+def check_runs(runs: Sequence[RunConfig], known: Container[str] = (), *, read_only: bool = False) -> None:
+    """Check arguments, data set and model of each run before the first one starts.
 
     Args:
-        rows: All rows of the study.
-        known: Names of those that were checked before.
-        looking: Do not draw the embedded data set.
+        runs: All runs of a study.
+        known: Names of runs that need no check.
+        read_only: Do not generate the embedded data set.
 
     Raises:
-        RtdetrActError: Naming the row at fault.
+        RtdetrActError: A run is not possible; the message names it.
     """
-    checked: set[str] = set()
-    for number, row in enumerate(rows, 1):
-        key = repr((row.activation, row.model, row.data, row.scope, row.act_lr, row.arguments))
-        if key in checked or row.name in known:
+    checked: set[str] = set()  # runs that differ in the seed only are checked once
+    for number, run in enumerate(runs, 1):
+        key = repr((run.activation, run.model, run.data, run.scope, run.act_lr, run.arguments))
+        if key in checked or run.name in known:
             continue
         checked.add(key)
         try:
-            check_arguments(row.arguments, TAKEN)
-            check_sizes(row.arguments)
-            _, model = load_variant(row.model, row.activation, scope=row.scope, act_lr=row.act_lr)
-            find_images(row.data, str(model.task), looking=looking)
+            check_arguments(run.arguments, RESERVED_ARGUMENTS)
+            check_sizes(run.arguments)
+            _, model = load_variant(run.model, run.activation, scope=run.scope, act_lr=run.act_lr)
+            find_splits(run.data, str(model.task), read_only=read_only)
         except RtdetrActError as error:
-            raise type(error)(f"row {number} of {len(rows)} ({row.name}): {error}") from error
+            raise type(error)(f"run {number} of {len(runs)} ({run.name}): {error}") from error
 
 
-def find_images(data: str, task: str, *, looking: bool = False) -> dict[str, Any]:
-    """Return the parts of a data set, "train" and "val", as paths of folders or lists; raises InputError.
+def find_splits(data: str, task: str, *, read_only: bool = False) -> dict[str, Any]:
+    """Return the image sources of a data set, by "train" and "val".
 
     Args:
-        data: The data set.
-        task: The task of the model.
-        looking: Do not draw the embedded data set, whose parts are then left out.
+        data: Data set YAML, or "shapes" for the embedded one.
+        task: Task of the model.
+        read_only: Do not generate the embedded data set, whose splits are then missing in the result.
+
+    Returns:
+        For each split, the path of a folder or of a text file with a path per line, or a list of such paths.
+
+    Raises:
+        InputError: The data set or one of its splits does not exist.
     """
-    if looking and data == EMBEDDED and task == "detect" and not Path(data).exists():
+    if read_only and data == EMBEDDED_DATA and task == "detect" and not Path(data).exists():
         return {}
-    found = check_data(resolve_data(data), task)
-    parts = {"train": found.get("train"), "val": found.get("val") or found.get("test")}
-    for part, paths in parts.items():
+    checked = check_data(resolve_data(data), task)
+    splits = {"train": checked.get("train"), "val": checked.get("val") or checked.get("test")}
+    for split, paths in splits.items():
         for path in paths if isinstance(paths, (list, tuple)) else [paths]:
             if not isinstance(path, (str, Path)) or not Path(path).exists():
-                raise InputError(f"data set {quote(data)}: its '{part}' is {quote(path)}, which does not exist")
-    return parts
+                raise InputError(f"data set {quote(data)}: its '{split}' is {quote(path)}, which does not exist")
+    return splits
 
 
 def check_sizes(arguments: Mapping[str, Any]) -> None:
-    """Check what a study counts with: whole numbers of epochs, images and pixels; raises InputError."""
-    for key in _SIZES:
+    """Check that `epochs`, `batch` and `imgsz` are positive integers where they are given.
+
+    Raises:
+        InputError: One of them is not.
+    """
+    for key in _SIZE_ARGUMENTS:
         value = arguments.get(key, 1)
         if key == "batch" and type(value) in (int, float) and value < 1:
-            raise InputError(f"batch={quote(value)} would choose one per variant: give a number of images")
+            raise InputError(f"batch={quote(value)} would choose a size per variant: give a number of images")
         if type(value) is not int or value < 1:
             raise InputError(f"{key}={quote(value)} is not a whole number of at least 1")
 
 
-def command_of(row: Row) -> str:
-    """Return the command line that makes the run of a row again, without a study."""
-    options = ["--model", row.model, "--data", row.data]
-    if row.activation != STOCK:
-        if row.scope != "conv":
-            options += ["--scope", row.scope]
-        if row.act_lr != 1.0:
-            options += ["--act-lr", str(row.act_lr)]
-    pairs = [f"{key}={value}" for key, value in {**row.arguments, "seed": row.seed}.items()]
-    return shlex.join(["rtdetr-act", "train", "--act", label(row.activation), *options, *pairs])
+def count_epochs(run: RunConfig) -> int:
+    """Return the number of epochs of a run, Ultralytics' default if it is not set."""
+    return int(run.arguments.get("epochs", DEFAULT_CFG_DICT["epochs"]))
 
 
-def differing(rows: Iterable[Row], recorded: Mapping[str, Row]) -> str:
-    """Say in words how recorded runs differ from the rows of a study, or "" where the study may go on with them.
+def format_command(run: RunConfig) -> str:
+    """Return a command line that repeats a run outside of the study."""
+    options = ["--model", run.model, "--data", run.data]
+    if run.activation != STOCK:
+        if run.scope != "conv":
+            options += ["--scope", run.scope]
+        if run.act_lr != 1.0:
+            options += ["--act-lr", str(run.act_lr)]
+    pairs = [f"{key}={value}" for key, value in {**run.arguments, "seed": run.seed}.items()]
+    return shlex.join(["rtdetr-act", "train", "--act", format_activation(run.activation), *options, *pairs])
 
-    More activations, seeds or values than recorded are no difference: a study may grow.
+
+def describe_difference(runs: Iterable[RunConfig], recorded: Mapping[str, RunConfig]) -> str:
+    """Return a description of the first difference between recorded runs and a study, or "" if it may continue them.
+
+    A study may have further activations, seeds or values.
+
+    Args:
+        runs: Runs of the study.
+        recorded: Runs in its folder, by name.
     """
-    wanted = {row.name: row.to_json() for row in rows}
-    for name, row in recorded.items():
-        if name not in wanted:
-            return f"its run {quote(name)} is no row of this study"
-        old, new = row.to_json(), wanted[name]
+    planned = {run.name: run.to_json() for run in runs}
+    for name, run in recorded.items():
+        if name not in planned:
+            return f"its run {quote(name)} is not in this study"
+        old, new = run.to_json(), planned[name]
         if key := next((key for key in new if key != "arguments" and old[key] != new[key]), ""):
             return f"its run {quote(name)} has {key} {quote(old[key])}, this study {quote(new[key])}"
         was, now = old["arguments"], new["arguments"]

@@ -1,4 +1,4 @@
-"""The leaderboard: one line per variant, with its spread and its difference to the baseline."""
+"""The leaderboard: one row per variant, with its spread and its difference to the baseline."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.study.record import Record
+from rtdetr_act.study.formatting import format_p
+from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
+from rtdetr_act.tables import format_markdown_table
 
 _COLUMNS = ("variant", "runs", "score", "difference", "p (Holm)", "verdict", "seeds needed", "parameters", "ms/image")
-_BAR = r"\|"  # a vertical bar in a cell of a Markdown table
 
 
 @dataclass(frozen=True)
-class Line:
+class LeaderboardRow:
     """One variant in the leaderboard.
 
     Attributes:
         variant: Its name, such as "arelu lr0=0.01".
         activation: The plan, or "stock".
-        setting: See `Record.setting`.
-        is_baseline: Whether others of the same setting are compared with it.
-        summary: Mean, standard deviation and interval of the headline score over its finished runs.
-        others: Means of the other scores, such as {"mAP50": 0.8}.
-        comparison: Difference to the baseline of the same setting, paired by seed; None for a baseline itself and
-            where it has no finished run of a seed that the baseline has finished too.
-        failed: Runs without a score, because of an error.
-        stopped: Runs that halving ended early.
-        unfinished: Runs not yet made, or cut short.
-        sites, parameters, gflops: Of its first finished run, or of its first run where none finished.
-        seconds_per_epoch: Mean over its finished runs; NaN where unknown.
-        latency: Median time of one image in ms, or None where it was not measured.
+        setting: As in `RunRecord`.
+        is_baseline: Whether other variants of the same setting are compared with it.
+        summary: Mean, standard deviation and confidence interval of the ranked score over its finished runs.
+        other_scores: Means of the other scores, such as {"mAP50": 0.8}.
+        comparison: Difference to the baseline of the same setting, paired by seed; None for a baseline, and for a
+            variant without a finished seed in common with the baseline.
+        failed: Number of runs without a score because of an error.
+        stopped: Number of runs stopped early by halving.
+        unfinished: Number of runs not yet started, or interrupted.
+        sites, parameters, gflops: Those of its first finished run, or of its first run if none is finished.
+        seconds_per_epoch: Mean over its finished runs; NaN if unknown.
+        latency_ms: Median latency of one image in milliseconds; None if it was not measured.
     """
 
     variant: str
@@ -49,7 +50,7 @@ class Line:
     setting: str
     is_baseline: bool
     summary: Summary
-    others: dict[str, float]
+    other_scores: dict[str, float]
     comparison: Comparison | None
     failed: int
     stopped: int
@@ -58,43 +59,46 @@ class Line:
     parameters: int
     gflops: float
     seconds_per_epoch: float
-    latency: float | None
+    latency_ms: float | None
 
 
-def headline(records: Sequence[Record]) -> str:
-    """Return the score that variants are ranked by: mAP50-95, or top1 where runs have that instead.
+def choose_metric(records: Sequence[RunRecord]) -> str:
+    """Return the name of the score that variants are ranked by: "mAP50-95", or "top1" for classification.
+
+    Args:
+        records: Runs to compare.
 
     Raises:
-        InputError: Some runs have one and others the other, so that one kind would be left out.
+        InputError: Some runs have mAP50-95 and others top1.
     """
     scored = {name for record in records for name in record.scores}
     if {"top1", "mAP50-95"} <= scored:
-        raise InputError("some of the runs classify and others detect, so that they do not compare: report them apart")
+        raise InputError("some runs classify and others detect, which do not compare: report them separately")
     return "top1" if "top1" in scored and "mAP50-95" not in scored else "mAP50-95"
 
 
-def build(
-    records: Sequence[Record], *, baseline: str, latencies: Mapping[str, float] = MappingProxyType({})
-) -> list[Line]:
-    """Summarise each variant, and compare it with the baseline of the same setting over the seeds that both finished.
+def build_leaderboard(
+    records: Sequence[RunRecord], *, baseline: str, latencies: Mapping[str, float] = MappingProxyType({})
+) -> list[LeaderboardRow]:
+    """Return the leaderboard of some runs, with the best mean score first and variants without a score last.
 
-    Where a setting has no baseline, or several variants that could be it, nothing is compared. Of finished runs of one
-    variant and one seed, as made by hand, the first by name counts and the others are left out. The order of the
-    records does not matter.
+    Each variant is compared with the baseline of the same setting over the seeds that both have finished. If a setting
+    has no baseline or several, its variants are not compared. Of several finished runs of one variant and seed, only
+    the first by name counts. The result does not depend on the order of the records.
 
     Args:
-        records: Runs of one study, or of folders put together.
-        baseline: Activation that the others are compared with, such as "stock".
-        latencies: Median time of one image in ms, by variant, of those that were measured.
+        records: Runs of one study, or of several folders.
+        baseline: Activation of the baseline, such as "stock".
+        latencies: Median latency of one image in milliseconds, by variant; variants may be missing.
 
-    Returns:
-        Lines, the best mean first, those without a finished run last.
+    Raises:
+        InputError: The runs have different kinds of scores.
     """
-    metric = headline(records)
-    variants: dict[str, list[Record]] = {}
+    metric = choose_metric(records)
+    variants: dict[str, list[RunRecord]] = {}
     for record in sorted(records, key=lambda each: (each.variant, each.name, str(each.folder))):
         variants.setdefault(record.variant, []).append(record)
-    finished = {variant: _by_seed(runs, metric) for variant, runs in variants.items()}
+    finished = {variant: index_by_seed(runs, metric) for variant, runs in variants.items()}
     baselines: dict[str, list[str]] = {}
     for variant, (first, *_) in variants.items():
         if first.activation == baseline:
@@ -109,37 +113,42 @@ def build(
         if seeds := [seed for seed in own if seed in other]:
             pairs[variant] = ([own[s].scores[metric] for s in seeds], [other[s].scores[metric] for s in seeds])
     compared = compare(pairs)
-    lines = [
-        _line(runs, finished[variant], metric, baseline, compared.get(variant), latencies.get(variant))
+    rows = [
+        _make_row(runs, finished[variant], metric, baseline, compared.get(variant), latencies.get(variant))
         for variant, runs in variants.items()
     ]
-    return sorted(lines, key=lambda line: (not line.summary.runs, -line.summary.mean if line.summary.runs else 0.0))
+    return sorted(rows, key=lambda row: (not row.summary.runs, -row.summary.mean if row.summary.runs else 0.0))
 
 
-def compose(lines: Sequence[Line], metric: str) -> dict[str, bytes]:
-    """Return what leaderboard.csv, leaderboard.parquet and leaderboard.md hold, by their names.
+def encode_leaderboard(rows: Sequence[LeaderboardRow], metric: str) -> dict[str, bytes]:
+    """Return the contents of leaderboard.csv, leaderboard.parquet and leaderboard.md, by file name.
 
-    The same lines give the same bytes. What is unknown is an empty cell, and null in Parquet; the CSV has six
-    significant digits, the Parquet file all.
+    Equal rows give equal bytes. Unknown values are empty cells, and null in Parquet. Numbers have six significant
+    digits in CSV, and full precision in Parquet.
 
     Args:
-        lines: As `build` returns them.
-        metric: As `headline` returns it; the column of the means has its name.
+        rows: As `build_leaderboard` returns them.
+        metric: As `choose_metric` returns it, which is also the name of the column of means.
     """
-    frame = tabulate(lines, metric)
+    frame = make_leaderboard_frame(rows, metric)
     parquet = BytesIO()
     frame.write_parquet(parquet)
     rounded = frame.with_columns(cs.float().round_sig_figs(6))
     return {
         "leaderboard.csv": rounded.write_csv().encode(),
         "leaderboard.parquet": parquet.getvalue(),
-        "leaderboard.md": _describe(lines, metric).encode(),
+        "leaderboard.md": _format_markdown(rows, metric).encode(),
     }
 
 
-def tabulate(lines: Sequence[Line], metric: str) -> pl.DataFrame:
-    """Return the leaderboard as a frame, one row per line, null where a value is unknown."""
-    others = list(dict.fromkeys(name for line in lines for name in line.others))
+def make_leaderboard_frame(rows: Sequence[LeaderboardRow], metric: str) -> pl.DataFrame:
+    """Return the leaderboard as a data frame, with null for unknown values.
+
+    Args:
+        rows: As `build_leaderboard` returns them.
+        metric: Name of the column of means.
+    """
+    others = list(dict.fromkeys(name for row in rows for name in row.other_scores))
     schema = {
         **dict.fromkeys(("variant", "activation", "setting"), pl.String),
         "baseline": pl.Boolean,
@@ -152,37 +161,56 @@ def tabulate(lines: Sequence[Line], metric: str) -> pl.DataFrame:
         **dict.fromkeys(("sites", "parameters"), pl.Int64),
         **dict.fromkeys(("gflops", "seconds_per_epoch", "latency_ms"), pl.Float64),
     }
-    frame = pl.DataFrame([_cells(line, metric) for line in lines], schema=schema)
+    frame = pl.DataFrame([_make_frame_row(row, metric) for row in rows], schema=schema)
     return frame.with_columns(cs.float().fill_nan(None))
 
 
-def _by_seed(runs: Sequence[Record], metric: str) -> dict[int, Record]:
-    finished: dict[int, Record] = {}
-    for run in runs:
+def index_by_seed(runs: Sequence[RunRecord], metric: str) -> dict[int, RunRecord]:
+    """Return the finished run of each seed, by seed; of several, the first by name.
+
+    Args:
+        runs: Runs of one variant.
+        metric: Name of the score that a finished run must have.
+    """
+    finished: dict[int, RunRecord] = {}
+    for run in sorted(runs, key=lambda each: (each.name, str(each.folder))):
         if run.state == "done" and metric in run.scores:
             finished.setdefault(run.seed, run)
     return finished
 
 
-def _line(
-    runs: Sequence[Record],
-    finished: Mapping[int, Record],
+def _make_row(
+    runs: Sequence[RunRecord],
+    finished: Mapping[int, RunRecord],
     metric: str,
     baseline: str,
     comparison: Comparison | None,
     latency: float | None,
-) -> Line:
+) -> LeaderboardRow:
+    """Return the row of a variant.
+
+    Args:
+        runs: All its runs.
+        finished: Its finished runs by seed.
+        metric: Name of the ranked score.
+        baseline: Activation of the baseline.
+        comparison: Its comparison with the baseline.
+        latency: Its latency in milliseconds.
+    """
     done = list(finished.values())
     first = done[0] if done else runs[0]
     states = Counter(run.state for run in runs)
     times = [run.seconds_per_epoch for run in done if not math.isnan(run.seconds_per_epoch)]
-    return Line(
+    return LeaderboardRow(
         variant=first.variant,
         activation=first.activation,
         setting=first.setting,
         is_baseline=first.activation == baseline,
         summary=summarise([run.scores[metric] for run in done]),
-        others={name: fmean(run.scores[name] for run in done if name in run.scores) for name in _others(done, metric)},
+        other_scores={
+            name: fmean(run.scores[name] for run in done if name in run.scores)
+            for name in _list_other_scores(done, metric)
+        },
         comparison=comparison,
         failed=states["failed"],
         stopped=states["stopped"],
@@ -191,35 +219,37 @@ def _line(
         parameters=first.parameters,
         gflops=first.gflops,
         seconds_per_epoch=fmean(times) if times else float("nan"),
-        latency=latency,
+        latency_ms=latency,
     )
 
 
-def _others(runs: Sequence[Record], metric: str) -> list[str]:
+def _list_other_scores(runs: Sequence[RunRecord], metric: str) -> list[str]:
+    """Return the names of the other scores of some runs, sorted."""
     return sorted({name for run in runs for name in run.scores} - {metric})
 
 
-def _cells(line: Line, metric: str) -> dict[str, object]:
-    summary, comparison = line.summary, line.comparison
+def _make_frame_row(row: LeaderboardRow, metric: str) -> dict[str, object]:
+    """Return the values of a row by column of the data frame."""
+    summary, comparison = row.summary, row.comparison
     cells: dict[str, object] = {
-        "variant": line.variant,
-        "activation": line.activation,
-        "setting": line.setting,
-        "baseline": line.is_baseline,
+        "variant": row.variant,
+        "activation": row.activation,
+        "setting": row.setting,
+        "baseline": row.is_baseline,
         "runs": summary.runs,
-        "failed": line.failed,
-        "stopped": line.stopped,
-        "unfinished": line.unfinished,
+        "failed": row.failed,
+        "stopped": row.stopped,
+        "unfinished": row.unfinished,
         metric: summary.mean,
         "sd": summary.deviation,
         "ci_low": summary.low,
         "ci_high": summary.high,
-        **line.others,
-        "sites": line.sites,
-        "parameters": line.parameters or None,
-        "gflops": line.gflops or None,
-        "seconds_per_epoch": line.seconds_per_epoch,
-        "latency_ms": line.latency,
+        **row.other_scores,
+        "sites": row.sites,
+        "parameters": row.parameters or None,
+        "gflops": row.gflops or None,
+        "seconds_per_epoch": row.seconds_per_epoch,
+        "latency_ms": row.latency_ms,
     }
     if comparison:
         cells |= {
@@ -228,7 +258,7 @@ def _cells(line: Line, metric: str) -> dict[str, object]:
             "difference_low": comparison.low,
             "difference_high": comparison.high,
             "p": comparison.p,
-            "p_holm": comparison.adjusted,
+            "p_holm": comparison.p_holm,
             "effect": comparison.effect,
             "seeds_needed": comparison.seeds_needed,
             "verdict": comparison.verdict,
@@ -236,28 +266,35 @@ def _cells(line: Line, metric: str) -> dict[str, object]:
     return cells
 
 
-def draw_table(lines: Sequence[Line], metric: str) -> Table:
-    """Return the leaderboard as a table for the terminal, 80 columns wide or more."""
+def make_leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> Table:
+    """Return the leaderboard as a table for a terminal of 80 columns or more.
+
+    Args:
+        rows: As `build_leaderboard` returns them.
+        metric: Title of the column of means.
+    """
     table = Table(title="Leaderboard", caption="± standard deviation; difference with its 95 % confidence interval")
     for title in ("variant", "runs", metric, "difference", "verdict"):
         table.add_column(title, overflow="fold", justify="left" if title in ("variant", "verdict") else "right")
-    for line in lines:
-        variant, runs, score, difference, _, verdict, *_ = _row(line)
+    for row in rows:
+        variant, runs, score, difference, _, verdict, *_ = _format_row(row)
         table.add_row(escape(variant), runs, score.partition(" [")[0], escape(difference), verdict)
     return table
 
 
-def _describe(lines: Sequence[Line], metric: str) -> str:
+def _format_markdown(rows: Sequence[LeaderboardRow], metric: str) -> str:
+    """Return the leaderboard and notes on it in Markdown."""
     header = (*_COLUMNS[:2], metric, *_COLUMNS[3:])
-    rows = [header, ("---", *["---:"] * 4, "---", *["---:"] * 3), *(_row(line) for line in lines)]
-    table = "\n".join(f"| {' | '.join(cell.replace('|', _BAR) for cell in row)} |" for row in rows)
-    return "\n\n".join(["# Leaderboard", table, *_notes(lines, metric)]) + "\n"
+    alignment = ("---", *["---:"] * 4, "---", *["---:"] * 3)
+    table = format_markdown_table(header, [_format_row(row) for row in rows], alignment)
+    return "\n\n".join(["# Leaderboard", table, *_write_notes(rows, metric)]) + "\n"
 
 
-def _row(line: Line) -> tuple[str, ...]:
-    summary, comparison = line.summary, line.comparison
-    total = summary.runs + line.failed + line.stopped + line.unfinished
-    score, difference, p, verdict, seeds = "", "", "", "baseline" if line.is_baseline else "not compared", ""
+def _format_row(row: LeaderboardRow) -> tuple[str, ...]:
+    """Return the cells of a row, those of `_COLUMNS`."""
+    summary, comparison = row.summary, row.comparison
+    total = summary.runs + row.failed + row.stopped + row.unfinished
+    score, difference, p, verdict, seeds = "", "", "", "baseline" if row.is_baseline else "not compared", ""
     if summary.runs:
         spread = f" ± {summary.deviation:.3f} [{summary.low:.3f}, {summary.high:.3f}]" if summary.runs > 1 else ""
         score = f"{summary.mean:.3f}{spread}"
@@ -265,33 +302,25 @@ def _row(line: Line) -> tuple[str, ...]:
         known = not math.isnan(comparison.low)
         interval = f" [{comparison.low:+.3f}, {comparison.high:+.3f}]" if known else ""
         difference, verdict = f"{comparison.difference:+.3f}{interval}", comparison.verdict
-        p = "" if math.isnan(comparison.adjusted) else _format_p(comparison.adjusted)
+        p = "" if math.isnan(comparison.p_holm) else format_p(comparison.p_holm)
         seeds = "" if comparison.seeds_needed is None else str(comparison.seeds_needed)
     return (
-        line.variant,
+        row.variant,
         str(summary.runs) if summary.runs == total else f"{summary.runs} of {total}",
         score,
         difference,
         p,
         verdict,
         seeds,
-        f"{line.parameters:,}" if line.parameters else "",
-        "" if line.latency is None else f"{line.latency:.2f}",
+        f"{row.parameters:,}" if row.parameters else "",
+        "" if row.latency_ms is None else f"{row.latency_ms:.2f}",
     )
 
 
-def _format_p(p: float) -> str:
-    """Return a p-value as people write it.
-
-    >>> _format_p(0.04321), _format_p(2e-7)
-    ('0.043', '< 0.001')
-    """
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _notes(lines: Sequence[Line], metric: str) -> list[str]:
-    compared = [line.comparison for line in lines if line.comparison]
-    tested = sum(not math.isnan(comparison.adjusted) for comparison in compared)
+def _write_notes(rows: Sequence[LeaderboardRow], metric: str) -> list[str]:
+    """Return paragraphs on how to read the leaderboard."""
+    compared = [row.comparison for row in rows if row.comparison]
+    tested = sum(not math.isnan(comparison.p_holm) for comparison in compared)
     notes = [
         f"{metric} is a fraction of 1: the mean over the finished runs (one per seed) ± the standard deviation, and in "
         "brackets the 95 % confidence interval of the mean by Student's t."
@@ -310,9 +339,9 @@ def _notes(lines: Sequence[Line], metric: str) -> list[str]:
     else:
         notes.append("Nothing is compared: no variant shares settings and a finished seed with a baseline.")
     lost = {
-        "failed": sum(line.failed for line in lines),
-        "were stopped early": sum(line.stopped for line in lines),
-        "are unfinished": sum(line.unfinished for line in lines),
+        "failed": sum(row.failed for row in rows),
+        "were stopped early": sum(row.stopped for row in rows),
+        "are unfinished": sum(row.unfinished for row in rows),
     }
     if any(lost.values()):
         counts = ", ".join(f"{count} {what}" for what, count in lost.items() if count)

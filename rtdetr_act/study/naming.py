@@ -1,4 +1,4 @@
-"""What things of a study are called: no two of them alike, on paper and on a disk."""
+"""Unambiguous names of variants, values and folders."""
 
 from __future__ import annotations
 
@@ -13,122 +13,139 @@ from typing import Any
 from rtdetr_act.errors import escape
 from rtdetr_act.integrations.ultralytics.runs import slug
 
-_LONGEST = 60  # characters of a folder's name before its hash and its seed
-_LONGEST_VALUE = 100  # characters of a value in a name
-_BYTES = 200  # of those; file systems allow 255 for the whole name
-# Windows keeps them for devices, with any suffix.
+_MAX_FOLDER_CHARS = 60  # of a folder name, without hash and seed
+_MAX_VALUE_CHARS = 100  # of a value in a name
+_MAX_FOLDER_BYTES = 200  # of a folder name, without hash and seed; file systems allow 255 in total
+# Device names of Windows, reserved with any suffix.
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\.|$)", re.IGNORECASE)
 
 
-def show(text: str) -> str:
-    """Return a text in one line, with single blanks and what is not visible escaped."""
+def to_single_line(text: str) -> str:
+    """Return a string in one line, with single spaces and escaped unprintable characters."""
     return escape(" ".join(text.split()))
 
 
 def name_paths(paths: Sequence[str]) -> list[str]:
-    """Return a short name for each of several paths: its stem, or as much of its end as tells it from the others.
+    """Return a short distinct name for each of several paths: its stem, or as much of its end as is needed.
 
     >>> name_paths(["a/data.yaml", "b/data.yaml", "c/other.yaml"]), name_paths(["x.yaml", "x.yml"])
     (['a/data', 'b/data', 'other'], ['x.yaml', 'x.yml'])
     """
-    return _tell_apart(paths, _forms_of_path)
+    return _choose_distinct(paths, _list_path_names)
 
 
 def name_values(values: Sequence[Any]) -> list[str]:
-    """Return how each of several different values is written: as Python prints it, quoted where two look alike.
+    """Return a distinct name for each of several different values: its `str`, or its `repr` if two look alike.
 
     >>> name_values([0.1, "fast"]), name_values([1, "1"])
     (['0.1', 'fast'], ['1', "'1'"])
     """
-    return _tell_apart(values, lambda value: [*map(cut, (str(value), repr(value))), _write(value)])
+    return _choose_distinct(values, lambda value: [*map(shorten, (str(value), repr(value))), _escape_value(value)])
 
 
-def _tell_apart(things: Sequence[Any], forms_of: Callable[[Any], list[str]]) -> list[str]:
-    """Give each thing the first of its forms that no other has; those that look alike go on to the next together."""
-    forms = [forms_of(thing) for thing in things]
-    chosen = [0] * len(things)
+def _choose_distinct(items: Sequence[Any], list_names: Callable[[Any], list[str]]) -> list[str]:
+    """Return the first candidate name of each item that no other item has.
+
+    Args:
+        items: The items.
+        list_names: Function that returns the candidates of an item, the preferred one first. Items whose names look
+            alike all move on to their next candidates.
+    """
+    candidates = [list_names(item) for item in items]
+    chosen = [0] * len(items)
     while True:
-        names = [each[index] for each, index in zip(forms, chosen, strict=True)]
-        counts = Counter(map(_look, names))
-        unclear = [
+        names = [each[index] for each, index in zip(candidates, chosen, strict=True)]
+        counts = Counter(map(_visible_form, names))
+        ambiguous = [
             number
             for number, name in enumerate(names)
-            if (counts[_look(name)] > 1 or not name or name != show(name)) and chosen[number] + 1 < len(forms[number])
+            if (counts[_visible_form(name)] > 1 or not name or name != to_single_line(name))
+            and chosen[number] + 1 < len(candidates[number])
         ]
-        if not unclear:
+        if not ambiguous:
             return names
-        for number in unclear:
+        for number in ambiguous:
             chosen[number] += 1
 
 
-def _write(value: Any) -> str:
-    """Return a value in visible characters, different for different ones; of several blanks, pages show one."""
+def _escape_value(value: Any) -> str:
+    """Return a value in printable ASCII with no two adjacent spaces, which HTML would collapse."""
     return ascii(value).replace("  ", " \\x20")
 
 
-def cut(text: str) -> str:
-    """Return a short text for a long one, different for different ones."""
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST]}…{_digest(text)[:6]}"
+def shorten(text: str) -> str:
+    """Return a string, or if it is long its beginning with a hash of the whole."""
+    return text if len(text) <= _MAX_VALUE_CHARS else f"{text[:_MAX_FOLDER_CHARS]}…{_hash(text)[:6]}"
 
 
-def _digest(text: str) -> str:
+def _hash(text: str) -> str:
+    """Return the SHA-256 of a string in hexadecimal."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-def _look(name: str) -> str:
+def _visible_form(name: str) -> str:
+    """Return a form that is equal for names that look alike."""
     return " ".join(unicodedata.normalize("NFKC", name).split())
 
 
-def _forms_of_path(text: str) -> list[str]:
+def _list_path_names(text: str) -> list[str]:
+    """Return candidate names of a path, the shortest first."""
     path = Path(text)
     parents = [part for part in path.parts[:-1] if part != path.anchor]
     before = ["".join(f"{part}/" for part in parents[len(parents) - count :]) for count in range(len(parents) + 1)]
-    # The folder tells more than the suffix.
+    # The folder is more informative than the suffix.
     near = [path.stem, *(each + path.stem for each in before[1:2]), *(each + path.name for each in before[:2])]
     far = [each + name for each in before[2:] for name in (path.stem, path.name)]
-    return [*near, *far, text, _write(text)]
+    return [*near, *far, text, _escape_value(text)]
 
 
-def identify_value(value: Any) -> Hashable:
-    """Return what is equal for two values that set up the same training: 1 and 1.0, but not 1 and True, nor "1"."""
+def value_identity(value: Any) -> Hashable:
+    """Return a key that is equal for values that configure the same training: 1 and 1.0, but not 1 and True or "1"."""
     if isinstance(value, (list, tuple)):
-        return tuple(map(identify_value, value))
+        return tuple(map(value_identity, value))
     return ("number" if type(value) in (int, float) else type(value).__name__, value)
 
 
-def identify_path(text: str) -> Hashable:
-    """Return what is equal for two paths of the same file."""
+def path_identity(text: str) -> Hashable:
+    """Return a key that is equal for paths of the same file."""
     try:
-        found = Path(text).stat()
-    except (OSError, ValueError):  # the name of a model or data set that is found elsewhere
+        status = Path(text).stat()
+    except (OSError, ValueError):  # the name of a model or data set that is resolved elsewhere
         return str(Path(text))
-    return (found.st_dev, found.st_ino)
+    return (status.st_dev, status.st_ino)
 
 
 def name_folders(variants: Sequence[str]) -> dict[str, str]:
-    """Return a folder name per variant, legal everywhere, with a hash where two would be the same on some disk."""
-    plain = {variant: _shorten(slug(variant)[:_LONGEST]) for variant in variants}
-    counts = Counter(map(_on_disk, plain.values()))
-    names = {variant: name for variant, name in plain.items() if counts[_on_disk(name)] == 1}
-    taken = set(map(_on_disk, names.values()))
+    """Return a folder name per variant, legal and distinct on all file systems.
+
+    A hash is appended to names that some file system would not distinguish.
+
+    Args:
+        variants: Distinct names of variants.
+    """
+    plain = {variant: _make_legal(slug(variant)[:_MAX_FOLDER_CHARS]) for variant in variants}
+    counts = Counter(map(_file_system_form, plain.values()))
+    names = {variant: name for variant, name in plain.items() if counts[_file_system_form(name)] == 1}
+    taken = set(map(_file_system_form, names.values()))
     for variant in variants:
         if variant in names:
             continue
-        digest = _digest(variant)
+        digest = _hash(variant)
         candidates = (f"{plain[variant]}-{digest[:length]}" for length in range(6, len(digest) + 1))
-        names[variant] = next(name for name in candidates if _on_disk(name) not in taken)
-        taken.add(_on_disk(names[variant]))
+        names[variant] = next(name for name in candidates if _file_system_form(name) not in taken)
+        taken.add(_file_system_form(names[variant]))
     return names
 
 
-def _shorten(name: str) -> str:
+def _make_legal(name: str) -> str:
+    """Return a folder name that Windows does not reserve and that is not too long."""
     if _RESERVED.match(name):
         name = f"_{name}"
-    while len(name.encode()) > _BYTES:
+    while len(name.encode()) > _MAX_FOLDER_BYTES:
         name = name[:-1]
     return name
 
 
-def _on_disk(name: str) -> str:
-    """Return what is equal for two names of one folder where upper and lower case are, or composed letters."""
+def _file_system_form(name: str) -> str:
+    """Return a form that is equal for names that a file system without case or Unicode distinctions identifies."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())

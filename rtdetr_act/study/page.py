@@ -1,4 +1,4 @@
-"""The study's report: one HTML file that needs nothing else, for a screen, a phone or paper."""
+"""HTML report of a study: a self-contained file for screens, phones and print."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from rtdetr_act.study.charts import (
-    assign_looks,
+    assign_styles,
+    draw_activations,
     draw_classes,
     draw_cost,
     draw_differences,
-    draw_shapes,
     draw_training,
 )
-from rtdetr_act.study.leaderboard import Line
-from rtdetr_act.study.record import STATES, Record
-from rtdetr_act.study.wording import (
-    MOST_NAMED,
-    NONE,
+from rtdetr_act.study.formatting import (
+    MAX_LISTED,
+    UNKNOWN,
+    finite_or_none,
+    format_count,
+    format_number,
+    format_p,
+    format_score,
     join_words,
-    keep_finite,
-    write_count,
-    write_number,
-    write_p,
-    write_score,
 )
+from rtdetr_act.study.leaderboard import LeaderboardRow
+from rtdetr_act.study.run_record import STATES, RunRecord
 
-_HERE = Path(__file__).parent
-_MOST_DRAWN = 12  # variants beside the baselines: six colours, each with two dashes and two symbols
-# Where a run is kept, or what tells seeds apart: no argument in which variants differ.
-_NOT_SETTINGS = ("name", "project", "save_dir", "exist_ok", "resume", "seed")
+_TEMPLATE_FOLDER = Path(__file__).parent
+_MAX_DRAWN = 12  # variants without the baselines: six colours with two line styles and symbols each
+# Arguments for the location of a run or its seed, in which variants do not differ.
+_RUN_SPECIFIC = ("name", "project", "save_dir", "exist_ok", "resume", "seed")
 
-# Okabe-Ito as in `rtdetr_act.analysis.figures`, without yellow; the baseline is the black one. The dark scheme has the
-# same hues, lighter. d0 to d7 are viridis, less the end that the paper would swallow.
+# c1 to c6 are the Okabe-Ito palette without yellow, as in `rtdetr_act.analysis.figures`; c0 is the baseline. The dark
+# scheme has lighter colours of the same hues. d0 to d7 are viridis, without the end that is invisible on the paper.
 _PALETTES: dict[str, dict[str, str]] = {
     "light": {
         **{"paper": "#ffffff", "panel": "#f5f6f7", "ink": "#1a1d21", "quiet": "#5b636d", "rule": "#dfe2e6"},
@@ -62,48 +62,56 @@ _PALETTES: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class _Cell:
-    """What stands in a table, and what it is sorted by; a cell without a key comes last."""
+    """Cell of a table.
+
+    Attributes:
+        text: Its text.
+        key: Key to sort by; cells without a key come last.
+        note: Small text below.
+        bar: Start and width of an interval, and position of the mean, in percent.
+        kind: CSS class of emphasised text.
+    """
 
     text: str
     key: float | str | None
     note: str = ""
-    bar: tuple[float, float, float] | None = None  # interval's start, its width and the mean, in percent
+    bar: tuple[float, float, float] | None = None
     kind: str = ""
 
 
-def compose_page(
-    lines: Sequence[Line], records: Sequence[Record], *, title: str, metric: str, latency_note: str = ""
+def render_page(
+    rows: Sequence[LeaderboardRow], records: Sequence[RunRecord], *, title: str, metric: str, latency_note: str = ""
 ) -> str:
     """Return the report of a study as HTML.
 
-    All that comes from files is shown as text, whatever it holds.
+    All strings from files are escaped.
 
     Args:
-        lines: The leaderboard, in the order to show.
-        records: The runs. Curves and shapes are read from the folders of those that are drawn: the 12 best variants and
-            the baselines they are compared with.
+        rows: The leaderboard, in the order to show.
+        records: The runs. The charts show the 12 best variants and their baselines, with results.csv and
+            activations.json read from their run folders.
         title: Heading of the page.
-        metric: The headline score, "mAP50-95" or "top1".
-        latency_note: A sentence on how latency was measured.
+        metric: Name of the ranked score, "mAP50-95" or "top1".
+        latency_note: Sentence on how latency was measured.
 
     Raises:
-        InputError: The shapes of a run are damaged.
+        InputError: The curves of learned activations of a run are damaged.
     """
-    drawn = _choose_drawn(lines)
-    looks = assign_looks(drawn)
-    runs: dict[str, list[Record]] = defaultdict(list)
+    drawn = _select_drawn(rows)
+    styles = assign_styles(drawn)
+    runs: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         runs[record.variant].append(record)
-    difference = draw_differences(drawn, runs, looks, metric)
+    difference = draw_differences(drawn, runs, styles, metric)
     costs = [
-        draw_cost(drawn, looks, metric, "latency", "ms per image", "latency", "{:.2f} ms", lambda line: line.latency),
+        draw_cost(drawn, styles, metric, "latency", "ms per image", "latency", "{:.2f} ms", lambda row: row.latency_ms),
         draw_cost(
-            drawn, looks, metric, "parameters", "parameters", "parameters", "{:,.0f}", lambda line: line.parameters
+            drawn, styles, metric, "parameters", "parameters", "parameters", "{:,.0f}", lambda row: row.parameters
         ),
     ]
-    curves = draw_training(drawn, runs, looks, metric)
-    classes = draw_classes(drawn, runs, looks)
-    shapes = draw_shapes(drawn, runs)
+    curves = draw_training(drawn, runs, styles, metric)
+    classes = draw_classes(drawn, runs, styles)
+    shapes = draw_activations(drawn, runs)
     figures = {"difference": [difference], "costs": costs, "curves": curves, "classes": [classes], "shapes": shapes}
     numbered = {
         f"{section}-{index}": figure
@@ -112,77 +120,77 @@ def compose_page(
         if figure.traces
     }
     charts = {key: {"data": figure.traces, "layout": figure.layout} for key, figure in numbered.items()}
-    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=FileSystemLoader(_TEMPLATE_FOLDER), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.j2").render(
         title=title,
-        summary=_summarise_study(lines, records, metric),
+        summary=_summarise_study(rows, records, metric),
         metric=metric,
         latency_note=latency_note,
-        columns=_name_columns(lines, metric),
-        rows=_fill_rows(lines, metric),
+        columns=_list_columns(rows, metric),
+        rows=_make_cells(rows, metric),
         figures=figures,
-        looks=looks,
-        most_drawn=_MOST_DRAWN,
-        left_out=sum(math.isfinite(line.summary.mean) for line in lines) - len(drawn),
-        comparisons=sum(_is_tested(line) for line in lines),
+        styles=styles,
+        most_drawn=_MAX_DRAWN,
+        left_out=sum(math.isfinite(row.summary.mean) for row in rows) - len(drawn),
+        comparisons=sum(_is_tested(row) for row in rows),
         **_describe_runs(records, metric),
         palettes=_PALETTES,
-        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
+        css=Markup((_TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")),
+        js=Markup((_TEMPLATE_FOLDER / "page.js").read_text(encoding="utf-8")),
         plotly=Markup(get_plotlyjs() if charts else ""),
         charts=_embed_json({"palettes": _PALETTES, "charts": charts}),
     )
 
 
-def _choose_drawn(lines: Sequence[Line]) -> list[Line]:
-    scored = [line for line in lines if math.isfinite(line.summary.mean)]
-    others = [line for line in scored if not line.is_baseline]
-    best = sorted(others, key=lambda line: -line.summary.mean)[:_MOST_DRAWN]
-    settings = {line.setting for line in best}
-    names = {line.variant for line in best}
-    names |= {line.variant for line in scored if line.is_baseline and (not best or line.setting in settings)}
-    return [line for line in scored if line.variant in names]
+def _select_drawn(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
+    """Return the best variants and the baselines they are compared with."""
+    scored = [row for row in rows if math.isfinite(row.summary.mean)]
+    others = [row for row in scored if not row.is_baseline]
+    best = sorted(others, key=lambda row: -row.summary.mean)[:_MAX_DRAWN]
+    settings = {row.setting for row in best}
+    names = {row.variant for row in best}
+    names |= {row.variant for row in scored if row.is_baseline and (not best or row.setting in settings)}
+    return [row for row in scored if row.variant in names]
 
 
-# Words and tables
-
-
-def _summarise_study(lines: Sequence[Line], records: Sequence[Record], metric: str) -> str:
-    variants, seeds = len(lines), sorted({record.seed for record in records})
+def _summarise_study(rows: Sequence[LeaderboardRow], records: Sequence[RunRecord], metric: str) -> str:
+    """Return the paragraph at the top of the page."""
+    variants, seeds = len(rows), sorted({record.seed for record in records})
     data = sorted({str(record.arguments["data"]) for record in records if record.arguments.get("data")})
     states = Counter(record.state for record in records)
     counts = join_words([f"{states[state]} {state}" for state in STATES if states[state]])
     sentences = [
-        f"{write_count(variants, 'variant')}, {write_count(len(seeds), 'seed')}"
+        f"{format_count(variants, 'variant')}, {format_count(len(seeds), 'seed')}"
         + (f" ({', '.join(map(str, seeds))})" if 0 < len(seeds) <= 10 else "")
         + (f", on {join_words(data)}" if data else "")
-        + f". {write_count(len(records), 'run')}"
+        + f". {format_count(len(records), 'run')}"
         + (f": {counts}." if counts else "."),
-        *_tell_verdicts(lines),
+        *_describe_verdicts(rows),
     ]
     return " ".join(sentences) + f" Scores are {metric}, as fractions of 1."
 
 
-def _tell_verdicts(lines: Sequence[Line]) -> list[str]:
-    baselines = {line.setting: line.variant for line in lines if line.is_baseline}
+def _describe_verdicts(rows: Sequence[LeaderboardRow]) -> list[str]:
+    """Return sentences on which variants are better or worse than their baselines."""
+    baselines = {row.setting: row.variant for row in rows if row.is_baseline}
     sentences, same, untested = [], [], []
-    for line in lines:
-        comparison = line.comparison
-        if line.is_baseline:
+    for row in rows:
+        comparison = row.comparison
+        if row.is_baseline:
             continue
-        if comparison is None or not _is_tested(line):
-            untested.append(line.variant)
+        if comparison is None or not _is_tested(row):
+            untested.append(row.variant)
         elif comparison.verdict in ("better", "worse"):
             sign = 1 if comparison.verdict == "better" else -1
             low, high = sorted((sign * comparison.low, sign * comparison.high))
             sentences.append(
-                f"{line.variant} is {comparison.verdict} than {baselines.get(line.setting, 'the baseline')} by "
-                f"{write_score(sign * comparison.difference)} ({write_score(low)} to {write_score(high)})."
+                f"{row.variant} is {comparison.verdict} than {baselines.get(row.setting, 'the baseline')} by "
+                f"{format_score(sign * comparison.difference)} ({format_score(low)} to {format_score(high)})."
             )
         else:
-            same.append(line.variant)
-    if len(sentences) > MOST_NAMED:
-        sentences[MOST_NAMED:] = [f"For {len(sentences) - MOST_NAMED} more with a difference, see the leaderboard."]
+            same.append(row.variant)
+    if len(sentences) > MAX_LISTED:
+        sentences[MAX_LISTED:] = [f"For {len(sentences) - MAX_LISTED} more with a difference, see the leaderboard."]
     if same:
         sentences.insert(0, f"No difference shown for {join_words(same)}.")
     if untested:
@@ -190,75 +198,82 @@ def _tell_verdicts(lines: Sequence[Line]) -> list[str]:
     return sentences
 
 
-def _is_tested(line: Line) -> bool:
-    return line.comparison is not None and math.isfinite(line.comparison.adjusted)
+def _is_tested(row: LeaderboardRow) -> bool:
+    """Return whether a variant has a p-value."""
+    return row.comparison is not None and math.isfinite(row.comparison.p_holm)
 
 
-def _name_columns(lines: Sequence[Line], metric: str) -> list[tuple[str, bool]]:
-    """Return titles, and whether their cells are numbers."""
+def _list_columns(rows: Sequence[LeaderboardRow], metric: str) -> list[tuple[str, bool]]:
+    """Return the titles of the leaderboard, each with whether its cells are numbers."""
     texts = ("variant", "verdict")
-    titles = ["variant", "runs", metric, *_other_scores(lines, metric), "difference to baseline", "p (Holm)"]
+    titles = ["variant", "runs", metric, *_list_other_metrics(rows, metric), "difference to baseline", "p (Holm)"]
     titles += ["effect size", "verdict", "seeds for 0.005", "parameters", "GFLOPs", "s/epoch", "latency (ms)"]
     return [(title, title not in texts) for title in titles]
 
 
-def _other_scores(lines: Sequence[Line], metric: str) -> list[str]:
-    return list(dict.fromkeys(name for line in lines for name in line.others if name != metric))
+def _list_other_metrics(rows: Sequence[LeaderboardRow], metric: str) -> list[str]:
+    """Return the names of all scores other than the ranked one."""
+    return list(dict.fromkeys(name for row in rows for name in row.other_scores if name != metric))
 
 
-def _fill_rows(lines: Sequence[Line], metric: str) -> list[list[_Cell]]:
-    ends = [value for line in lines for value in (line.summary.low, line.summary.high, line.summary.mean)]
+def _make_cells(rows: Sequence[LeaderboardRow], metric: str) -> list[list[_Cell]]:
+    """Return the cells of the leaderboard, a list per variant."""
+    ends = [value for row in rows for value in (row.summary.low, row.summary.high, row.summary.mean)]
     ends = [value for value in ends if math.isfinite(value)]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
-    others = _other_scores(lines, metric)
-    return [_fill_row(line, others, low, (high - low) or 1.0) for line in lines]
+    others = _list_other_metrics(rows, metric)
+    return [_make_row_cells(row, others, low, (high - low) or 1.0) for row in rows]
 
 
-def _fill_row(line: Line, others: Sequence[str], start: float, width: float) -> list[_Cell]:
-    summary, comparison = line.summary, line.comparison
-    lost = {"failed": line.failed, "stopped": line.stopped, "unfinished": line.unfinished}
-    score, note, bar = write_score(summary.mean), "", None
+def _make_row_cells(row: LeaderboardRow, others: Sequence[str], start: float, width: float) -> list[_Cell]:
+    """Return the cells of a variant, with bars of intervals on an axis from `start` of length `width`."""
+    summary, comparison = row.summary, row.comparison
+    lost = {"failed": row.failed, "stopped": row.stopped, "unfinished": row.unfinished}
+    score, note, bar = format_score(summary.mean), "", None
     if math.isfinite(summary.low):
-        score += f" ± {write_score(summary.deviation)}"
-        note = f"{write_score(summary.low)} to {write_score(summary.high)}"
+        score += f" ± {format_score(summary.deviation)}"
+        note = f"{format_score(summary.low)} to {format_score(summary.high)}"
         places = [100 * (value - start) / width for value in (summary.low, summary.high, summary.mean)]
         bar = (places[0], places[1] - places[0], places[2])
     cells = [
-        _Cell(line.variant, line.variant),
+        _Cell(row.variant, row.variant),
         _Cell(
             str(summary.runs), summary.runs, ", ".join(f"{number} {state}" for state, number in lost.items() if number)
         ),
-        _Cell(score, keep_finite(summary.mean), note, bar),
-        *(_Cell(write_score(line.others.get(name)), keep_finite(line.others.get(name))) for name in others),
+        _Cell(score, finite_or_none(summary.mean), note, bar),
+        *(
+            _Cell(format_score(row.other_scores.get(name)), finite_or_none(row.other_scores.get(name)))
+            for name in others
+        ),
     ]
     if comparison is None:
-        verdict = "baseline" if line.is_baseline else "not compared"
-        cells += [_Cell(NONE, None)] * 3 + [_Cell(verdict, verdict), _Cell(NONE, None)]
+        verdict = "baseline" if row.is_baseline else "not compared"
+        cells += [_Cell(UNKNOWN, None)] * 3 + [_Cell(verdict, verdict), _Cell(UNKNOWN, None)]
     else:
         tested = math.isfinite(comparison.low)
         verdict = comparison.verdict
-        interval = f"{write_score(comparison.low, '+')} to {write_score(comparison.high, '+')}" if tested else ""
+        interval = f"{format_score(comparison.low, '+')} to {format_score(comparison.high, '+')}" if tested else ""
         cells += [
-            _Cell(write_score(comparison.difference, "+"), keep_finite(comparison.difference), interval),
-            _Cell(write_p(comparison.adjusted), keep_finite(comparison.adjusted)),
-            _Cell(write_number(comparison.effect, "{:+.2f}"), keep_finite(comparison.effect)),
-            _Cell(verdict, verdict, "" if _is_tested(line) else write_count(comparison.pairs, "pair"), kind=verdict),
-            _Cell(write_number(comparison.seeds_needed, "{:,}"), keep_finite(comparison.seeds_needed)),
+            _Cell(format_score(comparison.difference, "+"), finite_or_none(comparison.difference), interval),
+            _Cell(format_p(comparison.p_holm), finite_or_none(comparison.p_holm)),
+            _Cell(format_number(comparison.effect, "{:+.2f}"), finite_or_none(comparison.effect)),
+            _Cell(verdict, verdict, "" if _is_tested(row) else format_count(comparison.pairs, "pair"), kind=verdict),
+            _Cell(format_number(comparison.seeds_needed, "{:,}"), finite_or_none(comparison.seeds_needed)),
         ]
     costs = (
-        (line.parameters or None, "{:,}"),
-        (line.gflops or None, "{:.2f}"),
-        (line.seconds_per_epoch, "{:.1f}"),
-        (line.latency, "{:.2f}"),
+        (row.parameters or None, "{:,}"),
+        (row.gflops or None, "{:.2f}"),
+        (row.seconds_per_epoch, "{:.1f}"),
+        (row.latency_ms, "{:.2f}"),
     )
-    return cells + [_Cell(write_number(value, form), keep_finite(value)) for value, form in costs]
+    return cells + [_Cell(format_number(value, form), finite_or_none(value)) for value, form in costs]
 
 
-def _describe_runs(records: Sequence[Record], metric: str) -> dict[str, Any]:
-    """Return what all runs share, where they differ, and a row for each run."""
+def _describe_runs(records: Sequence[RunRecord], metric: str) -> dict[str, Any]:
+    """Return variables of the template: what all runs have in common, in what they differ, and a row per run."""
     versions, other_versions = _split_common([record.versions for record in records if record.versions])
     arguments, differing = _split_common([record.arguments for record in records if record.arguments])
-    own = [key for key in differing if key not in _NOT_SETTINGS]
+    own = [key for key in differing if key not in _RUN_SPECIFIC]
     columns = [("variant", False), ("seed", True), ("state", False), (metric, True), ("epochs", True)]
     columns += [("own arguments", False)] * bool(own or other_versions) + [("reason of failure", False)]
     rows = []
@@ -270,7 +285,7 @@ def _describe_runs(records: Sequence[Record], metric: str) -> dict[str, Any]:
             _Cell(record.variant, record.variant),
             _Cell(str(record.seed), record.seed),
             _Cell(record.state, record.state, kind=record.state),
-            _Cell(write_score(score), keep_finite(score)),
+            _Cell(format_score(score), finite_or_none(score)),
             _Cell(str(record.epochs), record.epochs),
             *[_Cell(text, text) for text in [" ".join(differs)] if own or other_versions],
             _Cell(record.reason, record.reason or None),
@@ -287,22 +302,23 @@ def _describe_runs(records: Sequence[Record], metric: str) -> dict[str, Any]:
 
 
 def _split_common(mappings: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
-    """Return what all mappings hold alike, and the keys in which they differ."""
+    """Return the items that all mappings have in common, and the keys in which they differ."""
     keys = dict.fromkeys(key for mapping in mappings for key in mapping)
     values = {key: {str(mapping.get(key, "")) for mapping in mappings} for key in keys}
-    common = {key: next(iter(found)) for key, found in values.items() if len(found) == 1}
+    common = {key: next(iter(distinct)) for key, distinct in values.items() if len(distinct) == 1}
     return common, [key for key in values if key not in common]
 
 
 def _embed_json(data: Any) -> Markup:
-    """Return JSON that may stand in a script element: no text in it can close that, and NaN becomes null."""
-    text = json.dumps(_without_nan(data), allow_nan=False, separators=(",", ":"))
+    """Return JSON that is safe inside a script element, with null for NaN."""
+    text = json.dumps(_replace_nan(data), allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026"))
 
 
-def _without_nan(data: Any) -> Any:
+def _replace_nan(data: Any) -> Any:
+    """Return plain data with None in place of NaN and infinity."""
     if isinstance(data, dict):
-        return {key: _without_nan(value) for key, value in data.items()}
+        return {key: _replace_nan(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [_without_nan(value) for value in data]
+        return [_replace_nan(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data

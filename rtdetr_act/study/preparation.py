@@ -1,4 +1,4 @@
-"""Before the first run: check a study, write down its rows, and say how long they will take."""
+"""Preparation of a study: checks, run folders and time estimates before the first run."""
 
 from __future__ import annotations
 
@@ -14,150 +14,162 @@ from typing import Any
 from ultralytics.data.utils import IMG_FORMATS
 
 from rtdetr_act.errors import InputError, quote
-from rtdetr_act.files import making_folder, remove_leftovers, write_together
+from rtdetr_act.files import create_folder, remove_leftovers, write_files_atomically
 from rtdetr_act.integrations.ultralytics.costs import time_training_step
 from rtdetr_act.integrations.ultralytics.models import load_variant
 from rtdetr_act.integrations.ultralytics.shapes import SPLITS
-from rtdetr_act.study.folder import (
-    LATENCY_FILE,
-    OUTPUTS,
-    ROW_FILE,
-    RUNS,
-    STUDY_FILE,
-    StudyRecord,
-    check_outputs,
-    is_folder,
-    to_json,
+from rtdetr_act.study.grid import (
+    RunConfig,
+    Study,
+    check_runs,
+    count_epochs,
+    describe_difference,
+    expand_study,
+    find_splits,
+    read_run_config,
 )
-from rtdetr_act.study.grid import Row, Study, check_rows, differing, find_images, make_rows, read_row
 from rtdetr_act.study.process import is_finished
-from rtdetr_act.study.records import read_run
+from rtdetr_act.study.run_folders import read_run
+from rtdetr_act.study.storage import (
+    LATENCY_FILE,
+    REPORT_FILES,
+    RUN_FILE,
+    RUNS_FOLDER,
+    STUDY_FILE,
+    StudySettings,
+    check_writable_files,
+    encode_json,
+    folder_exists,
+)
 
-# Of an image's part in a training step: forward and loss of the validation, in evaluation, against both ways.
-_VALIDATION = 0.4
-START = 10.0  # seconds for a process, its imports, its model and the final validation
+_VALIDATION_COST = 0.4  # time of a validation image relative to a training image: forward pass and loss only
+STARTUP_SECONDS = 10.0  # of a run: process, imports, model and final validation
 
 
-def prepare_runs(study: Study, folder: Path, *, beside: Mapping[Path, Any] = MappingProxyType({})) -> list[Path]:
-    """Check a study against what its folder holds, and write the rows that are new; nothing is written if one is wrong.
+def prepare_runs(study: Study, folder: Path, *, extra_files: Mapping[Path, Any] = MappingProxyType({})) -> list[Path]:
+    """Check a study, and create the folders of its new runs; nothing is written if a check fails.
 
     Args:
-        study: The study; it may be larger than the one that the folder holds.
+        study: The study; it may extend the one in the folder.
         folder: Its folder, locked by the caller.
-        beside: Further records to write with the rows, as plain data by their paths.
+        extra_files: Plain data of further JSON files to write together with the runs, by path.
 
     Returns:
-        The run folders in the order of the rows.
+        The folders of all runs, in the order of `expand_study`.
 
     Raises:
-        RtdetrActError: A row cannot run, or the folder holds another study.
+        RtdetrActError: A run is not possible, or the folder holds another study.
     """
-    rows, recorded = check_study(study, folder)
-    check_outputs(folder, [*OUTPUTS, STUDY_FILE, LATENCY_FILE])
-    contents = {path: to_json(data) for path, data in beside.items()}
-    new = {folder / RUNS / row.name: row for row in rows if row.name not in recorded}
-    contents |= {path / ROW_FILE: to_json(row.to_json()) for path, row in new.items()}
-    contents[folder / STUDY_FILE] = to_json(asdict(StudyRecord(study.baseline)))
+    runs, recorded = check_study(study, folder)
+    check_writable_files(folder, [*REPORT_FILES, STUDY_FILE, LATENCY_FILE])
+    contents = {path: encode_json(data) for path, data in extra_files.items()}
+    new = {folder / RUNS_FOLDER / run.name: run for run in runs if run.name not in recorded}
+    contents |= {path / RUN_FILE: encode_json(run.to_json()) for path, run in new.items()}
+    contents[folder / STUDY_FILE] = encode_json(asdict(StudySettings(study.baseline)))
     try:
-        _clear_leftovers(folder)
-        with ExitStack() as made:  # of the folders, those that are new go again if something fails
+        _remove_abandoned_folders(folder)
+        with ExitStack() as stack:  # removes new folders if something fails
             for path in new:
-                made.enter_context(making_folder(path))
-            write_together(contents)
+                stack.enter_context(create_folder(path))
+            write_files_atomically(contents)
     except OSError as error:
         raise InputError(
             f"cannot write to {quote(str(folder))}: {error.strerror or error}; nothing was started"
         ) from None
-    return [folder / RUNS / row.name for row in rows]
+    return [folder / RUNS_FOLDER / run.name for run in runs]
 
 
-def _clear_leftovers(folder: Path) -> None:
-    """Remove run folders that a killed process was about to fill."""
-    for path in folder.glob(f"{RUNS}/*"):
-        if path.is_dir() and not (path / ROW_FILE).exists():
-            remove_leftovers(path / ROW_FILE)
-            with suppress(OSError):  # not empty: somebody else's
+def _remove_abandoned_folders(folder: Path) -> None:
+    """Remove run folders without a `run.json`, which a killed process left."""
+    for path in folder.glob(f"{RUNS_FOLDER}/*"):
+        if path.is_dir() and not (path / RUN_FILE).exists():
+            remove_leftovers(path / RUN_FILE)
+            with suppress(OSError):  # not empty, so not left by this package
                 path.rmdir()
 
 
-def check_study(study: Study, folder: Path, *, looking: bool = False) -> tuple[list[Row], dict[str, Row]]:
-    """Return the rows of a study, and those that its folder holds already by their names.
-
-    Nothing is written but the embedded data set to the user's cache, and with `looking` not that either.
-
-    Raises:
-        RtdetrActError: A row cannot run, or the folder holds another study or a damaged record.
-    """
-    rows = make_rows(study)
-    recorded = read_rows(folder)
-    if difference := differing(rows, recorded):
-        raise InputError(f"'{folder}' holds another study: {difference}; give another folder with --output")
-    check_rows(rows, known=recorded, looking=looking)
-    return rows, recorded
-
-
-def read_rows(folder: Path) -> dict[str, Row]:
-    """Return the rows of the runs in the folder of a study, by their names.
-
-    Raises:
-        InputError: A record of a run is damaged, or of another folder.
-    """
-    found = {}
-    for path in sorted(folder.glob(f"{RUNS}/*/{ROW_FILE}")) if is_folder(folder) else []:
-        record = read_run(path.parent)  # its result and attempts too: they are read again when the runs are over
-        if record.name != path.parent.name:
-            raise InputError(f"'{path}' is of the run {quote(record.name)}: move its folder out of the study")
-        row = read_row(path.parent)
-        assert row is not None
-        found[row.name] = row
-    return found
-
-
-def are_finished(study: Study, folder: Path) -> bool:
-    """Say whether all runs of a study have their results."""
-    return is_folder(folder) and all(is_finished(folder / RUNS / row.name) for row in make_rows(study))
-
-
-def estimate_seconds(rows: Sequence[Row], folder: Path, *, device: str) -> dict[str, float]:
-    """Return the seconds that each run will take by itself, by its name; 0 for a finished one.
-
-    From the epochs of finished runs of the same variant, else from some training steps made now.
+def check_study(study: Study, folder: Path, *, read_only: bool = False) -> tuple[list[RunConfig], dict[str, RunConfig]]:
+    """Check a study, and return its runs and those that its folder already holds, the latter by name.
 
     Args:
-        rows: The runs.
-        folder: Of the study; it need not exist.
-        device: "cpu", or the name of a GPU.
+        study: The study.
+        folder: Its folder, which need not exist.
+        read_only: Do not generate the embedded data set in the user's cache.
 
     Raises:
-        RtdetrActError: A model cannot be trained here.
+        RtdetrActError: A run is not possible, or the folder holds another study or a damaged file.
     """
-    paces: dict[str, list[float]] = {}
-    for row in rows:
-        record = read_run(folder / RUNS / row.name) if is_finished(folder / RUNS / row.name) else None
+    runs = expand_study(study)
+    recorded = read_run_configs(folder)
+    if difference := describe_difference(runs, recorded):
+        raise InputError(f"'{folder}' holds another study: {difference}; give another folder with --output")
+    check_runs(runs, known=recorded, read_only=read_only)
+    return runs, recorded
+
+
+def read_run_configs(folder: Path) -> dict[str, RunConfig]:
+    """Return the configurations of all runs in the folder of a study, by name.
+
+    Raises:
+        InputError: A file of a run is damaged, or belongs to another folder.
+    """
+    configs = {}
+    for path in sorted(folder.glob(f"{RUNS_FOLDER}/*/{RUN_FILE}")) if folder_exists(folder) else []:
+        record = read_run(path.parent)  # checks its result and attempts too, which the report reads later
+        if record.name != path.parent.name:
+            raise InputError(f"'{path}' belongs to the run {quote(record.name)}: move its folder out of the study")
+        config = read_run_config(path.parent)
+        assert config is not None
+        configs[config.name] = config
+    return configs
+
+
+def is_study_finished(study: Study, folder: Path) -> bool:
+    """Return whether all runs of a study have a result in its folder."""
+    return folder_exists(folder) and all(is_finished(folder / RUNS_FOLDER / run.name) for run in expand_study(study))
+
+
+def estimate_seconds(runs: Sequence[RunConfig], folder: Path, *, device: str) -> dict[str, float]:
+    """Return the estimated duration of each run in seconds, by name; 0 for a finished run.
+
+    The estimate is based on finished runs of the same variant, or else on training steps measured now.
+
+    Args:
+        runs: The runs.
+        folder: Folder of the study, which need not exist.
+        device: Torch device that runs train on, such as "cpu" or "cuda:0".
+
+    Raises:
+        RtdetrActError: A model cannot be trained on the device.
+    """
+    paces: dict[str, list[float]] = {}  # seconds per epoch by variant
+    for run in runs:
+        record = read_run(folder / RUNS_FOLDER / run.name) if is_finished(folder / RUNS_FOLDER / run.name) else None
         if record and not math.isnan(record.seconds_per_epoch):
-            paces.setdefault(row.variant, []).append(record.seconds_per_epoch)
-    for row in rows:
-        if row.variant not in paces:
-            paces[row.variant] = [_time_epoch(row, device)]
+            paces.setdefault(run.variant, []).append(record.seconds_per_epoch)
+    for run in runs:
+        if run.variant not in paces:
+            paces[run.variant] = [_estimate_epoch_seconds(run, device)]
     return {
-        row.name: 0.0
-        if is_finished(folder / RUNS / row.name)
-        else START + statistics.mean(paces[row.variant]) * int(row.arguments.get("epochs", 100))
-        for row in rows
+        run.name: 0.0
+        if is_finished(folder / RUNS_FOLDER / run.name)
+        else STARTUP_SECONDS + statistics.mean(paces[run.variant]) * count_epochs(run)
+        for run in runs
     }
 
 
-def _time_epoch(row: Row, device: str) -> float:
-    _, model = load_variant(row.model, row.activation, scope=row.scope, act_lr=row.act_lr)
-    data = find_images(row.data, str(model.task), looking=True)
+def _estimate_epoch_seconds(run: RunConfig, device: str) -> float:
+    """Return the estimated duration of an epoch in seconds, from training steps measured on random images."""
+    _, model = load_variant(run.model, run.activation, scope=run.scope, act_lr=run.act_lr)
+    data = find_splits(run.data, str(model.task), read_only=True)
     train, val = (_count_images(data[split]) if split in data else count for split, count in SPLITS.items())
-    batch = min(int(row.arguments.get("batch", 16)), train)
-    step = time_training_step(model, int(row.arguments.get("imgsz", 640)), batch, device)
-    return step / batch * (train + (val * _VALIDATION if row.arguments.get("val", True) else 0))
+    batch = min(int(run.arguments.get("batch", 16)), train)
+    step = time_training_step(model, int(run.arguments.get("imgsz", 640)), batch, device)
+    return step / batch * (train + (val * _VALIDATION_COST if run.arguments.get("val", True) else 0))
 
 
 def _count_images(source: Any) -> int:
-    """Count the images of a split: folders, or text files with a path per line."""
+    """Return the number of images in folders or in text files with a path per line, at least 1."""
     count = 0
     for path in map(Path, source if isinstance(source, (list, tuple)) else [source]):
         if path.is_dir():

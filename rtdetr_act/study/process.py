@@ -1,4 +1,4 @@
-"""Start the process of a run, see how far it is, and say why it ended."""
+"""Processes of runs: start, progress, end, and reasons of failure."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-from rtdetr_act.study.folder import ATTEMPTS_FILE, RESULT_FILE, Attempt, Result, read_record, write_json
-from rtdetr_act.study.results import read_results
+from rtdetr_act.integrations.ultralytics.results import read_results
+from rtdetr_act.study.storage import ATTEMPTS_FILE, RESULT_FILE, Attempt, RunResult, read_json, write_json
 
 LOG_FILE = "log.txt"
-_MEMORY = ("out of memory", "MemoryError", "DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory")
+_MEMORY_ERRORS = (
+    "out of memory",
+    "MemoryError",
+    "DefaultCPUAllocator: can't allocate memory",
+    "Cannot allocate memory",
+)
 
 
 def start_run(
     folder: Path, *, device: str = "", threads: int = 0, pauses: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start the run of a folder, which ends by itself when this process does; what it prints goes to `log.txt`.
+    """Start the worker process of a run, and return it.
+
+    The worker ends by itself when this process ends. Its output is appended to `log.txt`.
 
     Args:
-        folder: The run folder, with `run.json` in it.
-        device: Ultralytics' `device`; "" for that of the row.
-        threads: Threads of torch on a CPU; 0 for Ultralytics' own choice.
-        pauses: Numbers of epochs after which the run waits for `let_go_on`; a multi-GPU run never waits.
+        folder: The run folder, with a `run.json`.
+        device: Ultralytics' `device`; "" for that of the run's configuration.
+        threads: Number of torch threads on a CPU; 0 for Ultralytics' default.
+        pauses: Numbers of epochs after which the run waits for `release_run`; a multi-GPU run never waits.
     """
     command = [sys.executable, "-m", "rtdetr_act.study.worker", str(folder)]
     command += ["--device", device] if device else []
@@ -47,21 +54,26 @@ def start_run(
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            # A group of its own: Ctrl-C is for the study, which ends its runs in order.
+            # A process group of its own: Ctrl-C reaches the study only, which then ends its runs.
             start_new_session=os.name == "posix",
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
 
 
-def let_go_on(process: subprocess.Popen[bytes], epochs: int) -> None:
-    """Let a run that pauses after that number of epochs, or will, train on to its next pause."""
+def release_run(process: subprocess.Popen[bytes], epochs: int) -> None:
+    """Allow a run to train beyond a number of epochs, after which it pauses or will pause.
+
+    Args:
+        process: Process of the run.
+        epochs: Number of epochs, one of `pauses`.
+    """
     if process.stdin:
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             process.stdin.write(b"%d\n" % epochs)
 
 
-def end_run(process: subprocess.Popen[bytes]) -> None:
-    """End a run at once, loader processes included; its folder keeps what the last epoch left."""
+def kill_run(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process of a run and its data loader processes; the state after the last epoch remains on the disk."""
     if os.name == "posix":
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -71,30 +83,30 @@ def end_run(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def read_result(folder: Path) -> Result | None:
-    """Return what came out of a run, or None while nothing has; raises InputError where the file is damaged."""
-    return read_record(folder / RESULT_FILE, Result)
+def read_result(folder: Path) -> RunResult | None:
+    """Return the result of a run, or None if it has none; raises InputError if the file is damaged."""
+    return read_json(folder / RESULT_FILE, RunResult)
 
 
 def read_attempts(folder: Path) -> list[Attempt]:
-    """Return the processes of a run that ended without a result; raises InputError where the file is damaged."""
-    return read_record(folder / ATTEMPTS_FILE, list[Attempt]) or []
+    """Return the attempts at a run that ended without a result; raises InputError if the file is damaged."""
+    return read_json(folder / ATTEMPTS_FILE, list[Attempt]) or []
 
 
 def is_finished(folder: Path) -> bool:
-    """Say whether a run has its result, a final failure included; raises InputError where that is damaged."""
+    """Return whether a run has a result, a final failure included; raises InputError if the file is damaged."""
     return read_result(folder) is not None
 
 
-def explain_end(folder: Path, code: int) -> str:
-    """Return in a sentence why a process ended without a result.
+def explain_exit(folder: Path, code: int) -> str:
+    """Return the reason why a process ended without a result, from its exit code and its log.
 
     Args:
-        folder: The run folder, with its log.
-        code: The exit code; negative for a signal.
+        folder: The run folder.
+        code: Exit code of the process; negative for a signal.
     """
-    tail = _tail(folder / LOG_FILE)
-    memory = next((line for line in reversed(tail) if any(words in line for words in _MEMORY)), None)
+    tail = _read_last_lines(folder / LOG_FILE)
+    memory = next((line for line in reversed(tail) if any(words in line for words in _MEMORY_ERRORS)), None)
     if memory is not None:
         return f"out of memory: {memory}"
     if code < 0:
@@ -104,23 +116,30 @@ def explain_end(folder: Path, code: int) -> str:
     return f"exit code {code}: {last}"
 
 
-def _tail(log: Path, size: int = 8000) -> list[str]:
+def _read_last_lines(log: Path, size: int = 8000) -> list[str]:
+    """Return the lines in the last bytes of a file that are not blank; none if it cannot be read."""
     try:
         with log.open("rb") as file:
-            _skip_to_tail(file, size)
+            _seek_near_end(file, size)
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _skip_to_tail(file: IO[bytes], size: int) -> None:
+def _seek_near_end(file: IO[bytes], size: int) -> None:
+    """Move to a number of bytes before the end of a file, or to its start."""
     file.seek(0, os.SEEK_END)
     file.seek(max(0, file.tell() - size))
 
 
-def note_attempt(folder: Path, reason: str) -> None:
-    """Record that a process of the run ended without a result, and why."""
+def record_attempt(folder: Path, reason: str) -> None:
+    """Add an attempt that ended now without a result to the `attempts.json` of a run.
+
+    Args:
+        folder: The run folder.
+        reason: Why there is no result.
+    """
     ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
     attempts = [*read_attempts(folder), Attempt(ended, reason)]
     write_json(folder / ATTEMPTS_FILE, [asdict(attempt) for attempt in attempts])
@@ -128,7 +147,13 @@ def note_attempt(folder: Path, reason: str) -> None:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: epochs done, seconds that they took, and the headline score of the last, or None."""
+    """Progress of a run.
+
+    Attributes:
+        epochs: Number of finished epochs.
+        seconds: Time that they took.
+        score: Score of the last epoch, mAP50-95 or top1; None if there is none.
+    """
 
     epochs: int
     seconds: float
@@ -136,7 +161,7 @@ class Progress:
 
 
 def read_progress(folder: Path) -> Progress:
-    """Return how far a run is, from its results.csv; a line that is being written does not count."""
+    """Return the progress of a run from its results.csv; a line that is being written does not count."""
     epochs = read_results(folder).epochs
     if not epochs:
         return Progress(0, 0.0, None)

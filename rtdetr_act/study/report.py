@@ -1,4 +1,4 @@
-"""What a study ends with, at any time again: latencies, the leaderboard and the page."""
+"""Report of a study: latencies, the leaderboard and the HTML page."""
 
 from __future__ import annotations
 
@@ -13,117 +13,128 @@ import torch
 
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import FoldError, InputError, RtdetrActError, quote
-from rtdetr_act.files import write_together
+from rtdetr_act.files import write_files_atomically
 from rtdetr_act.integrations.ultralytics.costs import make_inference
 from rtdetr_act.integrations.ultralytics.models import load_model
-from rtdetr_act.study.folder import (
+from rtdetr_act.study.leaderboard import LeaderboardRow, build_leaderboard, choose_metric, encode_leaderboard
+from rtdetr_act.study.naming import shorten, to_single_line
+from rtdetr_act.study.page import render_page
+from rtdetr_act.study.run_folders import read_runs
+from rtdetr_act.study.run_record import RunRecord
+from rtdetr_act.study.storage import (
     LATENCY_FILE,
-    OUTPUTS,
+    REPORT_FILES,
     SEARCH_FILE,
     STUDY_FILE,
     Latencies,
-    StudyRecord,
-    check_outputs,
-    is_folder,
-    read_record,
+    StudySettings,
+    check_writable_files,
+    folder_exists,
+    read_json,
     write_json,
 )
-from rtdetr_act.study.leaderboard import Line, build, compose, headline
-from rtdetr_act.study.naming import cut, show
-from rtdetr_act.study.page import compose_page
-from rtdetr_act.study.record import Record
-from rtdetr_act.study.records import read_records
-from rtdetr_act.timing import take_turns
+from rtdetr_act.timing import time_medians
 
-_TURNS = 7  # measurements of each variant's latency, in turns
+_ROUNDS = 7  # of interleaved measurements of the variants
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a study came to.
+    """Report of a study.
 
     Attributes:
-        lines: The leaderboard.
-        metric: The score that it ranks by.
-        files: What was written.
+        rows: The leaderboard.
+        metric: Name of the score that it ranks by.
+        files: The files written.
     """
 
-    lines: list[Line]
+    rows: list[LeaderboardRow]
     metric: str
     files: list[Path]
 
 
-def conclude(folder: Path, *, baseline: str | None = None, measure: bool = False) -> Report:
-    """Write the leaderboard and the page from what the run folders hold, all files or none.
+def write_report(folder: Path, *, baseline: str | None = None, measure: bool = False) -> Report:
+    """Write the leaderboard and the HTML page from the run folders, all files or none, and return the report.
 
     Args:
-        folder: Of a study, or one with runs that Ultralytics made without us.
-        baseline: The activation that others are compared with; None for the study's own, else "stock".
-        measure: Measure the latency of variants that have none yet.
+        folder: Folder of a study, or one with runs of Ultralytics.
+        baseline: Activation that others are compared with; None for that of the study, or "stock" outside of a study.
+        measure: Measure latencies if a finished variant has none.
 
     Raises:
-        InputError: There is no run, no such baseline, the folder is a search, a record in it is damaged, or it cannot
-            be written.
+        InputError: There is no run or no such baseline, the folder is that of a search, a file in it is damaged, or it
+            is not writable.
     """
-    if is_folder(folder) and (folder / SEARCH_FILE).exists():
+    if folder_exists(folder) and (folder / SEARCH_FILE).exists():
         raise InputError(
             f"'{folder}' is a search, whose rungs do not compare: give '{folder / 'final'}', or a rung of it"
         )
-    records = read_records(folder)
-    check_outputs(folder, OUTPUTS)
-    known = {record.activation for record in records}
-    if baseline is not None and baseline not in known:
+    records = read_runs(folder)
+    check_writable_files(folder, REPORT_FILES)
+    activations = {record.activation for record in records}
+    if baseline is not None and baseline not in activations:
         raise InputError(
-            f"the baseline {quote(baseline)} is none of the activations: {', '.join(map(cut, sorted(known)[:10]))}"
+            f"the baseline {quote(baseline)} is not one of the activations: "
+            + ", ".join(map(shorten, sorted(activations)[:10]))
         )
-    recorded = read_record(folder / STUDY_FILE, StudyRecord)
+    recorded = read_json(folder / STUDY_FILE, StudySettings)
     baseline = baseline or (recorded.baseline if recorded else "stock")
-    metric = headline(records)
+    metric = choose_metric(records)
     try:
-        latencies = _latencies(folder, records, measure)
-        lines = build(records, baseline=baseline, latencies=latencies.milliseconds)
-        title = show(folder.resolve().name)
-        page = compose_page(lines, records, title=title, metric=metric, latency_note=latencies.note)
-        contents = dict(zip(OUTPUTS, [*compose(lines, metric).values(), page.encode()], strict=True))
-        write_together({folder / name: content for name, content in contents.items()})
+        latencies = _get_latencies(folder, records, measure)
+        rows = build_leaderboard(records, baseline=baseline, latencies=latencies.milliseconds)
+        title = to_single_line(folder.resolve().name)
+        page = render_page(rows, records, title=title, metric=metric, latency_note=latencies.note)
+        contents = dict(zip(REPORT_FILES, [*encode_leaderboard(rows, metric).values(), page.encode()], strict=True))
+        write_files_atomically({folder / name: content for name, content in contents.items()})
     except OSError as error:
         raise InputError(
-            f"cannot write to '{folder}': {error.strerror or error}; the files there are as they were, and "
-            "rtdetr-act report makes them once that is put right"
+            f"cannot write to '{folder}': {error.strerror or error}; its files are unchanged, and "
+            "rtdetr-act report writes them once that is resolved"
         ) from None
-    return Report(lines, metric, [folder / name for name in contents])
+    return Report(rows, metric, [folder / name for name in contents])
 
 
-def _latencies(folder: Path, records: Sequence[Record], measure: bool) -> Latencies:
-    """Return the latency of each variant in ms, and how it was measured."""
+def _get_latencies(folder: Path, records: Sequence[RunRecord], measure: bool) -> Latencies:
+    """Return the recorded latencies, after measuring them again if one is missing and `measure` is true."""
     first = {record.variant: record for record in reversed(records) if record.state == "done"}
-    found = read_record(folder / LATENCY_FILE, Latencies) or Latencies()
-    if measure and set(first) - set(found.milliseconds):
-        # All of them once more, in turns: what was measured at another time cannot be compared.
-        with contextlib.suppress(RtdetrActError):  # a task that cannot be measured keeps its scores
-            found = Latencies(_measure(first), _describe_measurement())
-            write_json(folder / LATENCY_FILE, asdict(found))
-    return found
+    latencies = read_json(folder / LATENCY_FILE, Latencies) or Latencies()
+    if measure and set(first) - set(latencies.milliseconds):
+        # All of them, interleaved: measurements at different times do not compare.
+        with contextlib.suppress(RtdetrActError):  # a task without this measurement still has its scores
+            latencies = Latencies(_measure_latencies(first), _describe_measurement())
+            write_json(folder / LATENCY_FILE, asdict(latencies))
+    return latencies
 
 
-def _measure(first: Mapping[str, Record]) -> dict[str, float]:
-    # One thread: several wait for one another, and where something else runs, 5 ms become 460.
-    before = torch.get_num_threads()
+def _measure_latencies(runs: Mapping[str, RunRecord]) -> dict[str, float]:
+    """Return the median latency of one image on the CPU in milliseconds, by variant.
+
+    Args:
+        runs: A finished run of each variant.
+    """
+    # One thread: several wait for one another, and on a busy machine 5 ms become 460.
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        sizes: dict[int, dict[str, Callable[[], Any]]] = {}
-        for variant, record in first.items():
+        calls_by_size: dict[int, dict[str, Callable[[], Any]]] = {}
+        for variant, record in runs.items():
             model = load_model(str(record.folder / "weights" / "best.pt"))
             with contextlib.suppress(FoldError):
                 fold_activations(model)
             imgsz = int(record.arguments.get("imgsz", 640))
             image = torch.rand(1, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
-            sizes.setdefault(imgsz, {})[variant] = make_inference(model.model, image)
-        turns = [take_turns(calls, _TURNS, repeat=4) for calls in sizes.values()]
+            calls_by_size.setdefault(imgsz, {})[variant] = make_inference(model.model, image)
+        measured = [time_medians(calls, _ROUNDS, repeat=4) for calls in calls_by_size.values()]
     finally:
-        torch.set_num_threads(before)
-    return {variant: statistics.median(times) * 1e3 for found in turns for variant, times in found.items()}
+        torch.set_num_threads(threads)
+    return {
+        variant: statistics.median(times) * 1e3
+        for times_by_variant in measured
+        for variant, times in times_by_variant.items()
+    }
 
 
 def _describe_measurement() -> str:
+    """Return the sentence of the report on how latency is measured."""
     return f"Latency: one image at a time, folded, by PyTorch {torch.__version__} on one CPU core, all in turns."

@@ -1,11 +1,12 @@
-"""Which activation in which stage: successive halving over studies of growing length, and a final with fresh seeds.
+"""Search for the activation of each stage: successive halving over studies of increasing length, and a final.
 
-Each rung is an ordinary study in a folder of its own, and each of its runs a whole training of that many epochs with
-its whole learning-rate schedule. Who gets further is trained anew: a longer training has another schedule from its
-first step on, and a score from the middle of one says less than that of a short training that has ended. Going on would
-spare the third of a run that the rung before has done already.
+Each rung is an ordinary study in a folder of its own, and each of its runs a complete training with a complete
+learning-rate schedule. Plans that survive are trained from the beginning: a longer training has another schedule from
+its first step, and the score in the middle of a training is less informative than that of a short complete one.
+Continuing would save a third of each run.
 
-Each rung has a seed of its own, and so has each run of the final: what won by luck has no part in its last comparison.
+Each rung has a seed of its own, and so has each run of the final, so that plans selected by luck have no advantage in
+the final comparison.
 """
 
 from __future__ import annotations
@@ -27,29 +28,43 @@ from rtdetr_act.errors import InputError, TrainingError, quote
 from rtdetr_act.integrations.ultralytics.arguments import check_arguments
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_model
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
-from rtdetr_act.study.folder import PICKS_FILE, SEARCH_FILE, damaged, is_folder, locked, read_record
-from rtdetr_act.study.grid import MOST_RUNS, TAKEN, Study, check_sizes, check_swap, read_settings
-from rtdetr_act.study.leaderboard import headline
+from rtdetr_act.study.grid import MAX_RUNS, RESERVED_ARGUMENTS, Study, check_act_lr, check_sizes, normalize_arguments
+from rtdetr_act.study.leaderboard import choose_metric
 from rtdetr_act.study.preparation import prepare_runs
-from rtdetr_act.study.records import read_records
+from rtdetr_act.study.run_folders import read_runs
+from rtdetr_act.study.run_record import State
 from rtdetr_act.study.stages import Stage, find_stages
+from rtdetr_act.study.storage import (
+    CANDIDATES_FILE,
+    SEARCH_FILE,
+    folder_exists,
+    lock_folder,
+    make_damaged_error,
+    read_json,
+)
 from rtdetr_act.surgery.model_plan import read_plan
-from rtdetr_act.surgery.plan import Plan, format_layers
+from rtdetr_act.surgery.plan import Plan, Scope, check_scope, format_layers
 
 FINAL = "final"
-EVIDENCE = ("best.yaml", "search.md", "search.csv")  # what a search ends with
-ETA = 3  # so many times longer is each rung, and one in so many goes on
-# Two epochs are warm-up: of shapes, one of fourteen is, and Ultralytics' own setting is three.
-_SHORTEST = 3
-_TRAININGS = 14  # whole trainings that a search takes, its final left out, where no budget is given
-_DRAW = 0  # seed of the plans drawn
+SEARCH_REPORT_FILES = ("best.yaml", "search.md", "search.csv")  # written at the end of a search
+REDUCTION_FACTOR = 3  # factor between the lengths of rungs, and between their numbers of plans
+_MIN_EPOCHS = 3  # of the shortest rung, where warm-up takes one (shapes) to three epochs (Ultralytics' default)
+_DEFAULT_TRAININGS = 14  # default budget in complete trainings, without the final
+_SAMPLING_SEED = 0  # of the sampled plans
 
-Assignment = tuple[str, ...]  # an activation for each stage, in their order
+Assignment = tuple[str, ...]  # activation of each stage, in the order of the stages
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A study of the search: `plans` plans, each with every seed, `epochs` epochs a run."""
+    """One study of a search.
+
+    Attributes:
+        name: Name of its folder.
+        plans: Number of plans, each of which runs with all seeds.
+        epochs: Epochs per run.
+        seeds: The seeds.
+    """
 
     name: str
     plans: int
@@ -58,29 +73,29 @@ class Rung:
 
     @property
     def cost(self) -> int:
-        """Epochs of all runs."""
+        """Total epochs of all runs."""
         return self.plans * self.epochs * len(self.seeds)
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, with what.
+    """Definition of a search.
 
     Attributes:
         activations: Names with arguments, and "stock".
-        model, data, scope, act_lr: As in `Study`, one each.
-        stages: Of the model, with the activations that can stand in each.
-        budget: Epochs of all trainings together, at most; what is tried again because it broke comes on top.
-        epochs: Of a whole training, as in the final.
-        seeds: Runs of each plan in the final.
+        model, data, scope, act_lr: As in `Study`, one value each.
+        arguments: Ultralytics arguments without `epochs`.
+        budget: Maximum total epochs of all trainings, without repeated attempts.
+        epochs: Epochs of a complete training, as in the final.
+        seeds: Number of runs of each plan in the final.
+        stages: Stages of the model, with the activations that each supports.
         rungs: The studies, the final last.
-        arguments: Ultralytics arguments, `epochs` left out.
     """
 
     activations: tuple[str, ...]
     model: str
     data: str
-    scope: str
+    scope: Scope
     act_lr: float
     arguments: Mapping[str, Any]
     budget: int
@@ -91,8 +106,8 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Pick:
-    """An assignment in a rung, and where it came from."""
+class Candidate:
+    """An assignment in a rung, and how it was selected."""
 
     assignment: Assignment
     origin: Literal["uniform", "drawn", "kept", "proposed"]
@@ -100,13 +115,13 @@ class Pick:
 
 @dataclass(frozen=True)
 class Trial:
-    """What one run of a search gave; `score` is NaN, and `state` not "done", where it gave none."""
+    """Outcome of one run of a search; without a score, `score` is NaN and `state` is not "done"."""
 
     rung: str
-    pick: Pick
+    candidate: Candidate
     epochs: int
     seed: int
-    state: str
+    state: State
     score: float
     metric: str
     reason: str = ""
@@ -114,7 +129,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Effect:
-    """How much better or worse than the stage's average an activation is there, in units of the score."""
+    """Effect of an activation in a stage relative to the mean of all activations there, in units of the score.
+
+    Attributes:
+        mean: Estimate of the effect.
+        error: Its standard error.
+    """
 
     mean: float
     error: float
@@ -131,100 +151,112 @@ def make_search(
     act_lr: float,
     arguments: Mapping[str, Any],
 ) -> Search:
-    """Check what the user gave, and lay out the rungs.
+    """Return the search defined by command-line options, after checking them.
 
     Args:
-        activations: Activations, also several in one text, separated by commas.
+        activations: Activations, each string with one or several separated by commas.
         model, data, scope, act_lr: As in `Study`.
-        budget: Epochs of all trainings together; None for fourteen whole trainings and the final.
-        seeds: Runs of each of the two plans in the final.
-        arguments: Ultralytics arguments; `epochs` is the length of a whole training.
+        budget: Total epochs of all trainings; None for fourteen complete trainings and the final.
+        seeds: Number of runs of each of the two plans in the final.
+        arguments: Ultralytics arguments; `epochs` is the length of a complete training.
 
     Raises:
-        RtdetrActError: An activation, an argument or the model is wrong, or the budget is too small.
+        RtdetrActError: An activation, an argument or the model is invalid, or the budget is too small.
     """
-    wanted = read_activations(activations)
-    check_swap(scope, act_lr)
-    if seeds > MOST_RUNS:
-        raise InputError(f"--seeds {quote(seeds)} are too many: a study has {MOST_RUNS:,} runs at most")
-    arguments = read_settings(arguments)
+    names = parse_activations(activations)
+    checked_scope = check_scope(scope)
+    check_act_lr(act_lr)
+    if seeds > MAX_RUNS:
+        raise InputError(f"--seeds {quote(seeds)} are too many: a study has {MAX_RUNS:,} runs at most")
+    arguments = normalize_arguments(arguments)
     if lists := [key for key, value in arguments.items() if isinstance(value, list) and key != "device"]:
-        raise InputError(f"'{lists[0]}' is a list: a search has one value of each argument")
-    check_arguments(arguments, TAKEN)
+        raise InputError(f"'{lists[0]}' is a list: a search takes a single value of each argument")
+    check_arguments(arguments, RESERVED_ARGUMENTS)
     check_sizes(arguments)
     epochs = arguments.get("epochs", _default_epochs(data))
     loaded = load_model(model)
-    _check_stock(loaded, model, wanted)
-    stages = find_stages(loaded, wanted, scope=scope)
+    _check_stock_is_clear(loaded, model, names)
+    stages = find_stages(loaded, names, scope=checked_scope)
     space = math.prod(len(stage.choices) for stage in stages)
-    uniform = len(uniform_assignments(stages))
+    uniform = len(list_uniform_assignments(stages))
     if not uniform:
-        raise InputError("none of the activations can stand in every stage: a search needs one that can, such as silu")
+        raise InputError("no activation is supported in every stage: a search needs one that is, such as silu")
     if space == uniform:
         raise InputError(
-            f"there is nothing to mix: the model has {len(stages)} stages with {max(len(s.choices) for s in stages)} "
-            "activations that can stand there at most"
+            f"there is nothing to mix: the model has {len(stages)} stages, which support at most "
+            f"{max(len(s.choices) for s in stages)} activations"
         )
-    budget = (_TRAININGS + 2 * seeds) * epochs if budget is None else budget
-    rungs = plan_rungs(budget, epochs=epochs, seeds=seeds, uniform=uniform, space=space)
+    budget = (_DEFAULT_TRAININGS + 2 * seeds) * epochs if budget is None else budget
+    rungs = allocate_rungs(budget, epochs=epochs, seeds=seeds, uniform=uniform, space=space)
     rest = {key: value for key, value in arguments.items() if key != "epochs"}
-    return Search(tuple(wanted), model, data, scope, act_lr, rest, budget, epochs, seeds, stages, rungs)
+    return Search(tuple(names), model, data, checked_scope, act_lr, rest, budget, epochs, seeds, stages, rungs)
 
 
-def read_activations(texts: Sequence[str]) -> list[str]:
-    """Return the activations under their zoo names; raises InputError and SpecError.
+def parse_activations(texts: Sequence[str]) -> list[str]:
+    """Return the names of activations, with their arguments, resolved in the registry.
 
-    >>> read_activations(["arelu,swish", "leaky_relu(negative_slope=0.1)"])
+    Args:
+        texts: Strings with one activation or several separated by commas.
+
+    Raises:
+        InputError: An activation has a location or is given twice, or there are fewer than two.
+        SpecError: An activation is unknown.
+
+    >>> parse_activations(["arelu,swish", "leaky_relu(negative_slope=0.1)"])
     ['arelu', 'silu', 'leaky_relu(negative_slope=0.1)']
     """
-    found = []
+    names = []
     for rule in (rule for text in texts for rule in Plan.parse(text).rules):
         if rule.where:
-            raise InputError(f"'{rule}' names a place: the search finds the places, so give the activation only")
-        found.append(STOCK if str(rule.activation) == STOCK else str(resolve(rule.activation)))
-    if repeated := [name for name in found if found.count(name) > 1]:
+            raise InputError(f"'{rule}' has a location: the search chooses the locations, so give the activation only")
+        names.append(STOCK if str(rule.activation) == STOCK else str(resolve(rule.activation)))
+    if repeated := [name for name in names if names.count(name) > 1]:
         raise InputError(f"'{repeated[0]}' is given twice")
-    if len(found) < 2:
-        raise InputError("a search needs two activations or more to place: --act arelu,silu")
-    return found
+    if len(names) < 2:
+        raise InputError("a search needs two activations or more: --act arelu,silu")
+    return names
 
 
 def _default_epochs(data: str) -> int:
+    """Return the epochs of a complete training on a data set if they are not given."""
     return int(SHAPES_SETTINGS["epochs"] if data == "shapes" else DEFAULT_CFG_DICT["epochs"])
 
 
-def _check_stock(loaded: Any, model: str, activations: Sequence[str]) -> None:
-    """Refuse "stock" where it would mean two things: the stock model everywhere, the model's own plan in one stage."""
+def _check_stock_is_clear(loaded: Any, model: str, activations: Sequence[str]) -> None:
+    """Raise InputError if "stock" is ambiguous: no plan if everywhere, but the model's own plan if in one stage."""
     if STOCK in activations and read_plan(loaded.model):
-        raise InputError(f"'{model}' names activations itself, so that 'stock' in one stage is unclear: leave it out")
+        raise InputError(f"'{model}' names activations itself, so that 'stock' in one stage is ambiguous: leave it out")
 
 
-def plan_rungs(budget: int, *, epochs: int, seeds: int, uniform: int, space: int) -> tuple[Rung, ...]:
-    """Lay out as many rungs as the budget allows; together with the final they cost the budget at most.
+def allocate_rungs(budget: int, *, epochs: int, seeds: int, uniform: int, space: int) -> tuple[Rung, ...]:
+    """Return as many rungs as a budget allows, and the final.
 
-    Rungs are a ninth, a third and the whole of a training long, but three epochs at least, and share what the final
-    leaves equally. The first takes what does not divide.
+    The runs of the rungs take a ninth, a third and the whole of a complete training, and at least three epochs. The
+    rungs have equal shares of the budget without the final; the first one also has the remainder.
 
     Args:
-        budget: Epochs of all trainings together.
-        epochs: Of a whole training.
-        seeds: Runs of each of the two plans in the final.
-        uniform: Uniform plans, which are all in the first rung.
-        space: All assignments.
+        budget: Maximum total epochs of all trainings.
+        epochs: Epochs of a complete training.
+        seeds: Number of runs of each of the two plans in the final.
+        uniform: Number of uniform assignments, all of which are in the first rung.
+        space: Number of all assignments.
 
     Raises:
-        InputError: The budget is too small for one rung and the final, or larger than anyone has.
+        InputError: The budget is too small for one rung and the final, or gives a rung more than 10,000 runs.
 
-    >>> [(rung.name, rung.plans, rung.epochs) for rung in plan_rungs(2000, epochs=100, seeds=3, uniform=3, space=729)]
+    >>> rungs = allocate_rungs(2000, epochs=100, seeds=3, uniform=3, space=729)
+    >>> [(rung.name, rung.plans, rung.epochs) for rung in rungs]
     [('rung0', 48, 11), ('rung1', 14, 33), ('rung2', 4, 100), ('final', 2, 100)]
     """
-    lengths = [length for length in (epochs // ETA**2, epochs // ETA) if length >= _SHORTEST] + [epochs]
+    lengths = [
+        length for length in (epochs // REDUCTION_FACTOR**2, epochs // REDUCTION_FACTOR) if length >= _MIN_EPOCHS
+    ] + [epochs]
     final = 2 * seeds * epochs
     for count in range(len(lengths), 0, -1):
-        if sizes := _share(budget - final, lengths[:count], uniform, space):
-            if max(*sizes, 2 * seeds) > MOST_RUNS:
+        if sizes := _allocate_plans(budget - final, lengths[:count], uniform, space):
+            if max(*sizes, 2 * seeds) > MAX_RUNS:
                 raise InputError(
-                    f"this search would have {max(*sizes, 2 * seeds):,} runs in one rung, and {MOST_RUNS:,} are the "
+                    f"this search would have {max(*sizes, 2 * seeds):,} runs in one rung, and {MAX_RUNS:,} are the "
                     "most: give a smaller --budget"
                 )
             rungs = [Rung(f"rung{k}", sizes[k], lengths[k], (k,)) for k in range(count)]
@@ -236,35 +268,42 @@ def plan_rungs(budget: int, *, epochs: int, seeds: int, uniform: int, space: int
     )
 
 
-def _share(left: int, lengths: Sequence[int], uniform: int, space: int) -> list[int]:
-    """Return how many plans each rung has, or [] where there is too little for all of them."""
+def _allocate_plans(left: int, lengths: Sequence[int], uniform: int, space: int) -> list[int]:
+    """Return the number of plans of each rung, or [] if the epochs are too few for all rungs.
+
+    Args:
+        left: Epochs for all rungs.
+        lengths: Epochs per run of each rung.
+        uniform: Number of uniform assignments.
+        space: Number of all assignments.
+    """
     sizes = [left // len(lengths) // length for length in lengths]
     sizes[0] = (left - sum(size * length for size, length in zip(sizes[1:], lengths[1:], strict=True))) // lengths[0]
     if sizes[0] < uniform + 1 or min(sizes) < 2:
         return []
     sizes[0] = min(sizes[0], space)
     for k in range(1, len(sizes)):
-        sizes[k] = min(sizes[k], max(2, math.ceil(sizes[k - 1] / ETA)))
+        sizes[k] = min(sizes[k], max(2, math.ceil(sizes[k - 1] / REDUCTION_FACTOR)))
     return sizes
 
 
-def uniform_assignments(stages: Sequence[Stage]) -> list[Assignment]:
-    """Return the assignments of one activation everywhere, of those that can stand everywhere."""
+def list_uniform_assignments(stages: Sequence[Stage]) -> list[Assignment]:
+    """Return the assignments with the same activation in all stages, for each that all stages support."""
     first = stages[0].choices if stages else ()
     everywhere = [name for name in first if all(name in stage.choices for stage in stages)]
     return [(activation,) * len(stages) for activation in everywhere]
 
 
 def is_uniform(assignment: Assignment) -> bool:
-    """Say whether an assignment has one activation everywhere."""
+    """Return whether an assignment has the same activation in all stages."""
     return len(set(assignment)) == 1
 
 
-def write_plan(stages: Sequence[Stage], assignment: Assignment) -> str:
-    """Return an assignment as a plan; stages that stay stock are not named.
+def format_plan(stages: Sequence[Stage], assignment: Assignment) -> str:
+    """Return the plan of an assignment; stages that remain stock are not in it.
 
     >>> stages = [Stage("backbone 0-3", (0, 1, 2, 3), 9), Stage("neck 4-5", (4, 5), 2), Stage("head 6", (6,), 1)]
-    >>> write_plan(stages, ("arelu", "silu", "arelu")), write_plan(stages, ("mish", "mish", "mish"))
+    >>> format_plan(stages, ("arelu", "silu", "arelu")), format_plan(stages, ("mish", "mish", "mish"))
     ('arelu@0-3+6, silu@4-5', 'mish')
     """
     if is_uniform(assignment):
@@ -275,41 +314,45 @@ def write_plan(stages: Sequence[Stage], assignment: Assignment) -> str:
     return ", ".join(f"{name}@{format_layers(where)}" for name, where in layers.items() if name != STOCK)
 
 
-def draw_assignments(stages: Sequence[Stage], count: int) -> list[Pick]:
-    """Return the uniform assignments and so many others that there are `count`, the same ones every time.
+def sample_candidates(stages: Sequence[Stage], count: int) -> list[Candidate]:
+    """Return all uniform assignments and random others, reproducibly.
 
-    Those are drawn as a Latin hypercube: each activation stands equally often in each stage, so that a few runs tell
-    something of every one. `count` is at most the number of all assignments.
+    The random ones are a Latin hypercube sample: each activation is equally frequent in each stage, so that a few runs
+    are informative about all of them.
+
+    Args:
+        stages: Stages of the model.
+        count: Number of candidates, at most that of all assignments.
     """
-    rng = np.random.default_rng(_DRAW)
-    found = {assignment: Pick(assignment, "uniform") for assignment in uniform_assignments(stages)}
-    while len(found) < count:
-        missing = count - len(found)
+    rng = np.random.default_rng(_SAMPLING_SEED)
+    candidates = {assignment: Candidate(assignment, "uniform") for assignment in list_uniform_assignments(stages)}
+    while len(candidates) < count:
+        missing = count - len(candidates)
         columns = [rng.permutation(np.resize(rng.permutation(stage.choices), missing)) for stage in stages]
         for drawn in zip(*(column.tolist() for column in columns), strict=True):
-            found.setdefault(drawn, Pick(drawn, "drawn"))
-    return list(found.values())
+            candidates.setdefault(drawn, Candidate(drawn, "drawn"))
+    return list(candidates.values())
 
 
 def fit_effects(stages: Sequence[Stage], trials: Sequence[Trial]) -> list[dict[str, Effect]]:
-    """Explain scores as a sum of what each stage's activation adds, by least squares.
+    """Return the effects of activations in stages, fitted to scores by least squares as an additive model.
 
     Args:
-        stages: The stages.
-        trials: Runs of equal length and seed, those without a score left out here.
+        stages: Stages of the model.
+        trials: Runs of equal length and seed; those without a score are ignored.
 
     Returns:
-        For each stage the effect of each of its activations, which add up to zero; [] where the runs are too few to
-        tell the effects apart and their errors.
+        For each stage, the effect of each of its activations, which sum to zero; [] if the runs are too few to
+        determine the effects and their errors.
     """
     scored = [trial for trial in trials if trial.state == "done"]
-    # Per stage, the effects of all but the last activation, whose effect is minus their sum.
+    # Per stage, the parameters are the effects of all but the last activation, whose effect is minus their sum.
     bases = [np.vstack([np.eye(n), -np.ones(n)]) for n in (len(stage.choices) - 1 for stage in stages)]
     runs, terms = len(scored), 1 + sum(basis.shape[1] for basis in bases)
     if runs <= terms:
         return []
     columns = [
-        basis[[stage.choices.index(trial.pick.assignment[k]) for trial in scored]]
+        basis[[stage.choices.index(trial.candidate.assignment[k]) for trial in scored]]
         for k, (stage, basis) in enumerate(zip(stages, bases, strict=True))
     ]
     design = np.hstack([np.ones((runs, 1)), *columns])
@@ -330,8 +373,12 @@ def fit_effects(stages: Sequence[Stage], trials: Sequence[Trial]) -> list[dict[s
     return effects
 
 
-def propose(effects: Sequence[Mapping[str, Effect]]) -> Iterator[Assignment]:
-    """Yield all assignments, the best by the sum of their effects first, without making them all before."""
+def rank_assignments(effects: Sequence[Mapping[str, Effect]]) -> Iterator[Assignment]:
+    """Yield all assignments in descending order of the sum of their effects, lazily.
+
+    Args:
+        effects: As `fit_effects` returns them.
+    """
     ranked = [[name for name, _ in sorted(stage.items(), key=lambda item: -item[1].mean)] for stage in effects]
 
     def entry(ranks: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
@@ -350,44 +397,71 @@ def propose(effects: Sequence[Mapping[str, Effect]]) -> Iterator[Assignment]:
                 heapq.heappush(heap, entry(worse))
 
 
-def advance(trials: Sequence[Trial], places: int) -> list[Pick]:
-    """Return those of a rung that go on: the best uniform one, the best mixed one, and the best of the others.
+def select_survivors(trials: Sequence[Trial], count: int) -> list[Candidate]:
+    """Return the plans of a rung that survive: the best uniform one, the best mixed one, and the best of the others.
+
+    Args:
+        trials: Runs of the rung.
+        count: Number of survivors, 2 or more.
 
     Raises:
-        TrainingError: There is no score of a uniform plan, or none of a mixed one.
+        TrainingError: No uniform plan has a score, or no mixed one.
     """
     ranked = sorted((trial for trial in trials if trial.state == "done"), key=lambda trial: -trial.score)
     kept = []
     for uniform in (True, False):
-        best = next((trial for trial in ranked if is_uniform(trial.pick.assignment) == uniform), None)
+        best = next((trial for trial in ranked if is_uniform(trial.candidate.assignment) == uniform), None)
         if best is None:
             kind = "uniform" if uniform else "mixed"
             reason = next((f": {trial.reason}" for trial in trials if trial.reason), "")
-            raise TrainingError(f"no {kind} plan of {trials[0].rung} gave a score, so the search cannot go on{reason}")
+            raise TrainingError(
+                f"no {kind} plan of {trials[0].rung} has a score, so the search cannot continue{reason}"
+            )
         kept.append(best)
-    kept += [trial for trial in ranked if trial not in kept][: places - len(kept)]
-    return [Pick(trial.pick.assignment, "kept") for trial in kept]
+    kept += [trial for trial in ranked if trial not in kept][: count - len(kept)]
+    return [Candidate(trial.candidate.assignment, "kept") for trial in kept]
 
 
-def pick(search: Search, number: int, trials: Sequence[Trial]) -> list[Pick]:
-    """Return the plans of a rung, from what the rungs before it gave.
+def select_candidates(search: Search, number: int, trials: Sequence[Trial]) -> list[Candidate]:
+    """Return the candidates of a rung, given the outcomes of the earlier rungs.
 
-    A third of the second rung are plans that nobody has tried: those that the effects of the first call best.
+    A third of the second rung are untried plans, the best by the effects fitted to the first rung.
+
+    Args:
+        search: The search.
+        number: Index of the rung.
+        trials: Runs of all earlier rungs.
+
+    Raises:
+        TrainingError: The previous rung has no score of a uniform or of a mixed plan.
     """
     rung = search.rungs[number]
     if number == 0:
-        return draw_assignments(search.stages, rung.plans)
+        return sample_candidates(search.stages, rung.plans)
     before = [trial for trial in trials if trial.rung == search.rungs[number - 1].name]
     new: list[Assignment] = []
     if number == 1 and rung.name != FINAL and (effects := fit_effects(search.stages, before)):
-        tried = {trial.pick.assignment for trial in trials}
-        new = list(itertools.islice((best for best in propose(effects) if best not in tried), rung.plans // ETA))
-    return [*advance(before, rung.plans - len(new)), *(Pick(assignment, "proposed") for assignment in new)]
+        tried = {trial.candidate.assignment for trial in trials}
+        new = list(
+            itertools.islice(
+                (best for best in rank_assignments(effects) if best not in tried), rung.plans // REDUCTION_FACTOR
+            )
+        )
+    return [
+        *select_survivors(before, rung.plans - len(new)),
+        *(Candidate(assignment, "proposed") for assignment in new),
+    ]
 
 
-def make_study(search: Search, rung: Rung, picks: Sequence[Pick]) -> Study:
-    """Return a rung as a study; its baseline is the first plan, in the final the uniform one."""
-    plans = tuple(write_plan(search.stages, pick.assignment) for pick in picks)
+def make_rung_study(search: Search, rung: Rung, candidates: Sequence[Candidate]) -> Study:
+    """Return the study of a rung; its baseline is the first plan, which in the final is the uniform one.
+
+    Args:
+        search: The search.
+        rung: The rung.
+        candidates: Its plans.
+    """
+    plans = tuple(format_plan(search.stages, candidate.assignment) for candidate in candidates)
     return Study(
         activations=plans,
         models=(search.model,),
@@ -400,9 +474,13 @@ def make_study(search: Search, rung: Rung, picks: Sequence[Pick]) -> Study:
     )
 
 
-def check_folder(search: Search, folder: Path) -> bool:
-    """Say whether a folder holds this search already; raises InputError where it holds another."""
-    recorded = read_record(folder / SEARCH_FILE, Search) if is_folder(folder) else None
+def check_search_folder(search: Search, folder: Path) -> bool:
+    """Return whether a folder already holds this search, False if it holds none.
+
+    Raises:
+        InputError: The folder holds another search, or its record is damaged.
+    """
+    recorded = read_json(folder / SEARCH_FILE, Search) if folder_exists(folder) else None
     if recorded is None:
         return False
     old = _to_json(recorded)
@@ -415,78 +493,91 @@ def check_folder(search: Search, folder: Path) -> bool:
 
 
 def run_search(search: Search, folder: Path, run: Callable[[Study, Sequence[Path]], None]) -> list[Trial]:
-    """Run the rungs that are not over, and return all trials.
+    """Run the unfinished rungs of a search, and return all trials.
 
-    What was picked is written down before it runs, so that a search that is gone on with picks nothing anew.
+    The candidates of a rung are written to its folder before it runs, so that a resumed search has the same ones.
 
     Args:
         search: The search.
         folder: Its folder, locked by the caller.
-        run: Runs what is not finished of a study, whose run folders it gets.
+        run: Function of a study and its run folders that runs what is not finished of it.
 
     Raises:
-        RtdetrActError: The folder holds another search, a plan cannot run, or a rung gave no score to go on with.
+        RtdetrActError: The folder holds another search, a plan is not possible, or a rung has too few scores.
     """
-    begun = check_folder(search, folder)
+    started = check_search_folder(search, folder)
     trials: list[Trial] = []
     for number, rung in enumerate(search.rungs):
-        place = folder / rung.name
-        picks = (read_picks(search, place) if begun else []) or pick(search, number, trials)
+        rung_folder = folder / rung.name
+        candidates = (read_candidates(search, rung_folder) if started else []) or select_candidates(
+            search, number, trials
+        )
         after = folder / search.rungs[number + 1].name if rung.name != FINAL else None
-        if not (begun and after and read_picks(search, after)):
-            study = make_study(search, rung, picks)
-            records: dict[Path, Any] = {place / PICKS_FILE: [asdict(each) for each in picks]}
-            if not begun:  # behind the checks: a command with a mistake in it may be put right
+        if not (started and after and read_candidates(search, after)):
+            study = make_rung_study(search, rung, candidates)
+            records: dict[Path, Any] = {rung_folder / CANDIDATES_FILE: [asdict(each) for each in candidates]}
+            if not started:  # written with the first runs, so that a command that fails a check can be corrected
                 records[folder / SEARCH_FILE] = _to_json(search)
-            with locked(place):
-                folders = prepare_runs(study, place, beside=records)
-                begun = True
+            with lock_folder(rung_folder):
+                folders = prepare_runs(study, rung_folder, extra_files=records)
+                started = True
                 run(study, folders)
-        trials += read_trials(search, rung, place, picks)
+        trials += read_trials(search, rung, rung_folder, candidates)
     return trials
 
 
-def read_picks(search: Search, place: Path) -> list[Pick]:
-    """Return what was picked for a rung, or [] where nothing was yet.
+def read_candidates(search: Search, folder: Path) -> list[Candidate]:
+    """Return the recorded candidates of a rung, or [] if there are none.
+
+    Args:
+        search: The search.
+        folder: Folder of the rung.
 
     Raises:
-        InputError: The record is damaged, or names what this search does not place.
+        InputError: The record is damaged, or does not fit the search.
     """
-    picks = read_record(place / PICKS_FILE, list[Pick]) or []
-    for each in picks:
+    candidates = read_json(folder / CANDIDATES_FILE, list[Candidate]) or []
+    for each in candidates:
         fits = len(each.assignment) == len(search.stages) and all(
             name in stage.choices for name, stage in zip(each.assignment, search.stages, strict=True)
         )
         if not fits:
             reason = f"{quote(list(each.assignment))} is not an activation of the search for each stage"
-            raise damaged(place / PICKS_FILE, reason)
-    return picks
+            raise make_damaged_error(folder / CANDIDATES_FILE, reason)
+    return candidates
 
 
-def read_trials(search: Search, rung: Rung, place: Path, picks: Sequence[Pick]) -> list[Trial]:
-    """Return what the runs of a rung gave, in the order of its plans.
+def read_trials(search: Search, rung: Rung, folder: Path, candidates: Sequence[Candidate]) -> list[Trial]:
+    """Return the outcomes of the runs of a rung, in the order of its plans.
+
+    Args:
+        search: The search.
+        rung: The rung.
+        folder: Folder of the rung.
+        candidates: Its plans.
 
     Raises:
-        InputError: The folder of a run is gone.
+        InputError: The folder of a run is missing.
     """
-    records = read_records(place)
-    metric = headline(records)
-    known = {(record.activation, record.seed): record for record in records}
-    found = []
-    for each in picks:
+    records = read_runs(folder)
+    metric = choose_metric(records)
+    by_run = {(record.activation, record.seed): record for record in records}
+    trials = []
+    for each in candidates:
         for seed in rung.seeds:
-            plan = write_plan(search.stages, each.assignment)
-            record = known.get((plan, seed))
+            plan = format_plan(search.stages, each.assignment)
+            record = by_run.get((plan, seed))
             if record is None:
                 raise InputError(
-                    f"'{place}' has no run of {quote(plan)} with seed {seed} any more: put back a copy, or delete the "
-                    "folder of this rung and those of the rungs after it"
+                    f"'{folder}' no longer has a run of {quote(plan)} with seed {seed}: restore a copy, or delete the "
+                    "folders of this rung and of all later rungs"
                 )
             score = record.scores.get(metric, math.nan)
-            state = "failed" if record.state == "done" and math.isnan(score) else record.state
-            found.append(Trial(rung.name, each, rung.epochs, seed, state, score, metric, record.reason))
-    return found
+            state: State = "failed" if record.state == "done" and math.isnan(score) else record.state
+            trials.append(Trial(rung.name, each, rung.epochs, seed, state, score, metric, record.reason))
+    return trials
 
 
 def _to_json(search: Search) -> dict[str, Any]:
+    """Return a search as plain data, equal to what is read back from a JSON file."""
     return json.loads(json.dumps(asdict(search)))

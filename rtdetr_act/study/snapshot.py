@@ -1,9 +1,9 @@
-"""Go on with a training exactly where it stopped.
+"""Snapshots from which a training resumes exactly.
 
-Ultralytics' own resume takes the weights from the averaged model in half precision, rounds the optimizer's state, draws
-the batches of the first epoch again, and starts every random generator anew: the outcome is that of another run. Here
-the whole state is kept after each epoch. Without loader processes, as always on a CPU, a run that was killed any number
-of times then ends with the weights of an undisturbed one, bit for bit; with them, the augmentation differs.
+Ultralytics' own resume takes the weights from the EMA in half precision, rounds the optimizer state, draws the batches
+of the first epoch again, and restarts all random number generators, so that the result differs from that of an
+uninterrupted run. A snapshot contains the whole state after an epoch. Without data loader workers, as always on a CPU,
+a run that is killed any number of times has the same final weights, bit for bit; with them, augmentation differs.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from rtdetr_act.integrations.ultralytics.trainers import task_model
 
 
 class Snapshots:
-    """Keeps the state of one training in a file, by callbacks of an Ultralytics trainer on one device.
+    """Callbacks that save the state of a training on one device after each epoch, and restore it at the start.
 
     Args:
-        path: The file, written after each epoch but the last; a training that finds it there starts from it.
+        path: The snapshot, written atomically after each epoch but the last. If it exists when a training starts, the
+            training resumes from it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state: dict[str, Any] | None = None
         self.updates = 0  # optimizer steps so far
-        self.since = 0  # batches since the last of them
+        self.batches_since_step = 0  # batches since the last optimizer step
 
     def attach(self, model: Any) -> None:
-        """Add the callbacks to an RTDETR or YOLO object."""
+        """Add the callbacks to an RTDETR or YOLO model."""
         model.add_callback("on_pretrain_routine_end", self._restore)
         model.add_callback("on_train_start", self._set_clock)
-        model.add_callback("on_train_epoch_start", self._restore_random)
+        model.add_callback("on_train_epoch_start", self._restore_random_state)
         model.add_callback("on_train_batch_end", self._count_steps)
         model.add_callback("on_fit_epoch_end", self._save)
 
     def _save(self, trainer: Any) -> None:
-        if trainer.stop:  # the final evaluation comes next, and this event once more after it
+        if trainer.stop:  # the final validation triggers this event once more
             return
         model = task_model(trainer.model)
         dataset = trainer.train_loader.dataset
@@ -58,8 +59,10 @@ class Snapshots:
             "stopper": vars(trainer.stopper),
             "results": trainer.csv.read_bytes(),
             "seconds": time.time() - trainer.train_time_start,
-            "since": self.since,
-            "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None and self.since},
+            "since": self.batches_since_step,
+            "gradients": {
+                name: p.grad for name, p in model.named_parameters() if p.grad is not None and self.batches_since_step
+            },
             "buffer": list(getattr(dataset, "buffer", ())),
             "random": (random.getstate(), np.random.get_state(), torch.get_rng_state()),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -72,14 +75,14 @@ class Snapshots:
         self.updates = trainer.ema.updates
         state = self._read()
         if state is None:
-            # Ultralytics before 8.4 would append to the rows of a run that was killed before its first snapshot.
+            # Ultralytics before 8.4 would append to the results of a run that was killed before its first snapshot.
             trainer.csv.unlink(missing_ok=True)
             return
         ema = trainer.ema.ema
         ema.load_state_dict(state["ema"])
         before = trainer.resume, trainer.args.close_mosaic
         if trainer.epochs < trainer.args.close_mosaic:
-            # Ultralytics before 8.4 closes the mosaic on resuming so short a run, but not in an undisturbed one.
+            # Ultralytics before 8.4 closes the mosaic when it resumes so short a run, but not in an uninterrupted one.
             trainer.args.close_mosaic = 0
         trainer.resume = True
         trainer.resume_training({**state, "ema": ema})
@@ -89,15 +92,15 @@ class Snapshots:
         trainer.scaler.load_state_dict(state["scaler"])
         trainer.stopper.__dict__.update(state["stopper"])
         write_atomically(trainer.csv, state["results"])
-        self.state, self.since, self.updates = state, state["since"], state["updates"]
+        self.state, self.batches_since_step, self.updates = state, state["since"], state["updates"]
 
     def _read(self) -> dict[str, Any] | None:
         if not self.path.is_file():
             return None
         try:
-            # Written by this study, with the state of numpy's generator in it, which weights_only refuses.
+            # A file of this study; weights_only would reject the state of NumPy's generator.
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=False)
-        except Exception:  # whatever an unpickler makes of a file that a failing disk has damaged: start again
+        except Exception:  # any error of unpickling a damaged file: start from the beginning
             return None
         return state
 
@@ -105,19 +108,19 @@ class Snapshots:
         if self.state is not None:
             trainer.train_time_start -= self.state["seconds"]
 
-    def _restore_random(self, trainer: Any) -> None:
-        """Do what must come last before the first batch: whatever draws a number or clears gradients is over."""
+    def _restore_random_state(self, trainer: Any) -> None:
+        """Restore gradients and random states, after all else that draws numbers or clears gradients."""
         if self.state is None:
             return
         state, self.state = self.state, None
         if trainer.train_loader.num_workers == 0:
-            _replay_order(trainer)
-            for index in state["buffer"]:  # images at hand for the next mosaic
+            _replay_batch_order(trainer)
+            for index in state["buffer"]:  # images buffered for the next mosaic
                 trainer.train_loader.dataset.load_image(index)
         for name, parameter in task_model(trainer.model).named_parameters():
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(parameter.device)
-        _delay_step(trainer, self.since)
+        _delay_first_step(trainer, self.batches_since_step)
         python, numpy, torch_state = state["random"]
         random.setstate(python)
         np.random.set_state(numpy)
@@ -128,11 +131,11 @@ class Snapshots:
     def _count_steps(self, trainer: Any) -> None:
         stepped = trainer.ema.updates != self.updates
         self.updates = trainer.ema.updates
-        self.since = 0 if stepped else self.since + 1
+        self.batches_since_step = 0 if stepped else self.batches_since_step + 1
 
 
-def _replay_order(trainer: Any) -> None:
-    """Draw the indices of all batches before, so that the next are those of an undisturbed run; no image is read."""
+def _replay_batch_order(trainer: Any) -> None:
+    """Draw the batch indices of all earlier epochs without reading images, so that the next ones are the same."""
     loader = trainer.train_loader
     closed = trainer.epochs - trainer.args.close_mosaic if trainer.args.close_mosaic else None
     for epoch in range(trainer.start_epoch):
@@ -143,22 +146,26 @@ def _replay_order(trainer: Any) -> None:
         for _ in range(len(loader)):
             loader.iterator._next_index()
     if closed is not None and trainer.start_epoch > closed:
-        # Ultralytics since 8.4 closes the mosaic again after resuming, and with it starts the order anew.
+        # Ultralytics since 8.4 closes the mosaic again after resuming, which would restart the order of the batches.
         loader.reset = lambda: vars(loader).pop("reset", None)
 
 
-def _delay_step(trainer: Any, since: int) -> None:
-    """Let the first optimizer step come when it was due.
+def _delay_first_step(trainer: Any, batches_before: int) -> None:
+    """Make the first optimizer step after a resume happen at the right batch.
 
-    A training loop that starts steps after its first batch, since it remembers no step before; one that goes on steps
-    once `accumulate` batches have gathered, of which `since` had before. The loop's memory is a local variable, so
-    what it compares with is made to say "not yet".
+    The training loop steps after its first batch, since the number of its last step is a local variable that is lost
+    on resume. Without the interruption it would step once `accumulate` batches have accumulated. `accumulate`, which
+    the loop compares with, therefore becomes a property that is infinite until then.
+
+    Args:
+        trainer: Ultralytics trainer.
+        batches_before: Batches since the last step at the time of the snapshot.
     """
     cls, batches, updates = type(trainer), 0, trainer.ema.updates
 
     def read(self: Any) -> float:
         nominal: int = vars(self)["accumulate"]
-        return nominal if batches + since >= nominal else float("inf")
+        return nominal if batches + batches_before >= nominal else float("inf")
 
     def count(_: Any) -> None:
         nonlocal batches

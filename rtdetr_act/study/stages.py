@@ -1,4 +1,4 @@
-"""Stages of a model, to each of which a search gives one activation."""
+"""Stages of a model, each of which has one activation in a search."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from rtdetr_act.integrations.ultralytics.models import STOCK
 from rtdetr_act.surgery.model_plan import is_model_yaml
 from rtdetr_act.surgery.modules import evaluating, example_inputs, unwrap
 from rtdetr_act.surgery.patcher import patch_model, unpatch_model
-from rtdetr_act.surgery.plan import format_layers
+from rtdetr_act.surgery.plan import Scope, format_layers
 from rtdetr_act.surgery.sites import Site, find_sites
 
-# Each stage more multiplies the assignments by the number of activations; RT-DETR has five or six as it is.
-MOST_STAGES = 6
+# Each further stage multiplies the assignments by the number of activations; RT-DETR has five or six stages.
+MAX_STAGES = 6
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers that get one activation together.
+    """Group of layers that have the same activation in a search.
 
     Attributes:
         name: Section and layers, such as "backbone 0-1" or "neck 10-27".
         layers: Indices of the Ultralytics layers.
-        sites: Activation sites in them, those of the scope.
-        choices: Activations of the search that can stand at all of these sites, in the order given.
+        sites: Number of activation sites of the scope in these layers.
+        choices: Activations of the search that all of these sites support, in the given order.
     """
 
     name: str
@@ -39,42 +39,43 @@ class Stage:
     choices: tuple[str, ...] = ()
 
 
-def find_stages(model: Any, activations: Sequence[str], *, scope: str = "conv") -> tuple[Stage, ...]:
-    """Split a model into stages, and say which of some activations can stand in each.
+def find_stages(model: Any, activations: Sequence[str], *, scope: Scope = "conv") -> tuple[Stage, ...]:
+    """Return the stages of a model, with the activations that each supports.
 
-    The backbone is split where the resolution changes, seen in one forward pass on zeros; the neck is a stage, and so
-    is the head. Layers without a site of the scope (with "conv", the decoder of an RT-DETR) are in none. Of more than
-    six stages, the neighbours in the backbone with the fewest sites are merged.
+    The backbone is split where the resolution of the feature maps changes, observed in one forward pass on zeros. The
+    neck is one stage, and the head another. Layers without a site of the scope, such as the decoder of RT-DETR with
+    "conv", belong to no stage. If there are more than six stages, neighbours in the backbone with the fewest sites are
+    merged.
 
     Args:
-        model: RTDETR or YOLO, or a task model; swaps in it are undone.
-        activations: Names with arguments, as `registry.resolve` gives them, and "stock", which can stand anywhere.
-        scope: "conv", or "all" for transformer sites too.
+        model: RTDETR, YOLO or a task model; swaps in it are undone.
+        activations: Names with arguments as `registry.resolve` returns them, and "stock", which every site supports.
+        scope: "conv" for convolutional sites, "all" for transformer sites too.
 
     Raises:
-        InputError: In some stage, none of the activations can stand.
-        ModelError: It is no Ultralytics model.
+        InputError: A stage supports none of the activations.
+        ModelError: The model is not an Ultralytics model.
     """
     root = unwrap(model)
     if not is_model_yaml(getattr(root, "yaml", None)):
-        raise ModelError("stages are found in Ultralytics models only")
+        raise ModelError("only Ultralytics models have stages")
     sites = [site for site in find_sites(root) if scope == "all" or site.layout == "map"]
-    backbone = [found for layers in _split_backbone(root) if (found := _make_stage("backbone", layers, sites))]
+    backbone = [stage for layers in _split_backbone(root) if (stage := _make_stage("backbone", layers, sites))]
     first, last = len(root.yaml["backbone"]), len(root.model) - 1  # type: ignore[index, arg-type]
     ends = (_make_stage("neck", range(first, last), sites), _make_stage("head", [last], sites))
     rest = [stage for stage in ends if stage]
-    while len(backbone) > max(1, MOST_STAGES - len(rest)):
+    while len(backbone) > max(1, MAX_STAGES - len(rest)):
         at = min(range(len(backbone) - 1), key=lambda k: backbone[k].sites + backbone[k + 1].sites)
         merged = _make_stage("backbone", backbone[at].layers + backbone[at + 1].layers, sites)
         backbone[at : at + 2] = [merged] if merged else []
-    return tuple(_with_choices(model, stage, activations, scope) for stage in [*backbone, *rest])
+    return tuple(_find_choices(model, stage, activations, scope) for stage in [*backbone, *rest])
 
 
 def _split_backbone(root: Any) -> list[list[int]]:
-    """Return the layers of the backbone in groups of one resolution; a layer without a map is of the one before."""
+    """Return the layers of the backbone grouped by resolution; a layer without a map belongs to the previous group."""
     shapes: dict[int, torch.Size] = {}
 
-    def note(number: int) -> Any:
+    def record_shape(number: int) -> Any:
         def hook(layer: nn.Module, inputs: Any, out: Any) -> None:
             if isinstance(out, torch.Tensor) and out.ndim == 4:
                 shapes[number] = out.shape[2:]
@@ -82,7 +83,7 @@ def _split_backbone(root: Any) -> list[list[int]]:
         return hook
 
     count = len(root.yaml["backbone"])
-    handles = [layer.register_forward_hook(note(number)) for number, layer in enumerate(root.model[:count])]
+    handles = [layer.register_forward_hook(record_shape(number)) for number, layer in enumerate(root.model[:count])]
     try:
         with evaluating(root), torch.no_grad(), torch.random.fork_rng(devices=[]):
             root(*(example_inputs(root, None) or ()))
@@ -96,12 +97,13 @@ def _split_backbone(root: Any) -> list[list[int]]:
 
 
 def _make_stage(section: str, layers: Sequence[int], sites: Sequence[Site]) -> Stage | None:
+    """Return a stage of some layers without choices, or None if there is no site in them."""
     count = sum(site.layer in layers for site in sites)
     return Stage(f"{section} {format_layers(layers)}", tuple(layers), count) if count else None
 
 
-def _with_choices(model: Any, stage: Stage, activations: Sequence[str], scope: str) -> Stage:
-    """Try each activation there, by the patcher itself, which knows best."""
+def _find_choices(model: Any, stage: Stage, activations: Sequence[str], scope: Scope) -> Stage:
+    """Return a stage with the activations that the patcher accepts there."""
     choices, reason = [], ""
     for activation in activations:
         if activation != STOCK:
@@ -113,5 +115,5 @@ def _with_choices(model: Any, stage: Stage, activations: Sequence[str], scope: s
             unpatch_model(model)
         choices.append(activation)
     if not choices:
-        raise InputError(f"none of the activations can stand at the stage '{stage.name}': {reason}")
+        raise InputError(f"the stage '{stage.name}' supports none of the activations: {reason}")
     return Stage(stage.name, stage.layers, stage.sites, tuple(choices))

@@ -1,26 +1,34 @@
-"""Spread, paired differences, and what may be concluded from them."""
+"""Confidence intervals, paired t-tests with correction for multiple comparisons, and power."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from scipy import special, stats
 
-HALF_POINT = 0.005  # the size of difference that articles about activations report; scores are fractions
+HALF_POINT = 0.005  # a typical difference in articles on activations, as a fraction of 1
 LEVEL = 0.05
 POWER = 0.8
-_ROUNDING = 1e-12  # scores are fractions, so that differences closer than this are equal but for rounding
+_ROUNDING = 1e-12  # smaller differences of scores, which are fractions of 1, are rounding errors
 _NAN = float("nan")
+
+Verdict = Literal["better", "worse", "no difference shown"]
+NO_DIFFERENCE: Verdict = "no difference shown"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A sample: how many values, their mean, standard deviation (n - 1) and the 95 % confidence interval of the mean.
+    """Statistics of a sample.
 
-    With one value, deviation, low and high are NaN; with none, the mean is too.
+    Attributes:
+        runs: Number of values.
+        mean: Mean; NaN without values.
+        deviation: Standard deviation (n - 1); NaN for fewer than two values.
+        low, high: 95 % confidence interval of the mean by Student's t; NaN for fewer than two values.
     """
 
     runs: int
@@ -32,23 +40,22 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant against the baseline, paired by seed.
+    """Comparison of a variant with the baseline, paired by seed.
 
-    There is nothing to judge by with one pair, and where all differences are equal: several seeds that differ by the
-    very same amount are no independent evidence (a seed without effect, copied scores, scores rounded to few digits).
-    Such comparisons have no p-value, unless all differences are zero, where it is 1.
+    There is no test with a single pair, nor if all differences are equal: several seeds with the very same difference
+    are not independent evidence (a seed without effect, copied scores, scores rounded to few digits). Values that need
+    a test are then NaN or None, except for a p-value of 1 if all differences of several pairs are zero.
 
     Attributes:
-        pairs: Seeds that both finished.
+        pairs: Number of seeds that both have finished.
         difference: Mean of variant minus baseline.
-        low, high: Its 95 % confidence interval, by Student's t; not corrected for several comparisons; NaN without a
-            spread to judge by.
-        p: p-value of the paired t-test; NaN without a spread to judge by, 1 where all differences are zero.
-        adjusted: The same, corrected by Holm for all comparisons of the study that have one.
-        effect: Cohen's d of the differences (mean over standard deviation); NaN without a spread to judge by.
-        seeds_needed: Seeds that would show a difference of half a point (0.005) with a power of 80 % at 5 %, at the
-            spread seen; None without a spread to judge by.
-        verdict: "better", "worse" or "no difference shown".
+        low, high: 95 % confidence interval of the difference by Student's t, not corrected for multiple comparisons.
+        p: p-value of the paired t-test.
+        p_holm: The same, corrected by Holm for all comparisons of the study that have a p-value.
+        effect: Cohen's d of the differences: mean divided by standard deviation.
+        seeds_needed: Number of seeds with which a difference of half a point (0.005) is detected with a power of 80 %
+            at the 5 % level, given the observed spread.
+        verdict: Conclusion at the 5 % level, by the corrected p-value.
     """
 
     pairs: int
@@ -56,14 +63,14 @@ class Comparison:
     low: float
     high: float
     p: float
-    adjusted: float
+    p_holm: float
     effect: float
     seeds_needed: int | None
-    verdict: str
+    verdict: Verdict
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Return mean, spread and 95 % interval (Student's t) of a sample, which may be empty.
+    """Return mean, standard deviation and 95 % confidence interval of a sample, which may be empty.
 
     >>> summary = summarise([0.50, 0.52, 0.54])
     >>> f"{summary.mean:.2f} ± {summary.deviation:.2f}, {summary.low:.3f} to {summary.high:.3f}"
@@ -79,30 +86,30 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dict[str, Comparison]:
-    """Compare each variant with its baseline, and correct for the number of comparisons.
+    """Return the comparison of each variant with its baseline, corrected for the number of comparisons.
 
     Args:
-        pairs: By variant, its scores and those of its baseline: the same length, one or more, paired by position,
-            finite. All comparisons of a study belong into one call, since the correction is over them.
+        pairs: For each variant, its scores and those of its baseline: finite, of equal length of 1 or more, paired by
+            position. All comparisons of a study belong in one call, since the correction depends on their number.
 
     Returns:
-        One comparison per variant, in the same order.
+        A comparison per variant, in the same order.
 
     >>> stock = [0.50, 0.52, 0.53]
-    >>> seen = compare({"arelu": ([0.52, 0.53, 0.55], stock), "mish": ([0.50, 0.53, 0.53], stock)})
-    >>> {name: (round(each.p, 3), round(each.adjusted, 3), each.verdict) for name, each in seen.items()}
+    >>> compared = compare({"arelu": ([0.52, 0.53, 0.55], stock), "mish": ([0.50, 0.53, 0.53], stock)})
+    >>> {name: (round(each.p, 3), round(each.p_holm, 3), each.verdict) for name, each in compared.items()}
     {'arelu': (0.038, 0.075, 'no difference shown'), 'mish': (0.423, 0.423, 'no difference shown')}
     """
-    tested = {name: _test(variant, baseline) for name, (variant, baseline) in pairs.items()}
-    judged = {name: each.p for name, each in tested.items() if not math.isnan(each.p)}
-    adjusted = dict(zip(judged, correct(list(judged.values())), strict=True))
-    return {name: _judge(each, adjusted.get(name, _NAN)) for name, each in tested.items()}
+    tested = {name: _test_pairs(variant, baseline) for name, (variant, baseline) in pairs.items()}
+    p_values = {name: each.p for name, each in tested.items() if not math.isnan(each.p)}
+    corrected = dict(zip(p_values, correct_p_values(list(p_values.values())), strict=True))
+    return {name: _set_verdict(each, corrected.get(name, _NAN)) for name, each in tested.items()}
 
 
-def correct(p: Sequence[float]) -> list[float]:
-    """Return p-values corrected by Holm (1979) for there being so many: sound however they depend on each other.
+def correct_p_values(p: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number by Holm (1979), which is valid for dependent tests too.
 
-    >>> correct([0.01, 0.04, 0.03])
+    >>> correct_p_values([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
     values = np.asarray(p, dtype=float)
@@ -113,37 +120,39 @@ def correct(p: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def count_seeds(deviation: float, difference: float = HALF_POINT) -> int:
-    """Return the fewest pairs, 2 or more, with which a two-sided paired t-test at 5 % has a power of 80 %.
+def count_seeds_needed(deviation: float, difference: float = HALF_POINT) -> int:
+    """Return the smallest number of pairs, 2 or more, for which a two-sided paired t-test at 5 % has a power of 80 %.
 
     Args:
         deviation: Standard deviation of the differences, above 0.
-        difference: True difference to be seen, in the same unit.
+        difference: True difference to detect, in the same unit. Default: 0.005.
 
-    >>> count_seeds(deviation=0.01)
+    >>> count_seeds_needed(deviation=0.01)
     34
     """
     effect = difference / deviation
-    # A test that knew the deviation would need this many; one that has to estimate it needs a few more.
+    # The number for a known deviation; an estimated one needs a few more.
     known = (special.ndtri(1 - LEVEL / 2) + special.ndtri(POWER)) / effect
     seeds = max(2, math.floor(known**2))
-    while _power(seeds, effect) < POWER:
+    while _compute_power(seeds, effect) < POWER:
         seeds += 1
     return seeds
 
 
-def _power(seeds: int, effect: float) -> float:
-    # The other tail, significant with the wrong sign, adds less than 1e-5 where the power is near 80 %.
+def _compute_power(seeds: int, effect: float) -> float:
+    """Return the power of a paired t-test at 5 % for an effect in units of the standard deviation."""
+    # The other tail, significant with the wrong sign, adds less than 1e-5 near a power of 80 %.
     limit = special.stdtrit(seeds - 1, 1 - LEVEL / 2)
     return float(stats.nct.sf(limit, seeds - 1, effect * math.sqrt(seeds)))
 
 
-def _test(variant: Sequence[float], baseline: Sequence[float]) -> Comparison:
+def _test_pairs(variant: Sequence[float], baseline: Sequence[float]) -> Comparison:
+    """Return the comparison of paired scores before the correction, with the verdict that none is shown."""
     differences = np.subtract(variant, baseline)
     pairs, difference = len(differences), float(differences.mean())
     if np.ptp(differences) < _ROUNDING:
         p = 1.0 if pairs > 1 and abs(difference) < _ROUNDING else _NAN
-        return Comparison(pairs, difference, _NAN, _NAN, p, _NAN, _NAN, None, "")
+        return Comparison(pairs, difference, _NAN, _NAN, p, _NAN, _NAN, None, NO_DIFFERENCE)
     deviation = float(differences.std(ddof=1))
     result = stats.ttest_rel(variant, baseline)
     interval = result.confidence_interval(1 - LEVEL)
@@ -153,15 +162,16 @@ def _test(variant: Sequence[float], baseline: Sequence[float]) -> Comparison:
         low=float(interval.low),
         high=float(interval.high),
         p=float(result.pvalue),
-        adjusted=_NAN,
+        p_holm=_NAN,
         effect=difference / deviation,
-        seeds_needed=count_seeds(deviation),
-        verdict="",
+        seeds_needed=count_seeds_needed(deviation),
+        verdict=NO_DIFFERENCE,
     )
 
 
-def _judge(comparison: Comparison, adjusted: float) -> Comparison:
-    verdict = "no difference shown"
-    if adjusted < LEVEL:
+def _set_verdict(comparison: Comparison, p_holm: float) -> Comparison:
+    """Return a comparison with its corrected p-value and its verdict."""
+    verdict: Verdict = NO_DIFFERENCE
+    if p_holm < LEVEL:
         verdict = "better" if comparison.difference > 0 else "worse"
-    return replace(comparison, adjusted=adjusted, verdict=verdict)
+    return replace(comparison, p_holm=p_holm, verdict=verdict)

@@ -1,4 +1,4 @@
-"""Runs that Ultralytics made without us, as records: their plan is in the checkpoint, their scores in results.csv."""
+"""Records of Ultralytics runs outside of a study, from `args.yaml`, `results.csv` and the checkpoint."""
 
 from __future__ import annotations
 
@@ -10,64 +10,65 @@ from typing import Any
 from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.errors import InputError, RtdetrActError, quote
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_model
+from rtdetr_act.integrations.ultralytics.results import RESULTS_FILE, Results, read_results
 from rtdetr_act.integrations.ultralytics.runs import count_sites
-from rtdetr_act.study.decode import MOST_INT, is_plain
-from rtdetr_act.study.naming import name_values, show
-from rtdetr_act.study.record import Record
-from rtdetr_act.study.results import RESULTS_FILE, Results, read_results
-from rtdetr_act.study.wording import write_count
-from rtdetr_act.study.yaml_files import read_mapping
+from rtdetr_act.study.decode import MAX_INT, is_json_value
+from rtdetr_act.study.formatting import format_count
+from rtdetr_act.study.naming import name_values, to_single_line
+from rtdetr_act.study.run_record import RunRecord
+from rtdetr_act.study.yaml_files import read_yaml_mapping
 from rtdetr_act.surgery.model_plan import read_plan
 
-# Of Ultralytics' arguments, those that do not make another variant of a run.
-_NO_VARIANT = frozenset(
+# Ultralytics arguments that do not distinguish variants.
+_IGNORED_ARGUMENTS = frozenset(
     "name project save_dir exist_ok seed device workers verbose plots resume mode save save_period cache".split()
 )
 
 
-def read_foreign(folders: Sequence[Path], *, beside: Sequence[Path] = ()) -> list[Record]:
-    """Return a record per run folder; what differs between their arguments makes the setting of each.
+def read_ultralytics_runs(folders: Sequence[Path], *, compared_with: Sequence[Path] = ()) -> list[RunRecord]:
+    """Return a record per run folder of Ultralytics.
 
-    What is damaged in a folder makes its run a failed one, whose reason says what.
+    The setting of each run consists of the arguments in which the runs differ. A run with a damaged file is a failed
+    one, with the damage as its reason.
 
     Args:
-        folders: Folders with an `args.yaml`.
-        beside: Runs of studies that they will be shown with.
+        folders: Run folders with an `args.yaml`.
+        compared_with: Run folders of studies shown in the same report, whose arguments are compared too.
     """
-    read = {path: _read_arguments(path) for path in [*beside, *folders]}
+    read = {path: _read_arguments(path) for path in [*compared_with, *folders]}
     given = {path: arguments for path, (arguments, _) in read.items()}
     known = [given[path] for path, (_, reason) in read.items() if not reason]
     settings: dict[Path, list[str]] = {path: [] for path in given}
-    for key in sorted({key for arguments in known for key in arguments} - _NO_VARIANT):
-        # By their text, so that values that print alike but differ are told apart: name_values takes each once.
+    for key in sorted({key for arguments in known for key in arguments} - _IGNORED_ARGUMENTS):
+        # By their repr, which distinguishes values that print alike; name_values takes distinct values.
         values = {repr(arguments.get(key)): arguments.get(key) for arguments in known}
         if len(values) > 1:
             names = dict(zip(values, name_values(list(values.values())), strict=True))
             for path in settings:
                 settings[path].append(f"{key}={names.get(repr(given[path].get(key)), 'unknown')}")
-    return [_read(path, *read[path], " ".join(settings[path])) for path in folders]
+    return [_read_run(path, *read[path], " ".join(settings[path])) for path in folders]
 
 
 def _read_arguments(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the arguments of a run, and what is wrong with them or ""."""
+    """Return the arguments of a run, and a description of what is wrong with them or ""."""
     try:
-        found = read_mapping(folder / "args.yaml")
-        for key, value in found.items():
-            if not is_plain({key: value}):
-                raise InputError(f"'{folder / 'args.yaml'}' has {quote(key)} {quote(value)}, which is no argument")
-        seed = found.get("seed") or 0
-        if type(seed) is not int or not 0 <= seed <= MOST_INT:
+        arguments = read_yaml_mapping(folder / "args.yaml")
+        for key, value in arguments.items():
+            if not is_json_value({key: value}):
+                raise InputError(f"'{folder / 'args.yaml'}' has {quote(key)} {quote(value)}, which is not an argument")
+        seed = arguments.get("seed") or 0
+        if type(seed) is not int or not 0 <= seed <= MAX_INT:
             raise InputError(f"'{folder / 'args.yaml'}' has the seed {quote(seed)}, which is not a whole number")
-        _size_of(found, folder)
+        _parse_image_size(arguments, folder)
     except InputError as error:
         return {}, str(error)
-    if isinstance(found.get("pretrained"), bool) and str(found.get("model")).endswith((".yaml", ".yml")):
-        del found["pretrained"]  # there is nothing to take weights from, either way
-    return found, ""
+    if isinstance(arguments.get("pretrained"), bool) and str(arguments.get("model")).endswith((".yaml", ".yml")):
+        del arguments["pretrained"]  # a model YAML has no weights, whatever the value
+    return arguments, ""
 
 
-def _size_of(arguments: Mapping[str, Any], folder: Path) -> int:
-    """Return the size of the images; of two numbers, Ultralytics trains with the larger."""
+def _parse_image_size(arguments: Mapping[str, Any], folder: Path) -> int:
+    """Return the side of the training images in pixels, of two numbers the larger, as Ultralytics does."""
     given = arguments.get("imgsz") or 640
     sizes = given if isinstance(given, list) else [given]
     if not sizes or not all(type(size) is int and 0 < size <= 100_000 for size in sizes):
@@ -75,11 +76,19 @@ def _size_of(arguments: Mapping[str, Any], folder: Path) -> int:
     return max(sizes)
 
 
-def _read(folder: Path, arguments: Mapping[str, Any], problem: str, setting: str) -> Record:
+def _read_run(folder: Path, arguments: Mapping[str, Any], problem: str, setting: str) -> RunRecord:
+    """Return the record of a run of Ultralytics.
+
+    Args:
+        folder: The run folder.
+        arguments: Its arguments.
+        problem: What is wrong with the arguments, or "".
+        setting: Its setting, as in `RunRecord`.
+    """
     results = read_results(folder)
     scored = [(epoch.score, epoch.scores) for epoch in results.epochs if epoch.score is not None]
     best = max(scored, key=lambda pair: pair[0], default=(0.0, {}))[1]
-    record = Record(
+    record = RunRecord(
         name=folder.name,
         variant=f"unknown {setting}".strip(),
         activation="unknown",
@@ -99,8 +108,8 @@ def _read(folder: Path, arguments: Mapping[str, Any], problem: str, setting: str
         if weights is None:
             raise InputError("no checkpoint was saved")
         model = load_model(str(weights))
-        activation = show(str(read_plan(model.model))) or STOCK
-        gflops = count_gflops(model.model, _size_of(arguments, folder))
+        activation = to_single_line(str(read_plan(model.model))) or STOCK
+        gflops = count_gflops(model.model, _parse_image_size(arguments, folder))
     except RtdetrActError as error:
         return replace(record, reason=str(error))
     checkpoint = model.ckpt or {}
@@ -109,18 +118,20 @@ def _read(folder: Path, arguments: Mapping[str, Any], problem: str, setting: str
         variant=f"{activation} {setting}".strip(),
         activation=activation,
         state="done" if checkpoint.get("epoch", -1) == -1 and best else "unfinished",
-        reason=_tell_damage(results, folder),
+        reason=_describe_damage(results, folder),
         sites=count_sites(model),
         parameters=sum(parameter.numel() for parameter in model.model.parameters()),
         gflops=gflops,
-        versions={"ultralytics": show(str(checkpoint.get("version", "")))},
+        versions={"ultralytics": to_single_line(str(checkpoint.get("version", "")))},
     )
 
 
-def _tell_damage(results: Results, folder: Path) -> str:
-    """Say what is missing from a results.csv, or ""."""
+def _describe_damage(results: Results, folder: Path) -> str:
+    """Return a sentence on missing or damaged lines of a results.csv, or ""."""
     if not results.epochs:
-        return f"'{folder / RESULTS_FILE}' has no line of numbers, or is not there"
+        return f"'{folder / RESULTS_FILE}' does not exist or has no line of numbers"
     if results.damaged:
-        return f"{write_count(results.damaged, 'line')} of '{folder / RESULTS_FILE}' cut short or damaged, and left out"
+        return (
+            f"{format_count(results.damaged, 'line')} of '{folder / RESULTS_FILE}' cut short or damaged, and left out"
+        )
     return ""

@@ -1,9 +1,9 @@
-"""One run of a study, in a process of its own: `python -m rtdetr_act.study.worker FOLDER`.
+"""Worker process of one run of a study: `python -m rtdetr_act.study.worker FOLDER`.
 
-It reads which row it is from `run.json`, trains, goes on from the snapshot where there is one, and writes `result.json`
-last. Its standard input is a pipe that the study holds: when that closes, the study is gone, and so is this process,
-which would otherwise train on beside its successor. A number that comes through it is that of the epochs after which a
-run that pauses may go on.
+The worker reads its configuration from `run.json`, trains, resuming from a snapshot if there is one, and writes
+`result.json` last. Its standard input is a pipe from the process of the study. When the pipe closes, the study has
+ended, and the worker exits so as not to compete with a successor. A number of epochs read from the pipe releases a run
+that pauses after so many epochs.
 """
 
 from __future__ import annotations
@@ -27,208 +27,224 @@ from ultralytics.utils.torch_utils import get_cpu_info
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
 from rtdetr_act.integrations.ultralytics.datasets import resolve_data
 from rtdetr_act.integrations.ultralytics.models import load_model, load_variant
-from rtdetr_act.integrations.ultralytics.runs import outcome_of, read_scores, run_training
+from rtdetr_act.integrations.ultralytics.results import read_results, read_scores
+from rtdetr_act.integrations.ultralytics.runs import outcome_of, run_training
 from rtdetr_act.integrations.ultralytics.trainers import task_model
-from rtdetr_act.study.activation_curves import trace_activations
-from rtdetr_act.study.folder import (
+from rtdetr_act.study.activation_curves import SampledCurves, sample_learned_curves
+from rtdetr_act.study.grid import RunConfig, format_command, read_run_config
+from rtdetr_act.study.process import is_finished
+from rtdetr_act.study.snapshot import Snapshots
+from rtdetr_act.study.storage import (
+    CURVES_FILE,
     RESULT_FILE,
-    ROW_FILE,
-    SHAPES_FILE,
+    RUN_FILE,
     SNAPSHOT_FILE,
-    Result,
-    Shapes,
-    SiteShape,
-    locked,
+    WORKER_EXIT_SECONDS,
+    ActivationCurves,
+    RunResult,
+    SiteCurves,
+    lock_folder,
     write_json,
 )
-from rtdetr_act.study.grid import Row, command_of, read_row
-from rtdetr_act.study.process import is_finished
-from rtdetr_act.study.results import read_results
-from rtdetr_act.study.snapshot import Snapshots
 from rtdetr_act.version import __version__
-
-_WAIT = 30.0  # seconds for a predecessor, whose study was killed, to notice that
 
 
 def main() -> None:
-    """Do the run of the folder named on the command line."""
+    """Train the run of the folder given on the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pauses", type=int, nargs="+", default=[])
     given = parser.parse_args()
-    pauses = Pauses(given.pauses)
-    threading.Thread(target=_listen, args=(pauses,), daemon=True).start()
+    barrier = EpochBarrier(given.pauses)
+    threading.Thread(target=_listen_for_releases, args=(barrier,), daemon=True).start()
     try:
-        with locked(given.folder, wait=_WAIT):
+        with lock_folder(given.folder, timeout=WORKER_EXIT_SECONDS):
             if not is_finished(given.folder):
-                row = read_row(given.folder)
-                if row is None:
-                    raise InputError(f"there is no '{given.folder / ROW_FILE}'")
-                do_run(row, given.folder, device=given.device, threads=given.threads, pauses=pauses)
+                config = read_run_config(given.folder)
+                if config is None:
+                    raise InputError(f"'{given.folder / RUN_FILE}' does not exist")
+                train_run(config, given.folder, device=given.device, threads=given.threads, barrier=barrier)
     except RtdetrActError as error:
         print(f"error: {error}")
         sys.exit(error.exit_code)
 
 
-class Pauses:
-    """Holds a training after some of its epochs until the study says that it may go on.
+class EpochBarrier:
+    """Pauses a training after some of its epochs until it is released.
 
     Args:
-        after: Numbers of epochs. A training that starts from a snapshot of such an epoch is held there too, since the
-            process before it may have ended while it waited.
+        epochs: Numbers of epochs to pause after. A training that resumes from a snapshot of such an epoch pauses too,
+            since the previous process may have ended during the pause.
     """
 
-    def __init__(self, after: Sequence[int]) -> None:
-        self.after = frozenset(after)
-        self._passed = 0
+    def __init__(self, epochs: Sequence[int]) -> None:
+        self.epochs = frozenset(epochs)
+        self._released = 0
         self._changed = threading.Condition()
 
     def attach(self, model: Any) -> None:
-        """Add the callbacks to an RTDETR or YOLO object, behind those that keep what an epoch left."""
+        """Add the callbacks to an RTDETR or YOLO model, after those that save a snapshot."""
         model.add_callback("on_train_start", lambda trainer: self._wait(trainer.start_epoch))
         model.add_callback("on_fit_epoch_end", lambda trainer: self._wait(trainer.epoch + 1))
 
-    def let_pass(self, epochs: int) -> None:
-        """Let the training pass that number of epochs; called from another thread."""
+    def release(self, epochs: int) -> None:
+        """Let the training continue beyond a number of epochs; called from another thread."""
         with self._changed:
-            self._passed = max(self._passed, epochs)
+            self._released = max(self._released, epochs)
             self._changed.notify_all()
 
     def _wait(self, epochs: int) -> None:
-        if epochs in self.after:
+        if epochs in self.epochs:
             with self._changed:
-                self._changed.wait_for(lambda: self._passed >= epochs)
+                self._changed.wait_for(lambda: self._released >= epochs)
 
 
-def _listen(pauses: Pauses) -> None:
-    """Pass on what the study says, and end with it."""
-    said = b""
-    while piece := os.read(0, 64):  # not sys.stdin, whose lock, held here, would abort the interpreter's own end
-        *numbers, said = (said + piece).split(b"\n")
+def _listen_for_releases(barrier: EpochBarrier) -> None:
+    """Release the barrier for each number read from the standard input, and exit when that closes."""
+    rest = b""
+    while piece := os.read(0, 64):  # not sys.stdin, whose lock would abort the shutdown of the interpreter
+        *numbers, rest = (rest + piece).split(b"\n")
         for number in numbers:
-            pauses.let_pass(int(number))
-    os._exit(1)  # no cleaning up: what is on the disk is whole at any moment
+            barrier.release(int(number))
+    os._exit(1)  # without cleanup: all files are complete at any moment
 
 
-def do_run(row: Row, folder: Path, *, device: str, threads: int, pauses: Pauses) -> None:
-    """Train the row and write what came out; a loss that became non-finite is an outcome too.
+def train_run(config: RunConfig, folder: Path, *, device: str, threads: int, barrier: EpochBarrier) -> None:
+    """Train a run and write its result; a training with a non-finite loss has the result "failed".
 
     Args:
-        row: What to train.
-        folder: The run folder, with what an earlier process left in it.
-        device: Ultralytics' `device`; "" for the row's own.
-        threads: Threads of torch; 0 for Ultralytics' own choice.
-        pauses: Where it waits; not in a multi-GPU run, whose workers hear nothing of the study.
+        config: Configuration of the run.
+        folder: The run folder, with the files of earlier attempts.
+        device: Ultralytics' `device`; "" for that of the configuration.
+        threads: Number of torch threads; 0 for Ultralytics' default.
+        barrier: Pauses of the training; ignored by a multi-GPU run, whose processes are out of reach.
 
     Raises:
-        RtdetrActError: The model, the data or an argument is wrong.
+        RtdetrActError: The model, the data or an argument is invalid.
         OSError: The disk is full.
     """
-    name, model = load_variant(row.model, row.activation, scope=row.scope, act_lr=row.act_lr)
-    placed = {"device": device} if device else {}
-    place = {"project": str(folder.parent.resolve()), "name": folder.name, "exist_ok": True}
-    given = {**row.arguments, **place, "seed": row.seed, "data": resolve_data(row.data)}
-    before: dict[str, Any] = {}
-    if "," not in str(device or row.arguments.get("device")):
-        _watch(model, before, threads)
+    name, model = load_variant(config.model, config.activation, scope=config.scope, act_lr=config.act_lr)
+    device_argument = {"device": device} if device else {}
+    location = {"project": str(folder.parent.resolve()), "name": folder.name, "exist_ok": True}
+    arguments = {**config.arguments, **location, "seed": config.seed, "data": resolve_data(config.data)}
+    before: list[SampledCurves] = []  # the curves before the first step, once they are sampled
+    if "," not in str(device or config.arguments.get("device")):
+        _add_start_callbacks(model, before, threads)
         Snapshots(folder / SNAPSHOT_FILE).attach(model)
-        pauses.attach(model)
-    elif unfinished := _load_unfinished(folder / "weights" / "last.pt"):
-        # The workers of a multi-GPU run hold its state, out of reach of a snapshot: Ultralytics' own way to go on.
-        model, given = unfinished, {"resume": True}
+        barrier.attach(model)
+    elif unfinished := _load_resumable(folder / "weights" / "last.pt"):
+        # The state of a multi-GPU run is in its own processes, out of reach of a snapshot: Ultralytics resumes it.
+        model, arguments = unfinished, {"resume": True}
     try:
-        run_training(model, **{**given, **placed})
-        _check_batch(model.trainer.args.batch, row)
+        run_training(model, **{**arguments, **device_argument})
+        _check_batch(model.trainer.args.batch, config)
     except TrainingError as error:
-        _write_result(folder, Result("failed", str(error), **_origin(row, None)))
+        _write_result(folder, RunResult("failed", str(error), **_describe_environment(config, None)))
         return
     outcome = outcome_of(name, model)
-    metrics = model.metrics or model.val(verbose=False, plots=False)  # those of a multi-GPU run stay in its workers
-    _write_shapes(folder, before, model)
+    metrics = model.metrics or model.val(
+        verbose=False, plots=False
+    )  # a multi-GPU run leaves its metrics in its processes
+    _write_curves(folder, before, model)
     scores = read_scores(metrics)
-    if unknown := [name for name, score in scores.items() if not math.isfinite(score)]:
-        reason = f"Ultralytics' validation gives no number for {', '.join(unknown)}"
-        _write_result(folder, Result("failed", reason, **_origin(row, model.trainer.device)))
+    if missing := [name for name, score in scores.items() if not math.isfinite(score)]:
+        reason = f"Ultralytics' validation returned no finite {', '.join(missing)}"
+        _write_result(folder, RunResult("failed", reason, **_describe_environment(config, model.trainer.device)))
         return
-    result = Result(
+    result = RunResult(
         state="done",
-        scores=scores,  # type: ignore[arg-type]  # its names are those of Score
-        classes=class_scores(metrics),
+        scores=scores,  # type: ignore[arg-type]  # its keys are ScoreName
+        classes=read_class_scores(metrics),
         epochs=len(read_results(folder).epochs),
         sites=outcome.sites,
         parameters=outcome.parameters,
         gflops=outcome.gflops,
         seconds_per_epoch=None if math.isnan(outcome.seconds_per_epoch) else outcome.seconds_per_epoch,
-        **_origin(row, model.trainer.device),
+        **_describe_environment(config, model.trainer.device),
     )
     _write_result(folder, result)
     (folder / SNAPSHOT_FILE).unlink(missing_ok=True)
 
 
-def _write_result(folder: Path, result: Result) -> None:
+def _write_result(folder: Path, result: RunResult) -> None:
+    """Write the result of a run."""
     write_json(folder / RESULT_FILE, asdict(result))
 
 
-def _load_unfinished(last: Path) -> Any:
-    """Return the model of a checkpoint that a training can go on from, or None."""
+def _load_resumable(last: Path) -> Any:
+    """Return the model of a checkpoint that a training can resume from, or None."""
     model = load_model(str(last)) if last.exists() else None
     return model if model and (model.ckpt or {}).get("epoch", -1) >= 0 else None
 
 
-def _check_batch(used: int, row: Row) -> None:
-    """Refuse a run whose batch Ultralytics halved when memory ran out: it is no longer the same but the activation."""
-    wanted = row.arguments.get("batch", DEFAULT_CFG_DICT["batch"])
-    if used != wanted:
+def _check_batch(used: int, config: RunConfig) -> None:
+    """Raise TrainingError if Ultralytics reduced the batch for lack of memory: the runs are then not comparable."""
+    if used != config.arguments.get("batch", DEFAULT_CFG_DICT["batch"]):
         raise TrainingError(
-            f"memory ran out, and Ultralytics trained with batch={used}: choose a batch that all can hold"
+            f"memory ran out, and Ultralytics trained with batch={used}: choose a batch that fits for all variants"
         )
 
 
-def _watch(model: Any, before: dict[str, Any], threads: int) -> None:
-    """Set the threads, and note the activations before the first step; both know the trainer only in a callback."""
+def _add_start_callbacks(model: Any, before: list[SampledCurves], threads: int) -> None:
+    """Add callbacks that set the number of threads, and sample the activations before the first step.
 
-    def start(trainer: Any) -> None:
+    Args:
+        model: RTDETR or YOLO model.
+        before: List to which the curves are appended.
+        threads: Number of torch threads on a CPU; 0 for Ultralytics' default.
+    """
+
+    def set_threads(trainer: Any) -> None:
         if threads and trainer.device.type == "cpu":
-            torch.set_num_threads(threads)  # Ultralytics sets its own number, before this callback
+            torch.set_num_threads(threads)  # overrides the number that Ultralytics sets before
 
-    def built(trainer: Any) -> None:
-        before.update(trace_activations(task_model(trainer.model)))
+    def sample(trainer: Any) -> None:
+        before.append(sample_learned_curves(task_model(trainer.model)))
 
-    model.add_callback("on_pretrain_routine_start", start)
-    model.add_callback("on_pretrain_routine_end", built)
+    model.add_callback("on_pretrain_routine_start", set_threads)
+    model.add_callback("on_pretrain_routine_end", sample)
 
 
-def _write_shapes(folder: Path, before: dict[str, Any], model: Any) -> None:
-    after = trace_activations(model.model)["sites"]
+def _write_curves(folder: Path, before: Sequence[SampledCurves], model: Any) -> None:
+    """Write the curves of learned activations before and after training, if there are any."""
+    if not before:
+        return
+    start, end = before[-1], sample_learned_curves(model.model)
     sites = [
-        SiteShape(name, site["activation"], _finite(site["curve"]), _finite(after[name]["curve"]))
-        for name, site in before.get("sites", {}).items()
-        if name in after
+        SiteCurves(name, start.classes[name], _replace_non_finite(values), _replace_non_finite(end.values[name]))
+        for name, values in start.values.items()
+        if name in end.values
     ]
     if sites:
-        write_json(folder / SHAPES_FILE, asdict(Shapes(before["x"], sites)), indent=None)
+        write_json(folder / CURVES_FILE, asdict(ActivationCurves(start.x, sites)), indent=None)
 
 
-def _finite(curve: Sequence[float]) -> list[float | None]:
+def _replace_non_finite(curve: Sequence[float]) -> list[float | None]:
+    """Return numbers with None for those that are not finite."""
     return [value if math.isfinite(value) else None for value in curve]
 
 
-def class_scores(metrics: Any) -> dict[str, float]:
-    """Return mAP50-95 by class name, of the masks or keypoints where a task has them; {} for classification."""
-    found = next((getattr(metrics, part) for part in ("seg", "pose", "box") if hasattr(metrics, part)), None)
-    if found is None:
+def read_class_scores(metrics: Any) -> dict[str, float]:
+    """Return mAP50-95 by class name, of masks or keypoints if the task has them; {} for classification.
+
+    Args:
+        metrics: Ultralytics metrics of a validation.
+    """
+    part = next((getattr(metrics, name) for name in ("seg", "pose", "box") if hasattr(metrics, name)), None)
+    if part is None:
         return {}
     names = metrics.names
-    scores = zip(found.ap_class_index, found.ap, strict=True)
+    scores = zip(part.ap_class_index, part.ap, strict=True)
     return {str(names[int(index)]): float(ap) for index, ap in scores if math.isfinite(ap)}
 
 
-def _origin(row: Row, device: Any) -> dict[str, Any]:
+def _describe_environment(config: RunConfig, device: Any) -> dict[str, Any]:
+    """Return the fields of a result on software, device and command line; `device` is None if it is unknown."""
     name = ""
     if device is not None:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {_processor()}"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {get_cpu_info()}"
     versions = {
         "rtdetr-act": __version__,
         "ultralytics": ultralytics.__version__,
@@ -237,11 +253,7 @@ def _origin(row: Row, device: Any) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": name,
     }
-    return {"versions": {key: value for key, value in versions.items() if value}, "command": command_of(row)}
-
-
-def _processor() -> str:
-    return str(get_cpu_info())
+    return {"versions": {key: value for key, value in versions.items() if value}, "command": format_command(config)}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from rtdetr_act.surgery.modules import put, unwrap
 from rtdetr_act.surgery.plan import Init, Plan, Rule, Scope, SwapOptions, check_overrides, format_layers
 from rtdetr_act.surgery.rewired import rewire, unwire
 from rtdetr_act.surgery.sites import Site, placed_activations, placed_convolutions, stock_works_in_place, walk
-from rtdetr_act.tables import align
+from rtdetr_act.tables import align_columns
 
 KINDS: tuple[Replaces, ...] = ("activation", "convolution")
 
@@ -95,7 +95,7 @@ class PatchReport:
             layers = format_layers({swap.site.layer for swap in swaps if swap.site.layer is not None})
             parameters = sum(swap.parameters for swap in swaps)
             rows.append((section or "-", before, after, layout, str(len(swaps)), f"{parameters:,}", layers or "-"))
-        lines = align(rows)
+        lines = align_columns(rows)
         activations, convolutions = self.of("activation"), self.of("convolution")
         if misfits := [swap.misfit for swap in activations if swap.misfit is not None]:
             lines.append(f"{len(misfits)} fitted to what they replace, {max(misfits):.1%} off at most")

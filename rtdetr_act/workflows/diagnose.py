@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rtdetr_act.analysis.diagnosis import Diagnosis, diagnose, own_random_state, seed_all
+from rtdetr_act.analysis.diagnosis import Diagnosis, diagnose, preserve_random_state, seed_all
 from rtdetr_act.analysis.diagnosis_report import write_diagnosis
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import output_folder
@@ -67,7 +67,7 @@ def diagnose_variants(
     with output_folder(output):  # which is not made in vain, nor found wrong after minutes
         for source in sources:
             for activation in activations:
-                with own_random_state():
+                with preserve_random_state():
                     seed_all(seed)
                     name, model = load_variant(source, activation, scope=scope)
                     dataset = dataset or check_data(resolve_data(data), str(model.task))

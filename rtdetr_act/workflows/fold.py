@@ -12,7 +12,7 @@ from ultralytics.nn.tasks import torch_safe_load
 
 from rtdetr_act.deploy.fold import FoldReport, fold_activations
 from rtdetr_act.errors import InputError, quote
-from rtdetr_act.files import output_folder, write_atomically, writing
+from rtdetr_act.files import convert_write_errors, output_folder, write_atomically
 from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.surgery.modules import tensors_of
 from rtdetr_act.surgery.sites import find_sites
@@ -65,12 +65,12 @@ def fold_checkpoint(source: str, output: Path | None = None) -> tuple[FoldReport
 
 
 def _is_same(path: Path, source: str) -> bool:
-    with writing(path):  # the system refuses a name that is too long before it looks for it
+    with convert_write_errors(path):  # the system refuses a name that is too long before it looks for it
         return path.exists() and path.samefile(source)
 
 
 def _write(checkpoint: dict[str, Any], output: Path) -> None:
     content = io.BytesIO()  # torch's own writer raises RuntimeErrors without an errno
     torch.save(checkpoint, content)
-    with writing(output):
+    with convert_write_errors(output):
         write_atomically(output, content.getvalue())

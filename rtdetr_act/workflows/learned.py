@@ -8,8 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtdetr_act.analysis.figures import check_picture
-from rtdetr_act.analysis.history import HISTORY_FILE, as_history, read_history
+from rtdetr_act.analysis.figures import check_figure_path
+from rtdetr_act.analysis.history import HISTORY_FILE, make_history, read_history
 from rtdetr_act.analysis.history_figure import draw_history
 from rtdetr_act.analysis.learned import Quantity, has_coefficients, read_quantities
 from rtdetr_act.errors import InputError, ModelError, quote
@@ -61,11 +61,11 @@ def report_learned(
         InputError: The checkpoint or the data set does not exist, the history is damaged, or the figure cannot be
             written.
     """
-    check_picture(output)
+    check_figure_path(output)
     found = read_learned(weights, data)
     if show:
         show(found)
-    history = as_history(found.quantities) if found.history is None else found.history
+    history = make_history(found.quantities) if found.history is None else found.history
     return found, draw_history(history, output, weights)
 
 

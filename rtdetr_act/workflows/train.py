@@ -12,7 +12,8 @@ from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, quote
 from rtdetr_act.integrations.ultralytics.arguments import check_device
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_checkpoint, load_model, load_variant
-from rtdetr_act.integrations.ultralytics.runs import Outcome, outcome_of, read_scores, run_training, slug
+from rtdetr_act.integrations.ultralytics.results import read_scores
+from rtdetr_act.integrations.ultralytics.runs import Outcome, outcome_of, run_training, slug
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
 from rtdetr_act.surgery.plan import SwapOptions
 

@@ -9,7 +9,7 @@ from rtdetr_act.deploy.fold import FoldReport, fold_activations
 from rtdetr_act.integrations.ultralytics.datasets import resolve_data, training_data
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
 from rtdetr_act.integrations.ultralytics.models import load_checkpoint
-from rtdetr_act.integrations.ultralytics.runs import read_scores
+from rtdetr_act.integrations.ultralytics.results import read_scores
 
 
 def validate_checkpoint(

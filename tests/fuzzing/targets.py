@@ -34,7 +34,7 @@ from rtdetr_act.integrations.ultralytics.checkpoints import check_classes
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.spec import ActSpec
-from rtdetr_act.study.grid import make_rows, make_study, read_study
+from rtdetr_act.study.grid import expand_study, make_study, read_study_file
 from rtdetr_act.surgery.model_plan import split_model_yaml
 from rtdetr_act.surgery.plan import Plan
 
@@ -90,9 +90,9 @@ def read_model(_: bytes) -> None:
         load_model("model.yaml")
 
 
-def read_study_file(_: bytes) -> None:
+def read_study(_: bytes) -> None:
     """Read the study file in the working folder, as far as the names of its runs."""
-    for row in make_rows(make_study(read_study(Path("study.yaml")), defaults=DEFAULTS)):
+    for row in expand_study(make_study(read_study_file(Path("study.yaml")), defaults=DEFAULTS)):
         assert row.name.isprintable() and len(row.name.encode()) < 240
 
 
@@ -142,7 +142,7 @@ def run_command_line(words: list[str]) -> None:
 SPECS = Target("spec", read_spec)
 PLANS = Target("plan text", read_plan)
 ACTIVATIONS = Target("plan as YAML", read_activation)
-STUDIES = Target("study file", read_study_file, file="study.yaml")
+STUDIES = Target("study file", read_study, file="study.yaml")
 # A model may be as large as its YAML says: a kernel of 99 pixels takes two seconds to measure the strides with.
 MODELS = Target("model YAML", read_model, file="model.yaml", seconds=5, memory=1 << 30)
 CHECKPOINTS = Target("checkpoint", load_checkpoint, file="model.pt", memory=512 << 20)

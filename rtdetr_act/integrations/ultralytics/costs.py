@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from ultralytics.cfg import get_cfg
 
-from rtdetr_act.analysis.figures import COLOURS, render, write_picture
-from rtdetr_act.analysis.memory import peak_bytes, saved_bytes
+from rtdetr_act.analysis.figures import COLOURS, render_figure, write_figure
+from rtdetr_act.analysis.memory import measure_peak_bytes, measure_saved_bytes
 from rtdetr_act.errors import InputError
-from rtdetr_act.files import making_folder, write_together, writing
+from rtdetr_act.files import convert_write_errors, create_folder, write_files_atomically
 from rtdetr_act.integrations.ultralytics.arguments import check_positive_integers, move_to
-from rtdetr_act.timing import Ratio, ratios, take_turns
+from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
 _OBJECTS_PER_IMAGE = 8
 _DPI = 110
@@ -74,12 +74,12 @@ def compare_costs(
     modules = {name: _prepare_training(model.model, device) for name, model in models.items()}
     drawn = draw_batch(modules[reference], str(models[reference].task), imgsz, batch, device)
     steps = {name: _training_step(module, drawn) for name, module in modules.items()}
-    train = ratios(take_turns(steps, turns, device=device), reference)
-    peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
-    saved = {name: saved_bytes(lambda m=module: m.loss(drawn), module) for name, module in modules.items()}  # type: ignore[misc]
+    train = compute_ratios(time_medians(steps, turns, device=device), reference)
+    peaks = {name: measure_peak_bytes(step, device) for name, step in steps.items()}
+    saved = {name: measure_saved_bytes(lambda m=module: m.loss(drawn), module) for name, module in modules.items()}  # type: ignore[misc]
     image = drawn["img"][:1]
     passes = {name: make_inference(module, image) for name, module in modules.items()}
-    inference = ratios(take_turns(passes, 2 * turns, repeat=6, device=device), reference)
+    inference = compute_ratios(time_medians(passes, 2 * turns, repeat=6, device=device), reference)
     return [
         Cost(
             activation=name,
@@ -126,7 +126,7 @@ def time_training_step(model: Any, imgsz: int, batch: int, device: str = "cpu") 
     """
     module = _prepare_training(model.model, device)
     step = _training_step(module, draw_batch(module, str(model.task), imgsz, batch, device))
-    return statistics.median(take_turns({"step": step}, 3, warmup=1, device=device)["step"])
+    return statistics.median(time_medians({"step": step}, 3, warmup=1, device=device)["step"])
 
 
 def make_inference(model: nn.Module, image: Tensor) -> Callable[[], Any]:
@@ -208,9 +208,9 @@ def write_costs(costs: Mapping[str, Sequence[Cost]], folder: Path, name: str) ->
             panels.setdefault(model, {})[cost.activation] = {**times, **memory}
     text = json.dumps({model: [asdict(cost) for cost in found] for model, found in costs.items()}, indent=1)
     chart = bars_figure(panels, "in units of the stock model")
-    contents = {folder / f"{name}.json": text.encode(), folder / f"{name}.png": render(chart, dpi=_DPI)}
-    with writing(folder), making_folder(folder):
-        write_together(contents)
+    contents = {folder / f"{name}.json": text.encode(), folder / f"{name}.png": render_figure(chart, dpi=_DPI)}
+    with convert_write_errors(folder), create_folder(folder):
+        write_files_atomically(contents)
     return list(contents)
 
 
@@ -228,7 +228,7 @@ def draw_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], output: P
     Raises:
         InputError: The file cannot be written; an old one is then as it was.
     """
-    return write_picture(bars_figure(panels, axis), Path(output), dpi=_DPI)
+    return write_figure(bars_figure(panels, axis), Path(output), dpi=_DPI)
 
 
 def bars_figure(panels: Mapping[str, Mapping[str, Mapping[str, float]]], axis: str) -> Figure:

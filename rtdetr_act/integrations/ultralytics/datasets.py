@@ -8,7 +8,7 @@ from typing import Any
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.utils import ROOT
 
-from rtdetr_act.errors import InputError, RtdetrActError, origin, quote, reason, suggest
+from rtdetr_act.errors import InputError, RtdetrActError, quote, raising_module, reason, suggest
 from rtdetr_act.integrations.ultralytics.arguments import check_file_name
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
 from rtdetr_act.integrations.ultralytics.model_yaml import BUILDING_ERRORS
@@ -78,7 +78,7 @@ def check_data(data: str, task: str) -> dict[str, Any]:
     except RtdetrActError as error:
         raise InputError(f"data set {quote(data)}: {error}") from error
     except BUILDING_ERRORS as error:  # Ultralytics does not validate a YAML before it uses its values
-        if origin(error).startswith("rtdetr_act."):
+        if raising_module(error).startswith("rtdetr_act."):
             raise
         problem = f"{type(error).__name__}: {reason(error)}"
         raise InputError(f"{quote(data)} is not a data set that Ultralytics can read ({problem})") from error

@@ -28,7 +28,7 @@ from ultralytics.utils.files import file_size
 from rtdetr_act.deploy.exportable import write_exportable
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import InputError, RtdetrActError, quote, reason, suggest
-from rtdetr_act.files import move_together, partial_path, remove_leftovers
+from rtdetr_act.files import move_files_atomically, partial_path, remove_leftovers
 from rtdetr_act.integrations.ultralytics.datasets import training_data
 from rtdetr_act.integrations.ultralytics.failures import is_write_error
 from rtdetr_act.integrations.ultralytics.log import log
@@ -156,7 +156,7 @@ def export_staged(original: Callable[..., Any], exporter: Any, model: nn.Module,
             result = _run_exporter(original, file, stage, exporter, copy, *args, **kwargs)
         with _writing(file, stage):
             _write_final_paths(stage)
-            move_together({file.with_name(path.name): path for path in stage.iterdir()})
+            move_files_atomically({file.with_name(path.name): path for path in stage.iterdir()})
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         exporter.callbacks["on_export_end"] = callbacks

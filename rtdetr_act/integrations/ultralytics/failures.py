@@ -18,7 +18,7 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.engine.validator import BaseValidator
 from ultralytics.utils import SETTINGS
 
-from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError, origin, quote, reason
+from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError, quote, raising_module, reason
 
 # Modules of Ultralytics that validate user input. An exception from another module is a bug.
 _VALIDATING_MODULES = (
@@ -61,7 +61,7 @@ def translate(error: BaseException) -> RtdetrActError | None:
             return TrainingError(f"{message}; try a smaller lr0, or amp=False")
         if str(error).startswith("Dataset"):
             return InputError(message)
-    validating = origin(error).startswith(_VALIDATING_MODULES)
+    validating = raising_module(error).startswith(_VALIDATING_MODULES)
     if validating and isinstance(error, _VALIDATION_ERRORS) and _is_raised_explicitly(error):
         return InputError(message)
     return None

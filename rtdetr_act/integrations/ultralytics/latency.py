@@ -19,25 +19,26 @@ from matplotlib.figure import Figure
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import LOGGER
 
-from rtdetr_act.analysis.figures import COLOURS, render
+from rtdetr_act.analysis.figures import COLOURS, render_figure
 from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import (
-    making_folder,
-    move_together,
+    convert_write_errors,
+    create_folder,
+    move_files_atomically,
     output_folder,
     partial_path,
     remove_leftovers,
-    write_together,
-    writing,
+    write_files_atomically,
 )
 from rtdetr_act.integrations.ultralytics.arguments import check_positive_integers
 from rtdetr_act.integrations.ultralytics.datasets import training_data
 from rtdetr_act.integrations.ultralytics.export import check_export, export_model, without_stage
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
-from rtdetr_act.integrations.ultralytics.runs import read_scores, slug
-from rtdetr_act.timing import Ratio, ratios, time_turns
+from rtdetr_act.integrations.ultralytics.results import read_scores
+from rtdetr_act.integrations.ultralytics.runs import slug
+from rtdetr_act.timing import Ratio, compute_ratios, time_rounds
 
 TORCH = "torch"  # the format that is not exported
 _MARKERS = "osD^vP*X"
@@ -138,10 +139,10 @@ def _staged(folder: Path) -> Iterator[Path]:
             stage.mkdir()
             yield stage
             staged = {folder / path.relative_to(stage): path for path in stage.glob("*/*")}
-            with writing(folder), ExitStack() as stack:
+            with convert_write_errors(folder), ExitStack() as stack:
                 for parent in {path.parent for path in staged}:
-                    stack.enter_context(making_folder(parent))
-                move_together(staged)
+                    stack.enter_context(create_folder(parent))
+                move_files_atomically(staged)
         except InputError as error:  # its path may be that of the hidden folder
             raise InputError(without_stage(str(error), stage)) from error
         finally:
@@ -176,7 +177,7 @@ def _measure(
     for export_format in sorted(paths, key=lambda name: (name != TORCH, name)):
         # One format at a time, so that the threads of one runtime do not slow down those of another.
         calls = {name: load_runner(path, imgsz) for name, path in paths[export_format].items()}
-        times = time_turns(calls, turns, repeat=4)
+        times = time_rounds(calls, turns, repeat=4)
         medians = {name: [statistics.median(turn) for turn in each] for name, each in times.items()}
         for name, path in paths[export_format].items():
             milliseconds = np.concatenate(times[name]) * 1e3
@@ -186,7 +187,7 @@ def _measure(
                     format=export_format,
                     median=float(np.median(milliseconds)),
                     p95=float(np.percentile(milliseconds, 95)),
-                    ratio=ratios(medians, next(iter(models)))[name],
+                    ratio=compute_ratios(medians, next(iter(models)))[name],
                     parameters=sum(parameter.numel() for parameter in models[name].model.parameters()),
                     gflops=gflops[name],
                     megabytes=_size(path) / 1e6,
@@ -202,7 +203,7 @@ def _save(model: Any, path: Path) -> Path:
     model.ckpt = model.ckpt or {}  # None in 8.3 for a model made from a YAML
     content = io.BytesIO()  # torch's own writer raises RuntimeErrors without an errno
     model.save(content)
-    with writing(path):
+    with convert_write_errors(path):
         path.parent.mkdir()
         path.write_bytes(content.getvalue())
     model.model.pt_path = str(path)
@@ -269,9 +270,9 @@ def write_latencies(latencies: Sequence[Latency], folder: Path, name: str) -> li
     """
     contents = {folder / f"{name}.json": json.dumps([asdict(latency) for latency in latencies], indent=1).encode()}
     if all(latency.scores for latency in latencies):
-        contents[folder / f"{name}.png"] = render(draw_pareto(latencies), dpi=_DPI)
-    with writing(folder), making_folder(folder):
-        write_together(contents)
+        contents[folder / f"{name}.png"] = render_figure(draw_pareto(latencies), dpi=_DPI)
+    with convert_write_errors(folder), create_folder(folder):
+        write_files_atomically(contents)
     return list(contents)
 
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rtdetr_act.errors import SpecError, origin, quote, reason, suggest
+from rtdetr_act.errors import SpecError, quote, raising_module, reason, suggest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -180,7 +180,7 @@ def explain_building(error: BaseException, model_yaml: Mapping[str, Any], builde
         model_yaml: What was built, four items a row.
         builder: The function that goes through the rows, with their index as its variable `i`.
     """
-    if not origin(error).startswith(_BUILDERS):
+    if not raising_module(error).startswith(_BUILDERS):
         return None
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     index = next((frame.f_locals.get("i") for frame in frames if frame.f_code is builder.__code__), None)
@@ -189,7 +189,7 @@ def explain_building(error: BaseException, model_yaml: Mapping[str, Any], builde
 
 def explain_forward(error: BaseException, model_yaml: Mapping[str, Any]) -> SpecError | None:
     """Return in a sentence which layer of a model could not take its input; None for an error of other code."""
-    if not origin(error).startswith(_BUILDERS):
+    if not raising_module(error).startswith(_BUILDERS):
         return None
     found: Any = None
     for frame, _ in traceback.walk_tb(error.__traceback__):

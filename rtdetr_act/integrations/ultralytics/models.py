@@ -15,7 +15,7 @@ from ultralytics.utils import ROOT
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-from rtdetr_act.errors import InputError, ModelError, RtdetrActError, origin, quote, reason, suggest
+from rtdetr_act.errors import InputError, ModelError, RtdetrActError, quote, raising_module, reason, suggest
 from rtdetr_act.integrations.ultralytics.arguments import check_file_name
 from rtdetr_act.integrations.ultralytics.configs import config_names, find_config
 from rtdetr_act.integrations.ultralytics.model_yaml import BUILDING_ERRORS, explain_forward, is_head
@@ -127,7 +127,7 @@ def _load_weights(source: str) -> Any:
     except FileNotFoundError:
         raise InputError(f"there is no file {quote(source)}, and it could not be downloaded") from None
     except Exception as error:  # unpickling a file that is not a checkpoint raises errors of many classes
-        if origin(error).startswith("rtdetr_act."):
+        if raising_module(error).startswith("rtdetr_act."):
             raise
         raise ModelError(
             f"{quote(source)} is not an Ultralytics checkpoint ({type(error).__name__}: {reason(error)})"

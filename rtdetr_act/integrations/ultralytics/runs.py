@@ -20,6 +20,7 @@ from rtdetr_act.integrations.ultralytics.failures import (
     remove_empty_folders,
     translate,
 )
+from rtdetr_act.integrations.ultralytics.results import read_results, read_scores
 from rtdetr_act.integrations.ultralytics.trainers import started_here
 from rtdetr_act.surgery.modules import unwrap
 from rtdetr_act.surgery.sites import placed_activations
@@ -64,7 +65,7 @@ def outcome_of(name: str, model: Any) -> Outcome:
         parameters=sum(parameter.numel() for parameter in model.model.parameters()),
         gflops=count_gflops(model.model, model.trainer.args.imgsz),
         scores=read_scores(model.metrics),
-        seconds_per_epoch=read_epoch_time(Path(model.trainer.csv)),
+        seconds_per_epoch=read_results(Path(model.trainer.save_dir)).seconds_per_epoch,
         folder=Path(model.trainer.save_dir),
     )
 
@@ -131,35 +132,6 @@ def stop_at_non_finite_loss(trainer: Any) -> None:
 def count_sites(model: Any) -> int:
     """Return the number of sites of a model whose activation was swapped."""
     return sum(1 for _ in placed_activations(unwrap(model)))
-
-
-def read_scores(metrics: Any) -> dict[str, float]:
-    """Return the two headline scores of Ultralytics metrics: mAP50 and mAP50-95, or top1 and top5 for classification.
-
-    Segmentation and pose have boxes too; their own mask or keypoint scores come last in Ultralytics' dictionary and
-    are the ones taken.
-    """
-    found = metrics if isinstance(metrics, dict) else getattr(metrics, "results_dict", {})
-    scores = {}
-    for key, value in found.items():
-        short = key.removeprefix("metrics/").split("(")[0].removeprefix("accuracy_")
-        if short in ("mAP50", "mAP50-95", "top1", "top5"):
-            scores[short] = float(value)
-    return scores
-
-
-def read_epoch_time(results: Path) -> float:
-    """Return the mean seconds of an epoch, validation included, from a results.csv; NaN where it has no times.
-
-    Ultralytics writes the seconds since the start of the training; 8.3.0 did not yet.
-    """
-    if not results.is_file():
-        return math.nan
-    try:
-        header, *rows = (line.replace(" ", "").split(",") for line in results.read_text(encoding="utf-8").splitlines())
-        return float(rows[-1][header.index("time")]) / len(rows)
-    except (ValueError, IndexError):  # no line, no times, or a last line that was cut
-        return math.nan
 
 
 def slug(text: str) -> str:

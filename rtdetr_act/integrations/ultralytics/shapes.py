@@ -19,7 +19,7 @@ import platformdirs
 from PIL import Image
 
 from rtdetr_act.errors import InputError, quote
-from rtdetr_act.files import making_folder, partial_path, remove_leftovers, write_atomically
+from rtdetr_act.files import create_folder, partial_path, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
     from numpy.random import PCG64
@@ -97,7 +97,7 @@ def shapes(root: Path | None = None) -> Path:
         try:
             remove_leftovers(folder)
             if not folder.exists():
-                with making_folder(folder.parent):
+                with create_folder(folder.parent):
                     _generate(folder)
         except OSError as error:
             raise InputError(

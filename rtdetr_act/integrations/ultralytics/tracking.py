@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from ultralytics.utils import RANK
 
-from rtdetr_act.analysis.history import HISTORY_FILE, PICTURE_FILE, read_history, save_quantities
+from rtdetr_act.analysis.history import FIGURE_FILE, HISTORY_FILE, read_history, write_quantities
 from rtdetr_act.analysis.history_figure import draw_history
 from rtdetr_act.analysis.learned import Quantity, has_coefficients, read_quantities
 from rtdetr_act.integrations.ultralytics.images import pick_images
@@ -90,7 +90,7 @@ def start_record(trainer: Any) -> None:
     record = Record(folder / HISTORY_FILE)
     setattr(trainer, _RECORD, record)
     if trainer.start_epoch == 0:  # a folder that is used again (exist_ok=True) may hold those of another training
-        for name in (HISTORY_FILE, PICTURE_FILE):
+        for name in (HISTORY_FILE, FIGURE_FILE):
             _try_to_write(record, (folder / name).unlink, missing_ok=True)
     if has_coefficients(trainer.ema.ema):
         try:
@@ -130,7 +130,7 @@ def _read(trainer: Any, record: Record) -> list[Quantity]:
 
 def _write(record: Record, epoch: int, quantities: list[Quantity]) -> None:
     if quantities:
-        _try_to_write(record, save_quantities, record.history, epoch, quantities)
+        _try_to_write(record, write_quantities, record.history, epoch, quantities)
 
 
 def _try_to_write(record: Record, write: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -148,9 +148,9 @@ def draw(trainer: Any) -> None:
     if record is None or not trainer.args.plots or not record.history.is_file():
         return
     try:
-        draw_history(read_history(record.history), record.history.with_name(PICTURE_FILE), trainer.save_dir.name)
+        draw_history(read_history(record.history), record.history.with_name(FIGURE_FILE), trainer.save_dir.name)
     except Exception as error:  # the training is done: no picture of it may spoil that
-        log(f"{PICTURE_FILE} was not drawn: {error}", warn=True)
+        log(f"{FIGURE_FILE} was not drawn: {error}", warn=True)
 
 
 def show(trainer: Any) -> None:
