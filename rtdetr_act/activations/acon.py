@@ -14,6 +14,7 @@ from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, POOLS_OVER_POSITIONS, Entry, Folded, Layout
 from rtdetr_act.activations.torch_native import SILU
 from rtdetr_act.errors import quote
+from rtdetr_act.kernels.aten import sigmoid_backward_
 from rtdetr_act.kernels.backend import (
     constexpr,
     define,
@@ -275,7 +276,7 @@ def _backward_block(grad: Tensor, x: Tensor, coefficients: Any, out: Tensor | No
     gate = torch.mul(x, sharp, out=out).sigmoid_()
     product = torch.mul(grad, x, out=scratch(x))
     for_step, for_low = row_sums(product, gate)
-    through_gate = _sigmoid_backward_out(product, gate, grad_input=product)
+    through_gate = sigmoid_backward_(product, gate)
     for_sharp, _ = row_sums(through_gate, x)
     sums = torch.stack([for_low, for_step, for_sharp * step[..., 0, 0]])
     grad_x = gate.mul_(step).add_(low).mul_(grad).add_(through_gate.mul_(step * sharp))
@@ -294,9 +295,6 @@ def _per_image(t: Tensor) -> Tensor:
 
 def _cut(part: Block, coefficients: Any) -> list[Tensor]:
     return [c[part[0] if c.shape[0] > 1 else slice(None), part[1]] for c in coefficients]
-
-
-_sigmoid_backward_out = torch.ops.aten.sigmoid_backward.grad_input
 
 
 # ---------------------------------------------------------------- Triton

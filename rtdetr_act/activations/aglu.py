@@ -14,6 +14,7 @@ from rtdetr_act.activations.exporting import Expression
 from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, Entry, Folded
 from rtdetr_act.activations.torch_native import SILU
+from rtdetr_act.kernels.aten import softplus_
 from rtdetr_act.kernels.backend import plain_gradients, records, wants_plain, wide
 from rtdetr_act.kernels.blocks import block_size, dense, empty_like, flat, is_small, like, scratch
 
@@ -154,7 +155,7 @@ def _forward(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
     y = empty_like(source)
     for part, out in zip(_lines(source), _lines(y), strict=True):
         wide_part = part.to(rate.dtype)
-        soft = _softplus_(_exponent(wide_part, rate, kappa))
+        soft = softplus_(_exponent(wide_part, rate, kappa))
         torch.mul(soft.div_(-rate).exp_(), wide_part, out=out)
     return y
 
@@ -166,7 +167,7 @@ def _backward(grad: Tensor, x: Tensor, rate: Tensor, kappa: Tensor) -> tuple[Ten
         wide_grad, wide_part = grad_part.to(rate.dtype), part.to(rate.dtype)
         t = _exponent(wide_part, rate, kappa)
         below = torch.sigmoid(t, out=scratch(t, 1))
-        soft = _softplus_(t)
+        soft = softplus_(t)
         gated = torch.div(soft, -rate, out=scratch(t, 2)).exp_().mul_(wide_grad)
         product = torch.mul(gated, wide_part, out=scratch(t, 3))
         for_rate += torch.dot(product, soft.sub_(below))
@@ -188,10 +189,6 @@ def _lines(x: Tensor) -> tuple[Tensor, ...]:
 def _exponent(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
     """Return t = ln(lambda) - kappa * x, in memory for one block; the gate is exp(-softplus(t) / lambda)."""
     return torch.mul(x, -kappa, out=scratch(x)).add_(torch.log(rate))
-
-
-def _softplus_(t: Tensor) -> Tensor:
-    return torch.ops.aten.softplus.out(t, out=t)
 
 
 ENTRIES = (

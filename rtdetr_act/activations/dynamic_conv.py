@@ -14,7 +14,8 @@ from rtdetr_act.activations.checks import check_count
 from rtdetr_act.activations.placed import leave_placed, placed_on, without_original
 from rtdetr_act.activations.protocol import Entry
 from rtdetr_act.activations.temperature import TAU_EPOCHS, TAU_START, Temperature
-from rtdetr_act.kernels.backend import is_tracing, wide
+from rtdetr_act.kernels.aten import is_tracing
+from rtdetr_act.kernels.backend import wide
 from rtdetr_act.kernels.pool import mean_over_positions
 
 # Of the standard deviation of the weights. Kernels that were equal would get nearly equal gradients while tau is high,

@@ -15,6 +15,7 @@ from rtdetr_act.activations.exporting import as_convolution, scaled_copy
 from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, POOLS_OVER_POSITIONS, Entry
 from rtdetr_act.activations.temperature import TAU_EPOCHS, Temperature
+from rtdetr_act.kernels.aten import where_positive
 from rtdetr_act.kernels.backend import (
     constexpr,
     define,
@@ -436,7 +437,7 @@ def _backward_block(
     products, totals = row_sums(grad, x)
     found = [(products, totals)]
     for j, ahead in enumerate(_leads(x, slopes, intercepts)):
-        share = _threshold_backward_out(grad, ahead, 0, grad_input=ahead)  # over what it reads: memory in the cache
+        share = where_positive(grad, ahead, ahead)  # over what it reads: memory in the cache
         if j < last - 1:
             grad = grad - share
         found.insert(j, row_sums(share, x))
@@ -458,9 +459,6 @@ def _leads(x: Tensor, slopes: Sequence[Tensor], intercepts: Sequence[Tensor]) ->
             torch.maximum(top, (x * slopes[j + 1]).add_(intercepts[j + 1]), out=top)
             found.insert(0, (x * slopes[j]).add_(intercepts[j]).sub_(top))
     return found
-
-
-_threshold_backward_out = torch.ops.aten.threshold_backward.grad_input
 
 
 def _cut(part: Block, attention: Tensor | None, coefficients: Sequence[Tensor]) -> tuple[Tensor | None, list[Tensor]]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from rtdetr_act.activations.checks import check_count
 from rtdetr_act.activations.protocol import Entry
+from rtdetr_act.kernels.aten import where_positive
 from rtdetr_act.kernels.backend import constexpr, define, on, records, tl, triton, wants_plain, wants_triton
 from rtdetr_act.kernels.blocks import dense, empty_like, like
 
@@ -109,11 +110,8 @@ class _Maximum(torch.autograd.Function):
         if wants_triton(x):
             return _triton_backward(grad, x, y, ctx.dtype)
         grad, lead = like(grad, y), y - like(x, y)
-        for_funnel = _threshold_backward_out(grad, lead, 0, grad_input=lead)
+        for_funnel = where_positive(grad, lead, lead)
         return grad - for_funnel, for_funnel.to(ctx.dtype)
-
-
-_threshold_backward_out = torch.ops.aten.threshold_backward.grad_input
 
 
 # ---------------------------------------------------------------- Triton

@@ -15,6 +15,7 @@ from rtdetr_act.activations.protocol import GRID, Entry, Folded, Layout
 from rtdetr_act.activations.torch_native import leaky_relu
 from rtdetr_act.errors import SelectionError, SpecError
 from rtdetr_act.kernels import leaky
+from rtdetr_act.kernels.aten import where_positive
 from rtdetr_act.kernels.backend import (
     constexpr,
     define,
@@ -228,11 +229,8 @@ def _backward_block(grad: Tensor, x: Tensor, weight: Tensor, out: Tensor | None)
     grad_x = torch.mul(grad, weight, out=out)
     below = torch.clamp_max(x, 0, out=scratch(x))
     sums, _ = row_sums(grad, below)
-    above = _threshold_backward_out(grad, x, 0, grad_input=below)
+    above = where_positive(grad, x, below)
     return grad_x.add_(above.mul_(1 - weight)), sums
-
-
-_threshold_backward_out = torch.ops.aten.threshold_backward.grad_input
 
 
 # ---------------------------------------------------------------- Triton

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rtdetr_act.kernels.aten import is_tracing, is_transformed
+
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 # Importing Triton takes up to 3 s, so only where it has something to run on: a GPU, or its own interpreter in tests.
@@ -30,17 +32,8 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 def wants_plain(x: Tensor) -> bool:
     """Say whether a graph is being recorded, or x is no tensor with memory of its own (fake, functional, wrapped)."""
     return (
-        torch.compiler.is_compiling()
-        or type(x) not in _PLAIN_TENSORS
-        or x.is_meta
-        or is_tracing()
-        or torch._C._are_functorch_transforms_active()  # what autograd.Function itself asks
+        torch.compiler.is_compiling() or type(x) not in _PLAIN_TENSORS or x.is_meta or is_tracing() or is_transformed()
     )
-
-
-def is_tracing() -> bool:
-    """Say whether `torch.jit.trace` is recording, as in Ultralytics' ONNX and TorchScript export."""
-    return torch._C._get_tracing_state() is not None
 
 
 def wants_triton(x: Tensor) -> bool:
