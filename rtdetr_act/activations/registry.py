@@ -30,15 +30,17 @@ if TYPE_CHECKING:
 GROUP = "rtdetr_act.activations"
 
 
-def names(replaces: Replaces = "activation") -> list[str]:
-    """Return the names of the zoo in alphabetical order, users' own and those of installed packages included.
-
-    Args:
-        replaces: Of what takes the place of an "activation" (default) or of a "convolution".
+def names() -> list[str]:
+    """Return the names of the activations in alphabetical order, users' own and those of installed packages included.
 
     >>> "arelu" in names() and "mish" in names()
     True
     """
+    return names_of("activation")
+
+
+def names_of(replaces: Replaces) -> list[str]:
+    """Return the names of all that takes the place of an "activation" or of a "convolution"."""
     _load()
     return sorted(name for name, item in _entries.items() if item.replaces == replaces)
 

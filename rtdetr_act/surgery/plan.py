@@ -212,9 +212,9 @@ class Plan:
         plan = cls.parse(text)
         for rule in plan.rules:
             if rule.replaces != "convolution":
-                from rtdetr_act.activations.registry import names
+                from rtdetr_act.activations.registry import names_of
 
-                known, name = names("convolution"), rule.activation.name
+                known, name = names_of("convolution"), rule.activation.name
                 raise SpecError(f"there is no convolution {quote(name)} to put in{suggest(name, known)}")
         return plan
 
