@@ -231,6 +231,7 @@ class _Probe(nn.Module):
         self._grams: dict[int, Tensor] = {}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output of the activation, and record input, output and gradients if autograd is enabled."""
         if not torch.is_grad_enabled():  # such as the first pass of gradient checkpointing: there is no backward pass
             return self.activation(x, *args, **kwargs)
         self._calls.append(self)

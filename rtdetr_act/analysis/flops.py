@@ -104,6 +104,7 @@ class _ShapeRecorder(nn.Module):
         self._record = lambda x: shapes.append((activation, x.shape))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Record the shape of the input, and return the input."""
         self._record(x)
         return x
 

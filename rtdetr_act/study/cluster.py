@@ -231,7 +231,7 @@ def _choose_settings(device: Any, cpus: int | None) -> TaskSettings:
 
 
 def _read_versions() -> dict[str, str]:
-    """Return the versions that must be the same on all nodes for runs to be comparable."""
+    """Return the installed versions of the packages that must be the same on all nodes."""
     versions = {"rtdetr-act": __version__}
     for name in ("ultralytics", "torch"):
         versions[name] = importlib.metadata.version(name).partition("+")[0]  # "+cpu" or "+cu132" may differ
@@ -392,6 +392,7 @@ def _is_copied(path: Path) -> bool:
 def _run_as_tasks(
     folders: Sequence[Path], store: Any, settings: TaskSettings, watch: Callable[[Sequence[Path]], None]
 ) -> None:
+    """Train the runs as Ray tasks, and wait for all of them."""
     import ray
     from ray.exceptions import RayError
 
@@ -455,6 +456,18 @@ def _run_with_retries(
 def _run_attempt(
     store: Any, folder: Path, token: int, settings: TaskSettings, rungs: Sequence[int]
 ) -> Generator[Progress, None, bool]:
+    """Train a run in a temporary folder, and yield its progress after each epoch.
+
+    Args:
+        store: Handle of the RunStore.
+        folder: Folder on this node with the files of the run.
+        token: Token of the attempt.
+        settings: Settings of all tasks.
+        rungs: Numbers of epochs to pause after.
+
+    Returns:
+        Whether there should be another attempt.
+    """
     import ray
 
     device = ",".join(map(str, ray.get_gpu_ids())) if settings.gpus else settings.device
@@ -634,6 +647,7 @@ def find_rungs(epochs: int) -> tuple[int, ...]:
 
 
 def _make_stopped_result(config: RunConfig, epoch: int, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Return the contents of the `result.json` of a run that is stopped early."""
     reason = f"stopped by halving after epoch {epoch} of {count_epochs(config)}"
     result = RunResult("stopped", reason, epochs=epoch, versions=dict(versions), command=format_command(config))
     return asdict(result)

@@ -147,7 +147,7 @@ def _compute_power(seeds: int, effect: float) -> float:
 
 
 def _test_pairs(variant: Sequence[float], baseline: Sequence[float]) -> Comparison:
-    """Return the comparison of paired scores before the correction, with the verdict that none is shown."""
+    """Return the paired t-test of a variant against its baseline, not yet corrected for multiple comparisons."""
     differences = np.subtract(variant, baseline)
     pairs, difference = len(differences), float(differences.mean())
     if np.ptp(differences) < _ROUNDING:
