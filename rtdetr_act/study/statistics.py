@@ -109,6 +109,9 @@ def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dic
 def correct_p_values(p: Sequence[float]) -> list[float]:
     """Return p-values corrected for their number by Holm (1979), which is valid for dependent tests too.
 
+    Args:
+        p: Finite p-values of all tests, in any order, which is also that of the result.
+
     >>> correct_p_values([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
