@@ -131,6 +131,7 @@ class _ShortRepr(reprlib.Repr):
         self.maxlevel, self.maxdict, self.maxstring, self.maxother = 2, 4, 40, _MAX_VALUE_CHARS
 
     def repr_int(self, x: int, level: int) -> str:
+        """Return an integer, or a description if it is too long for Python to print."""
         if x.bit_length() > 1000:  # Python refuses to write integers of more than 4300 digits
             return f"<an integer of {x.bit_length()} bits>"
         return super().repr_int(x, level)

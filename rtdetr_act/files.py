@@ -105,9 +105,9 @@ def remove_leftovers(path: Path) -> None:
 
 @contextlib.contextmanager
 def create_folder(folder: Path) -> Iterator[None]:
-    """Create a folder and its parents for the body of a `with` statement; a context manager.
+    """Create a folder for the body of a `with` statement, and remove it if the body fails; a context manager.
 
-    If the body fails, the folders that were created and are still empty are removed.
+    Parents are created too. Only folders that were created and are still empty are removed.
 
     Raises:
         OSError: The folder cannot be created, or is a file.

@@ -100,6 +100,7 @@ def time_rounds(
 
 
 def _time_call(call: Callable[[], Any], device: torch.device | str) -> float:
+    """Return the seconds that a call takes, including its work on the device."""
     _synchronize(device)
     start = time.perf_counter()
     result = call()
@@ -110,6 +111,7 @@ def _time_call(call: Callable[[], Any], device: torch.device | str) -> float:
 
 
 def _synchronize(device: torch.device | str) -> None:
+    """Wait for the work on a CUDA device; does nothing for other devices."""
     if is_cuda(device):
         torch.cuda.synchronize(device)  # without an argument it would synchronise the current device
 

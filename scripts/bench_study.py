@@ -122,7 +122,7 @@ def measure_leaderboard(folder: Path, variants: int = 40, seeds: int = 50) -> tu
         path = folder / RUNS_FOLDER / row.name
         path.mkdir(parents=True, exist_ok=True)
         score = float(noise.normal(0.5, 0.01))
-        write_json(path / RUN_FILE, row.to_json())
+        write_json(path / RUN_FILE, row.to_plain())
         lines = [f"{epoch},{epoch * 9},{1 / epoch},{score},{score * (1 - 0.9**epoch)}" for epoch in range(1, 101)]
         (path / "results.csv").write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
         result = {"state": "done", "scores": {"mAP50": score + 0.2, "mAP50-95": score}, "epochs": 100, "sites": 51}

@@ -18,7 +18,7 @@ def make_folder(folder: Path) -> Path:
     ):
         place = folder / "runs" / row.name
         place.mkdir(parents=True)
-        write_json(place / "run.json", row.to_json())
+        write_json(place / "run.json", row.to_plain())
         (place / "results.csv").write_text(TABLE)
         write_json(place / "attempts.json", [{"ended": "2026-01-01T00:00:00+00:00", "reason": "killed by SIGKILL"}])
         score = 0.5 + 0.01 * row.seed + 0.1 * (row.activation == "arelu")

@@ -56,7 +56,7 @@ def write_rows(folder: Path, **given: Any) -> list[Path]:
     rows = expand_study(make_study({**arguments, **given}, defaults={}))
     for row in rows:
         (folder / row.name).mkdir(parents=True)
-        write_json(folder / row.name / RUN_FILE, row.to_json())
+        write_json(folder / row.name / RUN_FILE, row.to_plain())
     return [folder / row.name for row in rows]
 
 

@@ -86,7 +86,7 @@ def test_every_row_has_a_folder_of_its_own(values: list[str], seeds: int) -> Non
     names = [row.name.casefold() for row in rows]
     assert len(set(names)) == len(names) == 2 * len(values) * seeds
     assert all(re.fullmatch(r"[\w.\-]{1,90}", name) for name in names)
-    assert all(decode(RunConfig, json.loads(json.dumps(row.to_json()))) == row for row in rows)
+    assert all(decode(RunConfig, json.loads(json.dumps(row.to_plain()))) == row for row in rows)
 
 
 def test_command_makes_the_run_again() -> None:

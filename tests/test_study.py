@@ -246,7 +246,7 @@ def test_places_divide_the_machine() -> None:
     assert divide_into_slots(["mps"], [], 8, None) == [Slot("mps", 1)]
     with pytest.raises(InputError, match="--cpus 9 is not possible: this machine has 8 cores"):
         divide_into_slots([], [], 8, 9)
-    with pytest.raises(InputError, match=r"this machine shows 1 GPU$"):
+    with pytest.raises(InputError, match=r"this machine has 1 GPU$"):
         divide_into_slots(["0", "1"], ["0"], 8, None)
 
 
@@ -295,4 +295,4 @@ def test_terminal_shows_a_table_of_what_runs(study: tuple[Path, list[str]], tmp_
         text = console.export_text(clear=False)
     assert "4 of 5 runs are finished already" in text
     assert re.search(r"new\s+│\s+1 of 4\s+│\s+0\.1250\s+│\s+90 s", text)
-    assert "1 at work" in text
+    assert "1 running" in text

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rtdetr_act.errors import InputError
 from rtdetr_act.study.grid import MAX_RUNS, RunConfig, expand_study, make_study
 from rtdetr_act.study.leaderboard import build_leaderboard
-from rtdetr_act.study.naming import name_folders, name_paths, value_identity
+from rtdetr_act.study.naming import make_value_key, name_folders, name_paths
 from rtdetr_act.study.preparation import prepare_runs
 from rtdetr_act.study.run_folders import read_runs
 
@@ -63,7 +63,7 @@ VALUES = st.one_of(SCALARS, st.lists(SCALARS, min_size=1, max_size=2))
     models=st.lists(PATHS, min_size=1, max_size=4, unique_by=lambda path: str(Path(path))),
     data=st.lists(PATHS, min_size=1, max_size=4, unique_by=lambda path: str(Path(path))),
     lists=st.dictionaries(
-        st.sampled_from(["lr0", "optimizer"]), st.lists(VALUES, min_size=1, max_size=4, unique_by=value_identity),
+        st.sampled_from(["lr0", "optimizer"]), st.lists(VALUES, min_size=1, max_size=4, unique_by=make_value_key),
         max_size=2,
     ),
 )  # fmt: skip

@@ -232,7 +232,7 @@ class _Probe:
         self._grams: dict[int, Tensor] = {}
 
     def call(self, _: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Call the activation, as an `Observer` does."""
+        """Return the output of the activation, and record input, output and gradients if autograd is enabled."""
         if not torch.is_grad_enabled():  # such as the first pass of gradient checkpointing: there is no backward pass
             return self.activation(x, *args, **kwargs)
         self._calls.append(self)

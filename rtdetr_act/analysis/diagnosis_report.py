@@ -83,12 +83,14 @@ def _make_table(title: str, first: Sequence[str]) -> Any:
 
 
 def _print_table(table: Any) -> None:
+    """Print a table, 160 columns wide outside of a terminal."""
     console = Console()
     # A file or a pipe has no width of its own, and Rich would assume 80 columns.
     (console if console.is_terminal else Console(width=160)).print(table)
 
 
 def _format_cell(key: str, value: float) -> str:
+    """Return the value of a quantity as text."""
     if math.isnan(value):
         return "-"
     return f"{value:.1%}" if key in _SHARES else f"{value:.2f}" if key.startswith("gain") else f"{value:.3g}"

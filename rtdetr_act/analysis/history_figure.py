@@ -90,6 +90,7 @@ def select_quantities(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _draw_activation(part: SubFigure, sites: list[str], panels: Mapping[str, polars.DataFrame], ratio: float) -> None:
+    """Draw the panels of one activation, a column per quantity, each with a colour bar below."""
     axes = part.subplots(2, len(panels), squeeze=False, gridspec_kw={"height_ratios": (ratio, 1)})
     starts = [row for row in range(1, len(sites)) if layer_index(sites[row]) != layer_index(sites[row - 1])]
     for column, (name, frame) in enumerate(panels.items()):
@@ -111,6 +112,7 @@ def _draw_activation(part: SubFigure, sites: list[str], panels: Mapping[str, pol
 
 
 def _draw_heatmap(part: SubFigure, axis: Any, legend: Any, epochs: range, values: np.ndarray, name: str) -> None:
+    """Draw a quantity as a heat map of sites by epochs, with a colour bar."""
     image = axis.imshow(
         np.ma.masked_invalid(values),
         aspect="auto",

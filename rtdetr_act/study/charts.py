@@ -331,9 +331,11 @@ def draw_training(
     for column, title in enumerate((f"{metric} on the validation images", "Training loss")):
         curves = {
             name: curve
-            for name, found in histories.items()
+            for name, epochs_by_run in histories.items()
             if (
-                curve := _aggregate_runs([{epoch: pair[column] for epoch, pair in run.items()} for run in found])
+                curve := _aggregate_runs(
+                    [{epoch: pair[column] for epoch, pair in run.items()} for run in epochs_by_run]
+                )
             ).epochs
         }
         if not curves:
@@ -389,7 +391,7 @@ def _make_curve_traces(name: str, curve: _Curve, style: Style) -> list[dict[str,
             {
                 "x": curve.epochs + curve.epochs[::-1],
                 "y": curve.high + curve.low[::-1],
-                "mode": "rows",
+                "mode": "lines",
                 "line": {"width": 0},
                 "fill": "toself",
                 "fillcolor": style.colour,
@@ -403,7 +405,7 @@ def _make_curve_traces(name: str, curve: _Curve, style: Style) -> list[dict[str,
             "x": curve.epochs,
             "y": curve.mean,
             "customdata": [list(pair) for pair in zip(curve.low, curve.high, strict=True)],
-            "mode": "rows" if len(curve.epochs) > 1 else "markers",
+            "mode": "lines" if len(curve.epochs) > 1 else "markers",
             "line": {"color": style.colour, "width": 2, "dash": style.dash},
             "marker": {"color": style.colour, "symbol": style.symbol},
             "text": _format_hover(name),
@@ -425,24 +427,26 @@ def draw_classes(
         styles: Style of each variant.
     """
     title = "Score of each class"
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    scores_by_class: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in drawn:
         for record in runs[row.variant]:
             for name, value in record.classes.items() if record.state == "done" else ():
                 if math.isfinite(value):
-                    found[name][row.variant].append(value)
-    if not found:
+                    scores_by_class[name][row.variant].append(value)
+    if not scores_by_class:
         return Figure(title, "Left out: no finished run has recorded the scores of single classes.")
-    variants = [row.variant for row in drawn if any(row.variant in scores for scores in found.values())]
+    variants = [row.variant for row in drawn if any(row.variant in scores for scores in scores_by_class.values())]
     row_height = max(30, 7 * len(variants) + 10)
-    means = {name: [fmean(values) for values in scores.values()] for name, scores in found.items()}
-    widest = sorted(found, key=lambda name: min(means[name]) - max(means[name]))[: _MAX_CLASSES_HEIGHT // row_height]
-    names = [name for name in found if name in widest]
+    means = {name: [fmean(values) for values in scores.values()] for name, scores in scores_by_class.items()}
+    widest = sorted(scores_by_class, key=lambda name: min(means[name]) - max(means[name]))[
+        : _MAX_CLASSES_HEIGHT // row_height
+    ]
+    names = [name for name in scores_by_class if name in widest]
     traces: list[dict[str, Any]] = []
     for index, variant in enumerate(variants):
         shift = 0.72 * ((index + 0.5) / len(variants) - 0.5)
-        rows = [(row, name) for row, name in enumerate(names) if variant in found[name]]
-        summaries = [summarise(found[name][variant]) for _, name in rows]
+        rows = [(row, name) for row, name in enumerate(names) if variant in scores_by_class[name]]
+        summaries = [summarise(scores_by_class[name][variant]) for _, name in rows]
         style = styles[variant]
         traces.append(
             {
@@ -475,8 +479,8 @@ def draw_classes(
         shapes=[{**rule, "y0": row + 0.5, "y1": row + 0.5} for row in range(len(names) - 1)],
     )
     text = "mAP50-95 of the best checkpoint, mean over seeds with its 95 % interval."
-    if len(names) < len(found):
-        text += f" Of {len(found)} classes, the {len(names)} in which the variants differ most."
+    if len(names) < len(scores_by_class):
+        text += f" Of {len(scores_by_class)} classes, the {len(names)} in which the variants differ most."
     return Figure(title, text, _complete_traces(traces), layout, 64 + len(names) * row_height, names=tuple(variants))
 
 
@@ -520,7 +524,7 @@ def _make_activation_traces(curves: ActivationCurves) -> list[dict[str, Any]]:
     for start in starts:
         dashed = {"color": "ink", "width": 1.5, "dash": "dash"}
         traces.append({"x": x, "y": list(start), "line": dashed, "hovertext": "before training", "meta": "before"})
-    return [{"mode": "rows", **trace} for trace in traces]
+    return [{"mode": "lines", **trace} for trace in traces]
 
 
 def _subsample(values: Sequence[float | None], step: int) -> list[float | None]:

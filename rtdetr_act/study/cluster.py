@@ -53,7 +53,7 @@ from rtdetr_act.study.storage import (
 )
 from rtdetr_act.version import __version__
 
-_POLL_SECONDS = 0.2  # seconds
+_POLL_SECONDS = 0.2
 _CONNECT_TIMEOUT = 10.0  # seconds
 _NODE_TIMEOUT = 120.0  # seconds; the first worker of a node imports Ray, maybe from a slow disk
 _MAX_LOST_NODES = 5  # per run, since a run may crash its node each time
@@ -231,7 +231,7 @@ def _choose_settings(device: Any, cpus: int | None) -> TaskSettings:
 
 
 def _read_versions() -> dict[str, str]:
-    """Return the versions that must be the same on all nodes for runs to be comparable."""
+    """Return the installed versions of the packages that must be the same on all nodes."""
     versions = {"rtdetr-act": __version__}
     for name in ("ultralytics", "torch"):
         versions[name] = importlib.metadata.version(name).partition("+")[0]  # "+cpu" or "+cu132" may differ
@@ -295,9 +295,9 @@ class RunStore:
 
     def __init__(self, folders: Sequence[Path], retries: int) -> None:
         self.folders = {folder.name: folder for folder in folders}
-        self.left = dict.fromkeys(self.folders, retries)
-        self.losses: Counter[str] = Counter()
-        self.holders: dict[str, int] = {}  # token of the attempt that holds a run
+        self.retries_left = dict.fromkeys(self.folders, retries)
+        self.lost_nodes: Counter[str] = Counter()
+        self.tokens_by_run: dict[str, int] = {}  # of the attempts that hold runs
         self.tokens = itertools.count(1)
         self.locks = {name: ExitStack() for name in self.folders}
 
@@ -310,14 +310,14 @@ class RunStore:
             InputError: A process of an earlier study is still working in the folder.
         """
         folder = self.folders[name]
-        if self.holders.pop(name, None) is not None:
-            self.losses[name] += 1
+        if self.tokens_by_run.pop(name, None) is not None:
+            self.lost_nodes[name] += 1
             record_attempt(folder, _LOST_REASON)
         self.locks[name].close()
         self.locks[name].enter_context(lock_folder(folder, timeout=WORKER_EXIT_SECONDS))
-        if is_finished(folder) or self.losses[name] > _MAX_LOST_NODES:
+        if is_finished(folder) or self.lost_nodes[name] > _MAX_LOST_NODES:
             return None
-        self.holders[name] = token = next(self.tokens)
+        self.tokens_by_run[name] = token = next(self.tokens)
         return token, _read_run_files(folder)
 
     def save(self, name: str, token: int, files: Mapping[str, bytes]) -> bool:
@@ -325,10 +325,15 @@ class RunStore:
 
         If another attempt holds it, nothing is written.
 
+        Args:
+            name: Name of the run.
+            token: Token of the attempt.
+            files: Contents by relative path.
+
         Raises:
             OSError: The disk is full.
         """
-        if self.holders.get(name) != token:
+        if self.tokens_by_run.get(name) != token:
             return False
         for path, content in files.items():
             target = self.folders[name] / path
@@ -350,23 +355,28 @@ class RunStore:
         """
         if not self.save(name, token, files):
             return False
-        del self.holders[name]
+        del self.tokens_by_run[name]
         if result := read_result(self.folders[name]):
             if result.state == "done":
                 (self.folders[name] / SNAPSHOT_FILE).unlink(missing_ok=True)
             return False
         record_attempt(self.folders[name], reason)
-        self.left[name] -= 1
-        return self.left[name] >= 0
+        self.retries_left[name] -= 1
+        return self.retries_left[name] >= 0
 
     def stop(self, name: str, result: Mapping[str, Any]) -> None:
-        """Write the result of a run that is stopped early, and release it, so that its attempt can no longer write."""
-        if self.holders.pop(name, None) is not None:
+        """Write the result of a run that is stopped early, and release it, so that its attempt can no longer write.
+
+        Args:
+            name: Name of the run.
+            result: Contents of its `result.json`.
+        """
+        if self.tokens_by_run.pop(name, None) is not None:
             write_json(self.folders[name] / RESULT_FILE, dict(result))
 
     def held_runs(self) -> list[str]:
         """Return the names of the runs that are held by an attempt."""
-        return list(self.holders)
+        return list(self.tokens_by_run)
 
 
 def _start_store(folders: Sequence[Path], retries: int) -> Any:
@@ -392,6 +402,7 @@ def _is_copied(path: Path) -> bool:
 def _run_as_tasks(
     folders: Sequence[Path], store: Any, settings: TaskSettings, watch: Callable[[Sequence[Path]], None]
 ) -> None:
+    """Train the runs as Ray tasks, and wait for all of them."""
     import ray
     from ray.exceptions import RayError
 
@@ -455,6 +466,18 @@ def _run_with_retries(
 def _run_attempt(
     store: Any, folder: Path, token: int, settings: TaskSettings, rungs: Sequence[int]
 ) -> Generator[Progress, None, bool]:
+    """Train a run in a temporary folder, and yield its progress after each epoch.
+
+    Args:
+        store: Handle of the RunStore.
+        folder: Folder on this node with the files of the run.
+        token: Token of the attempt.
+        settings: Settings of all tasks.
+        rungs: Numbers of epochs to pause after.
+
+    Returns:
+        Whether there should be another attempt.
+    """
     import ray
 
     device = ",".join(map(str, ray.get_gpu_ids())) if settings.gpus else settings.device
@@ -634,6 +657,7 @@ def find_rungs(epochs: int) -> tuple[int, ...]:
 
 
 def _make_stopped_result(config: RunConfig, epoch: int, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Return the contents of the `result.json` of a run that is stopped early."""
     reason = f"stopped by halving after epoch {epoch} of {count_epochs(config)}"
     result = RunResult("stopped", reason, epochs=epoch, versions=dict(versions), command=format_command(config))
     return asdict(result)

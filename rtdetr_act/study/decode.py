@@ -74,6 +74,7 @@ def is_utf8(value: str) -> bool:
 
 
 def _decode(kind: Any, data: Any, where: str) -> Any:
+    """Return plain data converted to a type; `where` is its position in the file, for messages."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return _check(is_json_value(data), data, where, "text, numbers, lists and mappings only")
@@ -103,6 +104,7 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
 
 
 def _decode_scalar(kind: Any, data: Any, where: str) -> Any:
+    """Return a string, boolean or number of the given type."""
     if kind is str:
         return _check(isinstance(data, str) and is_utf8(data), data, where, "text")
     if kind is bool:
@@ -115,6 +117,7 @@ def _decode_scalar(kind: Any, data: Any, where: str) -> Any:
 
 
 def _decode_fields(kind: Any, data: Any, where: str) -> Any:
+    """Return an instance of a dataclass with its fields from a mapping."""
     _check(isinstance(data, dict), data, where, "a mapping")
     hints = get_type_hints(kind, include_extras=True)
     for key in data:
@@ -127,6 +130,7 @@ def _decode_fields(kind: Any, data: Any, where: str) -> Any:
 
 
 def _join_path(where: str, key: Any) -> str:
+    """Return the position of an item in the file, such as `sites.name`."""
     return f"{where}.{key}" if where else str(key)
 
 

@@ -78,7 +78,7 @@ class Display:
             self._print_line(self._format_summary(running))
 
     def _record_end(self, folder: Path) -> None:
-        """Remember a run if it is finished."""
+        """Add a run to the finished ones if it has a result."""
         record = read_run(folder)
         if record.state in ("done", "stopped") or record.versions:
             self.finished[folder] = record

@@ -15,7 +15,7 @@ EngineName = Literal["local", "ray"]
 
 
 def parse_engine(name: str, address: str | None, halving: bool) -> EngineName:
-    """Return the name of an engine after checking the options that choose it.
+    """Return the engine named by command-line options, after checking that they are consistent.
 
     Args:
         name: Value of `--engine`.

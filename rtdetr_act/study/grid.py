@@ -21,13 +21,13 @@ from rtdetr_act.integrations.ultralytics.models import STOCK, load_variant
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
 from rtdetr_act.study.decode import MAX_INT, is_json_value, is_utf8
 from rtdetr_act.study.naming import (
+    make_path_key,
+    make_value_key,
     name_folders,
     name_paths,
     name_values,
-    path_identity,
     shorten,
     to_single_line,
-    value_identity,
 )
 from rtdetr_act.study.storage import RUN_FILE, make_damaged_error, read_json
 from rtdetr_act.study.yaml_files import read_yaml_mapping
@@ -102,7 +102,7 @@ class RunConfig:
                 raise ValueError(f"{key} is {quote(getattr(self, key))}, which is not a line of printable text")
         format_activation(self.activation)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Any]:
         """Return the configuration as plain data, equal to what is read back from a JSON file."""
         return json.loads(json.dumps(asdict(self)))
 
@@ -191,7 +191,7 @@ def normalize_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"'{key}' must be text, a number, true, false or a list of these, not {quote(value)}")
         checked[key] = value
         if isinstance(value, list) and key != "device":
-            _check_distinct(f"'{key}'", value, value_identity)
+            _check_distinct(f"'{key}'", value, make_value_key)
     return checked
 
 
@@ -232,7 +232,7 @@ def _parse_paths(what: str, value: Any) -> tuple[str, ...]:
     for path in paths:
         if not isinstance(path, str) or not path.strip() or not is_utf8(path) or "\0" in path:
             raise InputError(f"'{what}' must be the name of a file, or a list of names, not {quote(path)}")
-    _check_distinct(f"'{what}'", paths, path_identity)
+    _check_distinct(f"'{what}'", paths, make_path_key)
     return tuple(paths)
 
 
@@ -450,11 +450,11 @@ def describe_difference(runs: Iterable[RunConfig], recorded: Mapping[str, RunCon
         runs: Runs of the study.
         recorded: Runs in its folder, by name.
     """
-    planned = {run.name: run.to_json() for run in runs}
+    planned = {run.name: run.to_plain() for run in runs}
     for name, run in recorded.items():
         if name not in planned:
             return f"its run {quote(name)} is not in this study"
-        old, new = run.to_json(), planned[name]
+        old, new = run.to_plain(), planned[name]
         if key := next((key for key in new if key != "arguments" and old[key] != new[key]), ""):
             return f"its run {quote(name)} has {key} {quote(old[key])}, this study {quote(new[key])}"
         was, now = old["arguments"], new["arguments"]

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.study.formatting import format_p
+from rtdetr_act.study.formatting import format_count, format_p
 from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
 from rtdetr_act.tables import format_markdown_table
@@ -329,7 +329,7 @@ def _write_notes(rows: Sequence[LeaderboardRow], metric: str) -> list[str]:
         notes += [
             "Differences are to the baseline with the same settings, over the seeds that both finished, paired by "
             "seed, with their 95 % confidence interval (not corrected). The p-values are those of the paired t-test, "
-            f"corrected by Holm for {tested} comparison{'' if tested == 1 else 's'}; below {LEVEL} the verdict is "
+            f"corrected by Holm for {format_count(tested, 'comparison')}; below {LEVEL} the verdict is "
             '"better" or "worse".',
             '"No difference shown" does not mean equal: these runs cannot tell the two apart. There is no p-value '
             "with a single pair of runs, nor where all pairs differ by the very same amount.",

@@ -15,9 +15,10 @@ import torch
 from ultralytics.utils.torch_utils import select_device
 
 from rtdetr_act.errors import InputError, quote
+from rtdetr_act.study.formatting import format_count
 from rtdetr_act.study.process import explain_exit, is_finished, kill_run, record_attempt, start_run
 
-_POLL_SECONDS = 0.1  # seconds
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -99,23 +100,21 @@ def divide_into_slots(device: Sequence[str], gpus: Sequence[str], cores: int, cp
         return [Slot(",".join(device), threads)] * (cores // threads if device == ["cpu"] else 1)
     if len(on_gpu) > 1:
         if len(on_gpu) > len(gpus):
-            raise InputError(f"device={','.join(on_gpu)} is not available: this machine has {_format_gpu_count(gpus)}")
+            raise InputError(f"device={','.join(on_gpu)} is not available: this machine has {_describe_gpus(gpus)}")
         size = len(on_gpu)
         return [Slot(",".join(gpus[i : i + size]), 0) for i in range(0, len(gpus) - size + 1, size)]
     if on_gpu:
         if on_gpu[0] not in gpus and int(on_gpu[0]) >= len(gpus):
-            raise InputError(f"device={on_gpu[0]} is not available: this machine has {_format_gpu_count(gpus)}")
+            raise InputError(f"device={on_gpu[0]} is not available: this machine has {_describe_gpus(gpus)}")
         return [Slot(on_gpu[0], 0)]
     if gpus:
         return [Slot(name, 0) for name in gpus]
     return [Slot("cpu", cpus or 1)] * (cores // (cpus or 1))
 
 
-def _format_gpu_count(gpus: Sequence[str]) -> str:
-    """Return the number of GPUs in words, such as "2 GPUs"."""
-    if not gpus:
-        return "no GPU"
-    return f"{len(gpus)} GPU{'' if len(gpus) == 1 else 's'}"
+def _describe_gpus(gpus: Sequence[str]) -> str:
+    """Return the number of GPUs, such as "no GPU" or "2 GPUs"."""
+    return format_count(len(gpus), "GPU") if gpus else "no GPU"
 
 
 def run_locally(

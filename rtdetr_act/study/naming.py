@@ -55,11 +55,11 @@ def _choose_distinct(items: Sequence[Any], list_names: Callable[[Any], list[str]
     chosen = [0] * len(items)
     while True:
         names = [each[index] for each, index in zip(candidates, chosen, strict=True)]
-        counts = Counter(map(_visible_form, names))
+        counts = Counter(map(_normalise_appearance, names))
         ambiguous = [
             number
             for number, name in enumerate(names)
-            if (counts[_visible_form(name)] > 1 or not name or name != to_single_line(name))
+            if (counts[_normalise_appearance(name)] > 1 or not name or name != to_single_line(name))
             and chosen[number] + 1 < len(candidates[number])
         ]
         if not ambiguous:
@@ -83,7 +83,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-def _visible_form(name: str) -> str:
+def _normalise_appearance(name: str) -> str:
     """Return a form that is equal for names that look alike."""
     return " ".join(unicodedata.normalize("NFKC", name).split())
 
@@ -99,14 +99,14 @@ def _list_path_names(text: str) -> list[str]:
     return [*near, *far, text, _escape_value(text)]
 
 
-def value_identity(value: Any) -> Hashable:
+def make_value_key(value: Any) -> Hashable:
     """Return a key that is equal for values that configure the same training: 1 and 1.0, but not 1 and True or "1"."""
     if isinstance(value, (list, tuple)):
-        return tuple(map(value_identity, value))
+        return tuple(map(make_value_key, value))
     return ("number" if type(value) in (int, float) else type(value).__name__, value)
 
 
-def path_identity(text: str) -> Hashable:
+def make_path_key(text: str) -> Hashable:
     """Return a key that is equal for paths of the same file."""
     try:
         status = Path(text).stat()
@@ -124,16 +124,16 @@ def name_folders(variants: Sequence[str]) -> dict[str, str]:
         variants: Distinct names of variants.
     """
     plain = {variant: _make_legal(slug(variant)[:_MAX_FOLDER_CHARS]) for variant in variants}
-    counts = Counter(map(_file_system_form, plain.values()))
-    names = {variant: name for variant, name in plain.items() if counts[_file_system_form(name)] == 1}
-    taken = set(map(_file_system_form, names.values()))
+    counts = Counter(map(_normalise_for_file_systems, plain.values()))
+    names = {variant: name for variant, name in plain.items() if counts[_normalise_for_file_systems(name)] == 1}
+    taken = set(map(_normalise_for_file_systems, names.values()))
     for variant in variants:
         if variant in names:
             continue
         digest = _hash(variant)
         candidates = (f"{plain[variant]}-{digest[:length]}" for length in range(6, len(digest) + 1))
-        names[variant] = next(name for name in candidates if _file_system_form(name) not in taken)
-        taken.add(_file_system_form(names[variant]))
+        names[variant] = next(name for name in candidates if _normalise_for_file_systems(name) not in taken)
+        taken.add(_normalise_for_file_systems(names[variant]))
     return names
 
 
@@ -146,6 +146,6 @@ def _make_legal(name: str) -> str:
     return name
 
 
-def _file_system_form(name: str) -> str:
+def _normalise_for_file_systems(name: str) -> str:
     """Return a form that is equal for names that a file system without case or Unicode distinctions identifies."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())

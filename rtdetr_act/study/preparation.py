@@ -64,7 +64,7 @@ def prepare_runs(study: Study, folder: Path, *, extra_files: Mapping[Path, Any] 
     check_writable_files(folder, [*REPORT_FILES, STUDY_FILE, LATENCY_FILE])
     contents = {path: encode_json(data) for path, data in extra_files.items()}
     new = {folder / RUNS_FOLDER / run.name: run for run in runs if run.name not in recorded}
-    contents |= {path / RUN_FILE: encode_json(run.to_json()) for path, run in new.items()}
+    contents |= {path / RUN_FILE: encode_json(run.to_plain()) for path, run in new.items()}
     contents[folder / STUDY_FILE] = encode_json(asdict(StudySettings(study.baseline)))
     try:
         _remove_abandoned_folders(folder)

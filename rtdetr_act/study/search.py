@@ -175,7 +175,7 @@ def make_search(
     check_sizes(arguments)
     epochs = arguments.get("epochs", _default_epochs(data))
     loaded = load_model(model)
-    _check_stock_is_clear(loaded, model, names)
+    _check_stock(loaded, model, names)
     stages = find_stages(loaded, names, scope=checked_scope)
     space = math.prod(len(stage.choices) for stage in stages)
     uniform = len(list_uniform_assignments(stages))
@@ -222,7 +222,7 @@ def _default_epochs(data: str) -> int:
     return int(SHAPES_SETTINGS["epochs"] if data == "shapes" else DEFAULT_CFG_DICT["epochs"])
 
 
-def _check_stock_is_clear(loaded: Any, model: str, activations: Sequence[str]) -> None:
+def _check_stock(loaded: Any, model: str, activations: Sequence[str]) -> None:
     """Raise InputError if "stock" is ambiguous: no plan if everywhere, but the model's own plan if in one stage."""
     if STOCK in activations and read_plan(loaded.model):
         raise InputError(f"'{model}' names activations itself, so that 'stock' in one stage is ambiguous: leave it out")
@@ -315,7 +315,7 @@ def format_plan(stages: Sequence[Stage], assignment: Assignment) -> str:
 
 
 def sample_candidates(stages: Sequence[Stage], count: int) -> list[Candidate]:
-    """Return all uniform assignments and random others, reproducibly.
+    """Return a reproducible sample of assignments that includes all uniform ones.
 
     The random ones are a Latin hypercube sample: each activation is equally frequent in each stage, so that a few runs
     are informative about all of them.
@@ -475,7 +475,7 @@ def make_rung_study(search: Search, rung: Rung, candidates: Sequence[Candidate])
 
 
 def check_search_folder(search: Search, folder: Path) -> bool:
-    """Return whether a folder already holds this search, False if it holds none.
+    """Return whether a folder already holds this search; raises InputError if it holds another one.
 
     Raises:
         InputError: The folder holds another search, or its record is damaged.
@@ -483,8 +483,8 @@ def check_search_folder(search: Search, folder: Path) -> bool:
     recorded = read_json(folder / SEARCH_FILE, Search) if folder_exists(folder) else None
     if recorded is None:
         return False
-    old = _to_json(recorded)
-    for key, value in _to_json(search).items():
+    old = _to_plain(recorded)
+    for key, value in _to_plain(search).items():
         if old[key] != value:
             listed = key in ("stages", "rungs")
             difference = f"its {key} differ" if listed else f"it has {key} {quote(old[key])}, this one {quote(value)}"
@@ -517,7 +517,7 @@ def run_search(search: Search, folder: Path, run: Callable[[Study, Sequence[Path
             study = make_rung_study(search, rung, candidates)
             records: dict[Path, Any] = {rung_folder / CANDIDATES_FILE: [asdict(each) for each in candidates]}
             if not started:  # written with the first runs, so that a command that fails a check can be corrected
-                records[folder / SEARCH_FILE] = _to_json(search)
+                records[folder / SEARCH_FILE] = _to_plain(search)
             with lock_folder(rung_folder):
                 folders = prepare_runs(study, rung_folder, extra_files=records)
                 started = True
@@ -578,6 +578,6 @@ def read_trials(search: Search, rung: Rung, folder: Path, candidates: Sequence[C
     return trials
 
 
-def _to_json(search: Search) -> dict[str, Any]:
+def _to_plain(search: Search) -> dict[str, Any]:
     """Return a search as plain data, equal to what is read back from a JSON file."""
     return json.loads(json.dumps(asdict(search)))

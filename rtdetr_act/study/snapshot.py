@@ -44,6 +44,7 @@ class Snapshots:
         model.add_callback("on_fit_epoch_end", self._save)
 
     def _save(self, trainer: Any) -> None:
+        """Write a snapshot after an epoch."""
         if trainer.stop:  # the final validation triggers this event once more
             return
         model = task_model(trainer.model)
@@ -72,6 +73,7 @@ class Snapshots:
         write_atomically(self.path, content.getvalue())
 
     def _restore(self, trainer: Any) -> None:
+        """Restore models, optimizer and results from the snapshot, if there is one."""
         self.updates = trainer.ema.updates
         state = self._read()
         if state is None:
@@ -95,6 +97,7 @@ class Snapshots:
         self.state, self.batches_since_step, self.updates = state, state["since"], state["updates"]
 
     def _read(self) -> dict[str, Any] | None:
+        """Return the contents of the snapshot, or None if it is missing or damaged."""
         if not self.path.is_file():
             return None
         try:
@@ -105,6 +108,7 @@ class Snapshots:
         return state
 
     def _set_clock(self, trainer: Any) -> None:
+        """Set the start of the training back by the seconds that it took before the snapshot."""
         if self.state is not None:
             trainer.train_time_start -= self.state["seconds"]
 
@@ -129,6 +133,7 @@ class Snapshots:
             torch.cuda.set_rng_state_all(state["cuda"])
 
     def _count_steps(self, trainer: Any) -> None:
+        """Count the batches since the last optimizer step."""
         stepped = trainer.ema.updates != self.updates
         self.updates = trainer.ema.updates
         self.batches_since_step = 0 if stepped else self.batches_since_step + 1

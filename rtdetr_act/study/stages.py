@@ -97,7 +97,7 @@ def _split_backbone(root: Any) -> list[list[int]]:
 
 
 def _make_stage(section: str, layers: Sequence[int], sites: Sequence[Site]) -> Stage | None:
-    """Return a stage of some layers without choices, or None if there is no site in them."""
+    """Return a stage of some layers, its choices still empty, or None if the layers have no site."""
     count = sum(site.layer in layers for site in sites)
     return Stage(f"{section} {format_layers(layers)}", tuple(layers), count) if count else None
 

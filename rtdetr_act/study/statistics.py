@@ -109,6 +109,9 @@ def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dic
 def correct_p_values(p: Sequence[float]) -> list[float]:
     """Return p-values corrected for their number by Holm (1979), which is valid for dependent tests too.
 
+    Args:
+        p: Finite p-values of all tests, in any order, which is also that of the result.
+
     >>> correct_p_values([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
@@ -147,7 +150,7 @@ def _compute_power(seeds: int, effect: float) -> float:
 
 
 def _test_pairs(variant: Sequence[float], baseline: Sequence[float]) -> Comparison:
-    """Return the comparison of paired scores before the correction, with the verdict that none is shown."""
+    """Return the paired t-test of a variant against its baseline, not yet corrected for multiple comparisons."""
     differences = np.subtract(variant, baseline)
     pairs, difference = len(differences), float(differences.mean())
     if np.ptp(differences) < _ROUNDING:

@@ -96,6 +96,7 @@ class EpochBarrier:
             self._changed.notify_all()
 
     def _wait(self, epochs: int) -> None:
+        """Wait until the training is released beyond a number of epochs, if it pauses there."""
         if epochs in self.epochs:
             with self._changed:
                 self._changed.wait_for(lambda: self._released >= epochs)
@@ -241,7 +242,7 @@ def read_class_scores(metrics: Any) -> dict[str, float]:
 
 
 def _describe_environment(config: RunConfig, device: Any) -> dict[str, Any]:
-    """Return the fields of a result on software, device and command line; `device` is None if it is unknown."""
+    """Return the fields `versions` and `command` of a result; `device` is None if it is unknown."""
     name = ""
     if device is not None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {get_cpu_info()}"
