@@ -13,7 +13,7 @@ import tiny
 import torch
 from torch import nn
 
-from rtdetr_act import patch_model
+from rtdetr_act import find_sites, patch_model
 from rtdetr_act.errors import ModelError
 from rtdetr_act.integrations.ultralytics.checkpoints import check_classes
 from rtdetr_act.integrations.ultralytics.models import load_model
@@ -172,3 +172,16 @@ def test_a_class_refused_by_restricted_loading_is_named(tmp_path: Path) -> None:
     torch.save({"model": torch.device, "x": types.SimpleNamespace()}, tmp_path / "x.pt")
     with pytest.raises(ModelError, match=r"types.SimpleNamespace.*ULTRALYTICS_SAFE_LOAD does not allow"):
         tasks.torch_safe_load(tmp_path / "x.pt", safe_only=True)
+
+
+def test_a_model_patched_before_the_first_release_is_refused(tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    model = YOLO(str(tiny.write_yaml(tmp_path / "yolo.yaml", tiny.yolo())))
+    patch_model(model, "mish")
+    for module in model.model.modules():
+        if hasattr(module, "_rtdetr_act"):
+            module._rtdetr_act = {"activation": "mish", "original": [None]}
+    torch.save({"model": model.model}, tmp_path / "old.pt")
+    with pytest.raises(ModelError, match=r"before 0\.1\.0"):
+        find_sites(load_model(str(tmp_path / "old.pt")))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from rtdetr_act.activations.protocol import Replaces
+from rtdetr_act.errors import ModelError
 
 _ATTRIBUTE = "_rtdetr_act"
 
@@ -37,11 +38,18 @@ class Placed:
 def placed_on(module: object) -> Placed | None:
     """Return what a swap left on a module, None for one that no swap placed.
 
+    Raises:
+        ModelError: A version of this package that was never released left something else.
+
     >>> placed_on(nn.ReLU()) is None
     True
     """
     found = getattr(module, _ATTRIBUTE, None)
-    return Placed(**found) if found else None
+    if not found:
+        return None
+    if "spec" not in found:
+        raise ModelError("the model was patched by rtdetr-act before 0.1.0, whose checkpoints no later one reads")
+    return Placed(**found)
 
 
 def leave_placed(module: nn.Module, placed: Placed) -> None:
