@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.registry import names
 from rtdetr_act.errors import ModelError, RtdetrActError, SelectionError, SpecError
 from rtdetr_act.integrations.ultralytics.costs import draw_batch
+from rtdetr_act.surgery.plan import Plan
 from rtdetr_act.surgery.sites import placed_activations
 
 torchvision = pytest.importorskip("torchvision")
@@ -377,3 +379,15 @@ def test_in_place_is_refused_where_others_may_read_the_input() -> None:
     assert [net[1].inplace, net[3].inplace] == [False, True]
     patch_model(net, "silu")
     assert [net[1].inplace, net[3].inplace] == [False, True]
+
+
+@pytest.mark.parametrize("wrong", ["dyrelu_b(k=0)", "arelu@77", "no_such"])
+def test_nothing_is_changed_where_the_plan_above_a_base_is_wrong(wrong: str) -> None:
+    model = RTDETRDetectionModel(tiny.RTDETR, verbose=False)
+    before, carried = dict(model.named_modules()), copy.deepcopy(model.yaml)
+    with pytest.raises((SpecError, SelectionError)):
+        patch_model(model, replace(Plan.parse(wrong), base=Plan.parse("mish")))
+    assert dict(model.named_modules()) == before and model.yaml == carried
+    assert len(patch_model(model, replace(Plan.parse("arelu@backbone"), base=Plan.parse("mish")))) > 0
+    kinds = {site.section: type(site.module).__name__ for site in find_sites(model) if site.layout == "map"}
+    assert kinds["backbone"] == "AReLU" and kinds["neck"] == "Mish"
