@@ -161,7 +161,7 @@ def test_slopes_have_a_group_of_their_own_where_none_is_right() -> None:
 
 @pytest.mark.skipif(not hasattr(engine_trainer, "MuSGD"), reason="MuSGD came with Ultralytics 8.4")
 def test_dynamic_convolutions_take_a_step_with_musgd(trainer: RTDETRTrainer) -> None:
-    plan = {"rules": [{"activation": "arelu"}], "convolutions": [{"activation": "dynamic_conv(kernels=2)"}]}
+    plan = {"rules": [{"activation": "arelu"}, {"activation": "dynamic_conv(kernels=2)"}]}
     model = trainer.get_model(cfg={**copy.deepcopy(tiny.RTDETR), "activation": plan}, verbose=False)
     optimizer = trainer.build_optimizer(model, name="MuSGD", lr=0.01, momentum=0.9, decay=DECAY, iterations=100)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}

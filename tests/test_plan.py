@@ -214,7 +214,7 @@ PLACES = [
     ),
     *(
         lambda wrong, key=key: {"rules": [{"activation": "arelu"}], key: wrong}
-        for key in ("default_act", "act_lr", "base", "convolutions", "fitted", "unknown")
+        for key in ("default_act", "act_lr", "base", "fitted", "unknown")
     ),
     lambda wrong: {"rules": wrong},
     lambda wrong: {"rules": [wrong]},

@@ -187,10 +187,10 @@ def placed_convolutions(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def is_activation_site(attribute: str, owner: nn.Module, child: nn.Module) -> bool:
     """Say whether a child module is an activation to swap: torch's, ours, or whatever a Conv holds as `act`."""
+    if placed := placed_on(child):  # which may be a gate in the place of an activation
+        return placed.replaces == "activation"
     if isinstance(child, _NO_SITES):
         return False
-    if placed_on(child):
-        return True
     if type(child).__module__.startswith(_ACTIVATION_MODULES):
         return True
     return attribute == "act" and hasattr(type(owner), "default_act") and not isinstance(child, nn.Identity)
