@@ -20,6 +20,12 @@ define uv
 endef
 
 # uv links packages from its cache, so that a second environment costs no second 6 GB of torch.
+# All tests, then those that hold on every backend with Triton's kernels, in its interpreter on the CPU.
+define tests
+	$(1) -m pytest $(PARALLEL)
+	TRITON_INTERPRET=1 $(1) -m pytest -n 2 -m kernels tests/test_ops.py
+endef
+
 define environment
 	$(call uv)
 	$(PYTHON) -m uv venv --quiet --allow-existing $(1)
@@ -39,7 +45,7 @@ test: $(VENV)/installed
 	MYPYPATH=scripts $(VENV)/$(BIN)/mypy rtdetr_act scripts
 	$(VENV)/$(BIN)/lint-imports --no-logo
 	$(VENV)/$(BIN)/zizmor --offline --quiet .github/workflows
-	$(VENV)/$(BIN)/python -m pytest $(PARALLEL)
+	$(call tests,$(VENV)/$(BIN)/python)
 
 # Ray has an environment of its own, since Ultralytics imports it into every training where it is installed.
 $(RAY)/installed: pyproject.toml
@@ -53,7 +59,7 @@ test-ray: $(RAY)/installed
 # The oldest supported releases, of torch too. Ultralytics 8.3.0 works with the newest torch as well: `make compat`.
 test-oldest:
 	$(call environment,$(OLDEST),-e ".[dev]" "ultralytics==8.3.0" "torch==2.4.1" "torchvision==0.19.1" "numpy<2" setuptools)
-	$(OLDEST)/$(BIN)/python -m pytest $(PARALLEL)
+	$(call tests,$(OLDEST)/$(BIN)/python)
 
 # Tables, JSON and charts in runs/bench; about 25 minutes on two cores.
 bench: $(VENV)/installed

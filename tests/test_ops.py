@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +44,8 @@ from rtdetr_act.kernels.tiles import tile
 
 @pytest.fixture(autouse=True)
 def _seed_and_no_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETING:
+        pytest.importorskip("triton")
     torch.manual_seed(0)
     monkeypatch.setattr(blocks, "SMALL", 0)  # small maps take torch's own graph, which would leave nothing to test
 
@@ -55,6 +53,7 @@ def _seed_and_no_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- values and gradients
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("name", OPS)
@@ -64,6 +63,7 @@ def test_result_and_gradients_are_those_of_the_formula(name: str, dtype: torch.d
     assert_right(name, x, grad)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("shape", [(2, 3, 40, 41), (1, 1, 70, 70), (1, 300, 2, 2), (9, 4, 5, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", OPS)
@@ -75,6 +75,7 @@ def test_cutting_into_blocks_changes_nothing(
     assert_right(name, draw_map(shape, dtype), draw_map(shape, dtype))
 
 
+@pytest.mark.kernels
 @settings(max_examples=6 if INTERPRETING else 25, deadline=None)
 @given(
     st.sampled_from(sorted(OPS)),
@@ -91,6 +92,7 @@ def test_first_and_second_derivatives(name: str) -> None:
     check_derivatives(name)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("name", OPS)
@@ -98,11 +100,13 @@ def test_second_derivatives_are_those_of_the_formula(name: str, dtype: torch.dty
     check_second_derivatives(name, *draw_pair((2, 5, 4, 3), dtype, layout))
 
 
+@pytest.mark.kernels
 def test_tiles_of_more_images_than_a_grid_has_rows() -> None:
     across, along = tile(torch.empty(70_000, 3, 1, 1)).grid
     assert across == 70_000 and along == 1
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", [name for name in OPS if name not in ("mean", "logits")])
 def test_layout_of_result_and_gradient_is_that_of_the_input(name: str, channels_last: bool) -> None:
@@ -115,6 +119,7 @@ def test_small_maps_take_another_way_to_the_same_values(name: str, monkeypatch: 
     assert_right(name, draw_map((2, 3, 5, 5)), draw_map((2, 3, 5, 5)))
 
 
+@pytest.mark.kernels
 def test_glu_in_both_layouts() -> None:
     for channels_last in (False, True):
         x, grad = (
@@ -132,6 +137,7 @@ def test_glu_in_both_layouts() -> None:
 # ---------------------------------------------------------------- where formulas meet, and at the ends of the range
 
 
+@pytest.mark.kernels
 def test_equal_terms_give_the_gradient_of_relu_at_zero() -> None:
     x = torch.tensor([-1.0, 0.0, 0.0, 2.0]).view(1, 1, 2, 2)
     one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
@@ -155,6 +161,7 @@ def test_arelu_is_exact_over_22_orders_of_magnitude(magnitude: float) -> None:
         torch.testing.assert_close(g.double(), w, rtol=3e-7, atol=0)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", OPS)
 def test_nan_stays_nan(name: str) -> None:
     op, _, more = OPS[name]
@@ -162,6 +169,7 @@ def test_nan_stays_nan(name: str) -> None:
     assert op(x, *more(x)).isnan().all()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", OPS)
 def test_no_images_at_all(name: str) -> None:
     op, _, more = OPS[name]
@@ -278,6 +286,7 @@ def test_runs_on_tensors_without_memory(name: str) -> None:
     assert op(*inputs).shape == (2, 4, 6, 5)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", OPS)
 def test_repeats_to_the_bit_where_only_deterministic_algorithms_may_run(name: str) -> None:
     check_repeats(name)
@@ -296,19 +305,8 @@ def test_new_memory_is_not_filled_first_and_the_setting_comes_back() -> None:
 # ---------------------------------------------------------------- Triton
 
 
-@pytest.mark.skipif(INTERPRETING, reason="this is the run in the interpreter")
-def test_triton_kernels_in_the_interpreter() -> None:
-    """Run this file again with Triton's kernels in place of the eager ones: the same code, on the CPU."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    chosen = "formula or blocks or strides or layout or equal_terms or nan or images or registered or repeats"
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", chosen, str(Path(__file__))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout
-
-
-@pytest.mark.skipif(not INTERPRETING, reason="the operators exist where Triton runs")
+@pytest.mark.kernels
+@pytest.mark.skipif(not INTERPRETING, reason="the operators exist where Triton runs: TRITON_INTERPRET=1")
 def test_registered_operators_keep_their_promises() -> None:
     from rtdetr_act.activations import acon as acon_ops
     from rtdetr_act.activations import arelu as arelu_ops
