@@ -13,7 +13,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test test-ray test-oldest bench gpu parity chaos chaos-ray interruptions fuzz stock compat format clean
+.PHONY: demo test test-quick test-ray test-oldest bench gpu parity chaos chaos-ray interruptions fuzz stock compat format clean
 
 define uv
 	$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
@@ -46,6 +46,10 @@ test: $(VENV)/installed
 	$(VENV)/$(BIN)/lint-imports --no-logo
 	$(VENV)/$(BIN)/zizmor --offline --quiet .github/workflows
 	$(call tests,$(VENV)/$(BIN)/python)
+
+# What trains and exports nothing and starts no process; about a minute.
+test-quick: $(VENV)/installed
+	$(VENV)/$(BIN)/python -m pytest $(PARALLEL) -m unit
 
 # Ray has an environment of its own, since Ultralytics imports it into every training where it is installed.
 $(RAY)/installed: pyproject.toml

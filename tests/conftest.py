@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,25 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(_HOME / "bytecode")
 
+import kinds  # noqa: E402
 import tiny  # noqa: E402
+
+kinds.watch()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test its kind, and begin with the files that take long, so that the workers end together."""
+    for item in items:
+        kinds.settle(item)
+    slow = {item.path for item in items if not item.get_closest_marker("unit")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Hold a test to its kind, its fixtures included."""
+    with kinds.held_to(item):
+        return (yield)
 
 
 @pytest.fixture(scope="module", autouse=True)

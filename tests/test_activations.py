@@ -115,6 +115,7 @@ def expected(name: str, x: torch.Tensor, module: nn.Module, layout: str, **kwarg
 # ---------------------------------------------------------------- every entry
 
 
+@pytest.mark.integration
 def test_every_entry_has_a_reference_formula() -> None:
     code = "from rtdetr_act.activations.registry import names; print(*names())"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -649,6 +650,7 @@ def test_narrow_layers_keep_one_hidden_unit() -> None:
     assert create("dyrelu_b", 3).squeeze.out_features == 1
 
 
+@pytest.mark.integration
 def test_names_need_no_ultralytics() -> None:
     code = (
         "import sys; from rtdetr_act.activations.registry import names, entry; names(); entry('SiLU');"
@@ -748,6 +750,7 @@ def test_register_refuses_what_cannot_be() -> None:
         create("no_module")
 
 
+@pytest.mark.integration
 def test_entry_points(tmp_path: Path) -> None:
     (tmp_path / "strange_acts.py").write_text(
         "from torch import nn\n"

@@ -150,6 +150,7 @@ print(sum(type(m).__name__ == "AReLU" for m in model.model.modules()), "AReLU")
 """
 
 
+@pytest.mark.integration
 def test_restricted_loading_takes_our_checkpoints_or_names_us(tmp_path: Path) -> None:
     from ultralytics import YOLO
     from ultralytics.nn import tasks

@@ -51,6 +51,7 @@ COMMANDS = "train val predict export fold resume acts sites plot learned bench d
 HEAVY = "torch ultralytics numpy matplotlib polars plotly scipy".split()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_imports_neither_torch_nor_ultralytics(command: list[str], tmp_path: Path) -> None:
     code = (
@@ -65,6 +66,7 @@ def test_help_imports_neither_torch_nor_ultralytics(command: list[str], tmp_path
     assert "Usage" in result.stdout
 
 
+@pytest.mark.integration
 def test_train_runs_several_variants_into_one_table(
     data, rows_yaml, stock_yaml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +227,7 @@ def save_checkpoint(path: Path) -> None:
     torch.save({"model": model.model, "ema": None, "train_args": arguments, "epoch": -1, "optimizer": None}, path)
 
 
+@pytest.mark.integration
 def test_a_bug_in_a_training_stays_a_traceback(data, stock_yaml, tmp_path: Path, monkeypatch) -> None:
     def broken(trainer: object) -> None:
         assert not trainer  # as an optimizer does: without a word
@@ -237,6 +240,7 @@ def test_a_bug_in_a_training_stays_a_traceback(data, stock_yaml, tmp_path: Path,
         run_training(model, **tiny.train_args(data.detect, tmp_path))
 
 
+@pytest.mark.kill
 def test_a_training_that_finds_a_full_disk_says_how_to_go_on(data, stock_yaml, tmp_path: Path) -> None:
     import errno
 
@@ -293,6 +297,7 @@ def test_what_fails_removes_no_folder_that_was_there_before(
     assert {path.name for path in tmp_path.rglob("*")} == {"there", "elsewhere"}
 
 
+@pytest.mark.integration
 def test_a_mistake_in_a_real_shell(tmp_path: Path) -> None:
     result = shell("train", "--act", "areluu", cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
@@ -300,6 +305,7 @@ def test_a_mistake_in_a_real_shell(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.integration
 def test_a_non_finite_loss_ends_the_run(data, stock_yaml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if "test_overflow" not in names():
@@ -323,6 +329,7 @@ def test_slugs_are_folder_names() -> None:
     )
 
 
+@pytest.mark.integration
 def test_a_checkpoint_with_an_activation_that_is_gone_says_what_is_missing(tmp_path: Path) -> None:
     package = tmp_path / "with" / "strange_activations.py"
     package.parent.mkdir()
@@ -341,6 +348,7 @@ def test_a_checkpoint_with_an_activation_that_is_gone_says_what_is_missing(tmp_p
     assert "pip" not in result.stdout + result.stderr, "Ultralytics would try to install a package of that name"
 
 
+@pytest.mark.kill
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
 def test_ctrl_c_says_how_to_go_on_and_that_works(data, stock_yaml, tmp_path: Path) -> None:
     command = [

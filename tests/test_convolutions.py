@@ -431,6 +431,7 @@ def check_trained(file: Path, data: Data, kind: type) -> None:
     assert len(model.predict(str(data.image), imgsz=64, verbose=False, save=False)) == 1
 
 
+@pytest.mark.integration
 def test_patched_in_python_it_trains_and_comes_back(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))
     report = patch_convs(model, exclude="model.14.*")
@@ -440,6 +441,7 @@ def test_patched_in_python_it_trains_and_comes_back(data: Data, stock_yaml: Path
     check_trained(file, data, RTDETR)
 
 
+@pytest.mark.integration
 def test_command_and_yaml_train_it(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plain = tiny.write_yaml(tmp_path / "plain.yaml", tiny.yolo())
@@ -540,6 +542,7 @@ def test_onnx_takes_any_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(found, net(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.integration
 def test_ultralytics_exports_it(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")

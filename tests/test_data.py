@@ -65,6 +65,7 @@ def test_a_second_call_makes_nothing_new(folder: Path) -> None:
     assert (folder / "images" / "train" / "0000.png").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.integration
 def test_two_processes_at_once_end_in_one_set(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         found = pool.map(shapes_module.shapes, [tmp_path, tmp_path])
@@ -164,6 +165,7 @@ def test_a_set_that_cannot_be_written_is_used_if_it_is_whole(copied: Path, monke
         shapes_module.shapes(copied.parent)
 
 
+@pytest.mark.kill
 def test_a_kill_leaves_no_half_set(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from rtdetr_act import shapes\nshapes(Path({str(tmp_path)!r}))"
     process = subprocess.Popen([sys.executable, "-c", code])

@@ -90,11 +90,13 @@ def assert_file_agrees(folder: Path, activation: str, form: str) -> None:
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("activation", names())
 def test_every_activation_exports_to_onnx(activation: str, tmp_path: Path) -> None:
     assert_file_agrees(tmp_path, "threshold(0.1, 0.05)" if activation == "threshold" else activation, "onnx")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("form", FORMATS[1:])
 @pytest.mark.parametrize("activation", ["arelu", "prelu(per_channel=True)", *WRITTEN_OUT])
 def test_every_format_gets_what_it_knows(activation: str, form: str, tmp_path: Path) -> None:
@@ -103,6 +105,7 @@ def test_every_format_gets_what_it_knows(activation: str, form: str, tmp_path: P
     assert_file_agrees(tmp_path, activation, form)
 
 
+@pytest.mark.integration
 def test_the_exported_graph_is_that_of_leaky_relu(tmp_path: Path) -> None:
     graphs = {}
     for activation in ("arelu", "leaky_relu(0.3)"):
@@ -113,6 +116,7 @@ def test_the_exported_graph_is_that_of_leaky_relu(tmp_path: Path) -> None:
     assert graphs["arelu"]["LeakyRelu"] == tiny.CONV_SITES
 
 
+@pytest.mark.integration
 def test_export_leaves_the_model_and_can_be_told_not_to_fold(tmp_path: Path) -> None:
     model = settled(tmp_path, "arelu")
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
@@ -144,6 +148,7 @@ def test_dyrelu_is_pooling_two_layers_and_a_maximum(activation: str, tmp_path: P
     assert max(len(value.type.tensor_type.shape.dim) for value in graph.value_info) == 4
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("activation", ["dyrelu_b", "dyrelu_c", "arelu", "meta_aconc"])
 def test_dynamic_batch_and_size(activation: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
@@ -156,6 +161,7 @@ def test_dynamic_batch_and_size(activation: str, tmp_path: Path) -> None:
         assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_int8_keeps_the_answer_nearly(form: str, data: Any, tmp_path: Path) -> None:
     if form == "onnx":

@@ -100,6 +100,7 @@ def test_no_file_is_written_where_one_cannot_be(tmp_path: Path) -> None:
     assert read_all(tmp_path) == {"a.json": "old a"}
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("killed", [False, True], ids=["interrupted", "killed"])
 @pytest.mark.parametrize(
     ("code", "prepare", "old", "new"),
@@ -133,6 +134,7 @@ def test_files_are_whole_wherever_a_write_stops(
     raise AssertionError("the write never got through")
 
 
+@pytest.mark.integration
 def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = dead_process()
     path = tmp_path / "model.onnx"
@@ -147,6 +149,7 @@ def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.integration
 def test_an_old_folder_that_a_killed_process_moved_aside_comes_back(tmp_path: Path) -> None:
     aside = tmp_path / f".model.{dead_process()}.before"
     aside.mkdir()

@@ -14,7 +14,10 @@ from fuzzing.kinds import KINDS, Kind, make_command_lines
 from fuzzing.watch import FaultKind, Target, Watch
 from hypothesis import strategies as st
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="nothing forks there, and each command takes ten seconds")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(os.name == "nt", reason="nothing forks there, and each command takes ten seconds"),
+]
 SAMPLE = 200  # examples of all kinds
 NAMES = [kind.target.name for kind in KINDS]
 

@@ -85,6 +85,7 @@ def test_activations_are_timed_in_all_forms_and_reported(tmp_path: Path) -> None
     assert "stays as it is" in gpu_report.write_report(tmp_path, tmp_path / "docs")[0]
 
 
+@pytest.mark.integration
 def test_a_part_goes_on_where_it_was_and_failures_are_tried_again(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     first = call(tmp_path, "--part", "kernels", "graphs")
@@ -104,6 +105,7 @@ def test_a_part_goes_on_where_it_was_and_failures_are_tried_again(tmp_path: Path
     assert again[names[0]]["said"] == "from before" and all(item["ok"] for item in again.values())
 
 
+@pytest.mark.integration
 def test_what_is_left_and_what_is_unknown_has_its_exit_code(tmp_path: Path) -> None:
     late = call(tmp_path, "--part", "ops", "--minutes", "0")
     assert late.returncode == check_gpu.LEFT and "left for the next call: ops" in late.stdout

@@ -66,6 +66,7 @@ def values_of(run: Path) -> Values:
     return values
 
 
+@pytest.mark.integration
 def test_slopes_of_every_epoch_are_those_of_its_checkpoint(slopes_run: Path) -> None:
     expected: dict[tuple[int, str, str], Any] = {}
     for epoch in range(1, EPOCHS + 1):
@@ -87,6 +88,7 @@ def test_slopes_of_every_epoch_are_those_of_its_checkpoint(slopes_run: Path) -> 
     assert {(1, *key[1:]) for key in before} == {key for key in values if key[0] == 1}
 
 
+@pytest.mark.integration
 def test_rows_name_layer_and_activation(slopes_run: Path) -> None:
     with (slopes_run / "activations.csv").open(encoding="utf-8", newline="") as file:
         rows = {row["site"]: (row["layer"], row["activation"]) for row in csv.DictReader(file)}
@@ -95,6 +97,7 @@ def test_rows_name_layer_and_activation(slopes_run: Path) -> None:
     assert len(rows) == tiny.CONV_SITES
 
 
+@pytest.mark.integration
 def test_coefficients_are_those_that_the_images_get(dynamic_run: Path, data: Data) -> None:
     model = tiny.load(dynamic_run / "weights" / "last.pt").eval()
     files = sorted(data.image.parent.glob("*.png"))
@@ -121,6 +124,7 @@ def test_coefficients_are_those_that_the_images_get(dynamic_run: Path, data: Dat
             assert values[EPOCHS, site, f"{name}_spread"] == pytest.approx(spread, rel=0.05, abs=1e-6)
 
 
+@pytest.mark.integration
 def test_spread_is_zero_before_the_first_step_and_grows(dynamic_run: Path) -> None:
     values = values_of(dynamic_run)
     spreads = {key: value for key, value in values.items() if key[2].endswith("_spread")}
@@ -131,6 +135,7 @@ def test_spread_is_zero_before_the_first_step_and_grows(dynamic_run: Path) -> No
     assert sum(value > 1e-6 for key, value in spreads.items() if key[0] == EPOCHS) > 4
 
 
+@pytest.mark.integration
 def test_training_is_the_same_without_the_record(
     data: Data, stock_yaml: Path, dynamic_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +176,7 @@ def test_rows_from_the_epoch_on_are_replaced(tmp_path: Path) -> None:
     assert math.isnan(read_history(path)["value"][0])
 
 
+@pytest.mark.integration
 def test_file_that_cannot_be_written_is_one_warning(
     data: Data, stock_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +189,7 @@ def test_file_that_cannot_be_written_is_one_warning(
     assert not list(run.glob(".activations*"))
 
 
+@pytest.mark.integration
 def test_images_that_the_model_refuses_cost_the_coefficients_only(
     data: Data, stock_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +202,7 @@ def test_images_that_the_model_refuses_cost_the_coefficients_only(
     assert {name for _, _, name in values} == {"weights_norm"} and {epoch for epoch, _, _ in values} == {0, 1, 2}
 
 
+@pytest.mark.integration
 def test_folder_that_is_used_again_holds_the_new_training(
     data: Data, stock_yaml: Path, slopes_run: Path, tmp_path: Path
 ) -> None:
@@ -205,6 +213,7 @@ def test_folder_that_is_used_again_holds_the_new_training(
     assert not list((tmp_path / "run").glob("activations.*"))
 
 
+@pytest.mark.integration
 def test_yolo_is_measured_on_its_rectangles(data: Data, tmp_path: Path) -> None:
     folder = tmp_path / "shapes" / "images"
     shutil.copytree(data.image.parent.parent / "labels", folder.parent / "labels", ignore=lambda *_: ["labels.cache"])
@@ -303,6 +312,7 @@ def test_picking_images_leaves_what_a_data_set_has_at_hand(parts: int) -> None:
 # --- the picture ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_picture_comes_with_the_plots_only(slopes_run: Path, dynamic_run: Path) -> None:
     height, width = cv2.imread(str(slopes_run / "activations.png")).shape[:2]
     assert height > 400 and width > 600
@@ -366,6 +376,7 @@ def cells(output: str, site: str) -> list[str]:
     return [cell.strip() for cell in line.split("│")[1:-1]]
 
 
+@pytest.mark.integration
 def test_command_shows_start_and_end(slopes_run: Path, tmp_path: Path) -> None:
     output = show(slopes_run / "weights" / "last.pt", "-o", tmp_path / "learned.png")
     values = values_of(slopes_run)
@@ -377,6 +388,7 @@ def test_command_shows_start_and_end(slopes_run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "learned.png").stat().st_size > 10_000
 
 
+@pytest.mark.integration
 def test_command_takes_coefficients_from_the_run_or_from_data(
     dynamic_run: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

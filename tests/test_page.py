@@ -179,6 +179,7 @@ def opened(browser: Any, study: Path) -> Iterator[Watched]:
     watched.close()
 
 
+@pytest.mark.integration
 def test_every_chart_is_drawn_and_valid(opened: Watched) -> None:
     charts = opened.page.locator(".js-plotly-plot")
     drawn = {div.get_attribute("id"): div.locator(".trace").count() for div in charts.all()}
@@ -191,6 +192,7 @@ def test_every_chart_is_drawn_and_valid(opened: Watched) -> None:
     assert opened.count("a") == 0
 
 
+@pytest.mark.integration
 def test_the_page_tells_the_result_in_words(opened: Watched) -> None:
     summary = opened.page.locator(".summary").inner_text()
     assert "5 variants, 3 seeds (0, 1, 2), on bccd.yaml. 15 runs: 13 done, 1 failed and 1 stopped." in summary
@@ -214,6 +216,7 @@ def test_the_words_give_the_figures_of_the_leaderboard(tmp_path: Path) -> None:
     assert f"{lines['stock'].summary.mean:.3f} ± {lines['stock'].summary.deviation:.3f}" in text
 
 
+@pytest.mark.integration
 def test_headings_sort_by_number_and_by_name(opened: Watched) -> None:
     columns = opened.page.locator("#leaderboard thead button").all_inner_texts()
     for title in ("mAP50-95", "parameters", "difference to baseline"):
@@ -236,6 +239,7 @@ def test_headings_sort_by_number_and_by_name(opened: Watched) -> None:
     assert opened.page.locator("#leaderboard [aria-sort$=ending]").count() == 1
 
 
+@pytest.mark.integration
 def test_hovering_tells_the_variant(opened: Watched) -> None:
     for chart, axis in (("difference-0", "difference"), ("costs-0", "latency"), ("costs-1", "parameters")):
         opened.page.locator(f"#{chart}").scroll_into_view_if_needed()
@@ -252,6 +256,7 @@ def test_hovering_tells_the_variant(opened: Watched) -> None:
         assert ("seed" in text) if axis == "difference" else (axis in text)
 
 
+@pytest.mark.integration
 def test_a_legend_hides_and_shows(opened: Watched) -> None:
     button = opened.page.locator("#curves-0").locator("xpath=..").get_by_role("button", name="mish")
     button.click()
@@ -261,6 +266,7 @@ def test_a_legend_hides_and_shows(opened: Watched) -> None:
     assert opened.count("#curves-0 .scatterlayer .trace") == 10
 
 
+@pytest.mark.integration
 def test_charts_follow_the_colour_scheme(opened: Watched) -> None:
     lines = "#curves-0 .scatterlayer .js-line[style*='2px']"
     light = opened.colour(lines)
@@ -272,6 +278,7 @@ def test_charts_follow_the_colour_scheme(opened: Watched) -> None:
     assert opened.colour(lines) == light
 
 
+@pytest.mark.integration
 def test_a_variant_has_one_colour_in_all_charts(opened: Watched) -> None:
     colours = opened.page.locator(".chart").evaluate_all(
         """divs => divs.flatMap(div => div.data)
@@ -282,6 +289,7 @@ def test_a_variant_has_one_colour_in_all_charts(opened: Watched) -> None:
     assert len(set(colours)) == 1
 
 
+@pytest.mark.integration
 def test_print_is_light_and_hides_nothing(opened: Watched) -> None:
     page = opened.page
     page.set_viewport_size({"width": 688, "height": 1000})  # A4 less its margins
@@ -302,6 +310,7 @@ def test_print_is_light_and_hides_nothing(opened: Watched) -> None:
     opened.wait(lambda: opened.width("#difference-0 .main-svg") > 1000)  # grows back
 
 
+@pytest.mark.integration
 def test_a_phone_never_scrolls_sideways(browser: Any, study: Path) -> None:
     watched = Watched(browser, study, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     inner, outer = watched.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
@@ -316,6 +325,7 @@ def test_a_phone_never_scrolls_sideways(browser: Any, study: Path) -> None:
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 
 
+@pytest.mark.integration
 def test_text_from_files_stays_text(browser: Any, tmp_path: Path) -> None:
     names = {
         "stock": 0.0,
@@ -358,6 +368,7 @@ def test_the_markup_names_no_address(study: Path) -> None:
         assert not re.search(r"https?:|//\w|\bsrc=|@import|url\(", part)
 
 
+@pytest.mark.integration
 def test_more_than_twelve_variants_and_what_is_left_out(browser: Any, tmp_path: Path) -> None:
     gains = {"stock": 0.0} | {f"act{index}": 0.01 * index for index in range(16)}
     watched = Watched(browser, write(make_study(tmp_path, gains, seeds=2), tmp_path / "report.html", latencies={}))
@@ -371,6 +382,7 @@ def test_more_than_twelve_variants_and_what_is_left_out(browser: Any, tmp_path: 
     watched.close()
 
 
+@pytest.mark.integration
 def test_one_seed_has_no_intervals(browser: Any, tmp_path: Path) -> None:
     watched = Watched(browser, write(make_study(tmp_path, seeds=1), tmp_path / "report.html"))
     assert "Nothing to judge by for" in watched.page.locator(".summary").inner_text()
@@ -381,6 +393,7 @@ def test_one_seed_has_no_intervals(browser: Any, tmp_path: Path) -> None:
     watched.close()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("state", ["none", "failed", "no baseline", "nan"])
 def test_poor_studies_have_a_page_too(browser: Any, tmp_path: Path, state: str) -> None:
     records = make_study(tmp_path, {"arelu": 0.0, "mish": 0.01} if state == "no baseline" else GAINS)
@@ -413,6 +426,7 @@ def test_poor_studies_have_a_page_too(browser: Any, tmp_path: Path, state: str) 
     watched.close()
 
 
+@pytest.mark.integration
 def test_classification_is_drawn_from_its_own_columns(browser: Any, tmp_path: Path) -> None:
     records = []
     for record in make_study(tmp_path):

@@ -426,6 +426,7 @@ def test_dry_run_tells_the_rungs_and_starts_nothing(stock_yaml: Path, data: Data
     assert not (tmp_path / "found").exists()
 
 
+@pytest.mark.kill
 def test_killed_search_goes_on_to_its_answer(data: Data, tmp_path: Path) -> None:
     model = tiny.write_yaml(tmp_path / "tiny.yaml", tiny.yolo())
     folder = tmp_path / "found"

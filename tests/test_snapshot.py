@@ -63,6 +63,7 @@ def curve(folder: Path) -> list[list[str]]:
     return [row[:1] + row[2:] for row in rows]
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
@@ -91,6 +92,7 @@ def test_killed_run_ends_as_the_undisturbed_one(
     assert any(not torch.equal(value, expected[name]) for name, value in killed.trainer.ema.ema.state_dict().items())
 
 
+@pytest.mark.integration
 def test_damaged_snapshot_starts_the_run_again(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     (tmp_path / "snapshot.pt").write_bytes(b"half a fi")
     model = RTDETR(str(stock_yaml))
@@ -100,6 +102,7 @@ def test_damaged_snapshot_starts_the_run_again(stock_yaml: Path, data: Data, tmp
     assert len(curve(tmp_path)) == 3
 
 
+@pytest.mark.kill
 def test_full_disk_leaves_the_last_checkpoints_whole(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX")
     model = RTDETR(str(stock_yaml))

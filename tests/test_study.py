@@ -91,6 +91,7 @@ def count_steps(folder: Path) -> tuple[int, int]:
 posix = pytest.mark.skipif(os.name != "posix", reason="signals")
 
 
+@pytest.mark.kill
 @posix
 def test_killed_study_equals_trainings_outside_of_it(
     study: tuple[Path, list[str]], stock_yaml: Path, data: Data, tmp_path: Path
@@ -121,6 +122,7 @@ def test_killed_study_equals_trainings_outside_of_it(
         assert not (folder / "runs" / name / "snapshot.pt").exists()
 
 
+@pytest.mark.kill
 @posix
 def test_interrupted_study_says_how_to_go_on(study: tuple[Path, list[str]]) -> None:
     _, (_, interrupted, last) = study
@@ -129,6 +131,7 @@ def test_interrupted_study_says_how_to_go_on(study: tuple[Path, list[str]]) -> N
     assert re.search(r"(stock|arelu)-s[01]: done, mAP50 0\.\d+  mAP50-95 0\.\d+", last)
 
 
+@pytest.mark.kill
 @posix
 def test_results_are_tables_and_a_page(study: tuple[Path, list[str]]) -> None:
     folder, _ = study
@@ -150,6 +153,7 @@ def test_results_are_tables_and_a_page(study: tuple[Path, list[str]]) -> None:
     assert not (folder / "runs" / "stock-s0" / "activations.json").exists()
 
 
+@pytest.mark.kill
 @posix
 def test_finished_study_is_not_done_again(study: tuple[Path, list[str]]) -> None:
     folder, _ = study
@@ -162,6 +166,7 @@ def test_finished_study_is_not_done_again(study: tuple[Path, list[str]]) -> None
     }
 
 
+@pytest.mark.kill
 @posix
 def test_failures_are_recorded_and_the_study_goes_on(data: Data, tmp_path: Path) -> None:
     """The disk has no room for the weights at first; then one value makes the loss infinite, and the other is well."""
@@ -196,6 +201,7 @@ def test_failures_are_recorded_and_the_study_goes_on(data: Data, tmp_path: Path)
     assert "error: 1 runs gave no score" in output
 
 
+@pytest.mark.integration
 def test_second_study_in_a_folder_says_so(tmp_path: Path) -> None:
     with lock_folder(tmp_path):
         other = start(tmp_path, "--act", "stock", "--data", "shapes", "epochs=1")
@@ -205,6 +211,7 @@ def test_second_study_in_a_folder_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
+@pytest.mark.integration
 def test_dry_run_prints_rows_and_writes_nothing(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     words = ["--act", "stock", "--act", "arelu", "--seeds", "2", "--dry-run", "--model", str(stock_yaml)]
     process = start(tmp_path / "s", *words, "--data", str(data.detect), "epochs=2", "imgsz=64", "batch=4")
@@ -250,6 +257,7 @@ def test_places_divide_the_machine() -> None:
         divide_into_slots(["0", "1"], ["0"], 8, None)
 
 
+@pytest.mark.kill
 def test_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
@@ -283,6 +291,7 @@ def test_progress_of_half_written_results_is_none(tmp_path: Path) -> None:
     assert read_progress(tmp_path).epochs == 0
 
 
+@pytest.mark.kill
 def test_terminal_shows_a_table_of_what_runs(study: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, _ = study
     (tmp_path / "new").mkdir()

@@ -167,6 +167,7 @@ def test_lock_goes_with_the_command_that_made_it_and_failed(tmp_path: Path) -> N
     assert sorted(tree(tmp_path)) == ["a", "a/.lock"], "it was there before"
 
 
+@pytest.mark.kill
 @posix
 def test_full_disk_writes_all_rows_or_none(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     given = {"activations": ["stock", "arelu"], "model": str(stock_yaml), "data": str(data.detect), "seeds": 2}
@@ -181,6 +182,7 @@ def test_full_disk_writes_all_rows_or_none(stock_yaml: Path, data: Data, tmp_pat
     assert len(prepare_runs(study, tmp_path)) == 4
 
 
+@pytest.mark.kill
 @posix
 @pytest.mark.parametrize("size", [100, 2000, 100_000, 1_000_000])
 def test_full_disk_leaves_the_old_report_whole(size: int, tmp_path: Path) -> None:

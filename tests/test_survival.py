@@ -113,6 +113,7 @@ def test_train_yolo_after_patch_model(mish_run: Run) -> None:
     assert_plan(model, [{"activation": "mish"}])
 
 
+@pytest.mark.integration
 def test_train_with_hidden_functional_sites(data: Data, tmp_path: Path) -> None:
     rows = [[-1, 1, "ResNetLayer", [3, 8, 1, True, 1]]]
     rows += [[-1, 1, "ResNetLayer", [c1, c2, 2, False, 2]] for c1, c2 in ((8, 4), (16, 4), (16, 8))]
@@ -153,6 +154,7 @@ def test_train_after_patching_a_stock_checkpoint(data: Data, stock_run: Run, tmp
     )
 
 
+@pytest.mark.integration
 def test_resume_without_a_checkpoint_trains_the_patched_network(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))
     patch_model(model, "arelu")
@@ -175,6 +177,7 @@ def test_patched_yaml_model_takes_the_pretrained_weights_of_a_settings_file(
     assert_same(run.start, tiny.outside(tiny.load(stock_run.pt)))
 
 
+@pytest.mark.integration
 def test_patch_again_before_training(data: Data, rows_yaml: Path, tmp_path: Path) -> None:
     model = RTDETR(str(rows_yaml))
     patch_model(model, "mish", scope="all")
@@ -184,6 +187,7 @@ def test_patch_again_before_training(data: Data, rows_yaml: Path, tmp_path: Path
     assert_plan(trained, [{"activation": "mish", "scope": "all"}])
 
 
+@pytest.mark.integration
 def test_default_act_models_train_patched(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
     with default_act("arelu"):
         model = RTDETR(str(stock_yaml))
@@ -192,6 +196,7 @@ def test_default_act_models_train_patched(data: Data, stock_yaml: Path, tmp_path
     assert tiny.count(trained, nn.SiLU) == 0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("task", list(tiny.YOLO_HEADS))
 def test_task_is_guessed_and_trained_with_a_fifth_item_in_the_last_row(data: Data, task: str, tmp_path: Path) -> None:
     head = len(tiny.YOLO_BACKBONE)
@@ -519,6 +524,7 @@ def assert_workers_agree(folder: Path) -> nn.Module:
     return one
 
 
+@pytest.mark.integration
 def test_ddp_workers_train_a_yaml_model(data: Data, rows_yaml: Path, tmp_path: Path) -> None:
     from cpu_ddp import CpuDdpTrainer
 
@@ -533,6 +539,7 @@ def test_ddp_workers_train_a_yaml_model(data: Data, rows_yaml: Path, tmp_path: P
     assert len(rows) == len(set(rows)) == 1 + 2 * (2 * (tiny.CONV_SITES - 4) + 4)
 
 
+@pytest.mark.integration
 @needs_in_memory_workers
 def test_ddp_workers_train_a_model_patched_in_memory(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
     from cpu_ddp import CpuDdpTrainer
@@ -549,6 +556,7 @@ def test_ddp_workers_train_a_model_patched_in_memory(data: Data, stock_yaml: Pat
     assert [len(group["params"]) for group in groups[3:]] == [tiny.CONV_SITES]
 
 
+@pytest.mark.integration
 @needs_in_memory_workers
 def test_ddp_workers_start_from_the_same_refitted_weights(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
     from cpu_ddp import CpuDdpTrainer
@@ -570,6 +578,7 @@ def test_ddp_refuses_a_model_patched_in_memory(data: Data, stock_yaml: Path, tmp
         model.train(trainer=CpuDdpTrainer, **tiny.train_args(data.detect, tmp_path))
 
 
+@pytest.mark.integration
 @needs_multi_trainer
 def test_training_on_several_data_sets(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))
@@ -587,6 +596,7 @@ def test_training_on_several_data_sets(data: Data, stock_yaml: Path, tmp_path: P
     assert_same(model.model.state_dict(), weights)
 
 
+@pytest.mark.integration
 @needs_tuning_in_memory
 def test_tune_trains_the_patched_network(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))

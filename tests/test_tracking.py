@@ -73,6 +73,7 @@ def runs(data: Any, stock_yaml: Path, tmp_path_factory: pytest.TempPathFactory) 
     }
 
 
+@pytest.mark.integration
 def test_plan_is_logged(runs: dict[str, Logged]) -> None:
     events = runs["patched"].events
     texts = {
@@ -83,6 +84,7 @@ def test_plan_is_logged(runs: dict[str, Logged]) -> None:
     assert texts == {f"{PREFIX}plan/text_summary": PLAN, f"{PREFIX}act_lr/text_summary": "1.0"}
 
 
+@pytest.mark.integration
 def test_parameters_of_every_epoch_are_those_of_its_checkpoint(runs: dict[str, Logged]) -> None:
     folder, events = runs["patched"].folder, runs["patched"].events
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(PREFIX)]
@@ -106,6 +108,7 @@ def test_parameters_of_every_epoch_are_those_of_its_checkpoint(runs: dict[str, L
     assert [len(values) for values in generated.values()] == [EPOCHS] * 3 * 9  # what images get of DY-ReLU
 
 
+@pytest.mark.integration
 def test_trackers_and_file_agree(runs: dict[str, Logged]) -> None:
     folder, events = runs["patched"].folder, runs["patched"].events
     with (folder / "activations.csv").open(encoding="utf-8", newline="") as file:
@@ -119,6 +122,7 @@ def test_trackers_and_file_agree(runs: dict[str, Logged]) -> None:
     assert not (runs["stock"].folder / "activations.csv").exists()
 
 
+@pytest.mark.integration
 def test_files_of_the_run_are_those_of_a_stock_run(runs: dict[str, Logged]) -> None:
     patched, stock = runs["patched"].folder, runs["stock"].folder
     expected = _metrics(stock / "weights" / "last.pt")
@@ -134,6 +138,7 @@ def _metrics(checkpoint: Path) -> set[str]:
     return set(torch.load(checkpoint, map_location="cpu", weights_only=False)["train_metrics"])
 
 
+@pytest.mark.integration
 def test_stock_model_logs_nothing_new(runs: dict[str, Logged]) -> None:
     tags = runs["stock"].events.Tags()
     assert any(tag.startswith("metrics/") for tag in tags["scalars"])

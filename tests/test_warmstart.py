@@ -490,6 +490,7 @@ def maps(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return found[0]
 
 
+@pytest.mark.integration
 def test_training_refits_after_a_swap(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))
     tiny.train(model, data.detect, tmp_path / "stock")
@@ -516,6 +517,7 @@ def test_training_refits_after_a_swap(stock_yaml: Path, data: Data, tmp_path: Pa
         ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("way", ["trained", "trained, into a new model", "refitted", "calibrated"])
 def test_training_gives_a_swap_its_start_once(way: str, stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))
@@ -541,6 +543,7 @@ def test_training_gives_a_swap_its_start_once(way: str, stock_yaml: Path, data: 
     assert read_plan(tiny.load(tmp_path / "second" / "run" / "weights" / "last.pt")).fitted
 
 
+@pytest.mark.integration
 def test_a_second_swap_gets_a_start_of_its_own(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))
     patch_model(model, "relu", init="match")
@@ -553,6 +556,7 @@ def test_a_second_swap_gets_a_start_of_its_own(stock_yaml: Path, data: Data, tmp
     assert any("convolutions fitted to what they gave before the swap" in line for line in lines)
 
 
+@pytest.mark.integration
 def test_training_says_where_it_calibrates_only(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))
     patch_model(model, "arelu")
@@ -573,6 +577,7 @@ def test_training_says_where_it_calibrates_only(stock_yaml: Path, data: Data, tm
     assert len(seen) == 2 and all(torch.allclose(found, expected, atol=1e-5) for found, expected in seen)
 
 
+@pytest.mark.integration
 def test_training_makes_mosaics_after_refitting(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))
     patch_model(model, "relu", init="match")
@@ -580,6 +585,7 @@ def test_training_makes_mosaics_after_refitting(stock_yaml: Path, data: Data, tm
     tiny.train(model, data.detect, tmp_path, mosaic=1.0, close_mosaic=0)
 
 
+@pytest.mark.integration
 def test_training_refits_on_images_of_several_shapes(tmp_path: Path) -> None:
     tiny.draw_images(tmp_path, {"detect": ["{cls} {x} {y} 0.375 0.375"]})
     for number in range(3):
@@ -636,6 +642,7 @@ def temperatures(model: nn.Module) -> set[float]:
     return {float(module.temperature()) for module in model.modules() if isinstance(module, DyReLUC)}
 
 
+@pytest.mark.integration
 def test_training_lowers_temperatures(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))
     patch_model(model, COOLING)
@@ -678,6 +685,7 @@ model.train(**json.loads(Path(sys.argv[1]).read_text()))
 """
 
 
+@pytest.mark.kill
 def test_temperatures_go_on_after_a_kill(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     arguments = tiny.train_args(data.detect, tmp_path, epochs=3)
     (tmp_path / "args.json").write_text(json.dumps(arguments))

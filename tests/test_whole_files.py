@@ -119,6 +119,7 @@ def write_sites(folder: Path) -> None:
     write_diagnosis({"arelu": Diagnosis(tuple(sites), 1)}, folder, "title")
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize(
     ("write", "names"),
     [
@@ -191,6 +192,7 @@ def test_a_folder_is_not_made_for_a_benchmark_that_fails(data: Any, tmp_path: Pa
         assert [entry.name for entry in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
+@pytest.mark.kill
 def test_a_fold_is_whole_or_not_there(arelu: bytes, tmp_path: Path) -> None:
     load(arelu, tmp_path)
     target = tmp_path / "made" / "folded.pt"
@@ -216,6 +218,7 @@ def old_file(folder: Path, name: str) -> None:
     (folder / name).write_bytes(OLD)
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("form", FORMATS)
 def test_an_export_on_a_full_disk_leaves_the_old_files(form: str, arelu: bytes, tmp_path: Path) -> None:
     if form != "torchscript":
@@ -231,6 +234,7 @@ def test_an_export_on_a_full_disk_leaves_the_old_files(form: str, arelu: bytes, 
         assert sorted(read_all(tmp_path)) == ["best.pt", FORMATS[form]] and OLD not in read_all(tmp_path).values()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("words", "error"),
     [
@@ -247,6 +251,7 @@ def test_what_no_file_can_be_exported_with(words: tuple[str, ...], error: str, a
     assert [entry.name for entry in tmp_path.iterdir()] == ["best.pt"]
 
 
+@pytest.mark.kill
 def test_an_interrupted_export_leaves_the_old_file(arelu: bytes, tmp_path: Path) -> None:
     model = load(arelu, tmp_path)
     old_file(tmp_path, "best.torchscript")
@@ -263,6 +268,7 @@ def test_an_interrupted_export_leaves_the_old_file(arelu: bytes, tmp_path: Path)
     assert read_all(tmp_path) == {"best.pt": arelu, "best.torchscript": OLD} and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.integration
 def test_what_a_killed_export_left_goes_with_the_next(arelu: bytes, tmp_path: Path) -> None:
     model = load(arelu, tmp_path)
     left = tmp_path / f".best-export.{dead_process()}.partial"
@@ -272,6 +278,7 @@ def test_what_a_killed_export_left_goes_with_the_next(arelu: bytes, tmp_path: Pa
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["best.pt", "best.torchscript"]
 
 
+@pytest.mark.integration
 def test_messages_and_callbacks_name_the_final_file(
     arelu: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +316,7 @@ def test_files_that_name_one_another_name_the_final_ones(arelu: bytes, tmp_path:
     assert (folder / "model_ncnn.py").read_text() == f'net.load_model("{folder.as_posix()}/model.ncnn.bin")\n'
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("raised", [True, False])
 def test_an_interruption_that_an_exporter_catches_is_one(raised: bool, arelu: bytes, tmp_path: Path) -> None:
     def convert(exporter: Any, model: Any) -> str:  # as OpenVINO does, in C++
@@ -327,6 +335,7 @@ def test_an_interruption_that_an_exporter_catches_is_one(raised: bool, arelu: by
     assert [entry.name for entry in tmp_path.iterdir()] == ["best.pt"] and signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.kill
 def test_an_interruption_waits_until_openvino_is_left(arelu: bytes, tmp_path: Path) -> None:
     inside: dict[str, Any] = {"__name__": "openvino.frontend"}
     exec("def call_back(function): function(2); return True", inside)  # from C++, where an exception ends the process
@@ -342,6 +351,7 @@ def test_an_interruption_waits_until_openvino_is_left(arelu: bytes, tmp_path: Pa
     assert came_back == [True] and [entry.name for entry in tmp_path.iterdir()] == ["best.pt"]
 
 
+@pytest.mark.integration
 def test_a_stock_model_exports_as_ultralytics_does(stock: bytes, tmp_path: Path) -> None:
     model = load(stock, tmp_path)
     there = []
@@ -359,6 +369,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return {**json.loads(archive.read(name)), "date": None}
 
 
+@pytest.mark.integration
 def test_a_folder_whose_name_has_the_ending_of_checkpoints(arelu: bytes, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra 'export' is not installed")
     folder = tmp_path / "all.pt-files"
@@ -369,6 +380,7 @@ def test_a_folder_whose_name_has_the_ending_of_checkpoints(arelu: bytes, tmp_pat
     assert len(list(folder.iterdir())) == 2 and OLD not in read_all(folder).values()
 
 
+@pytest.mark.integration
 def test_a_benchmark_of_formats_that_fails_leaves_the_old_files(arelu: bytes, stock: bytes, tmp_path: Path) -> None:
     models = {"stock": load(stock, tmp_path / "stock"), "arelu": load(arelu, tmp_path / "arelu")}
     folder = tmp_path / "bench"
