@@ -9,11 +9,12 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # No deadlines on shared machines; the same examples every time where a failure must be one of the change under test.
@@ -83,36 +84,67 @@ class Data:
         return {"pose": self.pose, "classify": self.classify}.get(task, self.detect)
 
 
+def shared(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], object]) -> Path:
+    """Return a folder that the first process of tests to ask for it fills, while the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    folder.parent.mkdir(exist_ok=True)
+    # One lock for all folders: two trainings on the same data would write its label caches at once.
+    with FileLock(folder.parent / ".lock"):
+        if not (folder / "filled").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # left by a process that failed
+            folder.mkdir()
+            fill(folder)
+            (folder / "filled").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     """Write the data sets."""
-    folder = tmp_path_factory.mktemp("data")
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def write_data(folder: Path) -> Data:
+    """Draw the images and labels of all data sets into a folder that holds none yet."""
     corners = "{cls} {a} {c} {b} {c} {b} {d} {a} {d}"
     box = "{cls} {x} {y} 0.375 0.375"
     tiny.draw_images(folder, {"detect": [corners], "pose": [box + " {a} {c} 2 {b} {c} 2 {x} {y} 2"]})
     common = {"train": "images", "val": "images", "names": ["a", "b"]}
-    files = [
+    for name, where, more in (
+        ("detect", "detect", {}),
+        ("other", "detect", {}),
+        ("pose", "pose", {"kpt_shape": [3, 3], "flip_idx": [1, 0, 2]}),
+    ):
         tiny.write_yaml(folder / f"{name}.yaml", {"path": str(folder / where), **common, **more})
-        for name, where, more in (
-            ("detect", "detect", {}),
-            ("other", "detect", {}),
-            ("pose", "pose", {"kpt_shape": [3, 3], "flip_idx": [1, 0, 2]}),
-        )
-    ]
+    return data_in(folder)
+
+
+def data_in(folder: Path) -> Data:
+    """Return the paths of the data sets in a folder."""
+    files = [folder / f"{name}.yaml" for name in ("detect", "other", "pose")]
     return Data(*files, folder / "classify", folder / "detect" / "images" / "0.png")
+
+
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Write data sets for the shared runs alone, so that all of them name the same."""
+    return data_in(shared(tmp_path_factory, "data", write_data))
 
 
 @pytest.fixture(scope="session")
 def stock_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the tiny RT-DETR as Ultralytics knows it."""
-    return tiny.write_yaml(tmp_path_factory.mktemp("models") / "stock.yaml", tiny.RTDETR)
+    folder = shared(tmp_path_factory, "stock_yaml", lambda folder: tiny.write_yaml(folder / "stock.yaml", tiny.RTDETR))
+    return folder / "stock.yaml"
 
 
 @pytest.fixture(scope="session")
 def rows_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the tiny RT-DETR with `activation: arelu` and two rows that name their own."""
     model_yaml = tiny.with_rows(tiny.RTDETR, {3: "prelu", 14: "gelu"}, activation="arelu")
-    return tiny.write_yaml(tmp_path_factory.mktemp("models") / "rows.yaml", model_yaml)
+    folder = shared(tmp_path_factory, "rows_yaml", lambda folder: tiny.write_yaml(folder / "rows.yaml", model_yaml))
+    return folder / "rows.yaml"
 
 
 @pytest.fixture
@@ -135,56 +167,70 @@ class Run:
 
     pt: Path
     start: dict
-    model: object
+    model: object  # the network that train() left in the object it was called on
 
 
 def train_and_watch(model: object, data: Path, folder: Path, **more: object) -> Run:
     """Train one epoch and keep what the trained network was before its first step."""
     start: dict = {}
     model.add_callback("on_train_start", lambda trainer: start.update(tiny.outside(trainer.model)))
-    return Run(tiny.train(model, data, folder, **more), start, model)
+    return Run(tiny.train(model, data, folder, **more), start, model.model)
+
+
+def shared_run(factory: pytest.TempPathFactory, name: str, data: Path, build: Callable[[], object]) -> Run:
+    """Train a model once for all processes of tests."""
+    import torch
+
+    def fill(folder: Path) -> None:
+        run = train_and_watch(build(), data, folder)
+        torch.save({"start": run.start, "model": run.model}, folder / "watched.pt")
+
+    folder = shared(factory, name, fill)
+    return Run(folder / "run" / "weights" / "last.pt", **torch.load(folder / "watched.pt", weights_only=False))
 
 
 @pytest.fixture(scope="session")
-def stock_run(data: Data, stock_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def stock_run(shared_data: Data, stock_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Train the stock model."""
     from ultralytics import RTDETR
 
-    return train_and_watch(RTDETR(str(stock_yaml)), data.detect, tmp_path_factory.mktemp("stock"))
+    return shared_run(tmp_path_factory, "stock", shared_data.detect, lambda: RTDETR(str(stock_yaml)))
 
 
 @pytest.fixture(scope="session")
-def rows_run(data: Data, rows_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def rows_run(shared_data: Data, rows_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Train from a YAML file with fifth items and `activation:`."""
     from ultralytics import RTDETR
 
     import rtdetr_act  # noqa: F401
 
-    return train_and_watch(RTDETR(str(rows_yaml)), data.detect, tmp_path_factory.mktemp("rows"))
+    return shared_run(tmp_path_factory, "rows", shared_data.detect, lambda: RTDETR(str(rows_yaml)))
 
 
 @pytest.fixture(scope="session")
-def patched_run(data: Data, stock_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def patched_run(shared_data: Data, stock_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Train a stock YAML model patched in memory."""
     from ultralytics import RTDETR
 
-    from rtdetr_act import patch_model
-
-    model = RTDETR(str(stock_yaml))
-    patch_model(model, "arelu")
-    return train_and_watch(model, data.detect, tmp_path_factory.mktemp("patched"))
+    return shared_run(
+        tmp_path_factory, "patched", shared_data.detect, lambda: patched(RTDETR(str(stock_yaml)), "arelu")
+    )
 
 
 @pytest.fixture(scope="session")
-def mish_run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def mish_run(shared_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Train a YOLO11n patched in memory with an activation of torch, whose checkpoint names no class of ours."""
     from ultralytics import YOLO
 
+    return shared_run(tmp_path_factory, "mish", shared_data.detect, lambda: patched(YOLO("yolo11n.yaml"), "mish"))
+
+
+def patched(model: object, activation: str) -> object:
+    """Return a model after patching it in place."""
     from rtdetr_act import patch_model
 
-    model = YOLO("yolo11n.yaml")
-    patch_model(model, "mish")
-    return train_and_watch(model, data.detect, tmp_path_factory.mktemp("mish"))
+    patch_model(model, activation)
+    return model
 
 
 @dataclass(frozen=True)
@@ -228,8 +274,21 @@ model.train(**arguments)
 
 
 @pytest.fixture(scope="session")
-def resumed(data: Data, stock_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+def resumed(shared_data: Data, stock_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
     """Kill a run of three epochs after its first, from outside, and resume it here."""
+    import torch
+
+    folder = shared(tmp_path_factory, "resumed", lambda folder: kill_and_resume(shared_data.detect, stock_yaml, folder))
+    checkpoint = torch.load(folder / "killed.pt", map_location="cpu", weights_only=False)
+    return Resumed(
+        checkpoint=checkpoint,
+        folder=folder,
+        **torch.load(folder / "watched.pt", map_location="cpu", weights_only=False),
+    )
+
+
+def kill_and_resume(data: Path, model_yaml: Path, folder: Path) -> None:
+    """Leave in the folder the run, its checkpoint as the kill left it, and what both its processes had."""
     import copy
     import json
     import subprocess
@@ -238,12 +297,11 @@ def resumed(data: Data, stock_yaml: Path, tmp_path_factory: pytest.TempPathFacto
     import torch
     from ultralytics import RTDETR
 
-    folder = tmp_path_factory.mktemp("resumed")
-    arguments = tiny.train_args(data.detect, folder, epochs=3, warmup_epochs=1)
+    arguments = tiny.train_args(data, folder, epochs=3, warmup_epochs=1)
     (folder / "args.json").write_text(json.dumps(arguments))
     (folder / "script.py").write_text(_KILLED)
     note = folder / "note.json"
-    command = [sys.executable, "script.py", "args.json", str(stock_yaml), str(note)]
+    command = [sys.executable, "script.py", "args.json", str(model_yaml), str(note)]
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 200
@@ -255,8 +313,8 @@ def resumed(data: Data, stock_yaml: Path, tmp_path_factory: pytest.TempPathFacto
     assert code == -9, (folder / "log.txt").read_text()
 
     last = folder / "run" / "weights" / "last.pt"
-    checkpoint = torch.load(last, map_location="cpu", weights_only=False)
-    seen: dict = {}
+    shutil.copy(last, folder / "killed.pt")
+    seen: dict = {"killed": json.loads(note.read_text())}
 
     def note_start(trainer):  # type: ignore[no-untyped-def]
         seen["state"] = copy.deepcopy(trainer.optimizer.state_dict()["state"])
@@ -266,4 +324,4 @@ def resumed(data: Data, stock_yaml: Path, tmp_path_factory: pytest.TempPathFacto
     model = RTDETR(str(last))
     model.add_callback("on_train_start", note_start)
     model.train(resume=True)
-    return Resumed(json.loads(note.read_text()), checkpoint, folder=folder, **seen)
+    torch.save(seen, folder / "watched.pt")

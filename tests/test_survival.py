@@ -104,7 +104,7 @@ def test_train_after_patch_model_on_a_yaml_model(patched_run: Run) -> None:
     assert_arelu_trained(model, tiny.CONV_SITES)
     assert tiny.count(model, nn.SiLU) == 0
     assert_plan(model, [{"activation": "arelu"}])
-    assert_arelu_trained(patched_run.model.model.float(), tiny.CONV_SITES)  # train() left the trained one in the object
+    assert_arelu_trained(patched_run.model.float(), tiny.CONV_SITES)  # train() left the trained one in the object
 
 
 def test_train_yolo_after_patch_model(mish_run: Run) -> None:
