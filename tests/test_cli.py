@@ -306,10 +306,10 @@ def test_a_mistake_in_a_real_shell(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("own_zoo")
 def test_a_non_finite_loss_ends_the_run(data, stock_yaml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if "test_overflow" not in names():
-        register("test_overflow", Overflow)
+    register("test_overflow", Overflow)
     flags = ["--act", "test_overflow@0", "--model", str(stock_yaml), "--data", str(data.detect)]
     with pytest.raises(TrainingError, match="loss became nan"):
         run("train", *flags, *TINY)
