@@ -1,7 +1,8 @@
 """The kinds of tests: what each may do, and what holds it to that.
 
 A test is `unit` unless a mark or a fixture says otherwise. What starts processes, trains, exports, kills or fills the
-disk fails in a test that is not marked so; `pytest -m unit` therefore stays quick.
+disk fails in a test that is not marked so; `pytest -m unit` therefore stays quick. Models of full size and torch's
+compiler belong to integration by their time alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def settle(item: pytest.Item) -> None:
     named = {mark.name for mark in item.iter_markers()} & set(KINDS)
     if len(named) > 1:
         raise pytest.UsageError(f"{item.nodeid} is marked {' and '.join(sorted(named))}; a test has one kind")
-    if not named:
+    if not named and isinstance(item, pytest.DoctestItem):
+        item.add_marker("integration")  # an example may do whatever users do
+    elif not named:
         needed = [FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES]
         item.add_marker(max(needed, key=KINDS.index, default=KINDS[0]))
 

@@ -212,6 +212,7 @@ def test_autocast(name: str, layout: str) -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in module.parameters())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "layout"), OUR_SITES)
 def test_compile_without_graph_breaks(name: str, layout: str) -> None:
     kwargs = {"per_channel": True} if name == "prelu" else {}

@@ -65,6 +65,7 @@ def test_saved_bytes_leave_weights_out_and_count_memory_once() -> None:
     assert measure_saved_bytes(lambda: net(x), net) == 2 * 200 * 4
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("source", "share"), [("rtdetr-n.yaml", 0.96), ("yolo11n.yaml", 0.78)])
 def test_models_keep_less_with_arelu_than_with_silu_and_learn_the_same(source: str, share: float) -> None:
     kept, losses = {}, {}
@@ -85,6 +86,7 @@ def test_models_keep_less_with_arelu_than_with_silu_and_learn_the_same(source: s
     assert losses["arelu"] == pytest.approx(losses["arelu(inplace=False)"], rel=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("task", tiny.YOLO_HEADS)
 def test_every_task_has_a_training_step(task: str, tmp_path: Path) -> None:
     path = tiny.write_yaml(tmp_path / f"tiny-{task}.yaml", tiny.yolo(task))
@@ -102,6 +104,7 @@ def test_an_unknown_task_is_refused() -> None:
         draw_batch(model, "depth", 32, 1, "cpu")
 
 
+@pytest.mark.integration
 def test_command_prints_a_table_and_writes_figures_and_a_chart(tmp_path: Path) -> None:
     path = tiny.write_yaml(tmp_path / "tiny.yaml", tiny.RTDETR)
     folder = tmp_path / "bench"

@@ -32,6 +32,7 @@ def test_every_family_ships_in_every_variant() -> None:
     assert set(config_names()) == expected
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("family", "stock"), [(family, family) for family in FAMILIES], indirect=["stock"])
 def test_a_config_is_the_patched_stock_model(family: str, stock: RTDETR | YOLO, variant: str) -> None:
@@ -52,6 +53,7 @@ def test_a_config_is_the_patched_stock_model(family: str, stock: RTDETR | YOLO, 
         assert model.model.state_dict().keys() == stock.model.state_dict().keys()
 
 
+@pytest.mark.integration
 def test_the_files_are_what_the_script_writes(tmp_path: Path) -> None:
     source = Path(__file__).parents[1] / "scripts" / "write_configs.py"
     spec = importlib.util.spec_from_file_location("write_configs", source)

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.integration
 def test_an_activation_is_added_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = TEXT.partition("## Add an activation in ten minutes")[2].partition("\n## ")[0]
     shutil.copytree(ROOT / "rtdetr_act", tmp_path / "rtdetr_act", ignore=shutil.ignore_patterns("__pycache__"))

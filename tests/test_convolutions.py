@@ -174,6 +174,7 @@ def test_types_layouts_copies_and_batches() -> None:
     assert net[0].weight.grad.dtype == torch.float32
 
 
+@pytest.mark.integration
 def test_compiles_whole_and_not_again_for_a_temperature() -> None:
     torch._dynamo.reset()
     graphs = 0
@@ -472,6 +473,7 @@ def test_stock_ultralytics_refuses_it() -> None:
     assert len(list(placed_convolutions(tasks.DetectionModel(model.yaml, verbose=False)))) > 0
 
 
+@pytest.mark.integration
 def test_mobilenet_learns() -> None:
     models = pytest.importorskip("torchvision").models
     torch.manual_seed(0)

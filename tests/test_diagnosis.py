@@ -298,6 +298,7 @@ def test_command_prints_tables_and_writes_rows_and_a_figure(data: Data, patched_
     assert polars.read_csv(tmp_path / "out" / "diagnosis.csv")["variant"].unique().to_list() == ["arelu"]
 
 
+@pytest.mark.integration
 def test_variants_of_a_yaml_start_from_the_same_weights(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
     words = ("--data", str(data.detect), "--images", "4", "imgsz=64", "-o", str(tmp_path))
     # A ReLU under another name: everything must be as in stock where stock is a ReLU.

@@ -51,6 +51,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.integration
 def test_one_file_trains_matches_folds_exports_is_recorded_and_benchmarked(data, stock_yaml, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     _install(tmp_path)
@@ -78,6 +79,7 @@ def _install(folder: Path) -> None:
     (info / "entry_points.txt").write_text(f"[{group}]\n" + points.replace('"', ""))
 
 
+@pytest.mark.integration
 def test_its_kernels_run_in_the_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     code = (

@@ -150,6 +150,7 @@ def test_layers_of_no_images_fold_with_an_example(layers: list[nn.Module], shape
     assert_folds(shuffled(model), x, sites, 1e-5, x)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
 @pytest.mark.parametrize("name", ["tiny", "yolov9t", "yolov10n", "yolo11n", "rtdetr-resnet50"])
 def test_whole_models_fold(name: str, fused: bool, stock_yaml: Path) -> None:
@@ -418,6 +419,7 @@ def test_a_model_that_does_not_fold_is_left_alone(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.integration
 def test_a_compiled_wrapped_or_exported_model_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), AReLU())
     for other in (torch.compile(model), nn.DataParallel(model), "best.onnx"):

@@ -253,6 +253,7 @@ def test_scratch_memory_serves_training_after_inference_and_threads_apart() -> N
 # ---------------------------------------------------------------- what records, transforms and repeats
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", OPS)
 def test_compiles_without_a_break(name: str) -> None:
     check_compiled(name, draw_map((2, 4, 6, 5)), draw_map((2, 4, 6, 5)), "aot_eager")
@@ -338,6 +339,7 @@ def test_registered_operators_keep_their_promises() -> None:
 # ---------------------------------------------------------------- modules
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "name", ["arelu", "dyrelu_a", "dyrelu_b", "dyrelu_c", "aconc", "meta_aconc", "aglu", "prelu", "frelu"]
 )
@@ -356,6 +358,7 @@ def test_modules_learn_alike_compiled_and_eager(name: str) -> None:
         torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["arelu", "dyrelu_b", "dyrelu_c", "aconc", "prelu"])
 def test_a_block_of_a_patched_network_is_one_graph(name: str) -> None:
     from ultralytics.nn.modules import Conv

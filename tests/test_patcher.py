@@ -36,6 +36,7 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("scope", ["conv", "all"])
 @pytest.mark.parametrize("name", SITES)
 def test_every_site_gets_an_instance_and_two_parameters(name: str, scope: str) -> None:
@@ -310,6 +311,7 @@ def test_a_stock_activation_keeps_its_stock_meaning() -> None:
     assert type(Conv.default_act) is nn.SiLU
 
 
+@pytest.mark.integration
 def test_patching_rtdetr_x_is_quick() -> None:
     model = RTDETR("rtdetr-x.yaml")
     start = time.perf_counter()

@@ -80,6 +80,7 @@ def test_stages_follow_resolution(stock_yaml: Path) -> None:
     assert all(len(stage.choices) == 3 for stage in everywhere[:-2])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
@@ -397,6 +398,7 @@ def test_one_seed_shows_nothing_and_lost_runs_are_not_compared(stock_yaml: Path,
     assert "Nothing could be compared" in found.explanation
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("source", "plan"), [("rtdetr", "arelu@0-3, silu@4-13"), ("yolo11s.yaml", "mish")])
 def test_answer_is_a_model_that_builds(source: str, plan: str, stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     source = str(stock_yaml) if source == "rtdetr" else source

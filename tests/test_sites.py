@@ -28,6 +28,7 @@ def build(name: str) -> nn.Module:
         pytest.skip(f"this Ultralytics has no {name}")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", SITES)
 def test_counts(name: str) -> None:
     sites = find_sites(build(name))
@@ -37,6 +38,7 @@ def test_counts(name: str) -> None:
     assert {site.section for site in sites} == {"backbone", "neck", "head"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["rtdetr-l", "rtdetr-resnet50", "yolov10n", "yolov9t", "yolov6n", "yolo12n"])
 def test_channels_and_layout_are_those_of_a_real_forward_pass(name: str) -> None:
     model = build(name)
@@ -107,6 +109,7 @@ def test_function_attributes_are_sites() -> None:
     assert {(site.channels, site.layout) for site in sites} == {(32, "tokens")}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "count", "layouts"),
     [

@@ -19,11 +19,13 @@ from rtdetr_act.testing import check_activation
 OURS = "aconc aglu apa arelu dyrelu_a dyrelu_b dyrelu_c frelu glu meta_aconc prelu".split()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", OURS)
 def test_our_own_conform(name: str) -> None:
     check_activation(name, REFERENCE[name])
 
 
+@pytest.mark.integration
 def test_a_slope_per_channel_conforms() -> None:
     check_activation("prelu(per_channel=True)", REFERENCE["prelu"])
 

@@ -334,6 +334,7 @@ def test_gain_finds_a_scaled_function(c: float, a: float) -> None:
     assert (near and found == (1, 1)) or found == pytest.approx((c, a), rel=0.02)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["rtdetr", "yolo11n.yaml", "rtdetr-resnet50.yaml", "mobilenet"])
 def test_rescaled_network_is_the_one_with_scaled_activations(name: str) -> None:
     torch.manual_seed(0)
@@ -467,6 +468,7 @@ def test_refitting_undoes_what_linear_layers_can_undo() -> None:
     assert torch.allclose(output(net, images), expected, atol=1e-3)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("activation", ["silu", "relu", "hardswish", "arelu"])
 def test_refitting_a_detector_brings_its_maps_back(activation: str) -> None:
     torch.manual_seed(0)
