@@ -161,7 +161,7 @@ def test_whole_models_fold(name: str, fused: bool, stock_yaml: Path) -> None:
         model.fuse(verbose=False)  # leaves out the one-to-many heads of YOLOv10
     model.double().train()  # double, because the last bit of float32 reorders the queries of RT-DETR
     sites = len(find_sites(model))
-    side = 160 if name == "rtdetr-resnet50" else 64  # enough positions for 300 queries
+    side = 128 if name == "rtdetr-resnet50" else 64  # enough positions for 300 queries
     x = torch.rand(2, 3, side, side, dtype=torch.float64)
     report = assert_folds(model, x, sites, 1e-9, x)
     assert all(m.training for m in model.modules())
