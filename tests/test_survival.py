@@ -541,31 +541,25 @@ def test_ddp_workers_train_a_yaml_model(data: Data, rows_yaml: Path, tmp_path: P
 
 @pytest.mark.integration
 @needs_in_memory_workers
-def test_ddp_workers_train_a_model_patched_in_memory(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
+def test_ddp_workers_train_a_model_patched_and_refitted_in_memory(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
     from cpu_ddp import CpuDdpTrainer
 
     model = RTDETR(str(stock_yaml))
-    patch_model(model, "prelu", act_lr=0.5)
+    patch_model(model, "prelu@backbone, relu@neck", act_lr=0.5, init="match")
+    start = model.model.model[0].stem1.act.weight.clone()
     model.train(trainer=CpuDdpTrainer, **tiny.train_args(data.detect, tmp_path))
+    # Only gradients pass between the workers once training has begun, and the first one alone does the fit of the
+    # ReLUs that stand for SiLUs.
     for trained in (assert_workers_agree(tmp_path), tiny.load(tmp_path / "run" / "weights" / "last.pt")):
-        assert tiny.count(trained, PReLU) == tiny.CONV_SITES
-        assert not torch.allclose(trained.model[0].stem1.act.weight, torch.tensor(0.25), atol=1e-3)
-        assert_plan(trained, [{"activation": "prelu"}])
+        assert tiny.count(trained, PReLU) == tiny.CONV_SITES - tiny.SILU_SITES
+        assert tiny.count(trained, nn.SiLU) == 0
+        assert not torch.allclose(trained.model[0].stem1.act.weight, start, atol=1e-3)
+        rules = [("prelu", "backbone"), ("relu", "neck")]
+        assert_plan(trained, [{"activation": act, "sections": [where], "init": "match"} for act, where in rules])
+        assert trained.yaml["activation"]["fitted"]
     checkpoint = torch.load(tmp_path / "run" / "weights" / "last.pt", map_location="cpu", weights_only=False)
     groups = checkpoint["optimizer"]["param_groups"]  # built in a worker, by our hook there
-    assert [len(group["params"]) for group in groups[3:]] == [tiny.CONV_SITES]
-
-
-@pytest.mark.integration
-@needs_in_memory_workers
-def test_ddp_workers_start_from_the_same_refitted_weights(data: Data, stock_yaml: Path, tmp_path: Path) -> None:
-    from cpu_ddp import CpuDdpTrainer
-
-    model = RTDETR(str(stock_yaml))
-    patch_model(model, "relu", init="match")
-    model.train(trainer=CpuDdpTrainer, **tiny.train_args(data.detect, tmp_path))
-    # Only gradients pass between the workers once training has begun, and the first one alone does the fit.
-    assert_workers_agree(tmp_path)
+    assert [len(group["params"]) for group in groups[3:]] == [tiny.CONV_SITES - tiny.SILU_SITES]
 
 
 @pytest.mark.skipif(not needs_in_memory_workers.args[0], reason="this Ultralytics can train them")
