@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import tiny
 import torch
 from torch import nn
 from typer.testing import CliRunner
+from ultralytics import YOLO
 
 from rtdetr_act import patch_model
 from rtdetr_act.activations.registry import entry, names, register
@@ -52,18 +54,19 @@ HEAVY = "torch ultralytics numpy matplotlib polars plotly scipy".split()
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
-def test_help_imports_neither_torch_nor_ultralytics(command: list[str], tmp_path: Path) -> None:
+def test_help_imports_neither_torch_nor_ultralytics(tmp_path: Path) -> None:
     code = (
         "import sys; from rtdetr_act.cli.main import main\n"
-        f"sys.argv = ['rtdetr-act', *{command!r}, '--help']\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        f"print([name for name in {HEAVY} if name in sys.modules])"
+        f"for command in {[[], *([name] for name in COMMANDS)]}:\n"
+        "    sys.argv = ['rtdetr-act', *command, '--help']\n"
+        "    try: main()\n"
+        "    except SystemExit: pass\n"
+        f"    print('imported', *command, [name for name in {HEAVY} if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert result.stdout.splitlines()[-1] == "[]"
-    assert "Usage" in result.stdout
+    imported = [line for line in result.stdout.splitlines() if line.startswith("imported")]
+    assert imported == ["imported []", *(f"imported {name} []" for name in COMMANDS)]
+    assert result.stdout.count("Usage") == len(imported)
 
 
 @pytest.mark.integration
@@ -330,18 +333,19 @@ def test_slugs_are_folder_names() -> None:
 
 
 @pytest.mark.integration
-def test_a_checkpoint_with_an_activation_that_is_gone_says_what_is_missing(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("own_zoo")
+def test_a_checkpoint_with_an_activation_that_is_gone_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "with" / "strange_activations.py"
     package.parent.mkdir()
     package.write_text("from torch import nn\nclass Strange(nn.ReLU):\n    pass\n")
-    code = (
-        "from ultralytics import YOLO\nfrom rtdetr_act import patch_model, register\n"
-        "from strange_activations import Strange\nregister('strange', Strange)\n"
-        "model = YOLO('yolov8n.yaml')\npatch_model(model, 'strange')\n"
-        "import torch\ntorch.save({'model': model.model}, 'strange.pt')\n"
-    )
-    path = os.pathsep.join([str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, check=True)
+    monkeypatch.syspath_prepend(package.parent)
+    register("strange", importlib.import_module("strange_activations").Strange)
+    model = YOLO(str(tiny.write_yaml(tmp_path / "tiny.yaml", tiny.yolo())))
+    patch_model(model, "strange")
+    torch.save({"model": model.model}, tmp_path / "strange.pt")
+    del sys.modules["strange_activations"]
     result = shell("val", "strange.pt", "--data", "coco8.yaml", cwd=tmp_path)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "strange_activations.Strange" in result.stderr and "is not installed here" in result.stderr

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -86,7 +87,9 @@ def test_activations_are_timed_in_all_forms_and_reported(tmp_path: Path) -> None
 
 
 @pytest.mark.integration
-def test_a_part_goes_on_where_it_was_and_failures_are_tried_again(tmp_path: Path) -> None:
+def test_a_part_goes_on_where_it_was_and_failures_are_tried_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("triton")
     first = call(tmp_path, "--part", "kernels", "graphs")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -100,14 +103,24 @@ def test_a_part_goes_on_where_it_was_and_failures_are_tried_again(tmp_path: Path
     kept = {name: found["items"][name] for name in names[:3]} | {names[3]: check_gpu.failure(check_gpu.STOPPED)}
     kept[names[0]]["said"] = "from before"
     check_gpu.save(file, {**found, "complete": False, "items": kept})
-    assert "kernels: 9 done, 0 failed" in call(tmp_path, "--part", "kernels").stdout
+    machine = json.loads((tmp_path / "machine.json").read_text())
+    assert check_gpu.run_parts(["kernels"], machine, tmp_path, time.monotonic() + 200) == []
+    assert "kernels: 9 done, 0 failed" in capfd.readouterr().out
     again = json.loads(file.read_text())["items"]
     assert again[names[0]]["said"] == "from before" and all(item["ok"] for item in again.values())
 
 
-@pytest.mark.integration
-def test_what_is_left_and_what_is_unknown_has_its_exit_code(tmp_path: Path) -> None:
-    late = call(tmp_path, "--part", "ops", "--minutes", "0")
-    assert late.returncode == check_gpu.LEFT and "left for the next call: ops" in late.stdout
-    wrong = call(tmp_path, "--part", "opps")
-    assert wrong.returncode == 2 and "'opps' is not a part" in wrong.stderr
+def test_what_is_left_and_what_is_unknown_has_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = {**check_gpu.read_machine(), "parts": {"ops": "all ops"}}
+    monkeypatch.setattr(check_gpu, "ask_machine", lambda output: machine)  # which a process of its own reads
+
+    def call_here(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["check_gpu.py", "--output", str(tmp_path), *words])
+        return check_gpu.main()
+
+    assert call_here("--part", "ops", "--minutes", "0") == check_gpu.LEFT
+    assert "left for the next call: ops" in capsys.readouterr().out
+    assert call_here("--part", "opps") == 2
+    assert "'opps' is not a part" in capsys.readouterr().err
