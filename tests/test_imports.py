@@ -26,6 +26,7 @@ def inner_imports(path: Path) -> Iterator[str]:
                     yield from (alias.name for alias in node.names)
 
 
+@pytest.mark.integration
 def test_light_paths_load_neither_torch_nor_ultralytics_and_only_they_import_late() -> None:
     code = (
         "import sys, rtdetr_act.cli.main\n"
