@@ -309,31 +309,25 @@ def test_new_memory_is_not_filled_first_and_the_setting_comes_back() -> None:
 @pytest.mark.kernels
 @pytest.mark.skipif(not INTERPRETING, reason="the operators exist where Triton runs: TRITON_INTERPRET=1")
 def test_registered_operators_keep_their_promises() -> None:
-    from rtdetr_act.activations import acon as acon_ops
-    from rtdetr_act.activations import arelu as arelu_ops
-    from rtdetr_act.activations import dyrelu as dyrelu_ops
-    from rtdetr_act.activations import frelu as frelu_ops
-    from rtdetr_act.activations import prelu as prelu_ops
-
     x, grad = draw_map((2, 5, 6, 7)), draw_map((2, 5, 6, 7), channels_last=True)
     alpha, beta, coefs = scalar(0.2, 0.8), scalar(-2, 2), torch.randn(4, 2, 5)
-    pi = torch.rand(2, 1, 6, 7)
+    pi, ops = torch.rand(2, 1, 6, 7), torch.ops.rtdetr_act
     calls = [
-        (arelu_ops._forward_op, (x, alpha, beta)),
-        (arelu_ops._forward_op_, (x.clone(), alpha, beta)),
-        (arelu_ops._backward_op, (x, x, alpha, beta)),
-        (dyrelu_ops._forward_op, (grad, coefs, None)),
-        (dyrelu_ops._forward_op, (x, coefs, pi)),
-        (dyrelu_ops._backward_op, (x, x, coefs, None)),
-        (dyrelu_ops._backward_op, (grad, grad, coefs, pi)),
-        (prelu_ops._backward_op, (x, x, torch.rand(5))),
-        (prelu_ops._backward_op, (x, x, torch.rand(1))),
-        (acon_ops._forward_op, (x, coefs[:3])),
-        (acon_ops._backward_op, (x, x, coefs[:3].contiguous())),
-        (frelu_ops._backward_op, (x, x, x)),
+        (ops.arelu, (x, alpha, beta)),
+        (ops.arelu_, (x.clone(), alpha, beta)),
+        (ops.arelu_backward, (x, x, alpha, beta)),
+        (ops.dyrelu, (grad, coefs, None)),
+        (ops.dyrelu, (x, coefs, pi)),
+        (ops.dyrelu_backward, (x, x, coefs, None)),
+        (ops.dyrelu_backward, (grad, grad, coefs, pi)),
+        (ops.prelu_backward, (x, x, torch.rand(5))),
+        (ops.prelu_backward, (x, x, torch.rand(1))),
+        (ops.acon, (x, coefs[:3])),
+        (ops.acon_backward, (x, x, coefs[:3].contiguous())),
+        (ops.maximum_backward, (x, x, x)),
     ]
     for op, arguments in calls:
-        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(op.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 # ---------------------------------------------------------------- modules
