@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import io
 import pickletools
+import sys
 import zipfile
 from pathlib import Path
 
@@ -44,8 +45,10 @@ def _describe(parameter: inspect.Parameter) -> str:
     return f"{parameter.name}={'…' if 'factory' in repr(parameter.default) else repr(parameter.default)}"
 
 
-def _is_built_in(name: str) -> bool:  # other tests register their own
-    return entry(name).factory.__module__.startswith(("torch.", "rtdetr_act."))
+def _is_built_in(name: str) -> bool:  # other tests register their own, doctests from within the package
+    factory = entry(name).factory
+    built_in = factory.__module__.startswith(("torch.", "rtdetr_act."))
+    return built_in and hasattr(sys.modules[factory.__module__], factory.__name__)
 
 
 def find_pickled_paths() -> list[str]:
