@@ -199,7 +199,7 @@ def without_ties(name: str, inputs: Inputs, grad: Tensor) -> Tensor:
 
 
 def clear_of_ties(name: str, inputs: Inputs) -> Tensor:
-    """Return where rounding cannot change which term is the largest, for ops without a maximum everywhere.
+    """Return where rounding cannot change which term is the largest, nor on which side of a kink the input is.
 
     Compiled, equal terms share the gradient.
     """
@@ -207,7 +207,7 @@ def clear_of_ties(name: str, inputs: Inputs) -> Tensor:
     if name == "maximum":
         return x != coefs[0]
     if not name.startswith("dyrelu") or name == "dyrelu-1":
-        return torch.tensor(True, device=x.device)
+        return x != 0  # where AReLU and PReLU have either slope; torch 2.4 draws zeros in bfloat16
     first, second = dyrelu_terms(x, *(coefs[1:] if name == "dyrelu-c" else coefs)).topk(2, 0).values
     return first - second > 1e-5 * (1 + first.abs())
 
