@@ -29,7 +29,7 @@ from rtdetr_act.activations.glu import GatedLinearUnit
 from rtdetr_act.activations.prelu import PReLU, build_prelu
 from rtdetr_act.activations.registry import count_parameters, create, entry, names, own_classes, register, resolve
 from rtdetr_act.errors import SelectionError, SpecError
-from rtdetr_act.kernels.pool import mean_over_positions
+from rtdetr_act.kernels.pool import global_avg_pool
 from rtdetr_act.spec import ActSpec
 
 ROOT = Path(__file__).parents[1]
@@ -425,7 +425,7 @@ def test_pooling_does_not_overflow_half(name: str) -> None:
 
 def test_pooling_of_half_types_is_not_rounded() -> None:
     x = (torch.randn(2, 6, 40, 40) + 1 / 3).bfloat16()
-    torch.testing.assert_close(mean_over_positions(x, torch.float64), x.double().mean((2, 3)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(global_avg_pool(x, torch.float64), x.double().mean((2, 3)), rtol=1e-5, atol=1e-6)
 
 
 def test_aconc_silu_start_is_silu_and_paper_start_is_random() -> None:

@@ -16,34 +16,34 @@ from rtdetr_act.activations.torch_native import SILU
 from rtdetr_act.errors import quote
 from rtdetr_act.kernels.aten import sigmoid_backward_
 from rtdetr_act.kernels.backend import (
+    can_use_triton,
+    cast_all,
+    compute_dtype,
     constexpr,
-    define,
-    on,
-    plain_gradients,
-    records,
+    device_of,
+    differentiable_grad,
+    needs_autograd,
+    needs_plain_ops,
+    register_operator,
     tl,
     triton,
-    wants_plain,
-    wants_triton,
-    wide,
-    widened,
 )
 from rtdetr_act.kernels.blocks import (
     Block,
     as_map,
     block_size,
-    blocks,
-    dense,
     empty_like,
     from_map,
-    in_blocks,
     is_small,
-    like,
-    row_sums,
-    scratch,
+    make_dense,
+    map_blocks,
+    match_layout,
+    scratch_like,
+    split_blocks,
+    sum_over_positions,
 )
-from rtdetr_act.kernels.pool import mean_over_positions
-from rtdetr_act.kernels.tiles import place, tile
+from rtdetr_act.kernels.pool import global_avg_pool
+from rtdetr_act.kernels.tiles import locate_tile, tile
 
 INITS = ("paper", "silu")
 
@@ -128,7 +128,7 @@ class MetaAconC(nn.Module):
 
     def switch(self, x: Tensor) -> Tensor:
         """Return the beta of each image and channel, (B, C) in 0..1."""
-        pooled = mean_over_positions(x, self.squeeze.weight.dtype)
+        pooled = global_avg_pool(x, self.squeeze.weight.dtype)
         return torch.sigmoid(self.expand(self.squeeze(pooled)))
 
     def coefficients(self, x: Tensor) -> dict[str, Tensor]:
@@ -192,12 +192,12 @@ def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor, layout: Layout = "map"
     # All else is done on (C,) or (B, C), by autograd.
     step = p1 - p2
     sharp = beta * step
-    small = is_small(x) and not wants_triton(x) and records(x, p2, step, sharp)
-    if wants_plain(x) or small or not (x.is_cpu or wants_triton(x)):
+    small = is_small(x) and not can_use_triton(x) and needs_autograd(x, p2, step, sharp)
+    if needs_plain_ops(x) or small or not (x.is_cpu or can_use_triton(x)):
         return plain(x, *(_over(t, x.ndim, layout) for t in (p2, step, sharp)))
     maps = as_map(x, layout)
     coefficients = [_over(t, 4, "map") for t in (p2, step, sharp)]
-    y = _Acon.apply(maps, *coefficients) if records(x, *coefficients) else _forward(maps, coefficients)
+    y = _Acon.apply(maps, *coefficients) if needs_autograd(x, *coefficients) else _forward(maps, coefficients)
     return from_map(y, x.shape, layout)
 
 
@@ -221,28 +221,28 @@ class _Acon(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *coefficients = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return tuple(plain_gradients(plain, (x, *coefficients), grad, ctx.needs_input_grad))
-        return (_triton_backward if wants_triton(x) else _cpu_backward)(grad, x, coefficients)
+            return tuple(differentiable_grad(plain, (x, *coefficients), grad, ctx.needs_input_grad))
+        return (_triton_backward if can_use_triton(x) else _cpu_backward)(grad, x, coefficients)
 
 
 def _forward(x: Tensor, coefficients: Any) -> Tensor:
-    return (_triton_forward if wants_triton(x) else _cpu_forward)(x, coefficients)
+    return (_triton_forward if can_use_triton(x) else _cpu_forward)(x, coefficients)
 
 
 # ---------------------------------------------------------------- CPU
 
 
 def _cpu_forward(x: Tensor, coefficients: Any) -> Tensor:
-    computed = wide(x.dtype)
-    coefficients = widened([_per_image(c) for c in coefficients], computed)
+    computed = compute_dtype(x.dtype)
+    coefficients = cast_all([_per_image(c) for c in coefficients], computed)
     if x.numel() <= block_size() and computed == x.dtype:
         return _forward_block(x, coefficients, None)
-    source = dense(x)
+    source = make_dense(x)
 
     def run(part: Block, out: Tensor | None) -> Tensor:
         return _forward_block(source[part].to(computed), _cut(part, coefficients), out)
 
-    return in_blocks(source, computed, run)
+    return map_blocks(source, computed, run)
 
 
 def _forward_block(x: Tensor, coefficients: Any, out: Tensor | None) -> Tensor:
@@ -251,10 +251,10 @@ def _forward_block(x: Tensor, coefficients: Any, out: Tensor | None) -> Tensor:
 
 
 def _cpu_backward(grad: Tensor, x: Tensor, coefficients: Any) -> tuple[Tensor, ...]:
-    source, computed = dense(x), wide(x.dtype)
-    grad = like(grad, source)
+    source, computed = make_dense(x), compute_dtype(x.dtype)
+    grad = match_layout(grad, source)
     per_image = [_per_image(c.to(computed)) for c in coefficients]
-    parts = blocks(source)
+    parts = split_blocks(source)
     if len(parts) == 1:
         grad_x, sums = _backward_block(grad, source, per_image, None)
     else:
@@ -265,7 +265,7 @@ def _cpu_backward(grad: Tensor, x: Tensor, coefficients: Any) -> tuple[Tensor, .
             sums[:, part[0], part[1]] += more
             return found
 
-        grad_x = in_blocks(source, computed, run)
+        grad_x = map_blocks(source, computed, run)
     return grad_x.to(x.dtype), *_narrow(sums, coefficients)
 
 
@@ -274,10 +274,10 @@ def _backward_block(grad: Tensor, x: Tensor, coefficients: Any, out: Tensor | No
     low, step, sharp = coefficients
     grad, x = grad.to(low.dtype), x.to(low.dtype)
     gate = torch.mul(x, sharp, out=out).sigmoid_()
-    product = torch.mul(grad, x, out=scratch(x))
-    for_step, for_low = row_sums(product, gate)
+    product = torch.mul(grad, x, out=scratch_like(x))
+    for_step, for_low = sum_over_positions(product, gate)
     through_gate = sigmoid_backward_(product, gate)
-    for_sharp, _ = row_sums(through_gate, x)
+    for_sharp, _ = sum_over_positions(through_gate, x)
     sums = torch.stack([for_low, for_step, for_sharp * step[..., 0, 0]])
     grad_x = gate.mul_(step).add_(low).mul_(grad).add_(through_gate.mul_(step * sharp))
     return grad_x, sums
@@ -306,7 +306,7 @@ if triton is not None:
         x, y, coefficients, images, channels, positions, channel_stride, position_stride,
         BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        image, _part, c, _s, at, inside = place(
+        image, _part, c, _s, at, inside = locate_tile(
             channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
         )
         known = (c < channels)[:, None]
@@ -320,7 +320,7 @@ if triton is not None:
         grad, x, grad_x, coefficients, sums, images, channels, positions, channel_stride, position_stride,
         BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        image, part, c, _s, at, inside = place(
+        image, part, c, _s, at, inside = locate_tile(
             channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
         )
         known = (c < channels)[:, None]
@@ -343,21 +343,21 @@ if triton is not None:
 
     def _run_forward(x: Tensor, coefficients: Tensor) -> Tensor:
         y, tiling = empty_like(x), tile(x)
-        with on(x):
+        with device_of(x):
             _forward_kernel[tiling.grid](x, y, coefficients, *tiling.arguments, **tiling.constants)
         return y
 
     def _run_backward(grad: Tensor, x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         grad_x, tiling = empty_like(x), tile(x)
         sums = coefficients.new_empty((tiling.along_positions, *coefficients.shape))
-        with on(x):
+        with device_of(x):
             _backward_kernel[tiling.grid](grad, x, grad_x, coefficients, sums, *tiling.arguments, **tiling.constants)
         return grad_x, sums.sum(0)
 
-    _forward_op = define(
+    _forward_op = register_operator(
         "acon", "(Tensor x, Tensor coefficients) -> Tensor", _run_forward, lambda x, coefficients: torch.empty_like(x)
     )
-    _backward_op = define(
+    _backward_op = register_operator(
         "acon_backward",
         "(Tensor grad, Tensor x, Tensor coefficients) -> (Tensor, Tensor)",
         _run_backward,
@@ -369,11 +369,11 @@ if triton is not None:
         return torch.stack([c[..., 0, 0].expand(x.shape[:2]) for c in coefficients]).float()
 
     def _triton_forward(x: Tensor, coefficients: Any) -> Tensor:
-        return _forward_op(dense(x), _pack(x, coefficients))
+        return _forward_op(make_dense(x), _pack(x, coefficients))
 
     def _triton_backward(grad: Tensor, x: Tensor, coefficients: Any) -> tuple[Tensor, ...]:
-        source = dense(x)
-        grad_x, sums = _backward_op(like(grad, source), source, _pack(x, coefficients))
+        source = make_dense(x)
+        grad_x, sums = _backward_op(match_layout(grad, source), source, _pack(x, coefficients))
         return grad_x, *_narrow(sums, coefficients)
 
 

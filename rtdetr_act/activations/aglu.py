@@ -15,8 +15,16 @@ from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, Entry, Folded
 from rtdetr_act.activations.torch_native import SILU
 from rtdetr_act.kernels.aten import softplus_
-from rtdetr_act.kernels.backend import plain_gradients, records, wants_plain, wide
-from rtdetr_act.kernels.blocks import block_size, dense, empty_like, flat, is_small, like, scratch
+from rtdetr_act.kernels.backend import compute_dtype, differentiable_grad, needs_autograd, needs_plain_ops
+from rtdetr_act.kernels.blocks import (
+    block_size,
+    empty_like,
+    is_small,
+    make_dense,
+    match_layout,
+    scratch_like,
+    view_flat,
+)
 
 PAPER = "Alexandridis et al., ECCV 2024, arXiv:2407.08567"
 LAMBDA_MIN = 0.0001  # as in the authors' code: the gate divides by lambda
@@ -120,10 +128,10 @@ def aglu(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
     tensor([0.7311])
     """
     # In float32 at least: in a half type a rounded exponent would be off by percents.
-    rate = lambd.to(wide(x.dtype)).clamp(min=LAMBDA_MIN)
+    rate = lambd.to(compute_dtype(x.dtype)).clamp(min=LAMBDA_MIN)
     kappa = kappa.to(rate.dtype)
-    differentiated = records(x, rate, kappa)
-    if wants_plain(x) or (differentiated and is_small(x)):
+    differentiated = needs_autograd(x, rate, kappa)
+    if needs_plain_ops(x) or (differentiated and is_small(x)):
         return _plain(x, rate, kappa)
     return _AGLU.apply(x, rate, kappa) if differentiated else _forward(x, rate, kappa)
 
@@ -146,12 +154,12 @@ class _AGLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, rate, kappa = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return tuple(plain_gradients(_plain, (x, rate, kappa), grad, ctx.needs_input_grad))
+            return tuple(differentiable_grad(_plain, (x, rate, kappa), grad, ctx.needs_input_grad))
         return _backward(grad, x, rate, kappa)
 
 
 def _forward(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
-    source = dense(x)
+    source = make_dense(x)
     y = empty_like(source)
     for part, out in zip(_lines(source), _lines(y), strict=True):
         wide_part = part.to(rate.dtype)
@@ -161,15 +169,15 @@ def _forward(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
 
 
 def _backward(grad: Tensor, x: Tensor, rate: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    source = dense(x)
+    source = make_dense(x)
     grad_x, for_rate, for_kappa = empty_like(source), torch.zeros_like(rate), torch.zeros_like(kappa)
-    for grad_part, part, out in zip(*map(_lines, (like(grad, source), source, grad_x)), strict=True):
+    for grad_part, part, out in zip(*map(_lines, (match_layout(grad, source), source, grad_x)), strict=True):
         wide_grad, wide_part = grad_part.to(rate.dtype), part.to(rate.dtype)
         t = _exponent(wide_part, rate, kappa)
-        below = torch.sigmoid(t, out=scratch(t, 1))
+        below = torch.sigmoid(t, out=scratch_like(t, 1))
         soft = softplus_(t)
-        gated = torch.div(soft, -rate, out=scratch(t, 2)).exp_().mul_(wide_grad)
-        product = torch.mul(gated, wide_part, out=scratch(t, 3))
+        gated = torch.div(soft, -rate, out=scratch_like(t, 2)).exp_().mul_(wide_grad)
+        product = torch.mul(gated, wide_part, out=scratch_like(t, 3))
         for_rate += torch.dot(product, soft.sub_(below))
         for_kappa += torch.dot(product.mul_(below), wide_part)
         torch.add(gated, product.mul_(kappa / rate), out=out)
@@ -183,12 +191,12 @@ _ON_GPU = 1 << 26
 def _lines(x: Tensor) -> tuple[Tensor, ...]:
     # Four memories beside those of input and result: a quarter of a block each. 2x128x160x160 on two threads takes
     # 19 + 28 ms, with whole blocks 23 + 36 ms; Ultralytics' gate 20 + 19 ms, SiLU 4 + 5 ms.
-    return flat(x).split(block_size() // 4 if x.is_cpu else _ON_GPU)
+    return view_flat(x).split(block_size() // 4 if x.is_cpu else _ON_GPU)
 
 
 def _exponent(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
     """Return t = ln(lambda) - kappa * x, in memory for one block; the gate is exp(-softplus(t) / lambda)."""
-    return torch.mul(x, -kappa, out=scratch(x)).add_(torch.log(rate))
+    return torch.mul(x, -kappa, out=scratch_like(x)).add_(torch.log(rate))
 
 
 ENTRIES = (

@@ -14,8 +14,17 @@ from rtdetr_act.activations.fitting import best_slopes
 from rtdetr_act.activations.protocol import GRID, Entry, Folded
 from rtdetr_act.activations.torch_native import leaky_relu
 from rtdetr_act.kernels import leaky
-from rtdetr_act.kernels.backend import constexpr, define, on, records, tl, triton, wants_plain, wants_triton
-from rtdetr_act.kernels.blocks import dense, empty_like, like
+from rtdetr_act.kernels.backend import (
+    can_use_triton,
+    constexpr,
+    device_of,
+    needs_autograd,
+    needs_plain_ops,
+    register_operator,
+    tl,
+    triton,
+)
+from rtdetr_act.kernels.blocks import empty_like, make_dense, match_layout
 
 
 class AReLU(nn.Module):
@@ -119,9 +128,9 @@ def arelu(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool = False) -> Tens
     >>> arelu(torch.tensor([-1.0, 1.0]), torch.tensor([0.9]), torch.tensor([2.0]))
     tensor([-0.9000,  1.8808])
     """
-    if wants_plain(x):
+    if needs_plain_ops(x):
         return plain(x, alpha, beta)  # a compiler plans the memory itself
-    if records(x, alpha, beta):
+    if needs_autograd(x, alpha, beta):
         return _AReLU.apply(x, alpha, beta, inplace)
     return _forward(x, alpha, beta, inplace)
 
@@ -156,12 +165,12 @@ class _AReLU(torch.autograd.Function):
         y, alpha, beta = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (*_differentiable_backward(grad, y, alpha, beta), None)
-        backward = _triton_backward if wants_triton(y) else _cpu_backward if y.is_cpu else _differentiable_backward
+        backward = _triton_backward if can_use_triton(y) else _cpu_backward if y.is_cpu else _differentiable_backward
         return (*backward(grad, y, alpha, beta), None)
 
 
 def _forward(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> Tensor:
-    if wants_triton(x):
+    if can_use_triton(x):
         return _triton_forward(x, alpha, beta, inplace)
     if x.is_cpu:
         return _cpu_forward(x, alpha, beta, inplace)
@@ -271,7 +280,7 @@ if triton is not None:
 
     def _launch_forward(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> None:
         grid = (triton.cdiv(x.numel(), BLOCK),)
-        with on(x):
+        with device_of(x):
             _forward_kernel[grid](x, y, alpha, beta, x.numel(), ALPHA_MIN, ALPHA_MAX, BLOCK, num_warps=4)
 
     def _run_forward(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -287,17 +296,19 @@ if triton is not None:
         parts = triton.cdiv(y.numel(), BLOCK)
         sums = torch.empty(2 * parts, device=y.device)
         limits = ALPHA_MIN, ALPHA_MAX
-        with on(y):
+        with device_of(y):
             _backward_kernel[(parts,)](grad, y, grad_x, sums, alpha, beta, y.numel(), *limits, BLOCK, num_warps=4)
             _finish_kernel[(1,)](sums, grad_alpha, grad_beta, alpha, beta, parts, *limits, 1024, num_warps=4)
         return grad_x, grad_alpha, grad_beta
 
     _arguments = "Tensor alpha, Tensor beta"
-    _forward_op = define(
+    _forward_op = register_operator(
         "arelu", f"(Tensor x, {_arguments}) -> Tensor", _run_forward, lambda x, alpha, beta: torch.empty_like(x)
     )
-    _forward_op_ = define("arelu_", f"(Tensor(a!) x, {_arguments}) -> ()", _run_forward_, lambda x, alpha, beta: None)
-    _backward_op = define(
+    _forward_op_ = register_operator(
+        "arelu_", f"(Tensor(a!) x, {_arguments}) -> ()", _run_forward_, lambda x, alpha, beta: None
+    )
+    _backward_op = register_operator(
         "arelu_backward",
         f"(Tensor grad, Tensor y, {_arguments}) -> (Tensor, Tensor, Tensor)",
         _run_backward,
@@ -305,15 +316,15 @@ if triton is not None:
     )
 
     def _triton_forward(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> Tensor:
-        source = dense(x)
+        source = make_dense(x)
         if not inplace:
             return _forward_op(source, alpha, beta)
         _forward_op_(source, alpha, beta)
         return x if source is x else x.copy_(source)
 
     def _triton_backward(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        source = dense(y)
-        return _backward_op(like(grad, source), source, alpha, beta)
+        source = make_dense(y)
+        return _backward_op(match_layout(grad, source), source, alpha, beta)
 
 
 ENTRIES = (

@@ -15,8 +15,8 @@ from rtdetr_act.activations.placed import leave_placed, placed_on, without_origi
 from rtdetr_act.activations.protocol import Entry
 from rtdetr_act.activations.temperature import TAU_EPOCHS, TAU_START, Temperature
 from rtdetr_act.kernels.aten import is_tracing
-from rtdetr_act.kernels.backend import wide
-from rtdetr_act.kernels.pool import mean_over_positions
+from rtdetr_act.kernels.backend import compute_dtype
+from rtdetr_act.kernels.pool import global_avg_pool
 
 # Of the standard deviation of the weights. Kernels that were equal would get nearly equal gradients while tau is high,
 # and never part. The attention starts within 0.01 of 1/K at tau = 30, so that what does not cancel of this noise is
@@ -156,8 +156,8 @@ class DynamicConv2d(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         """Return pi, (B, K) of positive numbers that sum to 1, for (B, Cin, H, W)."""
         dtype = self.squeeze.weight.dtype
-        z = self.expand(F.relu(self.squeeze(mean_over_positions(x, dtype))))
-        return torch.softmax(z.to(wide(dtype)) / self.temperature(), dim=1).to(dtype)
+        z = self.expand(F.relu(self.squeeze(global_avg_pool(x, dtype))))
+        return torch.softmax(z.to(compute_dtype(dtype)) / self.temperature(), dim=1).to(dtype)
 
     @torch.no_grad()
     def fold_norm(self, norm: nn.BatchNorm2d) -> None:
@@ -326,8 +326,8 @@ def _as_one_convolution(
     """Convolve with groups of each image: the batch becomes channels, B * groups groups of them."""
     batch = len(x)
     flat = None if biases is None else biases.flatten()
-    wide = x.reshape(1, -1, *x.shape[2:])
-    y = F.conv2d(wide, kernels.flatten(0, 1), flat, stride, padding, dilation, batch * groups)
+    grouped = x.reshape(1, -1, *x.shape[2:])
+    y = F.conv2d(grouped, kernels.flatten(0, 1), flat, stride, padding, dilation, batch * groups)
     y = y.view(batch, -1, *y.shape[2:])
     return y.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else y
 

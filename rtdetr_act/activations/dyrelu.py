@@ -15,35 +15,35 @@ from rtdetr_act.activations.exporting import as_convolution, scaled_copy
 from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, POOLS_OVER_POSITIONS, Entry
 from rtdetr_act.activations.temperature import TAU_EPOCHS, Temperature
-from rtdetr_act.kernels.aten import where_positive
+from rtdetr_act.kernels.aten import zero_unless_positive
 from rtdetr_act.kernels.backend import (
+    can_use_triton,
+    cast_all,
+    compute_dtype,
     constexpr,
-    define,
-    on,
-    plain_gradients,
-    records,
+    device_of,
+    differentiable_grad,
+    needs_autograd,
+    needs_plain_ops,
+    register_operator,
     tl,
     triton,
-    wants_plain,
-    wants_triton,
-    wide,
-    widened,
 )
 from rtdetr_act.kernels.blocks import (
     Block,
     block_size,
-    blocks,
-    dense,
     empty_like,
-    in_blocks,
     is_small,
-    like,
-    row_sums,
-    scratch,
+    make_dense,
+    map_blocks,
+    match_layout,
+    scratch_like,
+    split_blocks,
+    sum_over_positions,
 )
-from rtdetr_act.kernels.logits import logits, weighted_sum
-from rtdetr_act.kernels.pool import mean_over_positions
-from rtdetr_act.kernels.tiles import place, tile
+from rtdetr_act.kernels.logits import compute_logits, weighted_sum
+from rtdetr_act.kernels.pool import global_avg_pool
+from rtdetr_act.kernels.tiles import locate_tile, tile
 
 
 class _DyReLU(nn.Module):
@@ -85,7 +85,7 @@ class _DyReLU(nn.Module):
 
     def coefficients(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the K slopes and the K intercepts for (B, C, H, W), each (B, C, 1, 1), of variant A (B, 1, 1, 1)."""
-        pooled = mean_over_positions(x, self.squeeze.weight.dtype)
+        pooled = global_avg_pool(x, self.squeeze.weight.dtype)
         # 2 * sigmoid(z) - 1 is tanh(z / 2), which keeps small deltas: in bfloat16 the former is a multiple of 0.004.
         deltas = torch.tanh(0.5 * self.expand(F.relu(self.squeeze(pooled))))
         parts = deltas[:, :, None, None].chunk(2 * self.k, 1)
@@ -219,7 +219,7 @@ class DyReLUC(_DyReLU):
         """Return pi, (B, 1, H, W) in 0..1, in float32 at least."""
         # Over all positions of an image; a widely copied version takes z as (N, C, -1). In float32 at least, because
         # 1 / (H * W) of a 160x160 map is below the smallest normal number of float16.
-        z = logits(x, self.spatial.weight, cast(Tensor, self.spatial.bias))
+        z = compute_logits(x, self.spatial.weight, cast(Tensor, self.spatial.bias))
         share = torch.softmax(z.flatten(1) / self.temperature(), dim=1)
         return (share * (x.shape[2] * x.shape[3] / 3)).clamp(max=1).view_as(z)
 
@@ -319,10 +319,10 @@ def dyrelu(
     tensor([[[[0., 2.]]]])
     """
     coefficients = (*slopes, *intercepts)
-    if wants_plain(x) or not (x.is_cpu or wants_triton(x)):
+    if needs_plain_ops(x) or not (x.is_cpu or can_use_triton(x)):
         return plain(x, attention, *coefficients)
-    if records(x, attention, *coefficients):
-        if is_small(x) and not wants_triton(x):
+    if needs_autograd(x, attention, *coefficients):
+        if is_small(x) and not can_use_triton(x):
             return plain(x, attention, *coefficients)
         return _DyReLUFunction.apply(x, attention, *coefficients)
     return _forward(x, attention, coefficients)
@@ -348,7 +348,7 @@ class _DyReLUFunction(torch.autograd.Function):
         y = _forward(x, attention, coefficients)
         # The kernels of a GPU find the maximum again in registers; on a CPU it comes from the result, which the next
         # layer keeps anyway.
-        needs_result = attention is not None and x.is_cpu and not wants_triton(x)
+        needs_result = attention is not None and x.is_cpu and not can_use_triton(x)
         ctx.save_for_backward(x, y if needs_result else None, attention, *coefficients)
         return y
 
@@ -356,29 +356,29 @@ class _DyReLUFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, attention, *coefficients = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return tuple(plain_gradients(plain, (x, attention, *coefficients), grad, ctx.needs_input_grad))
-        if wants_triton(x):
+            return tuple(differentiable_grad(plain, (x, attention, *coefficients), grad, ctx.needs_input_grad))
+        if can_use_triton(x):
             return _triton_backward(grad, x, attention, coefficients)
         return _cpu_backward(grad, x, y, attention, coefficients)
 
 
 def _forward(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]) -> Tensor:
-    return (_triton_forward if wants_triton(x) else _cpu_forward)(x, attention, coefficients)
+    return (_triton_forward if can_use_triton(x) else _cpu_forward)(x, attention, coefficients)
 
 
 # ---------------------------------------------------------------- CPU
 
 
 def _cpu_forward(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]) -> Tensor:
-    source, computed = dense(x), wide(x.dtype)
-    coefficients = widened(coefficients, computed)
+    source, computed = make_dense(x), compute_dtype(x.dtype)
+    coefficients = cast_all(coefficients, computed)
     if x.numel() <= block_size() and computed == x.dtype:
         return _forward_block(source, attention, coefficients, None)
 
     def run(part: Block, out: Tensor | None) -> Tensor:
         return _forward_block(source[part].to(computed), *_cut(part, attention, coefficients), out)
 
-    return in_blocks(source, computed, run)
+    return map_blocks(source, computed, run)
 
 
 def _forward_block(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor], out: Tensor | None) -> Tensor:
@@ -387,7 +387,7 @@ def _forward_block(x: Tensor, attention: Tensor | None, coefficients: Sequence[T
     k = len(coefficients) // 2
     best = torch.mul(x, coefficients[0], out=out).add_(coefficients[k])
     for j in range(1, k):
-        term = torch.mul(x, coefficients[j], out=scratch(x)).add_(coefficients[k + j])
+        term = torch.mul(x, coefficients[j], out=scratch_like(x)).add_(coefficients[k + j])
         torch.maximum(best, term, out=best)
     return best if attention is None else best.mul_(attention)
 
@@ -395,10 +395,10 @@ def _forward_block(x: Tensor, attention: Tensor | None, coefficients: Sequence[T
 def _cpu_backward(
     grad: Tensor, x: Tensor, y: Tensor | None, attention: Tensor | None, coefficients: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    source, computed = dense(x), wide(x.dtype)
-    grad = like(grad, source)
-    wide_coefficients = widened(coefficients, computed)
-    parts = blocks(source)
+    source, computed = make_dense(x), compute_dtype(x.dtype)
+    grad = match_layout(grad, source)
+    wide_coefficients = cast_all(coefficients, computed)
+    parts = split_blocks(source)
     if len(parts) == 1:
         grad_x, sums = _backward_block(grad, source, attention, wide_coefficients, None)
     else:
@@ -410,14 +410,14 @@ def _cpu_backward(
             sums[:, part[0], part[1]] += more
             return found
 
-        grad_x = in_blocks(source, computed, run)
+        grad_x = map_blocks(source, computed, run)
     of_attention = None
     if attention is not None and y is not None:
         # sum_c(grad * maximum), and the maximum is y / attention. What has no attention at all passes nothing to it.
         by_result = torch.zeros_like(attention, dtype=computed)
         for part in parts:
             part_grad, part_y = grad[part].to(computed), y[part].to(computed)
-            products = torch.mul(part_grad, part_y, out=scratch(part_y))
+            products = torch.mul(part_grad, part_y, out=scratch_like(part_y))
             by_result[part[0], :, part[2]] += weighted_sum(products, products.new_ones(products.shape[1]))
         of_attention = _as(torch.where(attention > 0, by_result / attention, 0), attention)
     grads = [_as(total[..., None, None], c) for total, c in zip(sums, coefficients, strict=True)]
@@ -431,16 +431,16 @@ def _backward_block(
     slopes, intercepts = coefficients[: len(coefficients) // 2], coefficients[len(coefficients) // 2 :]
     grad, x = grad.to(slopes[0].dtype), x.to(slopes[0].dtype)
     if attention is not None:
-        grad = torch.mul(grad, attention, out=scratch(x, 1))
+        grad = torch.mul(grad, attention, out=scratch_like(x, 1))
     last = len(slopes) - 1
     grad_x = torch.mul(grad, slopes[last], out=out)
-    products, totals = row_sums(grad, x)
+    products, totals = sum_over_positions(grad, x)
     found = [(products, totals)]
     for j, ahead in enumerate(_leads(x, slopes, intercepts)):
-        share = where_positive(grad, ahead, ahead)  # over what it reads: memory in the cache
+        share = zero_unless_positive(grad, ahead, ahead)  # over what it reads: memory in the cache
         if j < last - 1:
             grad = grad - share
-        found.insert(j, row_sums(share, x))
+        found.insert(j, sum_over_positions(share, x))
         grad_x.add_(share.mul_(slopes[j] - slopes[last]))
         products, totals = products - found[j][0], totals - found[j][1]
     found[last] = products, totals
@@ -452,7 +452,7 @@ def _leads(x: Tensor, slopes: Sequence[Tensor], intercepts: Sequence[Tensor]) ->
     last = len(slopes) - 1
     if last < 1:
         return []
-    found = [torch.mul(x, slopes[-2] - slopes[-1], out=scratch(x)).add_(intercepts[-2] - intercepts[-1])]
+    found = [torch.mul(x, slopes[-2] - slopes[-1], out=scratch_like(x)).add_(intercepts[-2] - intercepts[-1])]
     if last > 1:
         top = (x * slopes[-1]).add_(intercepts[-1])
         for j in range(last - 2, -1, -1):
@@ -481,7 +481,7 @@ if triton is not None:
         x, y, coefficients, attention, images, channels, positions, channel_stride, position_stride,
         K: constexpr, ATTENDS: constexpr, BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        image, _part, c, s, at, inside = place(
+        image, _part, c, s, at, inside = locate_tile(
             channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
         )
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
@@ -503,7 +503,7 @@ if triton is not None:
         K: constexpr, ATTENDS: constexpr, BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
         """Write the gradient of x, and for each tile its part of the sums: no atomics, so every run adds alike."""
-        image, part, c, s, at, inside = place(
+        image, part, c, s, at, inside = locate_tile(
             channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
         )
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
@@ -537,7 +537,7 @@ if triton is not None:
 
     def _run_forward(x: Tensor, coefficients: Tensor, attention: Tensor | None) -> Tensor:
         y, tiling = empty_like(x), tile(x)
-        with on(x):
+        with device_of(x):
             _forward_kernel[tiling.grid](
                 x, y, coefficients, attention if attention is not None else x, *tiling.arguments,
                 K=len(coefficients) // 2, ATTENDS=attention is not None, **tiling.constants,
@@ -551,7 +551,7 @@ if triton is not None:
         sums = coefficients.new_empty((tiling.along_positions, *coefficients.shape))
         attends = attention is not None
         attended = coefficients.new_empty((tiling.along_channels, x.shape[0], tiling.positions) if attends else (0,))
-        with on(x):
+        with device_of(x):
             _backward_kernel[tiling.grid](
                 grad, x, grad_x, coefficients, attention if attends else x, sums, attended, *tiling.arguments,
                 K=len(coefficients) // 2, ATTENDS=attends, **tiling.constants,
@@ -564,13 +564,13 @@ if triton is not None:
         attended = coefficients.new_empty(() if attention is None else (x.shape[0], x.shape[2] * x.shape[3]))
         return torch.empty_like(x), torch.empty_like(coefficients), attended
 
-    _forward_op = define(
+    _forward_op = register_operator(
         "dyrelu",
         "(Tensor x, Tensor coefficients, Tensor? attention) -> Tensor",
         _run_forward,
         lambda x, coefficients, attention: torch.empty_like(x),
     )
-    _backward_op = define(
+    _backward_op = register_operator(
         "dyrelu_backward",
         "(Tensor grad, Tensor x, Tensor coefficients, Tensor? attention) -> (Tensor, Tensor, Tensor)",
         _run_backward,
@@ -583,14 +583,14 @@ if triton is not None:
         return torch.stack([c[..., 0, 0].expand(rows) for c in coefficients]).float()
 
     def _triton_forward(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]) -> Tensor:
-        return _forward_op(dense(x), _pack(x, coefficients), None if attention is None else attention.contiguous())
+        return _forward_op(make_dense(x), _pack(x, coefficients), None if attention is None else attention.contiguous())
 
     def _triton_backward(
         grad: Tensor, x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]
     ) -> tuple[Tensor | None, ...]:
-        source = dense(x)
+        source = make_dense(x)
         pi = None if attention is None else attention.contiguous()
-        grad_x, sums, attended = _backward_op(like(grad, source), source, _pack(x, coefficients), pi)
+        grad_x, sums, attended = _backward_op(match_layout(grad, source), source, _pack(x, coefficients), pi)
         grads = [_as(total[..., None, None], c) for total, c in zip(sums, coefficients, strict=True)]
         return grad_x, None if attention is None else _as(attended.view(attention.shape), attention), *grads
 

@@ -12,9 +12,18 @@ from torch.nn import functional as F
 
 from rtdetr_act.activations.checks import check_count
 from rtdetr_act.activations.protocol import Entry
-from rtdetr_act.kernels.aten import where_positive
-from rtdetr_act.kernels.backend import constexpr, define, on, records, tl, triton, wants_plain, wants_triton
-from rtdetr_act.kernels.blocks import dense, empty_like, like
+from rtdetr_act.kernels.aten import zero_unless_positive
+from rtdetr_act.kernels.backend import (
+    can_use_triton,
+    constexpr,
+    device_of,
+    needs_autograd,
+    needs_plain_ops,
+    register_operator,
+    tl,
+    triton,
+)
+from rtdetr_act.kernels.blocks import empty_like, make_dense, match_layout
 
 
 class FReLU(nn.Module):
@@ -83,7 +92,7 @@ def maximum(x: Tensor, funnel: Tensor) -> Tensor:
     >>> maximum(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0]))
     tensor([1., 3.])
     """
-    if wants_plain(x) or not records(x, funnel):
+    if needs_plain_ops(x) or not needs_autograd(x, funnel):
         return plain(x, funnel)
     return _Maximum.apply(x, funnel)
 
@@ -107,10 +116,10 @@ class _Maximum(torch.autograd.Function):
         if torch.is_grad_enabled():
             won = (y > x).detach()  # where the funnel did; linear in the gradient alone
             return torch.where(won, 0, grad), torch.where(won, grad, 0).to(ctx.dtype)
-        if wants_triton(x):
+        if can_use_triton(x):
             return _triton_backward(grad, x, y, ctx.dtype)
-        grad, lead = like(grad, y), y - like(x, y)
-        for_funnel = where_positive(grad, lead, lead)
+        grad, lead = match_layout(grad, y), y - match_layout(x, y)
+        for_funnel = zero_unless_positive(grad, lead, lead)
         return grad - for_funnel, for_funnel.to(ctx.dtype)
 
 
@@ -130,13 +139,13 @@ if triton is not None:
 
     def _run_backward(grad: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         grad_x, grad_funnel = empty_like(x), empty_like(x)
-        with on(x):
+        with device_of(x):
             _backward_kernel[(triton.cdiv(x.numel(), BLOCK),)](
                 grad, x, y, grad_x, grad_funnel, x.numel(), BLOCK, num_warps=4
             )
         return grad_x, grad_funnel
 
-    _backward_op = define(
+    _backward_op = register_operator(
         "maximum_backward",
         "(Tensor grad, Tensor x, Tensor y) -> (Tensor, Tensor)",
         _run_backward,
@@ -144,8 +153,8 @@ if triton is not None:
     )
 
     def _triton_backward(grad: Tensor, x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        source = dense(x)
-        grad_x, grad_funnel = _backward_op(like(grad, source), source, like(y, source))
+        source = make_dense(x)
+        grad_x, grad_funnel = _backward_op(match_layout(grad, source), source, match_layout(y, source))
         return grad_x, grad_funnel.to(dtype)
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rtdetr_act.activations.checks import channel_dim, check_count
 from rtdetr_act.activations.protocol import Entry, Layout
-from rtdetr_act.kernels.backend import plain_gradients, records, wants_plain, wide
+from rtdetr_act.kernels.backend import compute_dtype, differentiable_grad, needs_autograd, needs_plain_ops
 from rtdetr_act.kernels.blocks import empty_like
 
 
@@ -90,7 +90,7 @@ def glu(x: Tensor, dim: int = 1) -> Tensor:
     tensor([[1.]])
     """
     channels_last = x.ndim == 4 and dim == 1 and not x.is_contiguous()
-    if wants_plain(x) or not channels_last or not records(x):
+    if needs_plain_ops(x) or not channels_last or not needs_autograd(x):
         return F.glu(x, dim)
     return _GLU.apply(x)
 
@@ -105,8 +105,8 @@ class _GLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor | None:
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return plain_gradients(lambda t: F.glu(t, 1), (x,), grad, (True,))[0]
-        value, gate = (half.to(wide(x.dtype)) for half in x.chunk(2, 1))
+            return differentiable_grad(lambda t: F.glu(t, 1), (x,), grad, (True,))[0]
+        value, gate = (half.to(compute_dtype(x.dtype)) for half in x.chunk(2, 1))
         grad_x = empty_like(x)
         for_value, for_gate = grad_x.chunk(2, 1)
         open_gate = torch.sigmoid(gate)

@@ -15,32 +15,32 @@ from rtdetr_act.activations.protocol import GRID, Entry, Folded, Layout
 from rtdetr_act.activations.torch_native import leaky_relu
 from rtdetr_act.errors import SelectionError, SpecError
 from rtdetr_act.kernels import leaky
-from rtdetr_act.kernels.aten import where_positive
+from rtdetr_act.kernels.aten import zero_unless_positive
 from rtdetr_act.kernels.backend import (
+    can_use_triton,
+    compute_dtype,
     constexpr,
-    define,
-    on,
-    plain_gradients,
-    records,
+    device_of,
+    differentiable_grad,
+    needs_autograd,
+    needs_plain_ops,
+    register_operator,
     tl,
     triton,
-    wants_plain,
-    wants_triton,
-    wide,
 )
 from rtdetr_act.kernels.blocks import (
     Block,
     as_map,
-    blocks,
-    dense,
     empty_like,
     from_map,
-    in_blocks,
-    like,
-    row_sums,
-    scratch,
+    make_dense,
+    map_blocks,
+    match_layout,
+    scratch_like,
+    split_blocks,
+    sum_over_positions,
 )
-from rtdetr_act.kernels.tiles import place, tile
+from rtdetr_act.kernels.tiles import locate_tile, tile
 
 
 class PReLU(nn.PReLU):
@@ -162,11 +162,13 @@ def prelu(x: Tensor, weight: Tensor, layout: Layout = "map") -> Tensor:
     >>> prelu(torch.tensor([[-1.0, 2.0]]), torch.tensor([0.25]))
     tensor([[-0.2500,  2.0000]])
     """
-    served = wants_triton(x) or x.is_cpu
+    served = can_use_triton(x) or x.is_cpu
     fits = weight.numel() == 1 or (x.ndim > 1 and weight.numel() == x.shape[-1 if layout == "tokens" else 1])
-    if wants_plain(x) or not (served and fits and records(x, weight)):  # torch's own forward is a single pass
+    if needs_plain_ops(x) or not (
+        served and fits and needs_autograd(x, weight)
+    ):  # torch's own forward is a single pass
         return plain(x, weight, layout)
-    if weight.numel() == 1 and not wants_triton(x):
+    if weight.numel() == 1 and not can_use_triton(x):
         return _PReLU.apply(x, weight)
     return from_map(_PReLU.apply(as_map(x, layout), weight), x.shape, layout)
 
@@ -191,9 +193,9 @@ class _PReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return tuple(plain_gradients(plain, (x, weight), grad, ctx.needs_input_grad))
+            return tuple(differentiable_grad(plain, (x, weight), grad, ctx.needs_input_grad))
         grad = grad.to(x.dtype)  # autocast may have narrowed the result
-        if wants_triton(x):
+        if can_use_triton(x):
             return _triton_backward(grad, x, weight)
         if weight.numel() == 1:
             grad_x, _, below = leaky.backward(grad, x, 1.0, weight.item())
@@ -205,10 +207,10 @@ class _PReLU(torch.autograd.Function):
 
 
 def _cpu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    source, computed = dense(x), wide(x.dtype)
-    grad = like(grad, source)
+    source, computed = make_dense(x), compute_dtype(x.dtype)
+    grad = match_layout(grad, source)
     factors = weight.to(computed).view(1, -1, 1, 1)
-    parts = blocks(source)
+    parts = split_blocks(source)
     if len(parts) == 1:
         grad_x, sums = _backward_block(grad, source, factors, None)
         return grad_x.to(x.dtype), sums.sum(0).to(weight.dtype)
@@ -219,7 +221,7 @@ def _cpu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tens
         total[part[1]] += sums.sum(0)
         return found
 
-    grad_x = in_blocks(source, computed, run)
+    grad_x = map_blocks(source, computed, run)
     return grad_x, total.to(weight.dtype)
 
 
@@ -227,9 +229,9 @@ def _backward_block(grad: Tensor, x: Tensor, weight: Tensor, out: Tensor | None)
     """Return the gradient of a block, and that of the weights as (B, C)."""
     grad, x = grad.to(weight.dtype), x.to(weight.dtype)
     grad_x = torch.mul(grad, weight, out=out)
-    below = torch.clamp_max(x, 0, out=scratch(x))
-    sums, _ = row_sums(grad, below)
-    above = where_positive(grad, x, below)
+    below = torch.clamp_max(x, 0, out=scratch_like(x))
+    sums, _ = sum_over_positions(grad, below)
+    above = zero_unless_positive(grad, x, below)
     return grad_x.add_(above.mul_(1 - weight)), sums
 
 
@@ -243,7 +245,7 @@ if triton is not None:
         images, channels, positions, channel_stride, position_stride,
         BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        _image, _part, c, _s, at, inside = place(
+        _image, _part, c, _s, at, inside = locate_tile(
             channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
         )
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
@@ -257,13 +259,13 @@ if triton is not None:
     def _run_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         grad_x, tiling = empty_like(x), tile(x)
         sums = torch.empty((tiling.grid[0], x.shape[1]), device=x.device)
-        with on(x):
+        with device_of(x):
             _backward_kernel[tiling.grid](
                 grad, x, grad_x, weight, sums, int(weight.numel() > 1), *tiling.arguments, **tiling.constants
             )
         return grad_x, (sums.sum(0) if weight.numel() > 1 else sums.sum().view(1)).to(weight.dtype)
 
-    _backward_op = define(
+    _backward_op = register_operator(
         "prelu_backward",
         "(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor)",
         _run_backward,
@@ -271,8 +273,8 @@ if triton is not None:
     )
 
     def _triton_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        source = dense(x)
-        return _backward_op(like(grad, source), source, weight)
+        source = make_dense(x)
+        return _backward_op(match_layout(grad, source), source, weight)
 
 
 ENTRIES = (
