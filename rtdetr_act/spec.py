@@ -73,7 +73,7 @@ class ActSpec:
 
 
 def is_stock_activation(text: object) -> bool:
-    """Say whether a text is a form that stock Ultralytics documents: `nn.Class(literals)`, `torch.nn.Class(…)`."""
+    """Return whether a text is a form that stock Ultralytics documents: `nn.Class(literals)`, `torch.nn.Class(…)`."""
     if not isinstance(text, str):
         return False
     try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rtdetr_act.activations.fitting import relative_error
 from rtdetr_act.activations.protocol import GRID, Entry, Layout
-from rtdetr_act.activations.registry import create, entry, entry_of, names, resolve
+from rtdetr_act.activations.registry import create, find_entry, get_entry, names, resolve
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import FoldError
 from rtdetr_act.surgery.patcher import patch_model, unpatch_model
@@ -91,7 +91,7 @@ def check_activation(
         AssertionError: Naming the activation, the check and the layout that failed.
     """
     resolved = resolve(activation if isinstance(activation, str) else _registered_name(activation))
-    known = entry(resolved.name)
+    known = get_entry(resolved.name)
     for layout in ("map", "tokens") if known.tokens else ("map",):
         case = _Case(str(resolved), known, layout, channels, reference)
         for check in _CHECKS:
@@ -102,7 +102,7 @@ def check_activation(
 
 def _registered_name(cls: type[nn.Module]) -> str:
     for name in names():
-        if entry(name).factory is cls:
+        if get_entry(name).factory is cls:
             return name
     raise AssertionError(f"{cls.__name__} is not registered: register('its_name', {cls.__name__})")
 
@@ -265,7 +265,7 @@ def _check_fold(case: _Case) -> None:
         return
     found = folded.scale * create(folded.activation, case.channels, case.layout).double().eval()(x)
     torch.testing.assert_close(found, module(x), rtol=1e-9, atol=1e-9)
-    assert folded.scale > 0 and (folded.scale == 1 or entry(folded.activation.name).homogeneous), (
+    assert folded.scale > 0 and (folded.scale == 1 or get_entry(folded.activation.name).homogeneous), (
         "its factor can go nowhere"
     )
     net = _network(case).double().eval()
@@ -342,7 +342,7 @@ def _check_recorded(case: _Case) -> None:
 
 def _check_known(case: _Case) -> None:
     """Its entry is found by its class, which is how the package asks a module."""
-    found = entry_of(case.build())
+    found = find_entry(case.build())
     assert found is not None, f"no entry for {type(case.build()).__name__}: name it under classes="
 
 

@@ -30,7 +30,7 @@ from rtdetr_act import (
     unpatch_model,
 )
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.activations.dynamic_conv import dynamic_conv, in_parallel
+from rtdetr_act.activations.dynamic_conv import dynamic_conv, dynamic_conv_parallel
 from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.errors import InputError, ModelError, SelectionError, SpecError
 from rtdetr_act.integrations.ultralytics import hooks
@@ -83,7 +83,7 @@ def cases(draw: Callable) -> tuple[Any, ...]:
 def test_equals_the_formula_image_by_image(case: tuple[Any, ...]) -> None:
     tensors, where = case
     found, expected = [], []
-    for form, results in ((dynamic_conv, found), (in_parallel, found), (one_by_one, expected)):
+    for form, results in ((dynamic_conv, found), (dynamic_conv_parallel, found), (one_by_one, expected)):
         leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
         y = form(*leaves, *where)
         grads = torch.autograd.grad((y * y.detach().cos()).sum(), [t for t in leaves if t is not None])

@@ -29,7 +29,7 @@ from ultralytics.nn.tasks import BaseModel
 
 from rtdetr_act import FoldReport, find_sites, fold_activations, patch_model, unpatch_model
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.activations.registry import entry
+from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import FoldError, ModelError, RtdetrActError
 from rtdetr_act.surgery.scales import tensors
@@ -353,7 +353,7 @@ def test_the_form_of_arelu_is_its_formula(alpha: float, beta: float, values: lis
     unit = AReLU().double()
     unit.alpha.data.fill_(alpha)
     unit.beta.data.fill_(beta)
-    fold = entry("arelu").fold
+    fold = get_entry("arelu").fold
     assert fold is not None
     form = fold(unit)
     assert form is not None and 1 < form.scale < 2
@@ -421,7 +421,7 @@ def test_a_model_that_does_not_fold_is_left_alone(name: str) -> None:
 def test_a_compiled_wrapped_or_exported_model_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), AReLU())
     for other in (torch.compile(model), nn.DataParallel(model), "best.onnx"):
-        with pytest.raises(ModelError, match=r"is compiled|is wrapped|is no torch"):
+        with pytest.raises(ModelError, match=r"is compiled|is wrapped|is not a torch"):
             fold_activations(other)
 
 

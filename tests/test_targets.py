@@ -10,7 +10,7 @@ from test_cli import run
 from ultralytics import YOLO
 
 from rtdetr_act import names, patch_model
-from rtdetr_act.activations.registry import entry
+from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.deploy.targets import TARGETS, native_form, warnings_for
 from rtdetr_act.errors import InputError
 
@@ -18,7 +18,7 @@ from rtdetr_act.errors import InputError
 def test_every_entry_is_of_the_zoo_and_names_its_source() -> None:
     assert set(TARGETS) == {"rknn", "hailo", "edgetpu", "vitis-dpu", "openvino"}
     for name in names():
-        for target, native in entry(name).targets.items():
+        for target, native in get_entry(name).targets.items():
             assert target in TARGETS and any(site in native.source for site in ("github.com/", ".com/", ".ai/"))
     assert all(native_form("relu", target) for target in TARGETS)
 

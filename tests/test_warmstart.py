@@ -29,7 +29,7 @@ from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 from rtdetr_act import calibrate, create, find_sites, names, patch_model, refit, set_epoch
 from rtdetr_act.activations.dyrelu import DyReLUC
 from rtdetr_act.activations.prelu import PReLU
-from rtdetr_act.activations.registry import entry
+from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, ModelError, SpecError
 from rtdetr_act.surgery.match import match
@@ -184,7 +184,7 @@ class Offset(nn.Module):
 
 
 @pytest.mark.parametrize("inputs", [(4, 3), (2, 5, 3)], ids=["(B, C)", "(B, N, C)"])
-@pytest.mark.parametrize("name", [name for name in names() if entry(name).tokens])
+@pytest.mark.parametrize("name", [name for name in names() if get_entry(name).tokens])
 def test_every_activation_behind_a_linear_is_fitted_and_fitted_to(name: str, inputs: tuple[int, ...]) -> None:
     x, spec = torch.randn(inputs), on_tokens(name)
     stock = [nn.ReLU(), nn.GELU(), Offset(), *([nn.PReLU(8)] if x.ndim == 2 else [])]

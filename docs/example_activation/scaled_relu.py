@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.fitting import best_slopes
+from rtdetr_act.activations.fitting import fit_slopes
 from rtdetr_act.activations.protocol import GRID, Entry, Folded
 from rtdetr_act.kernels.backend import (
     can_use_triton,
@@ -59,7 +59,7 @@ class ScaledReLU(nn.Module):
 
 @torch.no_grad()
 def _fit(module: ScaledReLU, target: Tensor) -> Tensor:
-    scale = max(best_slopes(target)[0], 0.01)
+    scale = max(fit_slopes(target)[0], 0.01)
     module.log_scale.fill_(math.log(scale))
     return scale * torch.relu(GRID)
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 
-from rtdetr_act.activations.placed import placed_on
-from rtdetr_act.activations.registry import entry_of
+from rtdetr_act.activations.placed import get_placement
+from rtdetr_act.activations.registry import find_entry
 from rtdetr_act.errors import InputError, ModelError, TrainingError
 from rtdetr_act.surgery.functional_calls import unseen_calls
 from rtdetr_act.surgery.modules import put, unwrap
@@ -276,7 +276,7 @@ class _Probe:
             site.layer,
             site.section,
             site.current,
-            placed_on(self.activation) is not None,
+            get_placement(self.activation) is not None,
             dead=dead / channels,
             effective_rank=statistics.fmean(ranks),
             rank_share=sum(ranks) / channels,
@@ -300,7 +300,7 @@ class _Probe:
         single draw is exact.
         """
         with torch.no_grad():
-            entry = entry_of(self.activation)
+            entry = find_entry(self.activation)
             held = entry.held_at(self.activation, x) if entry and entry.held_at else self.activation
         leaf = x.clone().requires_grad_()
         signs = torch.randint(0, 2, x.shape, generator=self._generator).to(x) * 2 - 1

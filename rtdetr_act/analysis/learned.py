@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.placed import placed_on
-from rtdetr_act.activations.registry import entry_of
+from rtdetr_act.activations.placed import get_placement
+from rtdetr_act.activations.registry import find_entry
 from rtdetr_act.surgery.modules import left_as_it_was
 from rtdetr_act.surgery.parameters import slopes
 from rtdetr_act.surgery.sites import placed_activations
@@ -95,7 +95,7 @@ def read_quantities(model: nn.Module, images: Sequence[Tensor] = (), *, batch: i
     return [
         Quantity(site, placed.spec, name, value.item())
         for site, activation in placed_activations(model)
-        if (placed := placed_on(activation))
+        if (placed := get_placement(activation))
         for name, value in chain(_summarise_parameters(activation, single), measured.get(site, ()))
     ]
 
@@ -107,7 +107,7 @@ def _summarise_parameters(activation: nn.Module, single: set[int]) -> Iterator[t
         activation: The module.
         single: IDs of all scalar and per-channel parameters of the model.
     """
-    entry = entry_of(activation)
+    entry = find_entry(activation)
     if entry and entry.learned:
         yield from entry.learned(activation).items()
         return
@@ -128,7 +128,7 @@ def has_coefficients(model: nn.Module) -> bool:
 
 def _find_generators(model: nn.Module) -> Iterator[tuple[str, nn.Module, Coefficients]]:
     for name, module in placed_activations(model):
-        entry = entry_of(module)
+        entry = find_entry(module)
         if entry and entry.coefficients:
             yield name, module, entry.coefficients
 

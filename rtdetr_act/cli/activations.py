@@ -22,7 +22,7 @@ def acts(
     from rich.table import Table
     from rich.text import Text
 
-    from rtdetr_act.activations.registry import entry, names
+    from rtdetr_act.activations.registry import get_entry, names
 
     if target:
         _print_natives(target)
@@ -32,7 +32,7 @@ def acts(
     table.add_column("on", no_wrap=True)
     table.add_column("formula, parameters, source")
     for name in names():
-        item = entry(name)
+        item = get_entry(name)
         lines = Text(f"{item.formula}\n{_describe_size(name)}; {item.paper}")
         if item.note:
             lines.append(f"\nnot meant for training: {item.note}", style="italic")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from rtdetr_act.activations.registry import entry_of
+from rtdetr_act.activations.registry import find_entry
 from rtdetr_act.surgery.modules import put
 from rtdetr_act.surgery.sites import find_sites
 
@@ -28,7 +28,7 @@ def write_exportable(model: nn.Module) -> int:
     for site in find_sites(model):
         if hasattr(site.module, "inplace"):
             site.module.inplace = False
-        entry = entry_of(site.module)
+        entry = find_entry(site.module)
         if entry and entry.exportable:
             put(site.owner, site.attribute, _like(entry.exportable(site.module), site.module))
             count += 1

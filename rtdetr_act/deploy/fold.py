@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.placed import leave_placed, placed_on
+from rtdetr_act.activations.placed import get_placement, set_placement
 from rtdetr_act.activations.protocol import Folded
-from rtdetr_act.activations.registry import entry_of
+from rtdetr_act.activations.registry import find_entry
 from rtdetr_act.errors import FoldError, RtdetrActError
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery import scales
@@ -147,7 +147,7 @@ def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
 
 def _folded(activation: Any) -> Folded | None:
     """Return what an activation equals in evaluation, None where there is nothing but itself."""
-    entry = entry_of(activation)
+    entry = find_entry(activation)
     return entry.fold(activation) if entry and entry.fold else None
 
 
@@ -194,8 +194,8 @@ def _apply(root: nn.Module, forms: Mapping[str, Folded], factors: Mapping[str, f
     patch_model(root, Plan(tuple(rules), act_lr=read_plan(root).act_lr), example_input=example_input)
     for name, form in forms.items():
         module = root.get_submodule(name)
-        if form.scale != 1 and (placed := placed_on(module)):
-            leave_placed(module, replace(placed, folded=True))
+        if form.scale != 1 and (placed := get_placement(module)):
+            set_placement(module, replace(placed, folded=True))
     tensors = tensors_of(root)
     for name, factor in factors.items():
         t = tensors[name]

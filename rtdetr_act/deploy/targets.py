@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtdetr_act.activations.edge_targets import HAILO_STAFF, OPENVINO, Native
-from rtdetr_act.activations.placed import placed_on
-from rtdetr_act.activations.registry import entry
+from rtdetr_act.activations.placed import get_placement
+from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.errors import InputError, SpecError, suggest
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery.sites import find_sites
@@ -83,8 +83,8 @@ def native_form(name: str, target: str) -> Native | None:
     >>> native_form("arelu", "vitis-dpu").note
     'the slope becomes 26/256 = 0.1016, whatever was trained'
     """
-    found = entry(name)
-    return (entry(found.folds_to) if found.folds_to else found).targets.get(target)
+    found = get_entry(name)
+    return (get_entry(found.folds_to) if found.folds_to else found).targets.get(target)
 
 
 def warnings_for(model: Any, name: str) -> list[str]:
@@ -115,9 +115,9 @@ def _native(activation: str, target: str) -> Native | None:
 
 def _name_of(activation: Any) -> str:
     """Return the zoo's name of what stands at a site, else the name of its class or function."""
-    placed = placed_on(activation)
+    placed = get_placement(activation)
     own = ActSpec.parse(placed.spec).name if placed else getattr(activation, "__name__", type(activation).__name__)
     try:
-        return entry(own).name
+        return get_entry(own).name
     except SpecError:
         return own

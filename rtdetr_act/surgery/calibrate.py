@@ -74,7 +74,7 @@ def bring_to(root: nn.Module, batch: Tensor) -> Tensor:
 
 
 def has_norms(model: nn.Module) -> bool:
-    """Say whether a model has statistics to calibrate."""
+    """Return whether a model has statistics to calibrate."""
     return next(_norms(model), None) is not None
 
 

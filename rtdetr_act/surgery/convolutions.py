@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.dynamic_conv import DynamicConv2d, original_of
-from rtdetr_act.activations.placed import placed_on
+from rtdetr_act.activations.dynamic_conv import DynamicConv2d, restore_conv
+from rtdetr_act.activations.placed import get_placement
 from rtdetr_act.errors import ModelError
 from rtdetr_act.surgery.sites import placed_convolutions
 
@@ -26,13 +26,13 @@ def original_convolution(name: str, module: Any) -> nn.Conv2d:
     if not isinstance(module, DynamicConv2d):
         conv: nn.Conv2d = module
         return conv
-    placed = placed_on(module)
+    placed = get_placement(module)
     if placed and placed.folded:
         raise ModelError(
             f"the BatchNorm behind {name} was folded into its kernels, which are no longer those of the stock model: "
             "take the model that was fused"
         )
-    return original_of(module)
+    return restore_conv(module)
 
 
 def load_plain(model: nn.Module, state: dict[str, Tensor]) -> int:
@@ -50,6 +50,6 @@ def load_plain(model: nn.Module, state: dict[str, Tensor]) -> int:
         for name, conv in placed_convolutions(model):
             weight = state.get(f"{name}.weight")
             if weight is not None and weight.shape == conv.weight.shape[1:]:
-                conv.start_from(weight, state.get(f"{name}.bias"))
+                conv.init_from(weight, state.get(f"{name}.bias"))
                 count += 1
     return count

@@ -57,7 +57,7 @@ def _called_names(method: FunctionType) -> set[str]:
 
 
 def _is_own_attribute(node: ast.expr) -> bool:
-    """Say whether an expression is `self.a.b`, the call of a child module."""
+    """Return whether an expression is `self.a.b`, the call of a child module."""
     while isinstance(node, ast.Attribute):
         node = node.value
     return isinstance(node, ast.Name) and node.id == "self"

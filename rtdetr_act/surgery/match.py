@@ -9,7 +9,7 @@ from torch import nn
 
 from rtdetr_act.activations.fitting import relative_error
 from rtdetr_act.activations.protocol import GRID, Layout
-from rtdetr_act.activations.registry import entry_of
+from rtdetr_act.activations.registry import find_entry
 from rtdetr_act.surgery.tracing import trace
 
 
@@ -39,7 +39,7 @@ def match(module: nn.Module, old: Callable[..., Any], channels: int | None, layo
     >>> match(nn.Mish(), nn.ReLU(), 8) is None
     True
     """
-    entry = entry_of(module)
+    entry = find_entry(module)
     if entry is None or entry.fit is None:
         return None
     target = trace(old, GRID.float(), channels, layout).double()

@@ -63,12 +63,12 @@ def with_plan(model_yaml: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def is_model_yaml(data: object) -> bool:
-    """Say whether something is the YAML of an Ultralytics task model."""
+    """Return whether something is the YAML of an Ultralytics task model."""
     return isinstance(data, Mapping) and "backbone" in data and "head" in data
 
 
 def carries_plan(model: Any) -> bool:
-    """Say whether a model is an Ultralytics task model, whose `yaml` its rebuilds are made from."""
+    """Return whether a model is an Ultralytics task model, whose `yaml` its rebuilds are made from."""
     return is_model_yaml(getattr(model, "yaml", None))
 
 

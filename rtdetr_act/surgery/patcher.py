@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations import registry
-from rtdetr_act.activations.placed import Placed, leave_placed, placed_on
+from rtdetr_act.activations.placed import Placement, get_placement, set_placement
 from rtdetr_act.activations.protocol import Replaces
 from rtdetr_act.activations.temperature import TAU_EPOCHS, TAU_START
 from rtdetr_act.errors import ModelError, SelectionError
@@ -210,7 +210,7 @@ def patch_convs(
     >>> patch_convs(net, kernels=2).sites
     ['2']
     """
-    defaults = registry.defaults_of("dynamic_conv")
+    defaults = registry.get_default_arguments("dynamic_conv")
     values = (kernels, reduction, tau, tau_start, tau_epochs)
     given = {name: value for name, value in zip(defaults, values, strict=True) if value != defaults[name]}
     plan = Plan.parse("dynamic_conv", layers=layers, include=include, exclude=exclude)
@@ -327,7 +327,9 @@ def unpatch_model(model: Any) -> int:
     (1, 1, True)
     """
     root = unwrap(model)
-    activations = [(name, module, placed) for name, module in placed_activations(root) if (placed := placed_on(module))]
+    activations = [
+        (name, module, placed) for name, module in placed_activations(root) if (placed := get_placement(module))
+    ]
     if folded := [name for name, _, placed in activations if placed.folded]:
         raise ModelError(
             f"{len(folded)} activations were folded into the weights ({folded[0]} first), which are no longer those of "
@@ -394,8 +396,8 @@ def _build(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:
         if rule.init == "match":
             misfit = match(module, site.module, site.channels, site.layout)
         _set_inplace(module, site, rule)
-        placed = placed_on(site.module)
-        leave_placed(module, Placed(str(rule.activation), placed.original if placed else site.module))
+        placed = get_placement(site.module)
+        set_placement(module, Placement(str(rule.activation), placed.original if placed else site.module))
     counts = [_count_parameters(each) for each in (module, site.module)]
     return Swap(replace(site, module=module), site.current, str(rule.activation), counts[0], counts[1], misfit)
 
@@ -407,12 +409,12 @@ def _count_parameters(module: Any) -> int:
 def _build_convolution(site: Site, rule: Rule) -> nn.Module:
     original = original_convolution(site.name, site.module)
     module = registry.build_convolution(rule.activation, original)
-    leave_placed(module, Placed(str(rule.activation), original, "convolution"))
+    set_placement(module, Placement(str(rule.activation), original, "convolution"))
     return module
 
 
 def _build_activation(site: Site, rule: Rule) -> nn.Module:
-    entry = registry.entry(rule.activation.name)
+    entry = registry.get_entry(rule.activation.name)
     if site.layout == "tokens" and not entry.tokens:
         raise SelectionError(
             f"'{entry.name}' works on feature maps only, but {site.name} ({site.owner_class}) holds tokens (B, N, C): "
@@ -437,7 +439,7 @@ def _set_inplace(module: nn.Module, site: Site, rule: Rule) -> None:
     if hasattr(module, "inplace") and "inplace" not in dict(rule.activation.kwargs):
         # A backward that reads the result needs what the next layer keeps anyway: one map less per site. That of SiLU
         # or Mish reads the input, of which torch would make a copy.
-        answer = registry.entry(rule.activation.name).backward_reads_result
+        answer = registry.get_entry(rule.activation.name).backward_reads_result
         if answer is None:
             module.inplace = stock_works_in_place(site.module)  # type: ignore[assignment]
         else:

@@ -61,12 +61,14 @@ class Rule:
     @property
     def replaces(self) -> Replaces:
         """What its activation takes the place of, an "activation" or a "convolution"."""
-        from rtdetr_act.activations.registry import replaced_by  # brings torch, which the command line starts without
+        from rtdetr_act.activations.registry import (
+            get_replaced_kind,  # brings torch, which the command line starts without
+        )
 
-        return replaced_by(self.activation.name)
+        return get_replaced_kind(self.activation.name)
 
     def selects(self, site: Selectable) -> bool:
-        """Say whether the rule means a site, by what stands there, its name, layer, section and layout."""
+        """Return whether the rule means a site, by what stands there, its name, layer, section and layout."""
         if site.replaces != self.replaces or (self.scope == "conv" and site.layout != "map"):
             return False
         if (self.layers or self.sections) and site.layer not in self.layers and site.section not in self.sections:
@@ -212,9 +214,9 @@ class Plan:
         plan = cls.parse(text)
         for rule in plan.rules:
             if rule.replaces != "convolution":
-                from rtdetr_act.activations.registry import names_of
+                from rtdetr_act.activations.registry import list_names
 
-                known, name = names_of("convolution"), rule.activation.name
+                known, name = list_names("convolution"), rule.activation.name
                 raise SpecError(f"there is no convolution {quote(name)} to put in{suggest(name, known)}")
         return plan
 
@@ -508,9 +510,11 @@ def _schedule_end(activation: ActSpec) -> float | None:
 
 
 def _defaults_of(name: str) -> dict[str, Any]:
-    from rtdetr_act.activations.registry import defaults_of  # brings torch, which the command line starts without
+    from rtdetr_act.activations.registry import (
+        get_default_arguments,  # brings torch, which the command line starts without
+    )
 
-    return defaults_of(name)
+    return get_default_arguments(name)
 
 
 def _check_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.placed import placed_on
+from rtdetr_act.activations.placed import get_placement
 from rtdetr_act.surgery import scales
 from rtdetr_act.surgery.modules import frozen_among, tensors_of
 from rtdetr_act.surgery.sites import Site, find_sites, placed_activations
@@ -103,4 +103,4 @@ def rescale(root: nn.Module, original: nn.Module, images: Tensor) -> list[str]:
 
 def _has_fixed_form(site: Site) -> bool:
     activation = site.module
-    return placed_on(activation) is not None and not any(True for _ in activation.parameters()) and not site.hidden
+    return get_placement(activation) is not None and not any(True for _ in activation.parameters()) and not site.hidden

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rtdetr_act.activations.registry import entry_of
+from rtdetr_act.activations.registry import find_entry
 from rtdetr_act.surgery.modules import evaluating
 from rtdetr_act.surgery.sites import Site, find_sites, observing
 
@@ -187,7 +187,7 @@ def record(root: nn.Module, demanding: Collection[str], inputs: tuple[Any, ...])
 def _kind(site: Site, demanding: Collection[str]) -> str:
     if site.name in demanding:
         return "scaling"
-    entry = entry_of(site.module)
+    entry = find_entry(site.module)
     passes = isinstance(site.module, nn.Identity) or (entry is not None and entry.homogeneous)
     return "passing" if passes else "opaque"
 
@@ -361,7 +361,7 @@ def _name_of(func: Any) -> str:
 
 
 def _without_offset(name: str, args: Any, kwargs: Any) -> bool:
-    """Say whether a homogeneous function is called without a number that it adds."""
+    """Return whether a homogeneous function is called without a number that it adds."""
     if name in ("add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__isub__", "sub_"):
         return all(isinstance(value, Tensor) or value == 0 for value in (*args[:2], kwargs.get("other", 0)))
     if name == "pad":

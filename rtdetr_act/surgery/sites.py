@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
-from rtdetr_act.activations.placed import placed_on
+from rtdetr_act.activations.placed import get_placement
 from rtdetr_act.activations.protocol import Layout, Replaces
 from rtdetr_act.activations.temperature import Scheduled
 from rtdetr_act.surgery.functional_calls import FUNCTIONS
@@ -82,7 +82,7 @@ class Site:
     @property
     def current(self) -> str:
         """What stands there in words: the spec it was patched with, else its class, function or kernel size."""
-        if placed := placed_on(self.module):
+        if placed := get_placement(self.module):
             return placed.spec
         if self.replaces == "convolution":
             return _describe_convolution(self.module)
@@ -172,7 +172,7 @@ def _locate(name: str, model_yaml: Any) -> tuple[int | None, str]:
 def placed_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield (qualified name, module) of the activations that a swap placed in a model."""
     for name, module in model.named_modules():
-        placed = placed_on(module)
+        placed = get_placement(module)
         if placed and placed.replaces == "activation":
             yield name, module
 
@@ -180,16 +180,16 @@ def placed_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def placed_convolutions(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield (qualified name, module) of what a swap put in the place of convolutions, at every place."""
     for name, module in model.named_modules(remove_duplicate=False):
-        placed = placed_on(module)
+        placed = get_placement(module)
         if placed and placed.replaces == "convolution":
             yield name, module
 
 
 def is_activation_site(attribute: str, owner: nn.Module, child: nn.Module) -> bool:
-    """Say whether a child module is an activation to swap: torch's, ours, or whatever a Conv holds as `act`."""
+    """Return whether a child module is an activation to swap: torch's, ours, or whatever a Conv holds as `act`."""
     if isinstance(child, _NO_SITES):
         return False
-    if placed_on(child):
+    if get_placement(child):
         return True
     if type(child).__module__.startswith(_ACTIVATION_MODULES):
         return True
@@ -224,7 +224,7 @@ def _walk(
 
 def _is_convolution_site(child: nn.Module) -> bool:
     # A subclass of Conv2d computes something else; a dynamic one that no swap placed is a user's own.
-    return type(child) is nn.Conv2d or (isinstance(child, DynamicConv2d) and placed_on(child) is not None)
+    return type(child) is nn.Conv2d or (isinstance(child, DynamicConv2d) and get_placement(child) is not None)
 
 
 def _describe_convolution(conv: Any) -> str:
@@ -270,8 +270,8 @@ def _ask_owner(owner: nn.Module, attribute: str) -> tuple[int | None, Layout]:
 
 
 def stock_works_in_place(activation: Any) -> bool:
-    """Say whether what stands at a site, or what stood there before any swap, writes its result over its input."""
-    placed = placed_on(activation)
+    """Return whether what stands at a site, or what stood there before any swap, writes its result over its input."""
+    placed = get_placement(activation)
     stock = placed.original if placed else activation
     return isinstance(stock, nn.Module) and bool(getattr(stock, "inplace", False))
 

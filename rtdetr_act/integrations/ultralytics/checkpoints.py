@@ -130,7 +130,7 @@ class _Inert(metaclass=_InertType):
 
 
 def _is_importable(module: str, name: str) -> bool:
-    """Say whether a class is where a pickle looks for it, as far as that can be told without importing anything."""
+    """Return whether a class is where a pickle looks for it, as far as that can be told without importing anything."""
     package = module.partition(".")[0]
     if package in _LEFT_TO_ULTRALYTICS or module in _RENAMED:
         return True

@@ -44,7 +44,7 @@ def no_downloads() -> Iterator[None]:
 
 
 def is_looking() -> bool:
-    """Say whether a block of `no_downloads` is open."""
+    """Return whether a block of `no_downloads` is open."""
     return _looking
 
 

@@ -88,7 +88,7 @@ def _check_row(row: Any, index: int, where: str) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _require(
             not number or abs(value) <= _LARGEST or abs(value) == math.inf,
-            f"{where} has an argument out of all range, {quote(value)}",
+            f"{where} has an argument out of range, {quote(value)}",
         )
 
 
@@ -236,6 +236,6 @@ def _weights_of(args: list[Any]) -> bool:
 
 
 def is_head(module: nn.Module) -> bool:
-    """Say whether a module can be the last of a trained model: a head of Ultralytics, or a class of a user's own."""
+    """Return whether a module can be the last of a trained model: a head of Ultralytics, or a class of a user's own."""
     name = type(module).__module__
     return not name.startswith(("torch.", "ultralytics.")) or name == "ultralytics.nn.modules.head"

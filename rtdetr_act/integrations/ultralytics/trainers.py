@@ -15,7 +15,7 @@ def started_here(trainer: Any) -> None:
 
 
 def is_ours(trainer: Any) -> bool:
-    """Say whether a training is of a patched model or of a command of ours; all others stay as they are."""
+    """Return whether a training is of a patched model or of a command of ours; all others stay as they are."""
     started = started_here in trainer.callbacks.get("on_pretrain_routine_start", ())
     return started or bool(read_plan(task_model(trainer.model)))
 

@@ -47,7 +47,7 @@ def _train(original: Callable[..., Any], self: Any, trainer: Any = None, **kwarg
 
 
 def _differs_from_file(model: Any) -> bool:
-    """Say whether train() would read a YAML file whose plan is not that of the model in memory."""
+    """Return whether train() would read a YAML file whose plan is not that of the model in memory."""
     from torch import nn
 
     if model.ckpt or not model.cfg or not isinstance(model.model, nn.Module):

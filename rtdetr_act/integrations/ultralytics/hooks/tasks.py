@@ -151,12 +151,12 @@ def load_model_yaml(original: Callable[..., Any], path: str | Path) -> dict[str,
 def _allow_safe_load() -> None:
     import torch
 
-    from rtdetr_act.activations.registry import own_classes
+    from rtdetr_act.activations.registry import list_own_classes
     from rtdetr_act.activations.temperature import Temperature
     from rtdetr_act.surgery.rewired import ultralytics as rewired
 
     if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
-        own: list[Any] = [*own_classes(), *rewired.CLASSES.values(), Temperature]
+        own: list[Any] = [*list_own_classes(), *rewired.CLASSES.values(), Temperature]
         torch.serialization.add_safe_globals(own)
 
 
