@@ -25,7 +25,7 @@ from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import FoldError
 from rtdetr_act.surgery.patcher import patch_model, unpatch_model
 from rtdetr_act.surgery.plan import Plan
-from rtdetr_act.surgery.tracing import trace
+from rtdetr_act.surgery.tracing import sample_curve
 
 Reference: TypeAlias = Callable[[np.ndarray, Mapping[str, np.ndarray], int], Any]
 HALF = (torch.float16, torch.bfloat16)
@@ -300,11 +300,11 @@ def _check_fit(case: _Case) -> None:
         return
     for old in (nn.SiLU(), nn.ReLU()):
         module = create(case.spec, case.channels, case.layout)
-        target = trace(old, GRID.float(), case.channels, case.layout).double()
-        start = relative_error(trace(module, GRID.float(), case.channels, case.layout).double(), target)
+        target = sample_curve(old, GRID.float(), case.channels, case.layout).double()
+        start = relative_error(sample_curve(module, GRID.float(), case.channels, case.layout).double(), target)
         curve = case.entry.fit(module, target)
         if case.entry.held_at is None:  # an attention over positions is another one in a network
-            found = trace(module, GRID.float(), case.channels, case.layout).double()
+            found = sample_curve(module, GRID.float(), case.channels, case.layout).double()
             torch.testing.assert_close(found, curve, rtol=1e-4, atol=1e-4)
         error = relative_error(curve, target)
         assert error <= start + 1e-6, f"{error:.3f} off {type(old).__name__}, {start:.3f} before"

@@ -32,7 +32,7 @@ from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import FoldError, ModelError, RtdetrActError
-from rtdetr_act.surgery.scales import tensors
+from rtdetr_act.surgery.scales import flatten_tensors
 
 models = pytest.importorskip("torchvision").models
 
@@ -53,7 +53,7 @@ def shuffled(model: nn.Module) -> nn.Module:
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Return what a copy of a model computes in evaluation mode."""
     with torch.no_grad():
-        found = tensors(copy.deepcopy(model).eval()(x))
+        found = flatten_tensors(copy.deepcopy(model).eval()(x))
     assert any(t.std() > 1e-3 for t in found)
     return found
 

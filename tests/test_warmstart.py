@@ -35,7 +35,7 @@ from rtdetr_act.errors import InputError, ModelError, SpecError
 from rtdetr_act.surgery.match import match
 from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.plan import Plan
-from rtdetr_act.surgery.refit import fit
+from rtdetr_act.surgery.refit import fit_convolution
 from rtdetr_act.surgery.rescale import find_gain, rescale
 
 
@@ -395,13 +395,13 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("name", ["first", "depthwise", "grouped"])
 def test_a_refitted_convolution_is_the_least_squares_of_numpy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rtdetr_act.surgery.refit._PULL", 0.0)
+    monkeypatch.setattr("rtdetr_act.surgery.refit._RIDGE", 0.0)
     torch.manual_seed(0)
     conv = Net().get_submodule(name)
     x = torch.randn(20, conv.in_channels, 11, 11)
     y = torch.randn(20, *conv(x).shape[1:])
     with torch.no_grad():
-        assert fit(conv, x, torch.arange(y[0, 0].numel()), y.flatten(2).mT, normalised=False)
+        assert fit_convolution(conv, x, torch.arange(y[0, 0].numel()), y.flatten(2).mT, normalised=False)
     padded = F.pad(x, conv._reversed_padding_repeated_twice, mode="reflect" if name == "depthwise" else "constant")
     patches = F.unfold(padded, conv.kernel_size, conv.dilation, 0, conv.stride)  # B, C * kernel, L
     per_group = conv.out_channels // conv.groups
@@ -547,7 +547,7 @@ def test_a_second_swap_gets_a_start_of_its_own(stock_yaml: Path, data: Data, tmp
     refit(model, IMAGES)
     patch_model(model, "hardswish@neck", init="match")
     plan = read_plan(model.model)
-    assert plan.awaits_fit and plan.base is not None and plan.base.fitted
+    assert plan.needs_fit and plan.base is not None and plan.base.fitted
     with tiny.logged() as lines:
         tiny.train(model, data.detect, tmp_path)
     assert any("convolutions fitted to what they gave before the swap" in line for line in lines)

@@ -19,7 +19,7 @@ from rtdetr_act.kernels.backend import compute_dtype
 from rtdetr_act.kernels.pool import global_avg_pool
 
 # Noise added to the kernels, relative to the standard deviation of the weights. Equal kernels would get almost equal
-# gradients while tau is high, and stay equal. The initial attention is within 0.01 of 1/K at tau = 30, so the noise that
+# gradients while tau is high, and stay equal. Initially the attention is within 0.01 of 1/K at tau = 30, so noise that
 # does not cancel is below 0.005 of the weights; even at tau = 1 it is below 0.05.
 _NOISE_STD = 0.1
 

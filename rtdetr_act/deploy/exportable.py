@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from rtdetr_act.activations.registry import find_entry
-from rtdetr_act.surgery.modules import put
+from rtdetr_act.surgery.modules import set_child
 from rtdetr_act.surgery.sites import find_sites
 
 
@@ -30,7 +30,7 @@ def write_exportable(model: nn.Module) -> int:
             site.module.inplace = False
         entry = find_entry(site.module)
         if entry and entry.exportable:
-            put(site.owner, site.attribute, _like(entry.exportable(site.module), site.module))
+            set_child(site.owner, site.attribute, _like(entry.exportable(site.module), site.module))
             count += 1
     return count
 

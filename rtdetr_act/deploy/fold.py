@@ -20,7 +20,7 @@ from rtdetr_act.errors import FoldError, RtdetrActError
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery import scales
 from rtdetr_act.surgery.model_plan import read_plan
-from rtdetr_act.surgery.modules import evaluating, example_inputs, tensors_of, unwrap
+from rtdetr_act.surgery.modules import evaluation_mode, get_example_inputs, get_named_tensors, unwrap
 from rtdetr_act.surgery.patcher import patch_model
 from rtdetr_act.surgery.plan import Plan, Rule
 from rtdetr_act.surgery.sites import find_sites
@@ -157,7 +157,7 @@ def own_classes_in(model: nn.Module) -> tuple[str, ...]:
 
 
 def _draw_inputs(trial: nn.Module, example_input: Any) -> tuple[Any, ...]:
-    inputs = example_inputs(trial, example_input)
+    inputs = get_example_inputs(trial, example_input)
     if inputs is None:
         raise FoldError("folding runs the model once, and this one does not take an image: give example_input=")
     random = torch.Generator().manual_seed(0)
@@ -168,8 +168,8 @@ def _draw_inputs(trial: nn.Module, example_input: Any) -> tuple[Any, ...]:
 
 
 def _run(trial: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    with _running("it in float64"), evaluating(trial), torch.no_grad():
-        return scales.tensors(trial(*inputs))
+    with _running("it in float64"), evaluation_mode(trial), torch.no_grad():
+        return scales.flatten_tensors(trial(*inputs))
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def _apply(root: nn.Module, forms: Mapping[str, Folded], factors: Mapping[str, f
         module = root.get_submodule(name)
         if form.scale != 1 and (placed := get_placement(module)):
             set_placement(module, replace(placed, folded=True))
-    tensors = tensors_of(root)
+    tensors = get_named_tensors(root)
     for name, factor in factors.items():
         t = tensors[name]
         t.data = (t.detach().to("cpu", torch.float64) * factor).to(t.device, t.dtype)

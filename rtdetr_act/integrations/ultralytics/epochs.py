@@ -17,13 +17,13 @@ from rtdetr_act.errors import InputError
 from rtdetr_act.integrations.ultralytics.images import pick_images
 from rtdetr_act.integrations.ultralytics.log import log
 from rtdetr_act.integrations.ultralytics.trainers import task_model
-from rtdetr_act.surgery.calibrate import calibrate, has_norms
-from rtdetr_act.surgery.epochs import scheduled_modules, set_epoch
+from rtdetr_act.surgery.calibrate import calibrate, has_batch_norms
+from rtdetr_act.surgery.epochs import find_scheduled_modules, set_epoch
 from rtdetr_act.surgery.model_plan import mark_fitted, read_plan
 from rtdetr_act.surgery.patcher import patch_model, unpatch_model
 from rtdetr_act.surgery.plan import Plan
 from rtdetr_act.surgery.refit import refit
-from rtdetr_act.surgery.sites import placed_activations
+from rtdetr_act.surgery.sites import iterate_placed_activations
 
 _STATE = "activation_schedule"  # where a trainer keeps its `_Schedule`
 
@@ -71,7 +71,7 @@ _BEFORE_END = 1 - 1e-6  # an epoch that is repeated after running out of memory 
 def _start(trainer: Any) -> None:
     model = task_model(trainer.model)
     plan = read_plan(model)
-    if plan.awaits_fit:
+    if plan.needs_fit:
         _refit(trainer, model, plan)
         for network in (model, trainer.ema.ema) if trainer.ema else (model,):
             mark_fitted(network)
@@ -91,7 +91,7 @@ def _refit(trainer: Any, model: nn.Module, plan: Plan) -> None:
     unpatch_model(original)
     if plan.base:
         patch_model(original, plan.base)
-    if any([*module.parameters()] for _, module in placed_activations(original)):
+    if any([*module.parameters()] for _, module in iterate_placed_activations(original)):
         # What these had learned is not in the new network, which is built from a YAML and a state dict.
         _calibrate(trainer, model)
         log("convolutions not fitted, since the activations before the swap learned: BatchNorm statistics only")
@@ -110,7 +110,7 @@ def _refit(trainer: Any, model: nn.Module, plan: Plan) -> None:
 
 def _calibrate(trainer: Any, model: nn.Module) -> None:
     """Give the layers behind new activations the statistics of what these let through, in the averaged model too."""
-    if not has_norms(model):
+    if not has_batch_norms(model):
         return
     images = _images(trainer, _CALIBRATING)
     for network in (model, trainer.ema.ema) if trainer.ema else (model,):
@@ -145,4 +145,4 @@ def _advance(trainer: Any, epoch: float) -> None:
 
 def _scheduled(trainer: Any) -> list[Scheduled]:
     networks = (task_model(trainer.model), *([trainer.ema.ema] if trainer.ema else []))
-    return [module for network in networks for module in scheduled_modules(network)]
+    return [module for network in networks for module in find_scheduled_modules(network)]

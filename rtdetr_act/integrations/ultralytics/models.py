@@ -20,7 +20,7 @@ from rtdetr_act.integrations.ultralytics.arguments import check_file_name
 from rtdetr_act.integrations.ultralytics.configs import config_names, find_config
 from rtdetr_act.integrations.ultralytics.model_yaml import BUILDING_ERRORS, explain_forward, is_head
 from rtdetr_act.surgery.model_plan import read_plan, split_model_yaml
-from rtdetr_act.surgery.modules import left_as_it_was, unwrap
+from rtdetr_act.surgery.modules import preserve_attributes, unwrap
 from rtdetr_act.surgery.patcher import apply_plan, patch_model, unpatch_model
 from rtdetr_act.surgery.plan import Plan, SwapOptions
 
@@ -111,7 +111,7 @@ def _is_shipped(source: str) -> bool:
 
 def _run_forward(model: Any, channels: int) -> None:
     """Run one image of 320 x 320 pixels through a task model; its state and the random state are restored."""
-    with left_as_it_was(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with preserve_attributes(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         model.eval()(torch.zeros(1, channels, 320, 320))
 
 

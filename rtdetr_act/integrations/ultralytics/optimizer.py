@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
-from rtdetr_act.surgery.parameters import WEIGHT_LAYERS, slopes
+from rtdetr_act.surgery.parameters import WEIGHT_LAYERS, find_scalar_and_channel_parameters
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -29,7 +29,7 @@ def separate_activation_parameters(optimizer: Optimizer, model: nn.Module, act_l
     Returns:
         How many parameter tensors were moved.
     """
-    chosen = {id(parameter) for parameter in slopes(model)}
+    chosen = {id(parameter) for parameter in find_scalar_and_channel_parameters(model)}
     moved = _take_out(optimizer.param_groups, chosen)
     if not moved:
         return 0

@@ -76,7 +76,7 @@ def _init_decoder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> No
 
 def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbose: bool = True) -> Any:
     from rtdetr_act.surgery.patcher import KINDS, resolve_plan, swap_sites
-    from rtdetr_act.surgery.sites import walk
+    from rtdetr_act.surgery.sites import collect_sites
 
     stock, plan = split_model_yaml(d)
     model_yaml.check_form(stock)
@@ -94,7 +94,7 @@ def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbo
                 raise
             raise explained from error
     if plan:
-        report = swap_sites(walk(layers, "model", d, KINDS), plan)
+        report = swap_sites(collect_sites(layers, "model", d, KINDS), plan)
         for layer in layers:
             layer.np = sum(parameter.numel() for parameter in layer.parameters())  # what info(detailed=True) prints
         if verbose:
@@ -192,19 +192,19 @@ def _load(
     plan = read_plan(self)
     model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
     if any(rule.replaces == "convolution" for rule in plan.rules):
-        from rtdetr_act.surgery.convolutions import load_plain
+        from rtdetr_act.surgery.convolutions import load_plain_weights
 
-        if (count := load_plain(self, model.float().state_dict())) and verbose:
+        if (count := load_plain_weights(self, model.float().state_dict())) and verbose:
             log(f"{count} dynamic convolutions start from plain ones")
-    if plan.awaits_fit:
+    if plan.needs_fit:
         source = read_plan(model)
         if source != plan and source.rules != (plan.base or Plan()).rules:
             mark_fitted(self)  # the weights are not those of the network before the swap
     if verbose and plan:
-        from rtdetr_act.surgery.sites import placed_activations
+        from rtdetr_act.surgery.sites import iterate_placed_activations
 
         given, own = ({name: value.shape for name, value in m.state_dict().items()} for m in (model, self))
-        prefixes = tuple(f"{name}." for name, _ in placed_activations(self))
+        prefixes = tuple(f"{name}." for name, _ in iterate_placed_activations(self))
         inside = {name for name in own if name.startswith(prefixes)}
         matched = {name for name in own if given.get(name) == own[name]}
         log(
