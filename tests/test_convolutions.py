@@ -35,7 +35,7 @@ from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.errors import InputError, ModelError, SelectionError, SpecError
 from rtdetr_act.integrations.ultralytics import hooks
 from rtdetr_act.integrations.ultralytics.models import load_variant
-from rtdetr_act.integrations.ultralytics.optimizer import keep_stacks_out_of_muon
+from rtdetr_act.integrations.ultralytics.optimizer import exclude_dynamic_kernels_from_muon
 from rtdetr_act.surgery.epochs import set_epoch
 from rtdetr_act.surgery.model_plan import normalise_model_yaml, split_model_yaml
 from rtdetr_act.surgery.sites import iterate_placed_convolutions
@@ -409,7 +409,7 @@ def test_biases_are_not_decayed(data: Data, tmp_path: Path) -> None:
             group = home[id(module.bias)]
             assert group["weight_decay"] == 0 and not group.get("use_muon")
             assert home[id(module.weight)]["weight_decay"] == 5e-4
-        assert keep_stacks_out_of_muon(optimizer, model) == 0
+        assert exclude_dynamic_kernels_from_muon(optimizer, model) == 0
 
 
 def check_trained(file: Path, data: Data, kind: type) -> None:

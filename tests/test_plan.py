@@ -325,7 +325,7 @@ def test_a_rule_that_no_site_follows_is_refused_where_it_was_typed() -> None:
     for text in ("arelu, silu", "arelu, arelu", "prelu, arelu, mish"):
         with pytest.raises(SelectionError, match=r"would apply nowhere.*repeat --act"):
             patch_model(net(), text)
-    with pytest.raises(SelectionError, match=r"'elu\(inplace=\[1, 2\]\)' behind it"):
+    with pytest.raises(SelectionError, match=r"'elu\(inplace=\[1, 2\]\)' after it"):
         patch_model(net(), "elu(inplace=[1, 2]), elu(inplace=[1, 2])")
     with pytest.raises(SelectionError, match="'dynamic_conv"):
         patch_model(net(), "dynamic_conv(kernels=2), dynamic_conv")

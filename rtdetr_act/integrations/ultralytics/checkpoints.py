@@ -17,11 +17,11 @@ from typing import IO, Any
 from rtdetr_act.errors import ModelError, quote
 
 # torch.save stores its entries as they are. What is packed tighter than this is made to fill the memory.
-_MOST_COMPRESSION = 100
+_MAX_COMPRESSION = 100
 # Ultralytics maps module names of its older releases itself, and has its own words for YOLOv5's.
 _LEFT_TO_ULTRALYTICS = ("ultralytics", "models", "utils", "numpy")
 _RENAMED = ("__builtin__", "copy_reg", "exceptions", "torch.tensor")  # as pickle and torch know them
-_FEW_OBJECTS = 1000  # any pickle may number that many as it likes
+_MIN_MEMO_SIZE = 1000  # any pickle may number that many as it likes
 _LEGACY_HEAD = 3  # pickles before the object in files of torch before 1.6: magic number, protocol, system
 
 
@@ -43,8 +43,8 @@ def check_classes(weight: str | Path) -> None:
                 start = file.tell()
                 _check_memo(file, weight)
                 file.seek(start)
-                _Names(file, found).load()
-    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_DAMAGED):
+                _NameCollector(file, found).load()
+    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_UNPICKLING_ERRORS):
         pass  # about which the loading says more
     if missing := sorted(f"{module}.{name}" for module, name in found if not _is_importable(module, name)):
         raise ModelError(
@@ -54,7 +54,16 @@ def check_classes(weight: str | Path) -> None:
 
 
 # What an unpickler raises on bytes that only look like a pickle.
-_DAMAGED = (ValueError, TypeError, AttributeError, LookupError, OverflowError, MemoryError, ImportError, AssertionError)
+_UNPICKLING_ERRORS = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    ImportError,
+    AssertionError,
+)
 
 
 @contextmanager
@@ -67,7 +76,7 @@ def _open_pickle(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         packed, unpacked = (sum(getattr(e, size) for e in entries) for size in ("compress_size", "file_size"))
-        if unpacked > _MOST_COMPRESSION * max(packed, 1 << 20):
+        if unpacked > _MAX_COMPRESSION * max(packed, 1 << 20):
             raise ModelError(
                 f"{quote(str(path))} unpacks from {packed:,} to {unpacked:,} bytes, which no checkpoint of torch does: "
                 "it was not loaded"
@@ -86,14 +95,14 @@ def _check_memo(file: IO[bytes], weight: str | Path) -> None:
     torch's reading too. 80 ms for rtdetr-x.
     """
     for opcode, argument, position in pickletools.genops(file):
-        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > max(position or 0, _FEW_OBJECTS):
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > max(position or 0, _MIN_MEMO_SIZE):
             raise ModelError(
                 f"{quote(str(weight))} asks for room for {argument:,} objects, which no file of its size holds: it was "
                 "not loaded"
             )
 
 
-class _Names(pickle.Unpickler):
+class _NameCollector(pickle.Unpickler):
     """Reads a pickle of any protocol with an inert stand-in for every class and function, and notes their names."""
 
     def __init__(self, file: IO[bytes], found: set[tuple[str, str]]) -> None:
@@ -167,7 +176,7 @@ def refuse_install(requirements: Any = "", *_: Any) -> Any:
     )
 
 
-def find_refused(error: BaseException) -> str | None:
+def get_refused_class(error: BaseException) -> str | None:
     """Return the class that a restricted load refused, or None for another error.
 
     torch writes `Unsupported global: GLOBAL module.Name was not an allowed global by default`.

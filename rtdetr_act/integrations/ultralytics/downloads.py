@@ -17,8 +17,8 @@ from rtdetr_act.errors import InputError, quote
 
 ALLOW_CODE = "RTDETR_ACT_ALLOW_DOWNLOAD_CODE"  # environment variable, which the processes of studies and GPUs inherit
 ALLOW_CODE_FLAG = "--allow-download-code"
-_ARCHIVE = re.compile(r"https?://\S+", re.IGNORECASE)  # one word; no Python statement begins like this
-_looking = False
+_URL = re.compile(r"https?://\S+", re.IGNORECASE)  # one word; no Python statement begins like this
+_blocked = False
 
 
 @contextmanager
@@ -28,27 +28,27 @@ def no_downloads() -> Iterator[None]:
     That holds for what Ultralytics and `torch.hub` download: checkpoints, data sets, weights of torchvision's models.
     Rows of a model YAML that would fetch weights (`TorchVision`) are built without them.
     """
-    global _looking
-    if _looking:
+    global _blocked
+    if _blocked:
         yield
         return
-    _looking = True
+    _blocked = True
     try:
         with ExitStack() as stack:
-            for module, name in _downloaders():
+            for module, name in _find_download_functions():
                 stack.callback(setattr, module, name, getattr(module, name))
                 setattr(module, name, _do_nothing if name == "check_font" else _refuse)
             yield
     finally:
-        _looking = False
+        _blocked = False
 
 
-def is_looking() -> bool:
+def are_downloads_blocked() -> bool:
     """Return whether a block of `no_downloads` is open."""
-    return _looking
+    return _blocked
 
 
-def _downloaders() -> list[tuple[Any, str]]:
+def _find_download_functions() -> list[tuple[Any, str]]:
     """Return (module, name) of the functions that all downloads go through, wherever they were imported by name."""
     import torch
     from ultralytics.utils import downloads
@@ -88,12 +88,12 @@ def check_det_dataset(
         if not autodownload or (code := _download_entry(dataset)) is None:
             raise
         path, text = code
-    if _looking:
+    if _blocked:
         raise InputError(
             f"the images of the data set {quote(str(dataset))} are not here, and this command downloads nothing: "
             "get them, or train with it once"
         )
-    if not (_ARCHIVE.fullmatch(text.strip()) or _is_ultralytics_own(path) or os.environ.get(ALLOW_CODE) == "1"):
+    if not (_URL.fullmatch(text.strip()) or _is_shipped_dataset(path) or os.environ.get(ALLOW_CODE) == "1"):
         raise InputError(
             f"the images of the data set {quote(str(dataset))} are not here, and its 'download:' is code, which was "
             f"not run: {quote(text.strip())}; if you trust it, call rtdetr-act {ALLOW_CODE_FLAG} …, or set "
@@ -122,7 +122,7 @@ def _download_entry(dataset: Any) -> tuple[Path, str] | None:
     return (path, str(entry)) if entry else None
 
 
-def _is_ultralytics_own(path: Path) -> bool:
+def _is_shipped_dataset(path: Path) -> bool:
     from ultralytics.utils import ROOT
 
     return (Path(ROOT) / "cfg" / "datasets").resolve() in path.resolve().parents

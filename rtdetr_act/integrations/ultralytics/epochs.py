@@ -25,7 +25,7 @@ from rtdetr_act.surgery.plan import Plan
 from rtdetr_act.surgery.refit import refit
 from rtdetr_act.surgery.sites import iterate_placed_activations
 
-_STATE = "activation_schedule"  # where a trainer keeps its `_Schedule`
+_SCHEDULE = "activation_schedule"  # where a trainer keeps its `_Schedule`
 
 
 @dataclass
@@ -37,7 +37,7 @@ class _Schedule:
     next_end: float = 0.0  # epoch at which the next of its schedules is over
 
 
-def follow(trainer: Any, event: str) -> None:
+def update_schedule(trainer: Any, event: str) -> None:
     """Keep the temperatures of the model and of its average at the epoch that a trainer is in.
 
     Called with each event of an Ultralytics trainer, before its callbacks, on every worker. Nothing is stored but in
@@ -45,27 +45,27 @@ def follow(trainer: Any, event: str) -> None:
     """
     if event == "on_pretrain_routine_end":
         _start(trainer)
-    schedule = vars(trainer).get(_STATE)
+    schedule = vars(trainer).get(_SCHEDULE)
     if schedule is None:
         return
     if event == "on_train_epoch_start":
         schedule.batch = 0
-        schedule.modules = _scheduled(trainer)  # a recovery between two epochs makes a new average
+        schedule.modules = _find_modules(trainer)  # a recovery between two epochs makes a new average
     elif event == "on_train_batch_start":
-        _advance(trainer, trainer.epoch + min(schedule.batch / len(trainer.train_loader), _BEFORE_END))
+        _set_epoch(trainer, trainer.epoch + min(schedule.batch / len(trainer.train_loader), _MAX_FRACTION))
         schedule.batch += 1
     elif event == "on_train_epoch_end" and bool(torch.isfinite(trainer.loss).all()):
         # Where the loss is not finite, Ultralytics goes back to the checkpoint before and repeats the epoch.
-        _advance(trainer, trainer.epoch + 1)
+        _set_epoch(trainer, trainer.epoch + 1)
 
 
-_CALIBRATING = 128  # images for BatchNorm statistics
+_CALIBRATION_IMAGES = 128  # images for BatchNorm statistics
 
 
-_REFITTING = 128 * 320 * 320  # pixels for new weights, which pass at once
+_REFIT_PIXELS = 128 * 320 * 320  # pixels for new weights, which pass at once
 
 
-_BEFORE_END = 1 - 1e-6  # an epoch that is repeated after running out of memory counts on, but never into the next
+_MAX_FRACTION = 1 - 1e-6  # an epoch that is repeated after running out of memory counts on, but never into the next
 
 
 def _start(trainer: Any) -> None:
@@ -81,8 +81,8 @@ def _start(trainer: Any) -> None:
         raise InputError(
             "distill_model wraps the model, out of reach of temperatures: leave it out, or give tau_start=None"
         )
-    setattr(trainer, _STATE, _Schedule())
-    _advance(trainer, trainer.start_epoch)
+    setattr(trainer, _SCHEDULE, _Schedule())
+    _set_epoch(trainer, trainer.start_epoch)
 
 
 def _refit(trainer: Any, model: nn.Module, plan: Plan) -> None:
@@ -97,7 +97,7 @@ def _refit(trainer: Any, model: nn.Module, plan: Plan) -> None:
         log("convolutions not fitted, since the activations before the swap learned: BatchNorm statistics only")
         return
     if RANK in (-1, 0):
-        images = _images(trainer, max(_REFITTING // trainer.args.imgsz**2, 1))
+        images = _collect_images(trainer, max(_REFIT_PIXELS // trainer.args.imgsz**2, 1))
         count = refit(model, images, original)
         log(f"{count} convolutions fitted to what they gave before the swap, on {len(images)} training images")
     state = model.state_dict()
@@ -112,22 +112,22 @@ def _calibrate(trainer: Any, model: nn.Module) -> None:
     """Give the layers behind new activations the statistics of what these let through, in the averaged model too."""
     if not has_batch_norms(model):
         return
-    images = _images(trainer, _CALIBRATING)
+    images = _collect_images(trainer, _CALIBRATION_IMAGES)
     for network in (model, trainer.ema.ema) if trainer.ema else (model,):
         calibrate(network, images.split(16))
 
 
-def _images(trainer: Any, count: int) -> torch.Tensor:
+def _collect_images(trainer: Any, count: int) -> torch.Tensor:
     """Return images that a trainer trains on, as many as that or all, of one shape: (B, C, H, W) in 0..1."""
-    images = pick_images(trainer.train_loader.dataset, min(count, _CALIBRATING))
+    images = pick_images(trainer.train_loader.dataset, min(count, _CALIBRATION_IMAGES))
     [(shape, _)] = Counter(image.shape for image in images).most_common(1)  # with rect=True each batch has its own
     chosen = (image for image in images if image.shape == shape)
     return torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image for image in chosen])
 
 
-def _advance(trainer: Any, epoch: float) -> None:
+def _set_epoch(trainer: Any, epoch: float) -> None:
     """Bring the model of a trainer and its average to an epoch, and let go of what is over by then."""
-    schedule = getattr(trainer, _STATE)
+    schedule = getattr(trainer, _SCHEDULE)
     model = task_model(trainer.model)
     # Before every batch, the modules at hand: looking for them and for what is over takes 11 ms with rtdetr-l.
     if epoch < schedule.next_end:
@@ -138,11 +138,11 @@ def _advance(trainer: Any, epoch: float) -> None:
         if trainer.ema:
             set_epoch(trainer.ema.ema, epoch)
         schedule.next_end = min(read_plan(model).schedule_ends(), default=math.inf)
-        schedule.modules = _scheduled(trainer)
+        schedule.modules = _find_modules(trainer)
     if schedule.next_end == math.inf:
-        delattr(trainer, _STATE)
+        delattr(trainer, _SCHEDULE)
 
 
-def _scheduled(trainer: Any) -> list[Scheduled]:
+def _find_modules(trainer: Any) -> list[Scheduled]:
     networks = (task_model(trainer.model), *([trainer.ema.ema] if trainer.ema else []))
     return [module for network in networks for module in find_scheduled_modules(network)]

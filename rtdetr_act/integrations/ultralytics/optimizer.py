@@ -30,19 +30,19 @@ def separate_activation_parameters(optimizer: Optimizer, model: nn.Module, act_l
         How many parameter tensors were moved.
     """
     chosen = {id(parameter) for parameter in find_scalar_and_channel_parameters(model)}
-    moved = _take_out(optimizer.param_groups, chosen)
+    moved = _remove_parameters(optimizer.param_groups, chosen)
     if not moved:
         return 0
-    home = _find_group(optimizer.param_groups, _parameters_of(model, "weight", _NORMS), decays=False)
+    home = _find_group(optimizer.param_groups, _get_parameter_ids(model, "weight", _NORMS), decays=False)
     if home is not None and act_lr == 1.0:
         home["params"].extend(moved)
     else:
-        settings = _settings_of(home or optimizer.param_groups[-1])
+        settings = _copy_settings(home or optimizer.param_groups[-1])
         optimizer.add_param_group({**settings, "params": moved, "lr": settings["lr"] * act_lr, "weight_decay": 0.0})
     return len(moved)
 
 
-def keep_stacks_out_of_muon(optimizer: Optimizer, model: nn.Module) -> int:
+def exclude_dynamic_kernels_from_muon(optimizer: Optimizer, model: nn.Module) -> int:
     """Take kernels and biases of dynamic convolutions, (K, Cout, …) and (K, Cout), out of Muon, in place.
 
     Muon is for matrices and the kernels of convolutions, which it flattens to matrices. Here it would make the K
@@ -58,19 +58,19 @@ def keep_stacks_out_of_muon(optimizer: Optimizer, model: nn.Module) -> int:
     count = 0
     for name, decays in (("weight", True), ("bias", False)):
         chosen = {id(p) for module in stacks if (p := getattr(module, name)) is not None}
-        if not (moved := _take_out(muon, chosen)):
+        if not (moved := _remove_parameters(muon, chosen)):
             continue
         count += len(moved)
-        if (home := _find_group(groups, _parameters_of(model, name, WEIGHT_LAYERS), decays=decays)) is not None:
+        if (home := _find_group(groups, _get_parameter_ids(model, name, WEIGHT_LAYERS), decays=decays)) is not None:
             home["params"].extend(moved)
         else:
-            settings = _settings_of(muon[-1])
+            settings = _copy_settings(muon[-1])
             decay = settings["weight_decay"] if decays else 0.0
             optimizer.add_param_group({**settings, "params": moved, "weight_decay": decay})
     return count
 
 
-def _take_out(groups: list[dict], chosen: set[int]) -> list[nn.Parameter]:
+def _remove_parameters(groups: list[dict], chosen: set[int]) -> list[nn.Parameter]:
     """Remove the parameters of these ids from optimizer groups, and return them."""
     moved = [p for group in groups for p in group["params"] if id(p) in chosen]
     for group in groups:
@@ -97,13 +97,13 @@ def _find_group(groups: list[dict], alike: set[int], *, decays: bool) -> dict | 
     return min(holding or others, key=lambda group: group["lr"], default=None)
 
 
-def _settings_of(group: dict) -> dict[str, Any]:
+def _copy_settings(group: dict) -> dict[str, Any]:
     """Return the settings of a group for another one beside it, which Muon leaves alone."""
     settings = {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
     return {**settings, "use_muon": False} if "use_muon" in settings else settings
 
 
-def _parameters_of(model: nn.Module, name: str, classes: tuple[type, ...]) -> set[int]:
+def _get_parameter_ids(model: nn.Module, name: str, classes: tuple[type, ...]) -> set[int]:
     """Return the ids of the parameters of that name in modules of these classes."""
     found = (getattr(module, name, None) for module in model.modules() if isinstance(module, classes))
     return {id(parameter) for parameter in found if isinstance(parameter, nn.Parameter)}

@@ -27,7 +27,7 @@ from rtdetr_act.analysis.history_figure import draw_history
 from rtdetr_act.analysis.learned import Quantity, has_coefficients, read_quantities
 from rtdetr_act.integrations.ultralytics.images import pick_images
 from rtdetr_act.integrations.ultralytics.log import log
-from rtdetr_act.integrations.ultralytics.trainers import is_ours
+from rtdetr_act.integrations.ultralytics.trainers import is_managed
 from rtdetr_act.surgery.model_plan import read_plan
 
 PREFIX = "activations/"
@@ -41,13 +41,13 @@ class Record:
     Attributes:
         history: The `activations.csv`.
         images: Validation images to measure coefficients on; none where no activation makes any.
-        read: What was read after the last step and no tracker has seen yet.
+        pending: Quantities of the last epoch that trackers have not logged yet.
         warned: Whether the user knows already that the file cannot be written.
     """
 
     history: Path
     images: list[Tensor] = field(default_factory=list)
-    read: list[Quantity] = field(default_factory=list)
+    pending: list[Quantity] = field(default_factory=list)
     warned: bool = False
 
 
@@ -56,25 +56,25 @@ def add_callbacks(trainer: Any) -> None:
     callbacks = trainer.callbacks
     for event, callback in (
         ("on_train_start", log_plan),
-        ("on_train_start", thaw),
+        ("on_train_start", clone_inference_tensors),
         ("on_train_start", start_record),
-        ("on_train_epoch_end", read),
-        ("on_train_end", draw),
+        ("on_train_epoch_end", record_epoch),
+        ("on_train_end", draw_figure),
     ):
         if callback not in callbacks[event]:
             callbacks[event].append(callback)
     # Ultralytics 8.3 keeps the lists of a model for its next training, whose trackers may be others.
-    others = [callback for callback in callbacks["on_fit_epoch_end"] if callback not in (show, hide)]
-    callbacks["on_fit_epoch_end"] = [show, *others, hide]
+    others = [callback for callback in callbacks["on_fit_epoch_end"] if callback not in (add_metrics, remove_metrics)]
+    callbacks["on_fit_epoch_end"] = [add_metrics, *others, remove_metrics]
 
 
-def thaw(trainer: Any) -> None:
+def clone_inference_tensors(trainer: Any) -> None:
     """Let a model be trained whose graph TensorBoard has drawn, a stock one where a command of ours trains it.
 
     It is traced in inference mode, and the decoder of RT-DETR keeps the anchors of that pass (8.4 does) for the first
     training step, which autograd then refuses: "Inference tensors cannot be saved for backward".
     """
-    if not is_ours(trainer):
+    if not is_managed(trainer):
         return
     for module in trainer.model.modules():
         for name, value in list(vars(module).items()):
@@ -84,7 +84,7 @@ def thaw(trainer: Any) -> None:
 
 def start_record(trainer: Any) -> None:
     """Begin the record: choose the images, and write epoch 0 of a training that does not go on from an earlier one."""
-    if RANK not in (-1, 0) or not is_ours(trainer):
+    if RANK not in (-1, 0) or not is_managed(trainer):
         return
     folder = Path(trainer.save_dir)
     record = Record(folder / HISTORY_FILE)
@@ -98,26 +98,26 @@ def start_record(trainer: Any) -> None:
         except Exception as error:  # whatever a data set raises, it must not stop a training
             log(f"the coefficients of the activations are not recorded, for want of images: {error}", warn=True)
     if trainer.start_epoch == 0:
-        _write(record, 0, _read(trainer, record))
+        _write(record, 0, _read_quantities(trainer, record))
 
 
-def read(trainer: Any) -> None:
+def record_epoch(trainer: Any) -> None:
     """Read the averaged model, which the checkpoint of this epoch will hold.
 
     And write it down before that checkpoint (or a study's snapshot) exists: whatever is resumed then finds every epoch
     before its own in the file.
     """
-    if record := _record(trainer):
-        record.read = _read(trainer, record)
-        _write(record, trainer.epoch + 1, record.read)
+    if record := _get_record(trainer):
+        record.pending = _read_quantities(trainer, record)
+        _write(record, trainer.epoch + 1, record.pending)
 
 
-def _record(trainer: Any) -> Record | None:
+def _get_record(trainer: Any) -> Record | None:
     found: Record | None = vars(trainer).get(_RECORD)
     return found
 
 
-def _read(trainer: Any, record: Record) -> list[Quantity]:
+def _read_quantities(trainer: Any, record: Record) -> list[Quantity]:
     model = trainer.ema.ema
     try:
         # As many at once as the validation takes.
@@ -142,9 +142,9 @@ def _try_to_write(record: Record, write: Callable[..., Any], *args: Any, **kwarg
         record.warned = True
 
 
-def draw(trainer: Any) -> None:
+def draw_figure(trainer: Any) -> None:
     """Draw the picture of a training that draws pictures at all."""
-    record = _record(trainer)
+    record = _get_record(trainer)
     if record is None or not trainer.args.plots or not record.history.is_file():
         return
     try:
@@ -153,15 +153,15 @@ def draw(trainer: Any) -> None:
         log(f"{FIGURE_FILE} was not drawn: {error}", warn=True)
 
 
-def show(trainer: Any) -> None:
+def add_metrics(trainer: Any) -> None:
     """Put what was read into `trainer.metrics`, once: the validation of best.pt at the end is no epoch."""
-    record = _record(trainer)
-    if record and record.read:
-        values, record.read = record.read, []
+    record = _get_record(trainer)
+    if record and record.pending:
+        values, record.pending = record.pending, []
         trainer.metrics = {**trainer.metrics, **{f"{PREFIX}{one.site}.{one.name}": one.value for one in values}}
 
 
-def hide(trainer: Any) -> None:
+def remove_metrics(trainer: Any) -> None:
     """Take them out of `trainer.metrics` again: an epoch without validation would write the same dictionary."""
     if any(name.startswith(PREFIX) for name in trainer.metrics or ()):
         trainer.metrics = {name: value for name, value in trainer.metrics.items() if not name.startswith(PREFIX)}

@@ -14,7 +14,7 @@ def started_here(trainer: Any) -> None:
     """Do nothing: a trainer that has this callback was started by a command of ours, be its model patched or not."""
 
 
-def is_ours(trainer: Any) -> bool:
+def is_managed(trainer: Any) -> bool:
     """Return whether a training is of a patched model or of a command of ours; all others stay as they are."""
     started = started_here in trainer.callbacks.get("on_pretrain_routine_start", ())
     return started or bool(read_plan(task_model(trainer.model)))

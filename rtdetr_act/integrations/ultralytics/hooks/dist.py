@@ -20,7 +20,7 @@ def hook_dist(dist: Any) -> None:
 def _generate_ddp_file(original: Callable[..., Any], trainer: Any) -> str:
     path = str(original(trainer))
     source = Path(path).read_text(encoding="utf-8")
-    if 'state["model"]' not in source and _lost_by_workers(trainer):
+    if 'state["model"]' not in source and _plan_is_lost_in_workers(trainer):
         Path(path).unlink()
         raise ModelError(
             "this Ultralytics gives multi-GPU workers the model file only, not the activations patched in Python: "
@@ -37,7 +37,7 @@ def _generate_ddp_file(original: Callable[..., Any], trainer: Any) -> str:
     return path
 
 
-def _lost_by_workers(trainer: Any) -> bool:
+def _plan_is_lost_in_workers(trainer: Any) -> bool:
     from torch import nn
     from ultralytics.nn.tasks import yaml_model_load
 

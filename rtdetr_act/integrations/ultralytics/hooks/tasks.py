@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_sentinels: list[tuple[nn.Module, str, float]] = []  # open default_act() blocks: stand-in, activation, act_lr
+_defaults: list[tuple[nn.Module, str, float]] = []  # open default_act() blocks: stand-in, activation, act_lr
 
 
 def hook_tasks(tasks: Any) -> None:
@@ -82,15 +82,15 @@ def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbo
     model_yaml.check_form(stock)
     model_yaml.check_modules(stock, original.__globals__)
     plan = resolve_plan(plan)
-    if downloads.is_looking():
-        stock, fetched = model_yaml.without_weights(stock, original.__globals__)
+    if downloads.are_downloads_blocked():
+        stock, fetched = model_yaml.remove_pretrained_weights(stock, original.__globals__)
         for row in fetched:
             log(f"{row} would fetch weights: nothing was downloaded, and it stands here without them", warn=True)
     with _stock_default_act(plan.default_act, verbose):
         try:
             layers, save = original(stock, ch, verbose)
-        except model_yaml.BUILDING_ERRORS as error:
-            if (explained := model_yaml.explain_building(error, stock, original)) is None:
+        except model_yaml.BUILD_ERRORS as error:
+            if (explained := model_yaml.explain_build_error(error, stock, original)) is None:
                 raise
             raise explained from error
     if plan:
@@ -170,7 +170,7 @@ def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: An
     try:
         found = original(weight, *args, **kwargs)
     except TypeError as error:
-        if (refused := checkpoints.find_refused(error)) is None:
+        if (refused := checkpoints.get_refused_class(error)) is None:
             raise
         raise ModelError(
             f"{quote(str(weight))} holds {quote(refused)}, which ULTRALYTICS_SAFE_LOAD does not allow: import the "
@@ -217,17 +217,17 @@ def _load(
 def _init_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     try:
         original(self, *args, **kwargs)
-    except model_yaml.BUILDING_ERRORS as error:  # its first forward pass, which measures the strides
-        explained = model_yaml.explain_forward(error, self.yaml) if hasattr(self, "yaml") else None
+    except model_yaml.BUILD_ERRORS as error:  # its first forward pass, which measures the strides
+        explained = model_yaml.explain_forward_error(error, self.yaml) if hasattr(self, "yaml") else None
         if explained is None:
             raise
         raise explained from error
-    if not _sentinels:
+    if not _defaults:
         return
     from rtdetr_act.surgery.patcher import patch_model
     from rtdetr_act.surgery.sites import find_sites
 
-    stand_in, activation, act_lr = _sentinels[-1]
+    stand_in, activation, act_lr = _defaults[-1]
     sites = find_sites(self)
     names = tuple(site.name for site in sites if site.module is stand_in)
     if not names:
@@ -270,10 +270,10 @@ def default_act(activation: str, *, act_lr: float = 1.0) -> Iterator[None]:
     before = [(cls, cls.default_act) for cls in (Conv, ConvTranspose, RepConv)]
     for cls, _ in before:
         cls.default_act = stand_in
-    _sentinels.append((stand_in, spec, act_lr))
+    _defaults.append((stand_in, spec, act_lr))
     try:
         yield
     finally:
-        _sentinels.pop()
+        _defaults.pop()
         for cls, module in before:
             cls.default_act = module

@@ -10,7 +10,7 @@ from typing import Any
 from rtdetr_act.files import partial_path, remove_leftovers
 from rtdetr_act.integrations.ultralytics.hooks.replacing import replace, replaced
 from rtdetr_act.integrations.ultralytics.log import log
-from rtdetr_act.integrations.ultralytics.trainers import is_ours, task_model
+from rtdetr_act.integrations.ultralytics.trainers import is_managed, task_model
 from rtdetr_act.surgery.model_plan import read_plan
 
 
@@ -38,9 +38,12 @@ def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args:
     plan = read_plan(task_model(model))
     if not plan:
         return optimizer
-    from rtdetr_act.integrations.ultralytics.optimizer import keep_stacks_out_of_muon, separate_activation_parameters
+    from rtdetr_act.integrations.ultralytics.optimizer import (
+        exclude_dynamic_kernels_from_muon,
+        separate_activation_parameters,
+    )
 
-    keep_stacks_out_of_muon(optimizer, model)
+    exclude_dynamic_kernels_from_muon(optimizer, model)
     if count := separate_activation_parameters(optimizer, model, plan.act_lr):
         rate = "" if plan.act_lr == 1.0 else f", their learning rate times {plan.act_lr:g}"
         log(f"{count} scalar and per-channel activation parameters without weight decay{rate}")
@@ -48,9 +51,9 @@ def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args:
 
 
 def _run_callbacks(original: Callable[..., Any], self: Any, event: str) -> Any:
-    from rtdetr_act.integrations.ultralytics.epochs import follow
+    from rtdetr_act.integrations.ultralytics.epochs import update_schedule
 
-    follow(self, event)
+    update_schedule(self, event)
     return original(self, event)
 
 
@@ -58,7 +61,7 @@ _whole: set[Path] = set()  # checkpoints that are written whole, by their paths
 
 
 def _save_model(original: Callable[..., Any], self: Any) -> Any:
-    if not is_ours(self):
+    if not is_managed(self):
         return original(self)
     last, best = self.last, self.best
     _whole.update((Path(last), Path(best)))
