@@ -282,7 +282,7 @@ def test_a_model_without_weights_or_with_another_input_is_refused() -> None:
 def test_what_was_folded_cannot_be_unpatched() -> None:
     model = net_of("arelu")
     fold_activations(model)
-    with untouched(model), pytest.raises(ModelError, match="unpatch the one that it was folded from"):
+    with untouched(model), pytest.raises(ModelError, match="unpatch the model from before folding"):
         unpatch_model(model)
     model = net_of("prelu")
     fold_activations(model)

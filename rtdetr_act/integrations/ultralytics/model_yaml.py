@@ -1,7 +1,7 @@
-"""Check a model YAML before Ultralytics builds it: its form, the modules it names, and what building it says.
+"""Validate a model YAML before Ultralytics builds it, and explain errors raised while building it.
 
-Ultralytics' `parse_model` takes a row's module from its own globals, so that a row may call any function in there,
-`torch_load` among them, which runs whatever code a file holds. Here a row can only name a layer.
+Ultralytics' `parse_model` looks up a row's module in its globals, so a row could call any function there, including
+`torch_load`, which executes code in a file. Here a row can only name a layer.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 _PARTS = ("backbone", "head")
 _MAX_ROWS, _MAX_REPEATS, _MAX_VALUES, _MAX_DEPTH = 1000, 1000, 10_000, 5  # repeats are those of all rows together
-_MAX_NUMBER = 1_000_000_000  # of any number in a YAML; a layer of as many channels has no memory
-# What stock code, torch's constructors and a first forward pass raise on arguments that they cannot use.
+_MAX_NUMBER = 1_000_000_000  # largest absolute value of a number; no memory holds a layer with as many channels
+# The exceptions that Ultralytics, torch's constructors and a first forward pass raise for invalid arguments.
 BUILD_ERRORS = (
     TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError, ArithmeticError, NameError,
     MemoryError, SyntaxError,
 )  # fmt: skip
-# Whose errors are about the YAML that they build; a dynamic convolution gives torch what a row has for its Conv.
+# Modules whose errors are caused by the YAML; a dynamic convolution passes the arguments of a row to torch.
 _BUILDERS = ("ultralytics.", "torch.", "torchvision.", "ast", "rtdetr_act.activations.dynamic_conv")
 
 
 def check_form(model_yaml: Mapping[str, Any]) -> None:
-    """Check the form of a model YAML whose rows have four items: the types, ranges and sizes of all that is built from.
+    """Check the types, ranges and sizes of all values in a model YAML whose rows have four items.
 
     Raises:
-        SpecError: Naming the key or row at fault.
+        SpecError: A value is invalid; the message names its key or row.
     """
     for key in ("nc", "ch", "channels", "reg_max"):
         if (value := model_yaml.get(key)) is not None:
@@ -93,14 +93,14 @@ def _check_row(row: Any, index: int, where: str) -> None:
 
 
 def _get_depth_multiple(model_yaml: Mapping[str, Any]) -> float:
-    """Return the factor on the repeats of rows, as `parse_model` takes it from `scales`, else `depth_multiple`."""
+    """Return the factor on the repeats of rows, from `scales` or else `depth_multiple`, as `parse_model` does."""
     if scales := model_yaml.get("scales"):
         return float(scales[model_yaml.get("scale") or next(iter(scales))][0])
     return float(model_yaml.get("depth_multiple", 1.0))
 
 
 def _check_repeats(rows: Sequence[tuple[str, int, Any]], depth: float) -> None:
-    """Refuse a network of so many layers that building it does not end: each row may be right, and so the factor."""
+    """Check the total number of repeated modules, since a network with too many cannot be built in finite time."""
     count = sum(max(repeats * depth, 1.0) if repeats > 1 else 1 for _, _, (_, repeats, *_) in rows)
     _require(
         count <= _MAX_REPEATS,
@@ -109,7 +109,7 @@ def _check_repeats(rows: Sequence[tuple[str, int, Any]], depth: float) -> None:
 
 
 def _iterate_leaves(value: Any, depth: int) -> Iterator[tuple[Any, int]]:
-    """Yield the plain values inside lists and mappings with their depth, and what is too deep as it is."""
+    """Yield (value, depth) for each plain value in nested lists and mappings; too deep containers are yielded whole."""
     if isinstance(value, Mapping) and depth <= _MAX_DEPTH:
         value = [*value.keys(), *value.values()]
     if isinstance(value, (list, tuple)) and depth <= _MAX_DEPTH:
@@ -140,11 +140,11 @@ def check_modules(model_yaml: Mapping[str, Any], namespace: Mapping[str, Any]) -
     """Check that every row of a model YAML names a layer.
 
     Args:
-        model_yaml: With four items a row.
-        namespace: The globals of `ultralytics.nn.tasks`, where a user's own layers stand too.
+        model_yaml: A model YAML with four items per row.
+        namespace: The globals of `ultralytics.nn.tasks`, including layers that users have added.
 
     Raises:
-        SpecError: A name is unknown, or not that of a `torch.nn.Module` subclass that can be a layer.
+        SpecError: A name is unknown, or is not a subclass of `torch.nn.Module` that can be a layer.
     """
     from torch import nn
 
@@ -162,7 +162,7 @@ def check_modules(model_yaml: Mapping[str, Any], namespace: Mapping[str, Any]) -
 
 
 def find_module(name: str, namespace: Mapping[str, Any]) -> Any:
-    """Return what `parse_model` would take for the name of a row's module, or None where it would find nothing."""
+    """Return the object that `parse_model` would use for the module name of a row, or None if there is none."""
     if match := re.fullmatch(r"nn\.([A-Za-z_]\w*)", name):
         from torch import nn
 
@@ -175,12 +175,12 @@ def find_module(name: str, namespace: Mapping[str, Any]) -> Any:
 
 
 def explain_build_error(error: BaseException, model_yaml: Mapping[str, Any], builder: Any) -> SpecError | None:
-    """Return in a sentence what went wrong while the layers of a YAML were built; None for an error of other code.
+    """Return an error that names the row whose layer could not be built, or None for an error from other code.
 
     Args:
-        error: What was raised, one of `BUILD_ERRORS`.
-        model_yaml: What was built, four items a row.
-        builder: The function that goes through the rows, with their index as its variable `i`.
+        error: The exception, one of `BUILD_ERRORS`.
+        model_yaml: The model YAML, with four items per row.
+        builder: The function that iterates over the rows, with their index in its variable `i`.
     """
     if not raising_module(error).startswith(_BUILDERS):
         return None
@@ -190,7 +190,12 @@ def explain_build_error(error: BaseException, model_yaml: Mapping[str, Any], bui
 
 
 def explain_forward_error(error: BaseException, model_yaml: Mapping[str, Any]) -> SpecError | None:
-    """Return in a sentence which layer of a model could not take its input; None for an error of other code."""
+    """Return an error that names the layer whose forward failed, or None for an error from other code.
+
+    Args:
+        error: The exception, one of `BUILD_ERRORS`.
+        model_yaml: The model YAML, with four items per row.
+    """
     if not raising_module(error).startswith(_BUILDERS):
         return None
     found: Any = None
@@ -217,9 +222,9 @@ def _make_row_error(index: Any, model_yaml: Mapping[str, Any], error: BaseExcept
 def remove_pretrained_weights(
     model_yaml: Mapping[str, Any], namespace: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return a model YAML whose rows fetch no weights, and in words those that would have.
+    """Return a model YAML whose rows download no weights, and descriptions of the rows that were changed.
 
-    `TorchVision` takes [channels, model, weights="DEFAULT", …].
+    The arguments of `TorchVision` are [channels, model, weights="DEFAULT", …].
     """
     changed = dict(model_yaml)
     fetched = []
@@ -240,6 +245,6 @@ def _has_pretrained_weights(args: list[Any]) -> bool:
 
 
 def can_be_head(module: nn.Module) -> bool:
-    """Return whether a module can be the last of a trained model: a head of Ultralytics, or a class of a user's own."""
+    """Return whether a module can be the last layer of a trained model: a head of Ultralytics or a user's class."""
     name = type(module).__module__
     return not name.startswith(("torch.", "ultralytics.")) or name == "ultralytics.nn.modules.head"

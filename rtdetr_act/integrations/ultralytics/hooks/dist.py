@@ -13,7 +13,7 @@ from rtdetr_act.surgery.model_plan import read_plan, split_model_yaml
 
 def hook_dist(dist: Any) -> None:
     """Hook `ultralytics.utils.dist`."""
-    # A DDP worker is a new process that runs a generated file; without us it would stop at the first patched row.
+    # A DDP worker is a new process that runs a generated file, which must import the plugin to build patched rows.
     replace(dist, "generate_ddp_file", _generate_ddp_file)
 
 

@@ -16,17 +16,18 @@ from rtdetr_act.surgery.model_plan import read_plan
 
 def hook_trainer(trainer: Any) -> None:
     """Hook `ultralytics.engine.trainer`."""
-    # Ultralytics decays every parameter whose name lacks "bias" outside of *Norm* modules, slopes of PReLU included.
+    # Ultralytics applies weight decay to every parameter without "bias" in its name outside *Norm* modules, including
+    # the slopes of PReLU.
     replace(trainer.BaseTrainer, "build_optimizer", _build_optimizer)
-    # Temperatures follow the epoch, on every worker: callbacks of a user reach the first one only in 8.3.
+    # Temperatures are updated on every worker, while in 8.3 user callbacks run on the first one only.
     replace(trainer.BaseTrainer, "run_callbacks", _run_callbacks)
-    # Both write over the checkpoint in place: a kill or a full disk in the middle leaves half a file, and with last.pt
-    # goes all that was trained.
+    # Both overwrite the checkpoint in place: if the process is killed or the disk is full, last.pt is truncated and the
+    # training is lost.
     replace(trainer.BaseTrainer, "save_model", _save_model)
     replace(trainer, "strip_optimizer", _strip_optimizer)
-    # Trackers log what stands in trainer.metrics, in callbacks that are added here and that ours must stand around.
+    # Trackers log trainer.metrics in callbacks that are added here; ours must run before and after them.
     replace(trainer.callbacks, "add_integration_callbacks", _add_integration_callbacks)
-    # Tuning and training over several data sets start `python -m ultralytics…`, which never imports the plugin.
+    # Tuning and training on several data sets run `python -m ultralytics…`, which does not import the plugin.
     if command := getattr(trainer, "_YOLO_CLI_COMMAND", None):
         replaced.append((trainer, "_YOLO_CLI_COMMAND", command))
         run = "import rtdetr_act; from ultralytics.cfg import entrypoint; entrypoint()"
@@ -57,7 +58,7 @@ def _run_callbacks(original: Callable[..., Any], self: Any, event: str) -> Any:
     return original(self, event)
 
 
-_whole: set[Path] = set()  # checkpoints that are written whole, by their paths
+_whole: set[Path] = set()  # paths of checkpoints that are written atomically
 
 
 def _save_model(original: Callable[..., Any], self: Any) -> Any:
