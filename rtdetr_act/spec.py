@@ -1,4 +1,4 @@
-"""An activation by name with literal arguments, as plain data (no torch, nothing executed)."""
+"""Specs of activations, a name with literal arguments, as plain data (no torch, nothing executed)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ LONGEST_PLAN, LONGEST_RULE = 20_000, 2_000  # characters
 
 @dataclass(frozen=True)
 class ActSpec:
-    """An activation by name, with literal arguments: `leaky_relu(negative_slope=0.1)`.
+    """The name of an activation and its literal arguments, as in `leaky_relu(negative_slope=0.1)`.
 
-    The name is kept as typed; `rtdetr_act.activations.registry.resolve` turns aliases into zoo names.
+    The name is kept as typed; `rtdetr_act.activations.registry.resolve` replaces aliases by registered names.
+
+    Attributes:
+        name: The name.
+        args: Positional arguments.
+        kwargs: Keyword arguments, as (name, value) pairs.
 
     >>> ActSpec.parse("leaky_relu(negative_slope=0.1)")
     ActSpec(name='leaky_relu', args=(), kwargs=(('negative_slope', 0.1),))
@@ -33,12 +38,12 @@ class ActSpec:
         """Parse `name` or `name(literal, key=literal)` without evaluating anything.
 
         Raises:
-            SpecError: The text is no name, or an argument is not a Python literal.
+            SpecError: The text is not a name, or an argument is not a Python literal.
         """
         if not isinstance(text, str) or not text.strip():
             raise SpecError(f"an activation is a name such as 'arelu' or 'leaky_relu(0.1)', not {quote(text)}")
         if len(text) <= LONGEST_RULE and re.fullmatch(r"[A-Za-z_][\w.-]*", text.strip()):
-            return cls(text.strip())  # hyphens as well, which Python would take for a subtraction: DyReLU-B
+            return cls(text.strip())  # also with hyphens, which ast would parse as a subtraction: DyReLU-B
         wrong = (
             f"{quote(text.strip())} is not an activation: write a name, with literal arguments only, like "
             "'leaky_relu(0.1)'"
@@ -50,7 +55,7 @@ class ActSpec:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise SpecError(wrong) from None
         call = node if isinstance(node, ast.Call) else None
-        name = _dotted_name(call.func if call else node)
+        name = _get_dotted_name(call.func if call else node)
         if name is None:
             raise SpecError(wrong)
         if call is None:
@@ -67,13 +72,15 @@ class ActSpec:
         return cls(name, args, kwargs)
 
     def __str__(self) -> str:
-        """Return the text form, which `parse` reads back."""
-        parts = [_literal(arg) for arg in self.args] + [f"{key}={_literal(value)}" for key, value in self.kwargs]
+        """Return the text form, which `parse` accepts."""
+        parts = [_format_literal(arg) for arg in self.args] + [
+            f"{key}={_format_literal(value)}" for key, value in self.kwargs
+        ]
         return f"{self.name}({', '.join(parts)})" if parts else self.name
 
 
 def is_stock_activation(text: object) -> bool:
-    """Say whether a text is a form that stock Ultralytics documents: `nn.Class(literals)`, `torch.nn.Class(…)`."""
+    """Return whether a value is a form that stock Ultralytics documents: `nn.Class(literals)`, `torch.nn.Class(…)`."""
     if not isinstance(text, str):
         return False
     try:
@@ -83,11 +90,11 @@ def is_stock_activation(text: object) -> bool:
     return "(" in text and re.fullmatch(r"(torch\.)?nn\.\w+", spec.name) is not None
 
 
-def _literal(value: object) -> str:
+def _format_literal(value: object) -> str:
     return repr(value).replace("inf", "1e999") if isinstance(value, float) else repr(value)  # `inf` is no literal
 
 
-def _dotted_name(node: ast.AST) -> str | None:
+def _get_dotted_name(node: ast.AST) -> str | None:
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.append(node.attr)
@@ -96,7 +103,7 @@ def _dotted_name(node: ast.AST) -> str | None:
 
 
 def _check_literal(value: object, text: str, depth: int = 0) -> None:
-    """Refuse arguments that no activation takes: complex numbers, bytes, sets, and integers that no float can hold."""
+    """Raise SpecError for arguments that no activation takes: complex, bytes, sets, and integers beyond any float."""
     if isinstance(value, (list, tuple)) and depth < 3:
         for item in value:
             _check_literal(item, text, depth + 1)

@@ -1,4 +1,4 @@
-"""The conformance suite of an activation: what the package expects of its own, for anybody's.
+"""Conformance tests for activations, both built-in and registered ones.
 
 >>> import numpy as np
 >>> check_activation("leaky_relu", lambda x, state, axis: np.where(x >= 0, x, 0.01 * x))
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from rtdetr_act.activations.fitting import relative_error
 from rtdetr_act.activations.protocol import GRID, Entry, Layout
-from rtdetr_act.activations.registry import create, entry, entry_of, names, resolve
+from rtdetr_act.activations.registry import create, find_entry, get_entry, names, resolve
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import FoldError
 from rtdetr_act.surgery.patcher import patch_model, unpatch_model
 from rtdetr_act.surgery.plan import Plan
-from rtdetr_act.surgery.tracing import trace
+from rtdetr_act.surgery.tracing import sample_curve
 
 Reference: TypeAlias = Callable[[np.ndarray, Mapping[str, np.ndarray], int], Any]
 HALF = (torch.float16, torch.bfloat16)
@@ -33,7 +33,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class _Case:
-    """An activation at a site, whose parameters have moved away from their start, where errors could hide."""
+    """An activation under test; parameters are perturbed, since initial values can hide errors."""
 
     spec: str
     entry: Entry
@@ -58,7 +58,7 @@ class _Case:
         return (2 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).to(dtype)
 
     def expect(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Return the result in float64: by the reference, else by the module itself."""
+        """Return the expected output in float64, from the reference or else from a float64 copy of the module."""
         if self.reference is None:
             with torch.no_grad():
                 expected: Tensor = copy.deepcopy(module).double()(x.double())
@@ -71,44 +71,45 @@ class _Case:
 def check_activation(
     activation: str | type[nn.Module], reference: Reference | None = None, *, channels: int = 6
 ) -> None:
-    """Check that an activation of the zoo does all that the package relies on.
+    """Check that a registered activation has all properties that the package relies on.
 
-    It computes its formula in float64, has the right gradients, is accurate in half types, under autocast and compiled
-    without graph breaks; it keeps channels_last, its type and its shape, down to one image of one pixel; it survives
-    deepcopy, pickle, a state dict and a checkpoint, and a plan with it survives YAML; swapping it in leaves the random
-    state alone and can be undone. Its answers hold: what it folds to and its exportable form compute the same, a fit
-    comes closer to its target and gives the curve that it returns, and where its backward reads the result, writing
-    over the input changes no gradient.
+    It must match its formula in float64, have correct gradients, be accurate in half types and under autocast, and
+    compile without graph breaks. It must keep memory format, dtype and shape, also for a single pixel. It must survive
+    deepcopy, pickle, state dicts and checkpoints, and its plan must survive YAML. Swapping it in must not change the
+    random state, and must be reversible. Its callbacks must be correct: the folded and the exportable form are
+    equivalent, a fit reduces the error and returns the fitted curve, and if its backward reads the output, working in
+    place does not change gradients.
 
     Args:
-        activation: A name, with literal arguments or not, or a registered class.
-        reference: An independent formula: maps x, float64 of any shape, the module's state by name and the dimension of
-            the channels to the result. None: the module in float64, so that the formula itself is not checked.
-        channels: C of the inputs.
+        activation: A name, with or without literal arguments, or a registered class.
+        reference: An independent implementation of the formula. It maps x (a float64 array of any shape), the module's
+            state dict (float64 arrays by name) and the channel dimension to the output. Default: None, which compares
+            with the module in float64 and does not check the formula itself.
+        channels: Number of channels of the inputs. Default: 6.
 
     Raises:
         SpecError: The activation is unknown.
-        AssertionError: Naming the activation, the check and the layout that failed.
+        AssertionError: A check failed; the message names the activation, the layout and the check.
     """
     resolved = resolve(activation if isinstance(activation, str) else _registered_name(activation))
-    known = entry(resolved.name)
+    known = get_entry(resolved.name)
     for layout in ("map", "tokens") if known.tokens else ("map",):
         case = _Case(str(resolved), known, layout, channels, reference)
         for check in _CHECKS:
-            with torch.random.fork_rng(devices=[]), _named(case, check):
+            with torch.random.fork_rng(devices=[]), _name_failures(case, check):
                 torch.manual_seed(0)
                 check(case)
 
 
 def _registered_name(cls: type[nn.Module]) -> str:
     for name in names():
-        if entry(name).factory is cls:
+        if get_entry(name).factory is cls:
             return name
     raise AssertionError(f"{cls.__name__} is not registered: register('its_name', {cls.__name__})")
 
 
 @contextmanager
-def _named(case: _Case, check: Callable[[_Case], None]) -> Iterator[None]:
+def _name_failures(case: _Case, check: Callable[[_Case], None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -117,7 +118,7 @@ def _named(case: _Case, check: Callable[[_Case], None]) -> Iterator[None]:
         raise AssertionError(f"{case.spec} ({case.layout}): {what}: {said}") from error
 
 
-# ---------------------------------------------------------------- what it computes
+# ---------------------------------------------------------------- computation
 
 
 def _check_formula(case: _Case) -> None:
@@ -141,7 +142,7 @@ def _check_gradients(case: _Case) -> None:
 
 
 def _check_half_types(case: _Case) -> None:
-    """Half types are rounded about once."""
+    """It is accurate in half types, up to about one rounding."""
     for dtype in HALF:
         module, x = case.build(dtype), case.draw(dtype)
         y, exact, step = module(x), case.expect(module, x), torch.finfo(dtype).eps
@@ -150,7 +151,7 @@ def _check_half_types(case: _Case) -> None:
 
 
 def _check_autocast(case: _Case) -> None:
-    """Autocast takes float32 and bfloat16, and parameters get float32 gradients."""
+    """Under autocast it accepts float32 and bfloat16, and its parameters get float32 gradients."""
     module, x = case.build(), case.draw().requires_grad_()
     for given in (x, x.bfloat16()):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -164,7 +165,7 @@ def _check_autocast(case: _Case) -> None:
 
 
 def _check_memory_format(case: _Case) -> None:
-    """It keeps channels_last, but for torch's own kernels, some of which answer in the other format."""
+    """It keeps channels_last, except for torch's kernels, some of which return contiguous results."""
     if case.layout == "map":
         module, x = case.build(), case.draw().to(memory_format=torch.channels_last)
         y = module(x)
@@ -174,7 +175,7 @@ def _check_memory_format(case: _Case) -> None:
 
 
 def _check_small_inputs(case: _Case) -> None:
-    """It takes one image of one pixel, in training too, and no image at all."""
+    """It accepts one image of one pixel, also in training mode, and an empty batch."""
     one = (1, case.channels, 1, 1) if case.layout == "map" else (1, 1, case.channels)
     for training in (True, False):
         x = torch.randn(one, requires_grad=True)
@@ -185,7 +186,7 @@ def _check_small_inputs(case: _Case) -> None:
 
 
 def _check_compile(case: _Case) -> None:
-    """It compiles without a graph break, to the same result and gradients."""
+    """It compiles without graph breaks, with the same output and gradients."""
     module, x = case.build(), case.draw()
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=False)
@@ -197,11 +198,11 @@ def _check_compile(case: _Case) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-# ---------------------------------------------------------------- what it survives
+# ---------------------------------------------------------------- copies and swaps
 
 
 def _check_copies(case: _Case) -> None:
-    """Copies, pickles and state dicts compute the same and share nothing."""
+    """Copies, pickles and loaded state dicts are equivalent and share no parameters."""
     module, x = case.build(), case.draw()
     loaded = case.build()
     loaded.load_state_dict(module.state_dict())
@@ -213,7 +214,7 @@ def _check_copies(case: _Case) -> None:
 
 
 def _check_parameters(case: _Case) -> None:
-    """Scalars and per-channel parameters have one dimension, by which the optimizer's groups tell them."""
+    """Scalar and per-channel parameters have one dimension, by which they are assigned to optimizer groups."""
     module = case.build()
     inner = {f"{name}." for name, child in module.named_modules() if name and isinstance(child, _WEIGHT_LAYERS)}
     wrong = [n for n, p in module.named_parameters() if p.ndim != 1 and not n.startswith(tuple(inner))]
@@ -224,39 +225,39 @@ _WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._Batc
 
 
 def _check_swap(case: _Case) -> None:
-    """It is swapped in with a random state left alone, kept by a checkpoint and by YAML, and taken out again."""
-    net = _network(case)
+    """It can be swapped in without changing the random state, kept in a checkpoint and in YAML, and removed again."""
+    net = _build_network(case)
     before, state = copy.deepcopy(net), torch.get_rng_state()
     plan = Plan.parse(case.spec, scope="all")
     assert Plan.from_yaml(plan.to_yaml()) == plan, "its plan does not survive YAML"
-    assert len(patch_model(net, plan, example_input=_input(case))) == 1, "it was not swapped in"
+    assert len(patch_model(net, plan, example_input=_draw_input(case))) == 1, "it was not swapped in"
     assert torch.equal(torch.get_rng_state(), state), "the random state moved"
     content = io.BytesIO()
     torch.save(net, content)
     content.seek(0)
     loaded = torch.load(content, weights_only=False)
-    torch.testing.assert_close(loaded.eval()(_input(case)), net.eval()(_input(case)))
+    torch.testing.assert_close(loaded.eval()(_draw_input(case)), net.eval()(_draw_input(case)))
     for patched in (net, loaded):
         assert unpatch_model(patched) == 1, "it was not taken out"
-        torch.testing.assert_close(patched.eval()(_input(case)), before.eval()(_input(case)))
+        torch.testing.assert_close(patched.eval()(_draw_input(case)), before.eval()(_draw_input(case)))
 
 
-def _network(case: _Case) -> nn.Sequential:
+def _build_network(case: _Case) -> nn.Sequential:
     c = case.channels
     if case.layout == "tokens":
         return nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, 2))
     return nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.SiLU(), nn.Conv2d(c, 2, 1))
 
 
-def _input(case: _Case) -> Tensor:
+def _draw_input(case: _Case) -> Tensor:
     return case.draw()
 
 
-# ---------------------------------------------------------------- its answers
+# ---------------------------------------------------------------- callbacks of the entry
 
 
 def _check_fold(case: _Case) -> None:
-    """It folds to what computes the same, in a network too."""
+    """Its folded form is equivalent, also in a network."""
     if case.entry.fold is None:
         return
     module, x = case.build(torch.float64), case.draw(torch.float64)
@@ -265,11 +266,11 @@ def _check_fold(case: _Case) -> None:
         return
     found = folded.scale * create(folded.activation, case.channels, case.layout).double().eval()(x)
     torch.testing.assert_close(found, module(x), rtol=1e-9, atol=1e-9)
-    assert folded.scale > 0 and (folded.scale == 1 or entry(folded.activation.name).homogeneous), (
-        "its factor can go nowhere"
+    assert folded.scale > 0 and (folded.scale == 1 or get_entry(folded.activation.name).homogeneous), (
+        "its factor cannot be folded into weights"
     )
-    net = _network(case).double().eval()
-    patch_model(net, Plan.parse(case.spec, scope="all"), example_input=_input(case).double())
+    net = _build_network(case).double().eval()
+    patch_model(net, Plan.parse(case.spec, scope="all"), example_input=_draw_input(case).double())
     expected = net(x)
     try:
         report = fold_activations(net, x)
@@ -280,14 +281,14 @@ def _check_fold(case: _Case) -> None:
 
 
 def _check_homogeneous(case: _Case) -> None:
-    """A factor on its input is one on its output, where it says so."""
+    """It is homogeneous if its entry says so."""
     if case.entry.homogeneous:
         module, x = case.build(torch.float64), case.draw(torch.float64)
         torch.testing.assert_close(module(3.7 * x), 3.7 * module(x), rtol=1e-9, atol=1e-9)
 
 
 def _check_exportable(case: _Case) -> None:
-    """Its exportable form computes the same, and torch.export takes it."""
+    """Its exportable form is equivalent, and accepted by torch.export."""
     module, x = case.build(), case.draw()
     written = case.entry.exportable(module).eval() if case.entry.exportable else module
     torch.testing.assert_close(written(x), module(x), rtol=1e-4, atol=1e-5)
@@ -295,23 +296,23 @@ def _check_exportable(case: _Case) -> None:
 
 
 def _check_fit(case: _Case) -> None:
-    """A fit gives the curve that it returns, and is no farther from its target than the start."""
+    """A fit returns the curve of the fitted module, which is at least as close to the target as the initial one."""
     if case.entry.fit is None:
         return
     for old in (nn.SiLU(), nn.ReLU()):
         module = create(case.spec, case.channels, case.layout)
-        target = trace(old, GRID.float(), case.channels, case.layout).double()
-        start = relative_error(trace(module, GRID.float(), case.channels, case.layout).double(), target)
+        target = sample_curve(old, GRID.float(), case.channels, case.layout).double()
+        start = relative_error(sample_curve(module, GRID.float(), case.channels, case.layout).double(), target)
         curve = case.entry.fit(module, target)
-        if case.entry.held_at is None:  # an attention over positions is another one in a network
-            found = trace(module, GRID.float(), case.channels, case.layout).double()
+        if case.entry.held_at is None:  # otherwise the curve depends on the other positions of the input
+            found = sample_curve(module, GRID.float(), case.channels, case.layout).double()
             torch.testing.assert_close(found, curve, rtol=1e-4, atol=1e-4)
         error = relative_error(curve, target)
         assert error <= start + 1e-6, f"{error:.3f} off {type(old).__name__}, {start:.3f} before"
 
 
-def _check_in_place(case: _Case) -> None:
-    """Where its backward reads the result, writing over the input changes no gradient."""
+def _check_inplace(case: _Case) -> None:
+    """If its backward reads the output, working in place does not change gradients."""
     answer = case.entry.backward_reads_result
     module = case.build(torch.float64)
     if answer is None or not answer(module) or not hasattr(module, "inplace"):
@@ -328,7 +329,7 @@ def _check_in_place(case: _Case) -> None:
 
 
 def _check_recorded(case: _Case) -> None:
-    """What it records and generates are numbers by name, and what it is at an input has its value there."""
+    """Its recorded numbers are scalars, its coefficients are per image, and `held_at(x)` returns the output for x."""
     module, x = case.build(), case.draw()
     if case.entry.learned:
         for name, value in case.entry.learned(module).items():
@@ -340,14 +341,14 @@ def _check_recorded(case: _Case) -> None:
         torch.testing.assert_close(case.entry.held_at(module, x)(x), module(x), rtol=1e-5, atol=1e-6)
 
 
-def _check_known(case: _Case) -> None:
-    """Its entry is found by its class, which is how the package asks a module."""
-    found = entry_of(case.build())
+def _check_entry(case: _Case) -> None:
+    """Its entry can be found by the class of its module."""
+    found = find_entry(case.build())
     assert found is not None, f"no entry for {type(case.build()).__name__}: name it under classes="
 
 
 _CHECKS: tuple[Callable[[_Case], None], ...] = (
-    _check_known,
+    _check_entry,
     _check_formula,
     _check_gradients,
     _check_half_types,
@@ -362,6 +363,6 @@ _CHECKS: tuple[Callable[[_Case], None], ...] = (
     _check_homogeneous,
     _check_exportable,
     _check_fit,
-    _check_in_place,
+    _check_inplace,
     _check_recorded,
 )

@@ -31,7 +31,7 @@ from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.integrations.ultralytics.export import export_model
 from rtdetr_act.integrations.ultralytics.latency import load_runner
 from rtdetr_act.integrations.ultralytics.models import load_model
-from rtdetr_act.surgery.scales import tensors
+from rtdetr_act.surgery.scales import flatten_tensors
 from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
 MODELS = ("rtdetr-l.yaml", "rtdetr-resnet50.yaml", "yolo11n.yaml", "yolov9t.yaml", "yolov10n.yaml")
@@ -121,7 +121,7 @@ def _difference(before: Any, after: Any) -> float:
     """
     if len(before) == 2 and isinstance(before[1], tuple):
         return max(_unlike(one, other) for one, other in zip(_queries(before[1]), _queries(after[1]), strict=True))
-    pairs = zip(tensors(before), tensors(after), strict=True)
+    pairs = zip(flatten_tensors(before), flatten_tensors(after), strict=True)
     return max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs)
 
 

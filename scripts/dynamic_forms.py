@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rtdetr_act.activations.dynamic_conv import _as_one_convolution, dynamic_conv, in_parallel, mix
+from rtdetr_act.activations.dynamic_conv import _grouped_conv, dynamic_conv, dynamic_conv_parallel, mix
 from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
 BATCH, KERNELS = 8, 4
@@ -44,7 +44,7 @@ def loop(x: Tensor, pi: Tensor, weight: Tensor, bias: Tensor | None, *where: Any
 
 def grouped(x: Tensor, pi: Tensor, weight: Tensor, bias: Tensor | None, *where: Any) -> Tensor:
     """Take the grouped convolution, 1x1 kernels or not."""
-    return _as_one_convolution(x, mix(pi, weight), None if bias is None else mix(pi, bias), *where)
+    return _grouped_conv(x, mix(pi, weight), None if bias is None else mix(pi, bias), *where)
 
 
 def unfolded(x: Tensor, pi: Tensor, weight: Tensor, bias: Tensor | None, *where: Any) -> Tensor:
@@ -74,7 +74,7 @@ def bench_layer(layer: tuple[Any, ...], turns: int, device: str) -> dict[str, Ra
     forms: dict[str, Callable[..., Tensor]] = {"fused": dynamic_conv, "loop": loop, "static": static}
     forms.update({"grouped": grouped} if side == 1 else {})
     forms.update({"unfolded": unfolded} if groups == 1 and side > 1 else {})
-    forms["K convolutions"] = in_parallel
+    forms["K convolutions"] = dynamic_conv_parallel
     where = stride, side // 2, 1, groups
     expected = loop(*leaves, None, *where)
     for name, form in forms.items():

@@ -601,7 +601,7 @@ def prepare(folder: Path) -> Place:
     os.environ["YOLO_OFFLINE"] = "True"
     os.environ["YOLO_CONFIG_DIR"] = str(folder)
     # Small maps on a CPU take torch's own graph, which would leave little to check.
-    blocks.SMALL = 0
+    blocks.SMALL_NUMEL = 0
     # TF32 has 10 bits: with it, a convolution in float32 is off by 1e-3.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return Place("cuda" if torch.cuda.is_available() else "cpu", folder)

@@ -34,7 +34,7 @@ from rtdetr_act.errors import InputError
 from rtdetr_act.integrations.ultralytics.export import export_model
 from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS, SIDE
-from rtdetr_act.surgery.sites import placed_activations
+from rtdetr_act.surgery.sites import iterate_placed_activations
 
 try:
     from ultralytics.utils.nms import non_max_suppression
@@ -148,7 +148,7 @@ def _compare(base: Path, activation: str, images: Tensor, folder: Path) -> dict[
 
 def _unsettle(model: nn.Module) -> None:
     """Move an activation's parameters away from their start, and let BatchNorm see what comes of it."""
-    for _, activation in placed_activations(model):
+    for _, activation in iterate_placed_activations(model):
         for parameter in activation.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rtdetr_act.activations.registry import entry, names
+from rtdetr_act.activations.registry import get_entry, names
 from rtdetr_act.errors import TrainingError
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS, shapes
 from rtdetr_act.workflows.train import train_variant
@@ -35,8 +35,8 @@ def main(wanted: list[str]) -> int:
                 loss, score = read_loss(outcome.folder), f"{(outcome.scores or {}).get('mAP50', 0):.4f}"
             except TrainingError as error:
                 loss, score = str(error), "-"
-                failed += [] if entry(name).note else [name]
-            table.add_row(name, loss, score, "no: " + entry(name).note if entry(name).note else "yes")
+                failed += [] if get_entry(name).note else [name]
+            table.add_row(name, loss, score, "no: " + get_entry(name).note if get_entry(name).note else "yes")
     Console(width=160).print(table)
     return 1 if failed else 0
 

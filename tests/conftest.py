@@ -153,7 +153,7 @@ def own_zoo() -> Iterator[None]:
     from rtdetr_act.activations import registry
 
     registry.names()
-    tables = (registry._entries, registry._lookup, registry._by_class)
+    tables = (registry._entries, registry._names_by_key, registry._by_class)
     copies = [dict(table) for table in tables]
     yield
     for table, before in zip(tables, copies, strict=True):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rtdetr_act import create
 from rtdetr_act.activations.dynamic_conv import dynamic_conv
-from rtdetr_act.activations.registry import entry, names
+from rtdetr_act.activations.registry import get_entry, names
 from rtdetr_act.errors import SpecError
 
 # Without it cuBLAS refuses to run where only deterministic algorithms may; read when it is first used.
@@ -93,7 +93,7 @@ def scale_of(t: Tensor) -> float:
 
 
 def takes_tokens(name: str) -> bool:
-    return entry(name).tokens
+    return get_entry(name).tokens
 
 
 # ---------------------------------------------------------------- mixed precision

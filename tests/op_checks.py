@@ -18,8 +18,8 @@ from rtdetr_act.activations.arelu import arelu
 from rtdetr_act.activations.dyrelu import dyrelu
 from rtdetr_act.activations.frelu import maximum
 from rtdetr_act.activations.prelu import prelu
-from rtdetr_act.kernels.logits import logits
-from rtdetr_act.kernels.pool import mean_over_positions
+from rtdetr_act.kernels.logits import compute_logits
+from rtdetr_act.kernels.pool import global_avg_pool
 
 Inputs = list[Tensor]
 HALF = (torch.float16, torch.bfloat16)
@@ -104,12 +104,12 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
     "acon-meta": (acon, acon_formula, lambda x: [*channelwise(x, 2), torch.rand(x.shape[:2])]),
     "maximum": (maximum, lambda x, t: torch.where(t > x, t, x), lambda x: [torch.randn_like(x)]),
     "logits": (
-        lambda x, w, b: logits(x, w, b).expand_as(x).to(x.dtype),
+        lambda x, w, b: compute_logits(x, w, b).expand_as(x).to(x.dtype),
         lambda x, w, b: F.conv2d(x, w, b).expand_as(x),
         lambda x: [torch.randn(1, x.shape[1], 1, 1) / 4, torch.randn(1)],
     ),
     "mean": (
-        lambda x: x * mean_over_positions(x, x.dtype)[..., None, None],
+        lambda x: x * global_avg_pool(x, x.dtype)[..., None, None],
         lambda x: x * x.mean((2, 3), keepdim=True),
         lambda x: [],
     ),

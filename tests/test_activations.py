@@ -27,9 +27,17 @@ from rtdetr_act.activations.dyrelu import DyReLUA, DyReLUB, DyReLUC
 from rtdetr_act.activations.frelu import FReLU
 from rtdetr_act.activations.glu import GatedLinearUnit
 from rtdetr_act.activations.prelu import PReLU, build_prelu
-from rtdetr_act.activations.registry import count_parameters, create, entry, names, own_classes, register, resolve
+from rtdetr_act.activations.registry import (
+    count_parameters,
+    create,
+    get_entry,
+    list_own_classes,
+    names,
+    register,
+    resolve,
+)
 from rtdetr_act.errors import SelectionError, SpecError
-from rtdetr_act.kernels.pool import mean_over_positions
+from rtdetr_act.kernels.pool import global_avg_pool
 from rtdetr_act.spec import ActSpec
 
 ROOT = Path(__file__).parents[1]
@@ -299,7 +307,7 @@ def test_no_activation_hides_inside(name: str) -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_map_only_entries_refuse_tokens(name: str) -> None:
-    assert entry(name).tokens == (name not in MAP_ONLY)
+    assert get_entry(name).tokens == (name not in MAP_ONLY)
     if name in MAP_ONLY:
         with pytest.raises(SelectionError, match="feature maps only"):
             create(name, 6, "tokens")
@@ -313,7 +321,7 @@ def test_pooling_entries_say_why_they_refuse_tokens() -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_needs_channels(name: str) -> None:
-    if entry(name).needs_channels:
+    if get_entry(name).needs_channels:
         with pytest.raises(SpecError, match="number of channels"):
             create(name)
     else:
@@ -322,7 +330,7 @@ def test_needs_channels(name: str) -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_entries_are_described(name: str) -> None:
-    found = entry(name)
+    found = get_entry(name)
     assert found.name == name and found.formula and "\n" not in found.formula and found.paper
     assert found.tokens or found.maps_only_because
 
@@ -428,7 +436,7 @@ def test_pooling_does_not_overflow_half(name: str) -> None:
 
 def test_pooling_of_half_types_is_not_rounded() -> None:
     x = (torch.randn(2, 6, 40, 40) + 1 / 3).bfloat16()
-    torch.testing.assert_close(mean_over_positions(x, torch.float64), x.double().mean((2, 3)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(global_avg_pool(x, torch.float64), x.double().mean((2, 3)), rtol=1e-5, atol=1e-6)
 
 
 def test_aconc_silu_start_is_silu_and_paper_start_is_random() -> None:
@@ -531,7 +539,7 @@ def test_softmaxes_act_over_the_channels(name: str, layout: str, sizes: list[int
     ],
 )
 def test_aliases(text: str, name: str) -> None:
-    assert entry(text).name == name
+    assert get_entry(text).name == name
     if name != "meta_aconc":
         assert resolve(text) == ActSpec(name)
 
@@ -546,7 +554,7 @@ def test_every_torch_activation_is_there_under_its_class_name(cls: str) -> None:
 
 @pytest.mark.parametrize(("name", "cls"), OURS.items())
 def test_our_own_classes(name: str, cls: type) -> None:
-    assert type(create(name, 6)) is cls and cls in own_classes()
+    assert type(create(name, 6)) is cls and cls in list_own_classes()
 
 
 def test_every_site_gets_its_own_instance() -> None:
@@ -604,7 +612,7 @@ def test_wrong_sites_are_named() -> None:
     with pytest.raises(SelectionError, match="12 channels"):
         create("prelu(num_parameters=6)", 12)
     with pytest.raises(SpecError, match="no activation"):
-        entry(3)
+        get_entry(3)
     with pytest.raises(SpecError, match="ActSpec"):
         resolve(3)
 
@@ -704,7 +712,7 @@ def test_register_a_plain_class() -> None:
     module = create("MyCube(power=5)", 64)
     assert type(module) is Plain and module.power == 5
     assert create("cubic_act(7)").power == 7
-    assert "my_cube" in names() and Plain in own_classes() and not entry("my_cube").needs_channels
+    assert "my_cube" in names() and Plain in list_own_classes() and not get_entry("my_cube").needs_channels
     with pytest.raises(SpecError, match=r"takes \(power=3\)"):
         resolve("my_cube(gain=1)")
     register("bare_act", Bare)
@@ -716,7 +724,7 @@ def test_register_a_plain_class() -> None:
 @pytest.mark.usefixtures("own_zoo")
 def test_register_passes_channels_and_layout_to_those_who_ask() -> None:
     register("my_gain", PerChannel)
-    assert entry("my_gain").needs_channels
+    assert get_entry("my_gain").needs_channels
     assert create("my_gain(2.5)", 12, "tokens").site == (12, 2.5, "tokens")
     with pytest.raises(SpecError, match="number of channels"):
         create("my_gain")

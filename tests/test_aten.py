@@ -33,9 +33,9 @@ def test_where_positive(dtype: torch.dtype) -> None:
     expected = torch.where(sign > 0, x, 0)
     expected[1] = x[1]  # NaN is not at most the threshold
     out = torch.empty_like(x)
-    assert aten.where_positive(x, sign, out) is out
+    assert aten.zero_unless_positive(x, sign, out) is out
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
-    torch.testing.assert_close(aten.where_positive(x, sign, sign), expected, rtol=0, atol=0)
+    torch.testing.assert_close(aten.zero_unless_positive(x, sign, sign), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -52,7 +52,7 @@ def test_gradient_of_the_sigmoid_and_softplus_over_their_input(dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", TYPES)
 def test_sums_per_channel(dtype: torch.dtype) -> None:
     grad, x = torch.randn(3, 5, 7, 9, dtype=dtype), torch.randn(3, 5, 7, 9, dtype=dtype)
-    products, totals = aten.sums_per_channel(grad, x)
+    products, totals = aten.sum_per_channel(grad, x)
     torch.testing.assert_close(products, (grad * x).sum((2, 3)), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(totals, grad.sum((2, 3)), rtol=1e-4, atol=1e-4)
 
@@ -62,7 +62,7 @@ def test_states_of_recording_are_seen() -> None:
     seen: list[tuple[bool, bool]] = []
 
     def note(x: Tensor) -> Tensor:
-        seen.append((aten.is_tracing(), aten.is_transformed()))
+        seen.append((aten.is_tracing(), aten.is_functorch_active()))
         return x * 2
 
     note(torch.ones(1))

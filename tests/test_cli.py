@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from ultralytics import YOLO
 
 from rtdetr_act import patch_model
-from rtdetr_act.activations.registry import entry, names, register
+from rtdetr_act.activations.registry import get_entry, names, register
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
 from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
@@ -111,7 +111,7 @@ def test_acts_lists_every_entry_and_says_which_are_not_for_training() -> None:
     output = run("acts")
     listed = set(re.findall(r"│ (\w+)", output))
     assert set(names()) <= listed
-    assert output.count("not meant") >= sum(bool(entry(name).note) for name in names()) > 5
+    assert output.count("not meant") >= sum(bool(get_entry(name).note) for name in names()) > 5
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

@@ -30,15 +30,15 @@ from rtdetr_act import (
     unpatch_model,
 )
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.activations.dynamic_conv import dynamic_conv, in_parallel
+from rtdetr_act.activations.dynamic_conv import dynamic_conv, dynamic_conv_parallel
 from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.errors import InputError, ModelError, SelectionError, SpecError
 from rtdetr_act.integrations.ultralytics import hooks
 from rtdetr_act.integrations.ultralytics.models import load_variant
-from rtdetr_act.integrations.ultralytics.optimizer import keep_stacks_out_of_muon
+from rtdetr_act.integrations.ultralytics.optimizer import exclude_dynamic_kernels_from_muon
 from rtdetr_act.surgery.epochs import set_epoch
 from rtdetr_act.surgery.model_plan import normalise_model_yaml, split_model_yaml
-from rtdetr_act.surgery.sites import placed_convolutions
+from rtdetr_act.surgery.sites import iterate_placed_convolutions
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ def cases(draw: Callable) -> tuple[Any, ...]:
 def test_equals_the_formula_image_by_image(case: tuple[Any, ...]) -> None:
     tensors, where = case
     found, expected = [], []
-    for form, results in ((dynamic_conv, found), (in_parallel, found), (one_by_one, expected)):
+    for form, results in ((dynamic_conv, found), (dynamic_conv_parallel, found), (one_by_one, expected)):
         leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
         y = form(*leaves, *where)
         grads = torch.autograd.grad((y * y.detach().cos()).sum(), [t for t in leaves if t is not None])
@@ -286,9 +286,9 @@ def test_which_convolutions_of_ultralytics() -> None:
     head = stock.model[-1]
     predicts = {f"model.5.{branch}.{i}.2" for branch in ("cv2", "cv3") for i in range(head.nl)}
     expected = [n for n in names if n not in predicts and n not in ("model.0.conv", "model.5.dfl.conv")]
-    assert [name for name, _ in placed_convolutions(model)] == expected
+    assert [name for name, _ in iterate_placed_convolutions(model)] == expected
     rtdetr = tasks.RTDETRDetectionModel({**tiny.RTDETR, "convolution": "dynamic_conv"}, verbose=False)
-    placed = {name for name, _ in placed_convolutions(rtdetr)}
+    placed = {name for name, _ in iterate_placed_convolutions(rtdetr)}
     assert placed and not any("model.13.m.0" in name for name in placed)  # RepC3's RepConv
     assert {f"model.14.input_proj.{i}.0" for i in range(3)} <= placed
     # The activations of a patched model are found beside them, and the other way round.
@@ -302,7 +302,7 @@ def test_which_convolutions_of_ultralytics() -> None:
     stock = tasks.RTDETRDetectionModel(tiny.RTDETR, verbose=False)
     assert "depthwise" in str(patch_convs(stock, layers="1-3"))
     unpatch_model(rtdetr)
-    assert not list(placed_convolutions(rtdetr)) and "activation" not in rtdetr.yaml
+    assert not list(iterate_placed_convolutions(rtdetr)) and "activation" not in rtdetr.yaml
 
 
 def test_a_plan_as_plain_data_places_both(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_plan_as_plain_data_places_both(tmp_path: Path) -> None:
         data = {"rules": [*rules, *convolutions]}
         name, model = load_variant(str(file), data)
         assert name == str(Plan.from_yaml(data)) and "dynamic_conv@1-3" in name
-        assert {found.split(".")[1] for found, _ in placed_convolutions(model.model)} == {"1", "2", "3"}
+        assert {found.split(".")[1] for found, _ in iterate_placed_convolutions(model.model)} == {"1", "2", "3"}
         assert tiny.count(model.model, AReLU) == bool(rules) * len(find_sites(model))
     name, model = load_variant(str(file), "mish", conv="dynamic_conv@backbone")
     assert name == "mish, dynamic_conv@backbone" and model.model.model[1].conv.kernels == 4
@@ -330,12 +330,12 @@ def test_starts_as_the_stock_network_of_the_same_seed() -> None:
     torch.manual_seed(0)
     model = tasks.DetectionModel({**tiny.yolo(), "convolution": "dynamic_conv"}, verbose=False)
     weights = stock.state_dict()
-    for name, conv in placed_convolutions(model):
+    for name, conv in iterate_placed_convolutions(model):
         torch.testing.assert_close(conv.weight.mean(0), weights[f"{name}.weight"], rtol=0, atol=1e-6)
     # And a stock checkpoint goes into every kernel.
     other = tasks.DetectionModel(tiny.yolo(), verbose=False)
     model.load(other, verbose=False)
-    for name, conv in placed_convolutions(model):
+    for name, conv in iterate_placed_convolutions(model):
         torch.testing.assert_close(conv.weight.mean(0), other.state_dict()[f"{name}.weight"], rtol=0, atol=1e-6)
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -410,18 +410,18 @@ def test_biases_are_not_decayed(data: Data, tmp_path: Path) -> None:
             group = home[id(module.bias)]
             assert group["weight_decay"] == 0 and not group.get("use_muon")
             assert home[id(module.weight)]["weight_decay"] == 5e-4
-        assert keep_stacks_out_of_muon(optimizer, model) == 0
+        assert exclude_dynamic_kernels_from_muon(optimizer, model) == 0
 
 
 def check_trained(file: Path, data: Data, kind: type) -> None:
     """Look at a checkpoint: its kernels were trained apart, and it reloads, fuses, validates and predicts."""
-    convs = dict(placed_convolutions(tiny.load(file)))
+    convs = dict(iterate_placed_convolutions(tiny.load(file)))
     assert convs
     for conv in convs.values():
         assert conv.weight.shape[0] == 4
         assert all(conv.weight[k].ne(conv.weight[0]).any() for k in range(1, 4))
     model = kind(str(file))
-    assert [name for name, _ in placed_convolutions(model.model)] == list(convs)
+    assert [name for name, _ in iterate_placed_convolutions(model.model)] == list(convs)
     metrics = model.val(data=str(data.detect), imgsz=64, batch=4, workers=0, plots=False, device="cpu", verbose=False)
     assert metrics is not None
     fused = copy.deepcopy(model.model).fuse(verbose=False)
@@ -437,7 +437,7 @@ def test_patched_in_python_it_trains_and_comes_back(data: Data, stock_yaml: Path
     model = RTDETR(str(stock_yaml))
     report = patch_convs(model, exclude="model.14.*")
     file = tiny.train(model, data.detect, tmp_path)
-    trained = dict(placed_convolutions(tiny.load(file)))
+    trained = dict(iterate_placed_convolutions(tiny.load(file)))
     assert list(trained) == report.sites
     check_trained(file, data, RTDETR)
 
@@ -470,7 +470,7 @@ def test_stock_ultralytics_refuses_it() -> None:
             tasks.DetectionModel(model.yaml, verbose=False)
     finally:
         hooks.install()
-    assert len(list(placed_convolutions(tasks.DetectionModel(model.yaml, verbose=False)))) > 0
+    assert len(list(iterate_placed_convolutions(tasks.DetectionModel(model.yaml, verbose=False)))) > 0
 
 
 @pytest.mark.integration

@@ -37,7 +37,7 @@ from op_checks import (
 from rtdetr_act.analysis.memory import measure_peak_bytes
 from rtdetr_act.integrations.ultralytics.costs import compare_costs
 from rtdetr_act.integrations.ultralytics.models import load_variants
-from rtdetr_act.kernels.backend import triton, wants_triton
+from rtdetr_act.kernels.backend import can_use_triton, triton
 from rtdetr_act.timing import time_medians
 
 pytestmark = [
@@ -57,7 +57,7 @@ def _seed_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_result_and_gradients_are_those_of_the_formula(name: str, dtype: torch.dtype) -> None:
     for shape, layout in product(((3, 5, 9, 7), (2, 64, 40, 40), (0, 4, 3, 3), (1, 1, 1, 1)), LAYOUTS):
         x, grad = draw_pair(shape, dtype, layout, "cuda")
-        assert wants_triton(x) == (triton is not None and x.numel() > 0)
+        assert can_use_triton(x) == (triton is not None and x.numel() > 0)
         assert_right(name, x, grad)
 
 

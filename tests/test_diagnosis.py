@@ -19,7 +19,7 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.nn.modules.block import ResNetBlock
 
 from rtdetr_act import create, diagnose, find_sites, names, patch_model
-from rtdetr_act.activations.registry import entry
+from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.analysis.diagnosis import Diagnosis, SiteDiagnosis, _Probe
 from rtdetr_act.analysis.diagnosis_report import describe_gradients, draw_diagnosis
 from rtdetr_act.errors import InputError, ModelError, RtdetrActError, TrainingError
@@ -145,7 +145,7 @@ def slopes_by_definition(module: nn.Module, x: Tensor) -> Tensor:
     return found.view_as(x)
 
 
-@pytest.mark.parametrize("name", [name for name in names() if entry(name).name not in ("rrelu", "frelu")])
+@pytest.mark.parametrize("name", [name for name in names() if get_entry(name).name not in ("rrelu", "frelu")])
 def test_slopes_are_those_of_single_elements(name: str) -> None:
     torch.manual_seed(0)
     module = create(name, 8).double() if name != "threshold" else create("threshold(0.1, 0.0)")

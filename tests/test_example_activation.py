@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rtdetr_act.activations.registry import entry_of, names
+from rtdetr_act.activations.registry import find_entry, names
 from rtdetr_act.cli.main import app
 from rtdetr_act.surgery.sites import find_sites
 from rtdetr_act.testing import check_activation

@@ -29,10 +29,10 @@ from ultralytics.nn.tasks import BaseModel
 
 from rtdetr_act import FoldReport, find_sites, fold_activations, patch_model, unpatch_model
 from rtdetr_act.activations.arelu import AReLU
-from rtdetr_act.activations.registry import entry
+from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import FoldError, ModelError, RtdetrActError
-from rtdetr_act.surgery.scales import tensors
+from rtdetr_act.surgery.scales import flatten_tensors
 
 models = pytest.importorskip("torchvision").models
 
@@ -53,7 +53,7 @@ def shuffled(model: nn.Module) -> nn.Module:
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Return what a copy of a model computes in evaluation mode."""
     with torch.no_grad():
-        found = tensors(copy.deepcopy(model).eval()(x))
+        found = flatten_tensors(copy.deepcopy(model).eval()(x))
     assert any(t.std() > 1e-3 for t in found)
     return found
 
@@ -283,7 +283,7 @@ def test_a_model_without_weights_or_with_another_input_is_refused() -> None:
 def test_what_was_folded_cannot_be_unpatched() -> None:
     model = net_of("arelu")
     fold_activations(model)
-    with untouched(model), pytest.raises(ModelError, match="unpatch the one that it was folded from"):
+    with untouched(model), pytest.raises(ModelError, match="unpatch the model from before folding"):
         unpatch_model(model)
     model = net_of("prelu")
     fold_activations(model)
@@ -354,7 +354,7 @@ def test_the_form_of_arelu_is_its_formula(alpha: float, beta: float, values: lis
     unit = AReLU().double()
     unit.alpha.data.fill_(alpha)
     unit.beta.data.fill_(beta)
-    fold = entry("arelu").fold
+    fold = get_entry("arelu").fold
     assert fold is not None
     form = fold(unit)
     assert form is not None and 1 < form.scale < 2
@@ -423,7 +423,7 @@ def test_a_model_that_does_not_fold_is_left_alone(name: str) -> None:
 def test_a_compiled_wrapped_or_exported_model_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), AReLU())
     for other in (torch.compile(model), nn.DataParallel(model), "best.onnx"):
-        with pytest.raises(ModelError, match=r"is compiled|is wrapped|is no torch"):
+        with pytest.raises(ModelError, match=r"is compiled|is wrapped|is not a torch"):
             fold_activations(other)
 
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 # Imported where they are used: Ray is optional, SciPy takes 0.3 s, and the runtimes are those of an export.
 WHERE_USED = {"ray", "scipy", "onnxruntime"}

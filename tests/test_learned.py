@@ -251,7 +251,7 @@ def test_measuring_leaves_the_model_as_it_was(activation: str) -> None:
     assert all(module.training and not module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     module, x = model[2], model[:2].eval()(torch.stack(images)).detach()
-    expected = {"beta": module.switch(x)} if activation == "meta_aconc" else {}
+    expected = {"beta": module.compute_beta(x)} if activation == "meta_aconc" else {}
     if not expected:
         a, b = module.coefficients(x)
         expected = {

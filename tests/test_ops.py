@@ -37,7 +37,7 @@ from rtdetr_act.activations.dyrelu import dyrelu
 from rtdetr_act.activations.frelu import maximum
 from rtdetr_act.activations.glu import glu
 from rtdetr_act.kernels import blocks
-from rtdetr_act.kernels.backend import INTERPRETING, wants_triton
+from rtdetr_act.kernels.backend import INTERPRETING, can_use_triton
 from rtdetr_act.kernels.blocks import empty_like
 from rtdetr_act.kernels.tiles import tile
 
@@ -47,7 +47,9 @@ def _seed_and_no_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETING:
         pytest.importorskip("triton")
     torch.manual_seed(0)
-    monkeypatch.setattr(blocks, "SMALL", 0)  # small maps take torch's own graph, which would leave nothing to test
+    monkeypatch.setattr(
+        blocks, "SMALL_NUMEL", 0
+    )  # small maps take torch's own graph, which would leave nothing to test
 
 
 # ---------------------------------------------------------------- values and gradients
@@ -59,7 +61,7 @@ def _seed_and_no_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", OPS)
 def test_result_and_gradients_are_those_of_the_formula(name: str, dtype: torch.dtype, channels_last: bool) -> None:
     x, grad = (draw_map((3, 5, 9, 7), dtype, channels_last) for _ in range(2))
-    assert wants_triton(x) == INTERPRETING
+    assert can_use_triton(x) == INTERPRETING
     assert_right(name, x, grad)
 
 
@@ -70,8 +72,8 @@ def test_result_and_gradients_are_those_of_the_formula(name: str, dtype: torch.d
 def test_cutting_into_blocks_changes_nothing(
     name: str, dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "PER_THREAD", 200)
-    assert INTERPRETING or len(blocks.blocks(torch.empty(shape))) > 1
+    monkeypatch.setattr(blocks, "ELEMENTS_PER_THREAD", 200)
+    assert INTERPRETING or len(blocks.split_blocks(torch.empty(shape))) > 1
     assert_right(name, draw_map(shape, dtype), draw_map(shape, dtype))
 
 
@@ -115,7 +117,7 @@ def test_layout_of_result_and_gradient_is_that_of_the_input(name: str, channels_
 
 @pytest.mark.parametrize("name", OPS)
 def test_small_maps_take_another_way_to_the_same_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "SMALL", 1 << 15)
+    monkeypatch.setattr(blocks, "SMALL_NUMEL", 1 << 15)
     assert_right(name, draw_map((2, 3, 5, 5)), draw_map((2, 3, 5, 5)))
 
 

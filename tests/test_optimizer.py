@@ -21,7 +21,7 @@ from rtdetr_act.activations.dyrelu import DyReLUB
 from rtdetr_act.activations.frelu import FReLU
 from rtdetr_act.activations.prelu import PReLU
 from rtdetr_act.integrations.ultralytics.optimizer import separate_activation_parameters
-from rtdetr_act.surgery.parameters import slopes
+from rtdetr_act.surgery.parameters import find_scalar_and_channel_parameters
 
 OPTIMIZERS = [
     "AdamW",
@@ -96,7 +96,7 @@ def test_all_else_stays_where_ultralytics_puts_it(trainer: RTDETRTrainer, name: 
     assert moved == set(held(model, SLOPES))
     matrices = [p for p in held(model, (DyReLUB, FReLU)).values() if p.ndim > 1]
     assert len(matrices) == 4 * 2 + 4
-    assert {id(p) for p in matrices}.isdisjoint(id(p) for p in slopes(model))
+    assert {id(p) for p in matrices}.isdisjoint(id(p) for p in find_scalar_and_channel_parameters(model))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

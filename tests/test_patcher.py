@@ -23,7 +23,7 @@ from rtdetr_act.activations.registry import names
 from rtdetr_act.errors import ModelError, RtdetrActError, SelectionError, SpecError
 from rtdetr_act.integrations.ultralytics.costs import draw_batch
 from rtdetr_act.surgery.plan import Plan
-from rtdetr_act.surgery.sites import placed_activations
+from rtdetr_act.surgery.sites import iterate_placed_activations
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -101,7 +101,7 @@ def test_a_rewired_resnet_block_of_ultralytics_computes_what_the_original_did() 
     x = torch.randn(1, 8, 6, 6)
     expected = block(x)
     patch_model(block, "relu", include="*.act", exclude="*cv*")
-    assert len(list(placed_activations(block))) == 1
+    assert len(list(iterate_placed_activations(block))) == 1
     torch.testing.assert_close(block(x), expected)
     patch_model(block, "tanh", include="*.act", exclude="*cv*")
     assert not torch.allclose(block(x), expected)
@@ -192,11 +192,11 @@ def test_every_entry_stands_in_a_yolo_or_says_why_not(name: str) -> None:
 def test_default_act_gives_each_site_its_own() -> None:
     with default_act("arelu"):
         model = RTDETR("rtdetr-l.yaml")
-    sites = [name for name, module in placed_activations(model.model)]
+    sites = [name for name, module in iterate_placed_activations(model.model)]
     assert len(sites) == 24  # 12 Conv and 12 RepConv; the others never look at default_act
     assert count(model.model) - count(RTDETR("rtdetr-l.yaml").model) == 48
     rebuilt = type(model.model)(model.model.yaml, verbose=False)
-    assert [name for name, module in placed_activations(rebuilt)] == sites
+    assert [name for name, module in iterate_placed_activations(rebuilt)] == sites
 
 
 def test_default_act_that_reaches_nothing_is_an_error() -> None:
@@ -241,7 +241,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     with pytest.raises(error, match=words.replace("(", r"\(")) as caught:
         patch_model(model, activation, **more)
     assert "\n" not in str(caught.value)
-    assert not list(placed_activations(model)) and model.yaml == yaml
+    assert not list(iterate_placed_activations(model)) and model.yaml == yaml
     assert not list(tmp_path.iterdir())
 
 

@@ -13,9 +13,9 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
 from rtdetr_act import find_sites, patch_model
-from rtdetr_act.surgery.functional_calls import unseen_calls
-from rtdetr_act.surgery.modules import evaluating
-from rtdetr_act.surgery.sites import Site, observing
+from rtdetr_act.surgery.functional_calls import find_unreachable_calls
+from rtdetr_act.surgery.modules import evaluation_mode
+from rtdetr_act.surgery.sites import Site, observe_activations
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -48,7 +48,7 @@ def test_channels_and_layout_are_those_of_a_real_forward_pass(name: str) -> None
     def observe(site: Site) -> Callable[..., torch.Tensor]:
         return lambda module, x: shapes[site.name].append(x.shape) or module(x)
 
-    with observing(sites, observe), evaluating(model), torch.no_grad():
+    with observe_activations(sites, observe), evaluation_mode(model), torch.no_grad():
         model(torch.zeros(1, 3, 160, 160))  # fewer positions than queries are an error in old releases
     called = [site for site in sites if shapes[site.name]]
     assert len(called) > 0.8 * len(sites)  # in evaluation, v10 leaves its one-to-many head out
@@ -157,10 +157,13 @@ class Called(nn.Module):
 
 
 def test_what_no_swap_reaches_is_reported() -> None:
-    assert unseen_calls(nn.Sequential(Called(), Called())) == [
+    assert find_unreachable_calls(nn.Sequential(Called(), Called())) == [
         "relu in Called (2 modules)",
         "silu in Called (2 modules)",
     ]
     report = patch_model(Called(), "arelu")
     assert len(report) == 1 and "not reached: relu in Called (1 module)" in str(report)
-    assert unseen_calls(build("rtdetr-resnet50")) == [] and unseen_calls(torchvision.models.densenet121()) == []
+    assert (
+        find_unreachable_calls(build("rtdetr-resnet50")) == []
+        and find_unreachable_calls(torchvision.models.densenet121()) == []
+    )

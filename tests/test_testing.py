@@ -102,11 +102,11 @@ class HasAMatrix(Gain):
 WRONG: list[tuple[type[Gain], str]] = [
     (WrongFormula, "its formula"),
     (WrongGradient, "finite differences"),
-    (Widens, "Half types"),
+    (Widens, "half types"),
     (Contiguous, "channels_last"),
     (NeedsTwoImages, "one image of one pixel"),
     (BreaksTheGraph, "graph break"),
-    (SharesItsParameter, "share nothing"),
+    (SharesItsParameter, "share no parameters"),
     (HasAMatrix, "one dimension"),
 ]
 
@@ -124,12 +124,12 @@ def _fit_nothing(module: Gain, target: Tensor) -> Tensor:
 
 
 ANSWERS: list[tuple[dict[str, Callable[..., Any]], str]] = [
-    ({"fold": lambda module: Folded(ActSpec("relu"), 2.0)}, "folds to what computes the same"),
+    ({"fold": lambda module: Folded(ActSpec("relu"), 2.0)}, "folded form is equivalent"),
     ({"exportable": lambda module: nn.ReLU()}, "exportable form"),
-    ({"fit": _fit_nothing}, "gives the curve that it returns"),
-    ({"learned": lambda module: {"both": torch.zeros(2)}}, "numbers by name"),
-    ({"coefficients": lambda module, x: {"all": torch.zeros(1)}}, "numbers by name"),
-    ({"held_at": lambda module, x: torch.relu}, "numbers by name"),
+    ({"fit": _fit_nothing}, "returns the curve of the fitted module"),
+    ({"learned": lambda module: {"both": torch.zeros(2)}}, "recorded numbers are scalars"),
+    ({"coefficients": lambda module, x: {"all": torch.zeros(1)}}, "recorded numbers are scalars"),
+    ({"held_at": lambda module, x: torch.relu}, "recorded numbers are scalars"),
 ]
 
 

@@ -29,13 +29,13 @@ from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 from rtdetr_act import calibrate, create, find_sites, names, patch_model, refit, set_epoch
 from rtdetr_act.activations.dyrelu import DyReLUC
 from rtdetr_act.activations.prelu import PReLU
-from rtdetr_act.activations.registry import entry
+from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, ModelError, SpecError
 from rtdetr_act.surgery.match import match
 from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.plan import Plan
-from rtdetr_act.surgery.refit import fit
+from rtdetr_act.surgery.refit import fit_convolution
 from rtdetr_act.surgery.rescale import find_gain, rescale
 
 
@@ -184,7 +184,7 @@ class Offset(nn.Module):
 
 
 @pytest.mark.parametrize("inputs", [(4, 3), (2, 5, 3)], ids=["(B, C)", "(B, N, C)"])
-@pytest.mark.parametrize("name", [name for name in names() if entry(name).tokens])
+@pytest.mark.parametrize("name", [name for name in names() if get_entry(name).tokens])
 def test_every_activation_behind_a_linear_is_fitted_and_fitted_to(name: str, inputs: tuple[int, ...]) -> None:
     x, spec = torch.randn(inputs), on_tokens(name)
     stock = [nn.ReLU(), nn.GELU(), Offset(), *([nn.PReLU(8)] if x.ndim == 2 else [])]
@@ -396,13 +396,13 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("name", ["first", "depthwise", "grouped"])
 def test_a_refitted_convolution_is_the_least_squares_of_numpy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rtdetr_act.surgery.refit._PULL", 0.0)
+    monkeypatch.setattr("rtdetr_act.surgery.refit._RIDGE", 0.0)
     torch.manual_seed(0)
     conv = Net().get_submodule(name)
     x = torch.randn(20, conv.in_channels, 11, 11)
     y = torch.randn(20, *conv(x).shape[1:])
     with torch.no_grad():
-        assert fit(conv, x, torch.arange(y[0, 0].numel()), y.flatten(2).mT, normalised=False)
+        assert fit_convolution(conv, x, torch.arange(y[0, 0].numel()), y.flatten(2).mT, normalised=False)
     padded = F.pad(x, conv._reversed_padding_repeated_twice, mode="reflect" if name == "depthwise" else "constant")
     patches = F.unfold(padded, conv.kernel_size, conv.dilation, 0, conv.stride)  # B, C * kernel, L
     per_group = conv.out_channels // conv.groups
@@ -552,7 +552,7 @@ def test_a_second_swap_gets_a_start_of_its_own(stock_yaml: Path, data: Data, tmp
     refit(model, IMAGES)
     patch_model(model, "hardswish@neck", init="match")
     plan = read_plan(model.model)
-    assert plan.awaits_fit and plan.base is not None and plan.base.fitted
+    assert plan.needs_fit and plan.base is not None and plan.base.fitted
     with tiny.logged() as lines:
         tiny.train(model, data.detect, tmp_path)
     assert any("convolutions fitted to what they gave before the swap" in line for line in lines)

@@ -11,10 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.fitting import best_slopes
+from rtdetr_act.activations.fitting import fit_slopes
 from rtdetr_act.activations.protocol import GRID, Entry, Folded
-from rtdetr_act.kernels.backend import constexpr, define, on, records, tl, triton, wants_plain, wants_triton, wide
-from rtdetr_act.kernels.blocks import dense, empty_like, like
+from rtdetr_act.kernels.backend import (
+    can_use_triton,
+    compute_dtype,
+    constexpr,
+    device_of,
+    needs_autograd,
+    needs_plain_ops,
+    register_operator,
+    tl,
+    triton,
+)
+from rtdetr_act.kernels.blocks import empty_like, make_dense, match_layout
 from rtdetr_act.spec import ActSpec
 
 
@@ -49,7 +59,7 @@ class ScaledReLU(nn.Module):
 
 @torch.no_grad()
 def _fit(module: ScaledReLU, target: Tensor) -> Tensor:
-    scale = max(best_slopes(target)[0], 0.01)
+    scale = max(fit_slopes(target)[0], 0.01)
     module.log_scale.fill_(math.log(scale))
     return scale * torch.relu(GRID)
 
@@ -74,9 +84,9 @@ def scaled_relu(x: Tensor, scale: Tensor) -> Tensor:
         x: Any shape.
         scale: (1,), positive.
     """
-    if wants_plain(x):
+    if needs_plain_ops(x):
         return (torch.relu(x) * scale).to(x.dtype)
-    return _ScaledReLU.apply(x, scale) if records(x, scale) else _forward(x, scale)
+    return _ScaledReLU.apply(x, scale) if needs_autograd(x, scale) else _forward(x, scale)
 
 
 class _ScaledReLU(torch.autograd.Function):
@@ -89,19 +99,19 @@ class _ScaledReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         y, scale = ctx.saved_tensors
-        computed = wide(y.dtype)
+        computed = compute_dtype(y.dtype)
         for_scale = ((grad.to(computed) * y.to(computed)).sum() / scale).to(scale.dtype)
-        if wants_triton(y) and not torch.is_grad_enabled():
-            source = dense(y)
-            return _scale_op(like(grad, source), source, scale), for_scale
+        if can_use_triton(y) and not torch.is_grad_enabled():
+            source = make_dense(y)
+            return _scale_op(match_layout(grad, source), source, scale), for_scale
         return torch.where(y > 0, grad * scale, 0).to(y.dtype), for_scale
 
 
 def _forward(x: Tensor, scale: Tensor) -> Tensor:
-    source = dense(x)
-    if wants_triton(source):
+    source = make_dense(x)
+    if can_use_triton(source):
         return _scale_op(source, source, scale)
-    return torch.relu(source).to(wide(x.dtype)).mul_(scale).to(x.dtype)
+    return torch.relu(source).to(compute_dtype(x.dtype)).mul_(scale).to(x.dtype)
 
 
 # ---------------------------------------------------------------- Triton
@@ -118,11 +128,11 @@ if triton is not None:
 
     def _run(x: Tensor, sign: Tensor, scale: Tensor) -> Tensor:
         y = empty_like(x)
-        with on(x):
+        with device_of(x):
             _scale_kernel[(triton.cdiv(x.numel(), BLOCK),)](x, sign, y, scale, x.numel(), BLOCK, num_warps=4)
         return y
 
-    _scale_op = define(
+    _scale_op = register_operator(
         "scaled_relu",
         "(Tensor x, Tensor sign, Tensor scale) -> Tensor",
         _run,

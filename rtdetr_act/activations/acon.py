@@ -1,4 +1,4 @@
-"""ACON-C and Meta-ACON: activate or not, learned per channel (Ma et al., CVPR 2021, arXiv:2009.04759)."""
+"""ACON-C and Meta-ACON, which learn per channel whether to activate (Ma et al., CVPR 2021, arXiv:2009.04759)."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from rtdetr_act.activations.torch_native import SILU
 from rtdetr_act.errors import quote
 from rtdetr_act.kernels.aten import sigmoid_backward_
 from rtdetr_act.kernels.backend import (
+    can_use_triton,
+    cast_all,
+    compute_dtype,
     constexpr,
-    define,
-    on,
-    plain_gradients,
-    records,
+    device_of,
+    differentiable_grad,
+    needs_autograd,
+    needs_plain_ops,
+    register_operator,
     tl,
     triton,
-    wants_plain,
-    wants_triton,
-    wide,
-    widened,
 )
 from rtdetr_act.kernels.blocks import (
     Block,
     as_map,
     block_size,
-    blocks,
-    dense,
     empty_like,
     from_map,
-    in_blocks,
     is_small,
-    like,
-    row_sums,
-    scratch,
+    make_dense,
+    map_blocks,
+    match_layout,
+    scratch_like,
+    split_blocks,
+    sum_over_positions,
 )
-from rtdetr_act.kernels.pool import mean_over_positions
-from rtdetr_act.kernels.tiles import place, tile
+from rtdetr_act.kernels.pool import global_avg_pool
+from rtdetr_act.kernels.tiles import locate_tile, tile
 
 INITS = ("paper", "silu")
 
 
 class AconC(nn.Module):
-    """Switch smoothly between two linear functions per channel: `(p1 - p2) x * sigmoid(beta (p1 - p2) x) + p2 x`.
+    """Take a smooth maximum of two linear functions per channel: `(p1 - p2) x * sigmoid(beta (p1 - p2) x) + p2 x`.
 
     Shapes: (B, C, H, W), or (..., C) with layout "tokens", to the same. `p1`, `p2` and `beta` are (C,).
 
     Args:
         channels: C.
-        init: "paper" (default) draws p1 and p2 from N(0, 1) as the authors' code does, so that about every second
-            channel starts with a negative slope: for training from scratch. "silu" starts at p1 = 1, p2 = 0, which is
-            exactly SiLU: for a site of a pretrained network. beta starts at 1 in both.
+        init: "paper" (default) draws p1 and p2 from N(0, 1) as the authors' code does, for training from scratch; about
+            half of the channels then start with a negative slope. "silu" sets p1 = 1 and p2 = 0, which is SiLU exactly,
+            for pretrained networks. In both cases beta is initially 1.
         layout: "map" (default) or "tokens".
 
     Raises:
@@ -75,30 +75,30 @@ class AconC(nn.Module):
         self.channels = check_count("channels", channels)
         channel_dim(layout)
         self.layout = layout
-        self.p1, self.p2 = _start_slopes(channels, init)
+        self.p1, self.p2 = _init_slopes(channels, init)
         self.beta = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of x, in the type of x."""
+        """Return the activation of x, in the shape and dtype of x."""
         return acon(x, self.p1, self.p2, self.beta, self.layout)
 
     def extra_repr(self) -> str:
-        """Return what the constructor was given."""
+        """Return the arguments of the constructor."""
         return f"{self.channels}, layout={self.layout!r}"
 
 
 class MetaAconC(nn.Module):
-    """ACON-C whose beta comes from the pooled input: `beta = sigmoid(W2 (W1 mean(x) + b1) + b2)` per channel and image.
+    """ACON-C with a beta per image and channel: `beta = sigmoid(W2 (W1 mean(x) + b1) + b2)`, mean over positions.
 
-    The BatchNorms of the published network are left out: they fail at batch size 1, where a pooled channel is a
-    single value, and make training unstable (YOLOv5 removed them too).
+    The BatchNorms of the published network are omitted: they fail at batch size 1, where a pooled channel is a single
+    value, and make training unstable (YOLOv5 removed them too).
 
     Shapes: (B, C, H, W) to the same. `p1` and `p2` are (C,).
 
     Args:
         channels: C.
-        reduction: R, the pooled C values go through max(C // R, R) as in the authors' code, 16 by default.
-        init: "paper" (default) draws p1 and p2 from N(0, 1); "silu" starts at p1 = 1, p2 = 0.
+        reduction: R; the hidden layer has max(C // R, R) features, as in the authors' code. Default: 16.
+        init: "paper" (default) draws p1 and p2 from N(0, 1); "silu" sets p1 = 1 and p2 = 0.
 
     Raises:
         ValueError: A count is below 1 or `init` is unknown.
@@ -114,33 +114,33 @@ class MetaAconC(nn.Module):
         self.channels = check_count("channels", channels)
         self.reduction = check_count("reduction", reduction)
         hidden = max(channels // reduction, reduction)
-        self.p1, self.p2 = _start_slopes(channels, init)
+        self.p1, self.p2 = _init_slopes(channels, init)
         self.squeeze = nn.Linear(channels, hidden)
         self.expand = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of the feature map x, in the type of x."""
+        """Return the activation of the feature map x, (B, C, H, W), in the dtype of x."""
         return self.held_at(x)(x)
 
     def held_at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the elementwise function that stands at x: ACON with a beta held constant."""
-        return partial(acon, p1=self.p1, p2=self.p2, beta=self.switch(x))
+        """Return the activation as an elementwise function, with the beta at x held constant."""
+        return partial(acon, p1=self.p1, p2=self.p2, beta=self.compute_beta(x))
 
-    def switch(self, x: Tensor) -> Tensor:
-        """Return the beta of each image and channel, (B, C) in 0..1."""
-        pooled = mean_over_positions(x, self.squeeze.weight.dtype)
+    def compute_beta(self, x: Tensor) -> Tensor:
+        """Return the beta of each image and channel for x, (B, C, H, W): (B, C) in 0..1."""
+        pooled = global_avg_pool(x, self.squeeze.weight.dtype)
         return torch.sigmoid(self.expand(self.squeeze(pooled)))
 
     def coefficients(self, x: Tensor) -> dict[str, Tensor]:
-        """Return what the input decides, by name: `beta`, (B, C)."""
-        return {"beta": self.switch(x)}
+        """Return what is computed from x, by name: `beta`, (B, C)."""
+        return {"beta": self.compute_beta(x)}
 
     def extra_repr(self) -> str:
-        """Return what the constructor was given."""
+        """Return the arguments of the constructor."""
         return f"{self.channels}, reduction={self.reduction}"
 
 
-def _start_slopes(channels: int, init: str) -> tuple[nn.Parameter, nn.Parameter]:
+def _init_slopes(channels: int, init: str) -> tuple[nn.Parameter, nn.Parameter]:
     if init not in INITS:
         raise ValueError(f"init is 'paper' or 'silu', not {quote(init)}")
     if init == "silu":
@@ -148,9 +148,9 @@ def _start_slopes(channels: int, init: str) -> tuple[nn.Parameter, nn.Parameter]
     return nn.Parameter(torch.randn(channels)), nn.Parameter(torch.randn(channels))
 
 
-# ---------------------------------------------------------------- answers
+# ---------------------------------------------------------------- callbacks of the entry
 
-_LARGEST_BETA = 10.0  # with p1 = 1 and p2 = 0 it is then ReLU to 0.028 everywhere
+_LARGEST_BETA = 10.0  # at which p1 = 1, p2 = 0 is ReLU up to 0.028 everywhere
 
 
 def _curve(p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
@@ -174,13 +174,13 @@ def _fold(module: AconC) -> Folded | None:
 
 
 def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor, layout: Layout = "map") -> Tensor:
-    """Return the ACON-C of x, in the type and layout of x; with a beta per image that is Meta-ACON.
+    """Return the ACON-C of x, in the dtype and memory format of x; with a beta per image it is Meta-ACON.
 
     Args:
         x: (B, C, ...), or (..., C) with layout "tokens".
-        p1: (C,), the slope towards infinity (for a positive beta).
-        p2: (C,), the slope towards minus infinity.
-        beta: (C,), or (B, C) for maps; how sharply one becomes the other.
+        p1: (C,), one of the two slopes: with a positive beta the larger slope applies towards infinity.
+        p2: (C,), the other slope.
+        beta: (C,), or (B, C) for maps: sharpness of the transition between the slopes.
         layout: "map" (default) or "tokens".
 
     Paper: Ma et al., CVPR 2021, arXiv:2009.04759.
@@ -189,15 +189,15 @@ def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor, layout: Layout = "map"
     >>> acon(torch.tensor([[1.0]]), one, zero, one)  # SiLU
     tensor([[0.7311]])
     """
-    # All else is done on (C,) or (B, C), by autograd.
+    # The remaining operations are on (C,) or (B, C), and left to autograd.
     step = p1 - p2
     sharp = beta * step
-    small = is_small(x) and not wants_triton(x) and records(x, p2, step, sharp)
-    if wants_plain(x) or small or not (x.is_cpu or wants_triton(x)):
-        return plain(x, *(_over(t, x.ndim, layout) for t in (p2, step, sharp)))
+    small = is_small(x) and not can_use_triton(x) and needs_autograd(x, p2, step, sharp)
+    if needs_plain_ops(x) or small or not (x.is_cpu or can_use_triton(x)):
+        return plain(x, *(_expand_over(t, x.ndim, layout) for t in (p2, step, sharp)))
     maps = as_map(x, layout)
-    coefficients = [_over(t, 4, "map") for t in (p2, step, sharp)]
-    y = _Acon.apply(maps, *coefficients) if records(x, *coefficients) else _forward(maps, coefficients)
+    coefficients = [_expand_over(t, 4, "map") for t in (p2, step, sharp)]
+    y = _Acon.apply(maps, *coefficients) if needs_autograd(x, *coefficients) else _forward(maps, coefficients)
     return from_map(y, x.shape, layout)
 
 
@@ -206,8 +206,8 @@ def plain(x: Tensor, low: Tensor, step: Tensor, sharp: Tensor) -> Tensor:
     return (x * (low + step * torch.sigmoid(sharp * x))).to(x.dtype)
 
 
-def _over(t: Tensor, ndim: int, layout: Layout) -> Tensor:
-    """View (C,) or (B, C) so that it broadcasts over a map of so many dimensions; over tokens it does."""
+def _expand_over(t: Tensor, ndim: int, layout: Layout) -> Tensor:
+    """View (C,) or (B, C) with trailing dimensions of 1, so that it broadcasts over maps with `ndim` dimensions."""
     return t if layout == "tokens" else t.reshape(*t.shape, *(1,) * (ndim - 2))
 
 
@@ -221,28 +221,28 @@ class _Acon(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *coefficients = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return tuple(plain_gradients(plain, (x, *coefficients), grad, ctx.needs_input_grad))
-        return (_triton_backward if wants_triton(x) else _cpu_backward)(grad, x, coefficients)
+            return tuple(differentiable_grad(plain, (x, *coefficients), grad, ctx.needs_input_grad))
+        return (_triton_backward if can_use_triton(x) else _cpu_backward)(grad, x, coefficients)
 
 
 def _forward(x: Tensor, coefficients: Any) -> Tensor:
-    return (_triton_forward if wants_triton(x) else _cpu_forward)(x, coefficients)
+    return (_triton_forward if can_use_triton(x) else _cpu_forward)(x, coefficients)
 
 
 # ---------------------------------------------------------------- CPU
 
 
 def _cpu_forward(x: Tensor, coefficients: Any) -> Tensor:
-    computed = wide(x.dtype)
-    coefficients = widened([_per_image(c) for c in coefficients], computed)
+    computed = compute_dtype(x.dtype)
+    coefficients = cast_all([_with_batch_dim(c) for c in coefficients], computed)
     if x.numel() <= block_size() and computed == x.dtype:
         return _forward_block(x, coefficients, None)
-    source = dense(x)
+    source = make_dense(x)
 
     def run(part: Block, out: Tensor | None) -> Tensor:
-        return _forward_block(source[part].to(computed), _cut(part, coefficients), out)
+        return _forward_block(source[part].to(computed), _slice_coefficients(part, coefficients), out)
 
-    return in_blocks(source, computed, run)
+    return map_blocks(source, computed, run)
 
 
 def _forward_block(x: Tensor, coefficients: Any, out: Tensor | None) -> Tensor:
@@ -251,49 +251,49 @@ def _forward_block(x: Tensor, coefficients: Any, out: Tensor | None) -> Tensor:
 
 
 def _cpu_backward(grad: Tensor, x: Tensor, coefficients: Any) -> tuple[Tensor, ...]:
-    source, computed = dense(x), wide(x.dtype)
-    grad = like(grad, source)
-    per_image = [_per_image(c.to(computed)) for c in coefficients]
-    parts = blocks(source)
+    source, computed = make_dense(x), compute_dtype(x.dtype)
+    grad = match_layout(grad, source)
+    per_image = [_with_batch_dim(c.to(computed)) for c in coefficients]
+    parts = split_blocks(source)
     if len(parts) == 1:
         grad_x, sums = _backward_block(grad, source, per_image, None)
     else:
         sums = source.new_zeros((3, *source.shape[:2]), dtype=computed)
 
         def run(part: Block, out: Tensor | None) -> Tensor:
-            found, more = _backward_block(grad[part], source[part], _cut(part, per_image), out)
+            found, more = _backward_block(grad[part], source[part], _slice_coefficients(part, per_image), out)
             sums[:, part[0], part[1]] += more
             return found
 
-        grad_x = in_blocks(source, computed, run)
-    return grad_x.to(x.dtype), *_narrow(sums, coefficients)
+        grad_x = map_blocks(source, computed, run)
+    return grad_x.to(x.dtype), *_reduce_to_coefficients(sums, coefficients)
 
 
 def _backward_block(grad: Tensor, x: Tensor, coefficients: Any, out: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the gradients of a block of x, and of the coefficients as (3, B, C)."""
+    """Return the gradient of a block of x, and the gradients of the coefficients as (3, B, C)."""
     low, step, sharp = coefficients
     grad, x = grad.to(low.dtype), x.to(low.dtype)
     gate = torch.mul(x, sharp, out=out).sigmoid_()
-    product = torch.mul(grad, x, out=scratch(x))
-    for_step, for_low = row_sums(product, gate)
+    product = torch.mul(grad, x, out=scratch_like(x))
+    for_step, for_low = sum_over_positions(product, gate)
     through_gate = sigmoid_backward_(product, gate)
-    for_sharp, _ = row_sums(through_gate, x)
+    for_sharp, _ = sum_over_positions(through_gate, x)
     sums = torch.stack([for_low, for_step, for_sharp * step[..., 0, 0]])
     grad_x = gate.mul_(step).add_(low).mul_(grad).add_(through_gate.mul_(step * sharp))
     return grad_x, sums
 
 
-def _narrow(sums: Tensor, coefficients: Any) -> list[Tensor]:
-    """Return (3, B, C) gradients summed to the shapes of the coefficients, in their types."""
+def _reduce_to_coefficients(sums: Tensor, coefficients: Any) -> list[Tensor]:
+    """Sum gradients (3, B, C) to the shapes of the coefficients, in their dtypes."""
     pairs = zip(sums, coefficients, strict=True)
     return [total[..., None, None].sum_to_size(of.shape).to(of.dtype) for total, of in pairs]
 
 
-def _per_image(t: Tensor) -> Tensor:
+def _with_batch_dim(t: Tensor) -> Tensor:
     return t if t.ndim == 4 else t.unsqueeze(0)
 
 
-def _cut(part: Block, coefficients: Any) -> list[Tensor]:
+def _slice_coefficients(part: Block, coefficients: Any) -> list[Tensor]:
     return [c[part[0] if c.shape[0] > 1 else slice(None), part[1]] for c in coefficients]
 
 
@@ -306,7 +306,7 @@ if triton is not None:
         x, y, coefficients, images, channels, positions, channel_stride, position_stride,
         BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        image, _part, c, _s, at, inside = place(
+        image, _part, c, _s, at, inside = locate_tile(
             channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
         )
         known = (c < channels)[:, None]
@@ -320,7 +320,7 @@ if triton is not None:
         grad, x, grad_x, coefficients, sums, images, channels, positions, channel_stride, position_stride,
         BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        image, part, c, _s, at, inside = place(
+        image, part, c, _s, at, inside = locate_tile(
             channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
         )
         known = (c < channels)[:, None]
@@ -343,38 +343,38 @@ if triton is not None:
 
     def _run_forward(x: Tensor, coefficients: Tensor) -> Tensor:
         y, tiling = empty_like(x), tile(x)
-        with on(x):
+        with device_of(x):
             _forward_kernel[tiling.grid](x, y, coefficients, *tiling.arguments, **tiling.constants)
         return y
 
     def _run_backward(grad: Tensor, x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         grad_x, tiling = empty_like(x), tile(x)
         sums = coefficients.new_empty((tiling.along_positions, *coefficients.shape))
-        with on(x):
+        with device_of(x):
             _backward_kernel[tiling.grid](grad, x, grad_x, coefficients, sums, *tiling.arguments, **tiling.constants)
         return grad_x, sums.sum(0)
 
-    _forward_op = define(
+    _forward_op = register_operator(
         "acon", "(Tensor x, Tensor coefficients) -> Tensor", _run_forward, lambda x, coefficients: torch.empty_like(x)
     )
-    _backward_op = define(
+    _backward_op = register_operator(
         "acon_backward",
         "(Tensor grad, Tensor x, Tensor coefficients) -> (Tensor, Tensor)",
         _run_backward,
         lambda grad, x, coefficients: (torch.empty_like(x), torch.empty_like(coefficients)),
     )
 
-    def _pack(x: Tensor, coefficients: Any) -> Tensor:
-        """Return the coefficients as one (3, B, C) in float32."""
+    def _stack_coefficients(x: Tensor, coefficients: Any) -> Tensor:
+        """Stack the coefficients into one tensor (3, B, C) in float32."""
         return torch.stack([c[..., 0, 0].expand(x.shape[:2]) for c in coefficients]).float()
 
     def _triton_forward(x: Tensor, coefficients: Any) -> Tensor:
-        return _forward_op(dense(x), _pack(x, coefficients))
+        return _forward_op(make_dense(x), _stack_coefficients(x, coefficients))
 
     def _triton_backward(grad: Tensor, x: Tensor, coefficients: Any) -> tuple[Tensor, ...]:
-        source = dense(x)
-        grad_x, sums = _backward_op(like(grad, source), source, _pack(x, coefficients))
-        return grad_x, *_narrow(sums, coefficients)
+        source = make_dense(x)
+        grad_x, sums = _backward_op(match_layout(grad, source), source, _stack_coefficients(x, coefficients))
+        return grad_x, *_reduce_to_coefficients(sums, coefficients)
 
 
 _PAPER = "Ma et al., CVPR 2021, arXiv:2009.04759"

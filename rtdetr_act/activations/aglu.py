@@ -10,33 +10,41 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations.checks import check_finite, check_positive
-from rtdetr_act.activations.exporting import Expression
+from rtdetr_act.activations.exporting import Lambda
 from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, Entry, Folded
 from rtdetr_act.activations.torch_native import SILU
 from rtdetr_act.kernels.aten import softplus_
-from rtdetr_act.kernels.backend import plain_gradients, records, wants_plain, wide
-from rtdetr_act.kernels.blocks import block_size, dense, empty_like, flat, is_small, like, scratch
+from rtdetr_act.kernels.backend import compute_dtype, differentiable_grad, needs_autograd, needs_plain_ops
+from rtdetr_act.kernels.blocks import (
+    block_size,
+    empty_like,
+    is_small,
+    make_dense,
+    match_layout,
+    scratch_like,
+    view_flat,
+)
 
 PAPER = "Alexandridis et al., ECCV 2024, arXiv:2407.08567"
-LAMBDA_MIN = 0.0001  # as in the authors' code: the gate divides by lambda
+LAMBDA_MIN = 0.0001  # as in the authors' code, since the gate divides by lambda
 
 
 class AGLU(nn.Module):
-    """Multiply x by a gate whose steepness and asymmetry are learned: two scalars per site.
+    """Multiply x by a gate with learned steepness and asymmetry.
 
     `f(x) = x * sigmoid(kappa * x - ln(lambd)) ** (1 / lambd)`, or `x / (1 + lambd * exp(-kappa * x)) ** (1 / lambd)`.
-    At its start, lambd = kappa = 1, it is SiLU; towards lambd = 0 the gate becomes Gumbel's distribution function, and
-    with a large kappa f is ReLU. The authors' code draws both from uniform distributions around there (lambd from 0..1,
-    kappa from 0.8..1.2 or 1..1.3) instead.
+    With the defaults lambd = kappa = 1 it is SiLU; as lambd approaches 0 the gate becomes the Gumbel distribution
+    function, and as kappa grows f approaches ReLU. The authors' code instead draws both from uniform distributions
+    (lambd from 0..1, kappa from 0.8..1.2 or 1..1.3).
 
-    Below 0.0001 lambd counts as 0.0001 and gets no gradient, as in the authors' code.
+    lambd is clamped to at least 0.0001, below which its gradient is 0, as in the authors' code.
 
-    Shapes: any to the same. `lambd` and `kappa` are (1,), shared over channels and positions.
+    Shapes: any to the same. `lambd` and `kappa` are (1,), shared by all channels and positions.
 
     Args:
-        lambd: Start of lambda, 1.0 by default.
-        kappa: Start of kappa, 1.0 by default.
+        lambd: Initial lambda. Default: 1.0.
+        kappa: Initial kappa. Default: 1.0.
 
     Raises:
         ValueError: `lambd` is not a positive or `kappa` not a finite number.
@@ -54,18 +62,18 @@ class AGLU(nn.Module):
         self.kappa = nn.Parameter(torch.tensor([check_finite("kappa", kappa)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of x, in the type of x."""
+        """Return the activation of x, in the shape and dtype of x."""
         return aglu(x, self.lambd, self.kappa)
 
 
-# ---------------------------------------------------------------- answers
+# ---------------------------------------------------------------- callbacks of the entry
 
-# Well inside the clamp of lambda; with a large kappa it is then ReLU to 0.04 everywhere.
+# Bounds of a fit, well above the clamp of lambda; with the largest kappa the function is ReLU up to 0.04 everywhere.
 LEAST_LAMBDA, LARGEST_LAMBDA, LARGEST_KAPPA = 1e-3, 10.0, 10.0
 
 
 def gate_curve(lambd: Tensor, kappa: Tensor) -> Tensor:
-    """Return the gate on the grid of the fits, (1201,)."""
+    """Return the gate on `GRID`, (1201,), for scalar parameters."""
     return torch.sigmoid(kappa * GRID - torch.log(lambd)) ** (1 / lambd)
 
 
@@ -75,7 +83,14 @@ def _curve(lambd: Tensor, kappa: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_gate(module: Any, curve: Callable[..., Tensor], target: Tensor, start: tuple[float, float]) -> Tensor:
-    """Set `lambd` and `kappa` of a module to those whose curve is closest to a target, and return that curve."""
+    """Fit `lambd` and `kappa` of a module in place so that its curve is closest to a target, and return that curve.
+
+    Args:
+        module: A module with the parameters `lambd` and `kappa`.
+        curve: Maps lambda and kappa to the values of the module on `GRID`, (1201,).
+        target: (1201,) in float64.
+        start: Initial lambda and kappa.
+    """
     low, high = (LEAST_LAMBDA, -LARGEST_KAPPA), (LARGEST_LAMBDA, LARGEST_KAPPA)
     (lambd, kappa), found = fit_curve(curve, target, start, low, high)
     module.lambd.fill_(lambd)
@@ -91,39 +106,39 @@ def _fold(module: AGLU) -> Folded | None:
     return Folded(SILU) if module.lambd.item() == 1 == module.kappa.item() else None
 
 
-def write_gate(module: Any) -> Callable[[Tensor], Tensor]:
-    """Return the gate of a module as exp of logarithms, since its power may be 10,000."""
+def make_gate(module: Any) -> Callable[[Tensor], Tensor]:
+    """Return the gate of a module as a function of x, computed as exp of logarithms since its power may be 10,000."""
     rate = torch.clamp(module.lambd.detach().double(), min=LAMBDA_MIN)
     kappa, shift, power = (float(value) for value in (module.kappa.detach(), torch.log(rate), 1 / rate))
     return lambda x: torch.exp(F.softplus(shift - kappa * x) * -power)
 
 
 def _exportable(module: AGLU) -> nn.Module:
-    gate = write_gate(module)
-    return Expression(lambda x: x * gate(x))
+    gate = make_gate(module)
+    return Lambda(lambda x: x * gate(x))
 
 
 # ---------------------------------------------------------------- op
 
 
 def aglu(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
-    """Return the AGLU of x, in the type and layout of x.
+    """Return the AGLU of x, in the dtype and memory format of x.
 
     Args:
         x: Any shape.
-        lambd: (1,), lambda before its clamp to 0.0001, which passes no gradient below.
-        kappa: (1,).
+        lambd: (1,), lambda before it is clamped to at least 0.0001; below, its gradient is 0.
+        kappa: (1,), the steepness of the gate.
 
     Paper: Alexandridis et al., ECCV 2024, arXiv:2407.08567.
 
     >>> aglu(torch.tensor([1.0]), torch.ones(1), torch.ones(1))  # SiLU
     tensor([0.7311])
     """
-    # In float32 at least: in a half type a rounded exponent would be off by percents.
-    rate = lambd.to(wide(x.dtype)).clamp(min=LAMBDA_MIN)
+    # In float32 for half types, in which rounding the exponent would cause errors of percents.
+    rate = lambd.to(compute_dtype(x.dtype)).clamp(min=LAMBDA_MIN)
     kappa = kappa.to(rate.dtype)
-    differentiated = records(x, rate, kappa)
-    if wants_plain(x) or (differentiated and is_small(x)):
+    differentiated = needs_autograd(x, rate, kappa)
+    if needs_plain_ops(x) or (differentiated and is_small(x)):
         return _plain(x, rate, kappa)
     return _AGLU.apply(x, rate, kappa) if differentiated else _forward(x, rate, kappa)
 
@@ -135,7 +150,7 @@ def _plain(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
 
 
 class _AGLU(torch.autograd.Function):
-    """`_plain` with x alone saved, where autograd would keep five maps, and with blocks that stay in the cache."""
+    """`_plain` in blocks that fit the cache, saving only x where autograd would save five maps."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
@@ -146,49 +161,50 @@ class _AGLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, rate, kappa = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return tuple(plain_gradients(_plain, (x, rate, kappa), grad, ctx.needs_input_grad))
+            return tuple(differentiable_grad(_plain, (x, rate, kappa), grad, ctx.needs_input_grad))
         return _backward(grad, x, rate, kappa)
 
 
 def _forward(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
-    source = dense(x)
+    source = make_dense(x)
     y = empty_like(source)
-    for part, out in zip(_lines(source), _lines(y), strict=True):
+    for part, out in zip(_split_flat(source), _split_flat(y), strict=True):
         wide_part = part.to(rate.dtype)
-        soft = softplus_(_exponent(wide_part, rate, kappa))
+        soft = softplus_(_compute_exponent(wide_part, rate, kappa))
         torch.mul(soft.div_(-rate).exp_(), wide_part, out=out)
     return y
 
 
 def _backward(grad: Tensor, x: Tensor, rate: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    source = dense(x)
+    source = make_dense(x)
     grad_x, for_rate, for_kappa = empty_like(source), torch.zeros_like(rate), torch.zeros_like(kappa)
-    for grad_part, part, out in zip(*map(_lines, (like(grad, source), source, grad_x)), strict=True):
+    for grad_part, part, out in zip(*map(_split_flat, (match_layout(grad, source), source, grad_x)), strict=True):
         wide_grad, wide_part = grad_part.to(rate.dtype), part.to(rate.dtype)
-        t = _exponent(wide_part, rate, kappa)
-        below = torch.sigmoid(t, out=scratch(t, 1))
+        t = _compute_exponent(wide_part, rate, kappa)
+        below = torch.sigmoid(t, out=scratch_like(t, 1))
         soft = softplus_(t)
-        gated = torch.div(soft, -rate, out=scratch(t, 2)).exp_().mul_(wide_grad)
-        product = torch.mul(gated, wide_part, out=scratch(t, 3))
+        gated = torch.div(soft, -rate, out=scratch_like(t, 2)).exp_().mul_(wide_grad)
+        product = torch.mul(gated, wide_part, out=scratch_like(t, 3))
         for_rate += torch.dot(product, soft.sub_(below))
         for_kappa += torch.dot(product.mul_(below), wide_part)
         torch.add(gated, product.mul_(kappa / rate), out=out)
     return grad_x, for_rate / rate**2, for_kappa / rate
 
 
-# Elements of a block elsewhere: 256 MiB for each of six memories in float32. torch.dot takes below 2 ** 31 on CUDA.
+# Elements per block on other devices: 256 MiB for each of six buffers in float32. On CUDA torch.dot needs less than
+# 2 ** 31 elements.
 _ON_GPU = 1 << 26
 
 
-def _lines(x: Tensor) -> tuple[Tensor, ...]:
-    # Four memories beside those of input and result: a quarter of a block each. 2x128x160x160 on two threads takes
-    # 19 + 28 ms, with whole blocks 23 + 36 ms; Ultralytics' gate 20 + 19 ms, SiLU 4 + 5 ms.
-    return flat(x).split(block_size() // 4 if x.is_cpu else _ON_GPU)
+def _split_flat(x: Tensor) -> tuple[Tensor, ...]:
+    # There are four buffers beside input and output, hence a quarter of a block. 2x128x160x160 on two threads takes
+    # 19 + 28 ms forward and backward, with whole blocks 23 + 36 ms; Ultralytics' gate takes 20 + 19 ms, SiLU 4 + 5 ms.
+    return view_flat(x).split(block_size() // 4 if x.is_cpu else _ON_GPU)
 
 
-def _exponent(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
-    """Return t = ln(lambda) - kappa * x, in memory for one block; the gate is exp(-softplus(t) / lambda)."""
-    return torch.mul(x, -kappa, out=scratch(x)).add_(torch.log(rate))
+def _compute_exponent(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
+    """Return t = ln(lambda) - kappa * x in a scratch buffer; the gate is exp(-softplus(t) / lambda)."""
+    return torch.mul(x, -kappa, out=scratch_like(x)).add_(torch.log(rate))
 
 
 ENTRIES = (

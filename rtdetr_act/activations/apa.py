@@ -1,4 +1,4 @@
-"""APA: AGLU's gate alone, as Ultralytics has it under the name of AGLU (Alexandridis et al., arXiv:2407.08567)."""
+"""APA: the gate of AGLU alone, which Ultralytics calls AGLU (Alexandridis et al., arXiv:2407.08567)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rtdetr_act.activations.aglu import PAPER, fit_gate, gate_curve, write_gate
-from rtdetr_act.activations.exporting import Expression
+from rtdetr_act.activations.aglu import PAPER, fit_gate, gate_curve, make_gate
+from rtdetr_act.activations.exporting import Lambda
 from rtdetr_act.activations.protocol import Entry
 from rtdetr_act.errors import SpecError
 
@@ -15,17 +15,19 @@ from rtdetr_act.errors import SpecError
 def apa(device: Any = None, dtype: Any = None) -> nn.Module:
     """Build Ultralytics' `AGLU`, the gate `sigmoid(kappa * x - ln(lambd)) ** (1 / lambd)`.
 
-    Shapes: any to the same. `lambd` and `kappa` are (1,) and start anywhere in 0..1.
+    Shapes: any to the same. `lambd` and `kappa` are (1,), initialised uniformly in 0..1.
 
     Args:
-        device: Of the parameters.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
-        SpecError: Ultralytics is not installed, or lacks it.
+        SpecError: Ultralytics is not installed, or its version has no AGLU.
+
+    Paper: Alexandridis et al., ECCV 2024, arXiv:2407.08567.
     """
     try:
-        from ultralytics.nn.modules.activation import AGLU  # 3 s, which no other activation needs
+        from ultralytics.nn.modules.activation import AGLU  # takes 3 s to import
     except ImportError:
         raise SpecError(
             "'apa' needs AGLU from ultralytics.nn.modules.activation, which is not installed here"
@@ -39,7 +41,7 @@ def _fit(module: Any, target: Tensor) -> Tensor:
 
 
 def _exportable(module: Any) -> nn.Module:
-    return Expression(write_gate(module))
+    return Lambda(make_gate(module))
 
 
 ENTRIES = (

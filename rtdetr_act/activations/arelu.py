@@ -10,27 +10,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations.checks import check_finite
-from rtdetr_act.activations.fitting import best_slopes
+from rtdetr_act.activations.fitting import fit_slopes
 from rtdetr_act.activations.protocol import GRID, Entry, Folded
-from rtdetr_act.activations.torch_native import leaky_relu
+from rtdetr_act.activations.torch_native import leaky_relu_spec
 from rtdetr_act.kernels import leaky
-from rtdetr_act.kernels.backend import constexpr, define, on, records, tl, triton, wants_plain, wants_triton
-from rtdetr_act.kernels.blocks import dense, empty_like, like
+from rtdetr_act.kernels.backend import (
+    can_use_triton,
+    constexpr,
+    device_of,
+    needs_autograd,
+    needs_plain_ops,
+    register_operator,
+    tl,
+    triton,
+)
+from rtdetr_act.kernels.blocks import empty_like, make_dense, match_layout
 
 
 class AReLU(nn.Module):
-    """Amplify positive inputs and damp negative ones, both by a learned factor: two scalars per site.
+    """Scale positive inputs by one learned slope and negative inputs by another.
 
     `f(x) = clamp(alpha, 0.01, 0.99) * x` for x < 0 and `(1 + sigmoid(beta)) * x` for x >= 0. The clamp passes no
     gradient outside its range, as in the paper.
 
-    Shapes: any to the same. `alpha` and `beta` are (1,), shared over channels and positions.
+    Shapes: any to the same. `alpha` and `beta` are (1,), shared by all channels and positions.
 
     Args:
-        alpha: Start of the negative slope, 0.90 by default.
-        beta: Start of the logit of the positive slope, 2.0 by default, which is a slope of 1.8808.
-        inplace: Write the result over the input, False by default: one map less in memory. Valid only behind a layer
-            whose backward does not read its output, such as BatchNorm; `patch_model` sets it there by itself.
+        alpha: Initial negative slope. Default: 0.90.
+        beta: Initial logit of the positive slope. Default: 2.0, a slope of 1.8808.
+        inplace: Write the output over the input, which saves one map of memory. Valid only after a layer whose backward
+            does not read its output, such as BatchNorm, where `patch_model` sets it. Default: False.
 
     Raises:
         ValueError: `alpha` or `beta` is not a finite number.
@@ -48,7 +57,7 @@ class AReLU(nn.Module):
         self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of x, in the type of x."""
+        """Return the activation of x, in the shape and dtype of x."""
         return arelu(x, self.alpha, self.beta, self.inplace)
 
     def slopes(self) -> tuple[Tensor, Tensor]:
@@ -57,39 +66,39 @@ class AReLU(nn.Module):
         >>> [round(slope.item(), 4) for slope in AReLU().slopes()]
         [1.8808, 0.9]
         """
-        return slopes(self.alpha, self.beta)
+        return compute_slopes(self.alpha, self.beta)
 
     def extra_repr(self) -> str:
-        """Return what the constructor was given, where it is not the default."""
+        """Return the arguments of the constructor that are not defaults."""
         return "inplace=True" if self.inplace else ""
 
 
-# ---------------------------------------------------------------- answers
+# ---------------------------------------------------------------- callbacks of the entry
 
-# Of the range of beta that a fit may use; at its very end no gradient would be left. The positive slope is 1.05 there,
-# with a fifth of the largest gradient.
+# Bounds of beta in a fit, beyond which its gradient would vanish. At the lower bound the positive slope is 1.05, and
+# the gradient is a fifth of its maximum.
 _LEAST_BETA, _LARGEST_BETA = math.log(0.05 / 0.95), 4.0
 
 
 @torch.no_grad()
 def _fit(module: AReLU, target: Tensor) -> Tensor:
-    above, below = best_slopes(target)
-    beta = max(math.log((above - 1) / (2 - above)), _LEAST_BETA) if 1 < above < 2 else _LEAST_BETA
-    beta = _LARGEST_BETA if above >= 2 else beta
-    alpha = min(max(below, ALPHA_MIN), ALPHA_MAX)
+    positive, negative = fit_slopes(target)
+    beta = max(math.log((positive - 1) / (2 - positive)), _LEAST_BETA) if 1 < positive < 2 else _LEAST_BETA
+    beta = _LARGEST_BETA if positive >= 2 else beta
+    alpha = min(max(negative, ALPHA_MIN), ALPHA_MAX)
     module.beta.fill_(beta)
     module.alpha.fill_(alpha)
     return torch.where(GRID > 0, (1 + torch.sigmoid(torch.tensor(beta))) * GRID, alpha * GRID)
 
 
 def _fold(module: AReLU) -> Folded:
-    """Return `s * leaky_relu(x, a / s)` with the slopes s > 0 and a."""
-    positive, negative = (slope.item() for slope in slopes(module.alpha.double(), module.beta.double()))
-    return Folded(leaky_relu(negative / positive), positive)
+    """Return the equivalent `s * leaky_relu(x, a / s)` for the positive slope s and the negative slope a."""
+    positive, negative = (slope.item() for slope in compute_slopes(module.alpha.double(), module.beta.double()))
+    return Folded(leaky_relu_spec(negative / positive), positive)
 
 
 def _learned(module: AReLU) -> dict[str, Tensor]:
-    """Return `alpha` and `beta` as they are used: clamped to 0.01..0.99, and the sigmoid of the stored one."""
+    """Return the effective parameters: `alpha` clamped to 0.01..0.99, and the sigmoid of `beta`."""
     return {"alpha": module.slopes()[1], "beta": torch.sigmoid(module.beta)}
 
 
@@ -99,37 +108,37 @@ ALPHA_MIN, ALPHA_MAX = 0.01, 0.99
 
 
 def arelu(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool = False) -> Tensor:
-    """Return the AReLU of x, in the type and layout of x.
+    """Return the AReLU of x, in the dtype and memory format of x.
 
-    Both slopes are positive, so the sign of x is that of the result: the backward reads the result alone, which the
-    next layer keeps anyway, and x is not saved.
+    Both slopes are positive, so the output has the sign of x. The backward therefore reads only the output, which the
+    next layer saves anyway, and x is not saved.
 
     Args:
         x: Any shape.
-        alpha: (1,), the negative slope before its clamp to 0.01..0.99, which passes no gradient outside.
-        beta: (1,), the logit of the positive slope: 1 + sigmoid(beta).
-        inplace: Write the result over x, unless a graph is being recorded. Valid only where nobody reads x again: not
-            the backward of what made it (BatchNorm's and a convolution's do not), and no other layer.
+        alpha: (1,), the negative slope before it is clamped to 0.01..0.99; outside, its gradient is 0.
+        beta: (1,), the logit of the positive slope 1 + sigmoid(beta).
+        inplace: Write the output over x, except while a graph is recorded. Valid only if neither another layer nor the
+            backward of the layer that computed x reads x; that of BatchNorm or a convolution does not. Default: False.
 
     Raises:
-        RuntimeError: x is a leaf that requires a gradient and `inplace` is set, from torch.
+        RuntimeError: `inplace` is set and x is a leaf that requires a gradient (raised by torch).
 
     Paper: Chen et al., arXiv:2006.13858.
 
     >>> arelu(torch.tensor([-1.0, 1.0]), torch.tensor([0.9]), torch.tensor([2.0]))
     tensor([-0.9000,  1.8808])
     """
-    if wants_plain(x):
-        return plain(x, alpha, beta)  # a compiler plans the memory itself
-    if records(x, alpha, beta):
+    if needs_plain_ops(x):
+        return plain(x, alpha, beta)  # out of place: a compiler plans memory itself
+    if needs_autograd(x, alpha, beta):
         return _AReLU.apply(x, alpha, beta, inplace)
     return _forward(x, alpha, beta, inplace)
 
 
-def slopes(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+def compute_slopes(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """Return the positive and the negative slope, each in the shape of its parameter.
 
-    >>> [round(slope.item(), 4) for slope in slopes(torch.tensor([0.9]), torch.tensor([2.0]))]
+    >>> [round(slope.item(), 4) for slope in compute_slopes(torch.tensor([0.9]), torch.tensor([2.0]))]
     [1.8808, 0.9]
     """
     return 1 + torch.sigmoid(beta), alpha.clamp(ALPHA_MIN, ALPHA_MAX)
@@ -137,8 +146,8 @@ def slopes(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
 
 def plain(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """Compute `arelu` in torch's own differentiable operators."""
-    positive, negative = slopes(alpha, beta)
-    # prelu takes one type; the product is rounded to the type of x as the result is.
+    positive, negative = compute_slopes(alpha, beta)
+    # prelu needs one dtype, so the product is rounded to the dtype of x, as the output is.
     return F.prelu(positive.to(x.dtype) * x, (negative / positive).to(x.dtype))
 
 
@@ -156,24 +165,24 @@ class _AReLU(torch.autograd.Function):
         y, alpha, beta = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (*_differentiable_backward(grad, y, alpha, beta), None)
-        backward = _triton_backward if wants_triton(y) else _cpu_backward if y.is_cpu else _differentiable_backward
+        backward = _triton_backward if can_use_triton(y) else _cpu_backward if y.is_cpu else _differentiable_backward
         return (*backward(grad, y, alpha, beta), None)
 
 
 def _forward(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> Tensor:
-    if wants_triton(x):
+    if can_use_triton(x):
         return _triton_forward(x, alpha, beta, inplace)
     if x.is_cpu:
         return _cpu_forward(x, alpha, beta, inplace)
-    positive, negative = slopes(alpha, beta)
-    # The positive slope is the larger one, so the maximum of both lines is the function.
+    positive, negative = compute_slopes(alpha, beta)
+    # The positive slope is the larger one, so AReLU is the maximum of the two lines.
     y = torch.maximum(x * positive, x * negative).to(x.dtype)
     return x.copy_(y) if inplace else y
 
 
 def _differentiable_backward(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Differentiate by the output in operators that can be differentiated again, for a backward of a backward."""
-    positive, negative = slopes(alpha, beta)
+    """Compute the gradients from the output y in differentiable operators, for double backward."""
+    positive, negative = compute_slopes(alpha, beta)
     above = y > 0
     product = grad * y
     at_positive = torch.where(above, product, 0).sum() / positive
@@ -187,22 +196,25 @@ def _differentiable_backward(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tenso
 # ---------------------------------------------------------------- CPU
 
 
-def _numbers(alpha: Tensor, beta: Tensor) -> tuple[float, float]:
-    """Return the slopes as numbers: on a CPU reading them waits for nothing, and saves six calls on tensors of one."""
+def _read_slopes(alpha: Tensor, beta: Tensor) -> tuple[float, float]:
+    """Return the positive and the negative slope as floats.
+
+    On a CPU this needs no synchronisation, and saves six calls on one-element tensors.
+    """
     logit = beta.item()
     share = 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
     return 1 + share, min(max(alpha.item(), ALPHA_MIN), ALPHA_MAX)
 
 
 def _cpu_forward(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> Tensor:
-    positive, negative = _numbers(alpha, beta)
+    positive, negative = _read_slopes(alpha, beta)
     return leaky.forward(x, positive, negative, inplace)
 
 
 def _cpu_backward(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    positive, negative = _numbers(alpha, beta)
+    positive, negative = _read_slopes(alpha, beta)
     grad_x, above, below = leaky.backward(grad, y, positive, negative)
-    # The sums are over grad * y: divided by the slope, they are over grad * x.
+    # These are sums of grad * y; divided by the slope, they are sums of grad * x.
     inside = ALPHA_MIN <= alpha.item() <= ALPHA_MAX
     grad_alpha = torch.full_like(alpha, below / negative if inside else 0.0)
     return grad_x, grad_alpha, torch.full_like(beta, above / positive * (positive - 1) * (2 - positive))
@@ -211,10 +223,10 @@ def _cpu_backward(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple
 # ---------------------------------------------------------------- Triton
 
 if triton is not None:
-    BLOCK = 2048  # 16 elements for each of 128 threads, two 16-byte loads of a half type
+    BLOCK = 2048  # 16 elements per thread of 128, two 16-byte loads of a half type
 
     @triton.jit
-    def _slopes(alpha, beta, LOWEST: constexpr, HIGHEST: constexpr):  # type: ignore[no-untyped-def]
+    def _load_slopes(alpha, beta, LOWEST: constexpr, HIGHEST: constexpr):  # type: ignore[no-untyped-def]
         positive = 1.0 + tl.sigmoid(tl.load(beta).to(tl.float32))
         return positive, tl.minimum(tl.maximum(tl.load(alpha).to(tl.float32), LOWEST), HIGHEST)
 
@@ -224,7 +236,7 @@ if triton is not None:
     ):
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = at < count
-        positive, negative = _slopes(alpha, beta, LOWEST, HIGHEST)
+        positive, negative = _load_slopes(alpha, beta, LOWEST, HIGHEST)
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
         tl.store(y + at, value * tl.where(value > 0, positive, negative), inside)
 
@@ -235,7 +247,7 @@ if triton is not None:
         program = tl.program_id(0)
         at = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = at < count
-        positive, negative = _slopes(alpha, beta, LOWEST, HIGHEST)
+        positive, negative = _load_slopes(alpha, beta, LOWEST, HIGHEST)
         g = tl.load(grad + at, inside, 0.0).to(tl.float32)
         value = tl.load(y + at, inside, 0.0).to(tl.float32)
         above = value > 0
@@ -256,22 +268,22 @@ if triton is not None:
         HIGHEST: constexpr,
         BLOCK: constexpr,
     ):
-        """Add up what the programs found, in a fixed order, and carry it to alpha and beta."""
+        """Add up the partial sums of all programs in a fixed order, and write the gradients of alpha and beta."""
         above = tl.zeros((BLOCK,), tl.float32)
         below = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, parts, BLOCK):
             at = start + tl.arange(0, BLOCK)
             above += tl.load(sums + at, at < parts, 0.0)
             below += tl.load(sums + parts + at, at < parts, 0.0)
-        positive, negative = _slopes(alpha, beta, LOWEST, HIGHEST)
-        # The sums are over grad * y: divided by the slope, they are over grad * x.
+        positive, negative = _load_slopes(alpha, beta, LOWEST, HIGHEST)
+        # These are sums of grad * y; divided by the slope, they are sums of grad * x.
         raw = tl.load(alpha).to(tl.float32)
         tl.store(grad_alpha, tl.where((raw >= LOWEST) & (raw <= HIGHEST), tl.sum(below) / negative, 0.0))
         tl.store(grad_beta, tl.sum(above) / positive * (positive - 1.0) * (2.0 - positive))
 
     def _launch_forward(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> None:
         grid = (triton.cdiv(x.numel(), BLOCK),)
-        with on(x):
+        with device_of(x):
             _forward_kernel[grid](x, y, alpha, beta, x.numel(), ALPHA_MIN, ALPHA_MAX, BLOCK, num_warps=4)
 
     def _run_forward(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -287,17 +299,19 @@ if triton is not None:
         parts = triton.cdiv(y.numel(), BLOCK)
         sums = torch.empty(2 * parts, device=y.device)
         limits = ALPHA_MIN, ALPHA_MAX
-        with on(y):
+        with device_of(y):
             _backward_kernel[(parts,)](grad, y, grad_x, sums, alpha, beta, y.numel(), *limits, BLOCK, num_warps=4)
             _finish_kernel[(1,)](sums, grad_alpha, grad_beta, alpha, beta, parts, *limits, 1024, num_warps=4)
         return grad_x, grad_alpha, grad_beta
 
     _arguments = "Tensor alpha, Tensor beta"
-    _forward_op = define(
+    _forward_op = register_operator(
         "arelu", f"(Tensor x, {_arguments}) -> Tensor", _run_forward, lambda x, alpha, beta: torch.empty_like(x)
     )
-    _forward_op_ = define("arelu_", f"(Tensor(a!) x, {_arguments}) -> ()", _run_forward_, lambda x, alpha, beta: None)
-    _backward_op = define(
+    _forward_op_ = register_operator(
+        "arelu_", f"(Tensor(a!) x, {_arguments}) -> ()", _run_forward_, lambda x, alpha, beta: None
+    )
+    _backward_op = register_operator(
         "arelu_backward",
         f"(Tensor grad, Tensor y, {_arguments}) -> (Tensor, Tensor, Tensor)",
         _run_backward,
@@ -305,15 +319,15 @@ if triton is not None:
     )
 
     def _triton_forward(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> Tensor:
-        source = dense(x)
+        source = make_dense(x)
         if not inplace:
             return _forward_op(source, alpha, beta)
         _forward_op_(source, alpha, beta)
         return x if source is x else x.copy_(source)
 
     def _triton_backward(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        source = dense(y)
-        return _backward_op(like(grad, source), source, alpha, beta)
+        source = make_dense(y)
+        return _backward_op(match_layout(grad, source), source, alpha, beta)
 
 
 ENTRIES = (

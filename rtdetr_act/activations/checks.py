@@ -1,6 +1,6 @@
-"""Checks of the arguments of activations.
+"""Validation of the arguments of activations.
 
-Feature maps ("map") are (B, C, H, W) with the channels at dimension 1; tokens are (B, N, C) or (B, C), channels last.
+Feature maps (layout "map") are (B, C, H, W), with channels in dimension 1; tokens are (B, N, C) or (B, C).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rtdetr_act.errors import quote
 
 
 def channel_dim(layout: Layout) -> int:
-    """Return the channel dimension of a layout: 1 for "map", -1 for "tokens"; ValueError for any other.
+    """Return the channel dimension of a layout: 1 for "map", -1 for "tokens"; raise ValueError for any other.
 
     >>> channel_dim("map"), channel_dim("tokens")
     (1, -1)
@@ -25,7 +25,7 @@ def channel_dim(layout: Layout) -> int:
 
 
 def check_count(name: str, value: int, at_least: int = 1) -> int:
-    """Return `value` if it is an integer of at least `at_least`, else raise ValueError naming it.
+    """Return `value` if it is an integer of at least `at_least`, else raise ValueError with the argument's name.
 
     >>> check_count("channels", 0)
     Traceback (most recent call last):
@@ -37,7 +37,7 @@ def check_count(name: str, value: int, at_least: int = 1) -> int:
 
 
 def check_finite(name: str, value: float) -> float:
-    """Return `value` as a float that is finite in float32, else raise ValueError naming it.
+    """Return `value` as a float if it is finite in float32, else raise ValueError with the argument's name.
 
     >>> check_finite("beta", 2)
     2.0
@@ -49,7 +49,12 @@ def check_finite(name: str, value: float) -> float:
 
 
 def check_positive(name: str, value: float, *, or_zero: bool = False) -> float:
-    """Return `value` as a finite positive float (zero too with `or_zero`), else raise ValueError naming it.
+    """Return `value` as a float if it is finite and positive, else raise ValueError with the argument's name.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        or_zero: Whether 0 is valid too. Default: False.
 
     >>> check_positive("tau", 10)
     10.0
@@ -61,9 +66,9 @@ def check_positive(name: str, value: float, *, or_zero: bool = False) -> float:
 
 
 def _as_float(value: object) -> float | None:
-    """Return a number as a float, one beyond float32 as an infinity, anything else as None."""
+    """Convert a number to a float, to an infinity if it is beyond float32; return None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    if abs(value) > torch.finfo(torch.float32).max:  # before float(), which refuses integers of more than 1024 bits
+    if abs(value) > torch.finfo(torch.float32).max:  # checked first: float() raises on integers of more than 1024 bits
         return math.copysign(math.inf, 1 if value > 0 else -1)
     return float(value)

@@ -11,47 +11,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations.checks import check_count
-from rtdetr_act.activations.placed import leave_placed, placed_on, without_original
+from rtdetr_act.activations.placed import drop_original, get_placement, set_placement
 from rtdetr_act.activations.protocol import Entry
 from rtdetr_act.activations.temperature import TAU_EPOCHS, TAU_START, Temperature
 from rtdetr_act.kernels.aten import is_tracing
-from rtdetr_act.kernels.backend import wide
-from rtdetr_act.kernels.pool import mean_over_positions
+from rtdetr_act.kernels.backend import compute_dtype
+from rtdetr_act.kernels.pool import global_avg_pool
 
-# Of the standard deviation of the weights. Kernels that were equal would get nearly equal gradients while tau is high,
-# and never part. The attention starts within 0.01 of 1/K at tau = 30, so that what does not cancel of this noise is
-# below 0.005 of the weights; even at tau = 1 it is below 0.05.
-_NOISE = 0.1
+# Noise added to the kernels, relative to the standard deviation of the weights. Equal kernels would get almost equal
+# gradients while tau is high, and stay equal. Initially the attention is within 0.01 of 1/K at tau = 30, so noise that
+# does not cancel is below 0.005 of the weights; even at tau = 1 it is below 0.05.
+_NOISE_STD = 0.1
 
 
 class DynamicConv2d(nn.Module):
-    """A 2-D convolution whose kernel and bias are mixtures of K, weighted by an attention that looks at the image.
+    """Apply a 2-D convolution whose kernel and bias are mixtures of K, weighted by an attention over the input image.
 
-    `pi = softmax(z / tau)`, z by global average pooling, Linear C -> max(C // reduction, 1), ReLU and Linear -> K.
-    The temperature tau falls evenly from `tau_start` to `tau` over `tau_epochs` epochs, so that all kernels learn early
-    on (`set_epoch(model, epoch)`; Ultralytics' training does it by itself).
+    `pi = softmax(z / tau)`, where z is global average pooling, Linear C -> max(C // reduction, 1), ReLU, Linear -> K.
+    The temperature tau is annealed linearly from `tau_start` to `tau` over `tau_epochs` epochs, so that all kernels are
+    trained early on. Call `set_epoch(model, epoch)` for that; Ultralytics' training does it automatically.
 
-    Shapes: (B, Cin, H, W) to (B, Cout, H', W') as `torch.nn.Conv2d`; `weight` is (K, Cout, Cin / groups, kh, kw) and
-    `bias` (K, Cout) or None.
+    Shapes: (B, Cin, H, W) to (B, Cout, H', W') as in `torch.nn.Conv2d`. `weight` is (K, Cout, Cin / groups, kh, kw) and
+    `bias` is (K, Cout) or None.
 
     Args:
-        in_channels: Cin; this and the following ones as in `torch.nn.Conv2d`.
+        in_channels: Cin. This argument and the next eight are those of `torch.nn.Conv2d`.
         out_channels: Cout.
         kernel_size: One number, or height and width.
-        stride: Step between positions.
-        padding: A number, a pair, "same" or "valid".
-        dilation: Step between the elements of a kernel.
-        groups: Number of groups of channels.
-        bias: Whether there are biases.
-        padding_mode: "zeros", "reflect", "replicate" or "circular".
-        kernels: K, 4 by default.
-        reduction: Of the channels inside the attention, 4 by default.
-        tau: Last temperature, 1 by default.
-        tau_start: First temperature, 30 by default; None for `tau` from the start.
-        tau_epochs: Epochs from the first to the last, 10 by default.
+        stride: Default: 1.
+        padding: A number, a pair, "same" or "valid". Default: 0.
+        dilation: Default: 1.
+        groups: Number of channel groups. Default: 1.
+        bias: Whether to add a bias. Default: True.
+        padding_mode: "zeros" (default), "reflect", "replicate" or "circular".
+        kernels: Number K of kernels, at least 2. Default: 4.
+        reduction: Reduction of the channels in the hidden layer of the attention. Default: 4.
+        tau: Final temperature. Default: 1.
+        tau_start: Initial temperature; None for a constant temperature `tau`. Default: 30.
+        tau_epochs: Epochs of annealing. Default: 10.
 
     Raises:
-        ValueError: A count or a temperature is too small, or an argument is wrong for `torch.nn.Conv2d` too.
+        ValueError: A count or a temperature is too small, or `torch.nn.Conv2d` rejects an argument.
 
     Paper: Chen et al., CVPR 2020, arXiv:1912.03458.
 
@@ -85,7 +85,7 @@ class DynamicConv2d(nn.Module):
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
             for _ in range(kernels)
         ]
-        # As Conv2d has them, since others read them there.
+        # The attributes of Conv2d, which other code reads.
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.dilation = convs[0].kernel_size, convs[0].stride, convs[0].dilation
         self.padding, self.padding_mode, self.groups = convs[0].padding, padding_mode, groups
@@ -106,10 +106,21 @@ class DynamicConv2d(nn.Module):
         tau_start: float | None = TAU_START,
         tau_epochs: float = TAU_EPOCHS,
     ) -> DynamicConv2d:
-        """Return a dynamic convolution that starts as `conv`, on its device, in its type and mode.
+        """Build a dynamic convolution that is initially equal to `conv`, with its device, dtype and training mode.
 
-        All kernels start from its weight, with a noise that sums to 0 over them, and all biases from its bias: with
-        equal attention it computes what `conv` does.
+        All kernels are its weight plus noise that sums to 0 over the kernels, and all biases are its bias, so that with
+        uniform attention it computes the same as `conv`.
+
+        Args:
+            conv: The convolution.
+            kernels: As in the constructor, like the following ones. Default: 4.
+            reduction: Default: 4.
+            tau: Default: 1.
+            tau_start: Default: 30.
+            tau_epochs: Default: 10.
+
+        Raises:
+            ValueError: A count or a temperature is too small.
 
         >>> conv, x = nn.Conv2d(8, 16, 3), torch.randn(2, 8, 5, 5)
         >>> bool((DynamicConv2d.from_conv(conv)(x) - conv(x)).abs().max() < 0.01)
@@ -132,21 +143,26 @@ class DynamicConv2d(nn.Module):
             tau_epochs=tau_epochs,
         )
         new.to(conv.weight.device, conv.weight.dtype)
-        new.start_from(conv.weight, conv.bias)
+        new.init_from(conv.weight, conv.bias)
         return new.requires_grad_(conv.weight.requires_grad).train(conv.training)
 
     @torch.no_grad()
-    def start_from(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Let every kernel start from one weight, (Cout, Cin / groups, kh, kw), and every bias from one, (Cout,)."""
-        # Drawn on the CPU, whose random state alone a swap can put back.
+    def init_from(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Initialise all kernels and biases from those of a plain convolution, in place.
+
+        Args:
+            weight: (Cout, Cin / groups, kh, kw), to which noise is added for each kernel.
+            bias: (Cout,), or None to keep the biases.
+        """
+        # Drawn on the CPU, since a swap restores only the CPU's random state.
         noise = torch.randn(self.weight.shape)
-        noise = (noise - noise.mean(0)) * (_NOISE * weight.detach().float().std(correction=0).cpu())
+        noise = (noise - noise.mean(0)) * (_NOISE_STD * weight.detach().float().std(correction=0).cpu())
         self.weight.copy_(weight.to(self.weight) + noise.to(self.weight))
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias.expand_as(self.bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution of each image of x with its own kernel."""
+        """Convolve each image of x, (B, Cin, H, W), with its own mixture of kernels."""
         pi = self.attention(x)
         padded = self.padding_mode != "zeros"
         x = F.pad(x, self._pads, mode=self.padding_mode) if padded else x
@@ -154,14 +170,21 @@ class DynamicConv2d(nn.Module):
         return dynamic_conv(x, pi, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def attention(self, x: Tensor) -> Tensor:
-        """Return pi, (B, K) of positive numbers that sum to 1, for (B, Cin, H, W)."""
+        """Return the attention pi for x, (B, Cin, H, W): (B, K), positive numbers that sum to 1 over K."""
         dtype = self.squeeze.weight.dtype
-        z = self.expand(F.relu(self.squeeze(mean_over_positions(x, dtype))))
-        return torch.softmax(z.to(wide(dtype)) / self.temperature(), dim=1).to(dtype)
+        z = self.expand(F.relu(self.squeeze(global_avg_pool(x, dtype))))
+        return torch.softmax(z.to(compute_dtype(dtype)) / self.temperature(), dim=1).to(dtype)
 
     @torch.no_grad()
     def fold_norm(self, norm: nn.BatchNorm2d) -> None:
-        """Fold the BatchNorm behind it into every kernel and bias: exact, because the attention sums to 1."""
+        """Fold the following BatchNorm into all kernels and biases; this is exact, because the attention sums to 1.
+
+        Args:
+            norm: The BatchNorm, whose running statistics are used.
+
+        Raises:
+            ValueError: The BatchNorm has no running statistics.
+        """
         mean, var = norm.running_mean, norm.running_var
         if mean is None or var is None:
             raise ValueError("a BatchNorm without running statistics cannot be folded")
@@ -170,22 +193,22 @@ class DynamicConv2d(nn.Module):
         bias = bias * scale + (0 if norm.bias is None else norm.bias)
         self.weight = nn.Parameter(self.weight * scale[:, None, None, None], self.weight.requires_grad)
         self.bias = nn.Parameter(bias.expand(self.kernels, -1).to(self.weight).clone(), self.weight.requires_grad)
-        if placed := placed_on(self):
-            leave_placed(self, replace(placed, folded=True))
+        if placed := get_placement(self):
+            set_placement(self, replace(placed, folded=True))
 
     def extra_repr(self) -> str:
-        """Return the shape, and what else the constructor was given."""
+        """Return the arguments of the constructor."""
         size = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         rest = f", padding={self.padding}, groups={self.groups}, bias={self.bias is not None}"
         return f"{size}{rest}, kernels={self.kernels}, reduction={self.reduction}"
 
     def __getstate__(self) -> dict[str, Any]:
-        # What it replaced is as large as a kernel, and its weight is the mean of the kernels: no copy and no checkpoint
-        # needs it.
-        return without_original(vars(self))
+        # Copies and checkpoints omit the original convolution, which is as large as a kernel: its weight is the mean of
+        # the kernels.
+        return drop_original(vars(self))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DynamicConv2d:
-        # `.to(memory_format=torch.channels_last)` asks it of tensors with five dimensions too, which cannot have it.
+        # `.to(memory_format=torch.channels_last)` converts five-dimensional tensors too, for which it is undefined.
         def apply(t: Tensor) -> Tensor:
             return fn(t) if t.ndim != 5 else fn(t.flatten(0, 1)).contiguous().unflatten(0, t.shape[:2])
 
@@ -194,13 +217,13 @@ class DynamicConv2d(nn.Module):
 
 
 @torch.no_grad()
-def original_of(conv: DynamicConv2d) -> nn.Conv2d:
-    """Return the very convolution that a dynamic one replaced, or one like it where this is a copy or was loaded.
+def restore_conv(conv: DynamicConv2d) -> nn.Conv2d:
+    """Return the convolution that a dynamic convolution replaced, or an equal new one if this is a loaded copy.
 
-    Its weight is as it was, unless the kernels have been trained or loaded since: then it is their mean, what the
-    dynamic convolution does with equal attention.
+    Its weight is unchanged unless the kernels have been trained or loaded since; then it becomes their mean, the
+    kernel for uniform attention.
     """
-    placed = placed_on(conv)
+    placed = get_placement(conv)
     original: nn.Conv2d = (placed and placed.original) or nn.utils.skip_init(
         nn.Conv2d,
         conv.in_channels,
@@ -228,10 +251,10 @@ def original_of(conv: DynamicConv2d) -> nn.Conv2d:
 
 _Padding = str | int | Sequence[int]
 _Step = int | Sequence[int]
-# Positions of a map up to which 1x1 kernels are not mixed. Forward and backward of 320 to 1280 channels, batch 8,
-# on a CPU: 3.7 ms against 15 of the best form that mixes them for 1 position, 12 against 21 for 9. For 16, 960 to 160
-# channels take 15 against 8.
-_FEW = 9
+# The largest number of positions for which the results of 1x1 kernels are mixed, instead of the kernels. Forward and
+# backward of 320 to 1280 channels, batch 8, on a CPU: 3.7 ms against 15 ms of the best method that mixes kernels for 1
+# position, 12 against 21 ms for 9. For 16 positions, 960 to 160 channels take 15 against 8 ms.
+_MAX_UNMIXED_POSITIONS = 9
 
 
 def dynamic_conv(
@@ -250,11 +273,14 @@ def dynamic_conv(
         x: (B, Cin, H, W).
         attention: (B, K).
         weight: (K, Cout, Cin / groups, kh, kw).
-        bias: (K, Cout), mixed like the kernels; None for none.
-        stride: As in `torch.nn.functional.conv2d`, like the following ones.
-        padding: With zeros.
-        dilation: Step between the elements of a kernel.
-        groups: Number of groups of channels.
+        bias: (K, Cout), mixed like the kernels. Default: None.
+        stride: As in `torch.nn.functional.conv2d`, like the following ones. Default: 1.
+        padding: Zero padding. Default: 0.
+        dilation: Default: 1.
+        groups: Default: 1.
+
+    Returns:
+        (B, Cout, H', W').
 
     Paper: Chen et al., CVPR 2020, arXiv:1912.03458.
 
@@ -263,19 +289,23 @@ def dynamic_conv(
     tensor([1., 2.])
     """
     if _is_exporting() or not len(x):
-        return in_parallel(x, attention, weight, bias, stride, padding, dilation, groups)
+        return dynamic_conv_parallel(x, attention, weight, bias, stride, padding, dilation, groups)
     matrices = _is_matrix_product(weight, stride, padding, groups)
-    if matrices and x.shape[2] * x.shape[3] <= _FEW:
-        return _as_one_layer(x, attention, weight, bias)
+    if matrices and x.shape[2] * x.shape[3] <= _MAX_UNMIXED_POSITIONS:
+        return _convolve_then_mix(x, attention, weight, bias)
     kernels = mix(attention, weight)
     biases = None if bias is None else mix(attention, bias)
     if matrices:
-        return _as_matrix_product(x, kernels, biases)
-    return _as_one_convolution(x, kernels, biases, stride, padding, dilation, groups)
+        return _batched_matmul(x, kernels, biases)
+    return _grouped_conv(x, kernels, biases, stride, padding, dilation, groups)
 
 
 def mix(attention: Tensor, parts: Tensor) -> Tensor:
-    """Return `sum_k attention[b, k] * parts[k]`, (B, ...) of (B, K) and (K, ...).
+    """Return the mixtures `sum_k attention[b, k] * parts[k]`, (B, ...).
+
+    Args:
+        attention: (B, K).
+        parts: (K, ...).
 
     >>> mix(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     tensor([[2., 3.]])
@@ -283,7 +313,7 @@ def mix(attention: Tensor, parts: Tensor) -> Tensor:
     return (attention @ parts.flatten(1)).unflatten(1, parts.shape[1:])
 
 
-def in_parallel(
+def dynamic_conv_parallel(
     x: Tensor,
     attention: Tensor,
     weight: Tensor,
@@ -293,15 +323,16 @@ def in_parallel(
     dilation: _Step,
     groups: int,
 ) -> Tensor:
-    """Compute `dynamic_conv` as K convolutions and a weighted sum of their results.
+    """Compute `dynamic_conv` as K convolutions and a weighted sum of their outputs, for export.
 
-    That is K times the work, but all its weights are constants and no number depends on the batch: what exporters and
-    runtimes ask for. Without groups it is one convolution to K * Cout channels.
+    This is K times the work, but its weights are constants and its shapes do not depend on the batch size, as exporters
+    and runtimes require. Without groups it is one convolution to K * Cout channels. The arguments are those of
+    `dynamic_conv`.
     """
     k = len(weight)
     if groups == 1:
         flat = None if bias is None else bias.flatten()
-        # Not chunk, whose sizes an exporter would compute from the shape at run time.
+        # Not chunk, since an exporter would compute its sizes from the shape at run time.
         results = F.conv2d(x, weight.flatten(0, 1), flat, stride, padding, dilation).split(weight.shape[1], 1)
     else:
         biases = [None] * k if bias is None else list(bias.unbind())
@@ -314,7 +345,7 @@ def in_parallel(
     return y
 
 
-def _as_one_convolution(
+def _grouped_conv(
     x: Tensor,
     kernels: Tensor,
     biases: Tensor | None,
@@ -323,11 +354,11 @@ def _as_one_convolution(
     dilation: _Step,
     groups: int,
 ) -> Tensor:
-    """Convolve with groups of each image: the batch becomes channels, B * groups groups of them."""
+    """Compute one grouped convolution of a single image: the batch becomes channels, in B * groups groups."""
     batch = len(x)
     flat = None if biases is None else biases.flatten()
-    wide = x.reshape(1, -1, *x.shape[2:])
-    y = F.conv2d(wide, kernels.flatten(0, 1), flat, stride, padding, dilation, batch * groups)
+    grouped = x.reshape(1, -1, *x.shape[2:])
+    y = F.conv2d(grouped, kernels.flatten(0, 1), flat, stride, padding, dilation, batch * groups)
     y = y.view(batch, -1, *y.shape[2:])
     return y.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else y
 
@@ -338,11 +369,11 @@ def _is_matrix_product(weight: Tensor, stride: _Step, padding: _Padding, groups:
     return groups == 1 and weight.shape[3:] == (1, 1) and all(step == 1 for step in steps) and not any(pads)
 
 
-def _as_matrix_product(x: Tensor, kernels: Tensor, biases: Tensor | None) -> Tensor:
-    """Convolve with 1x1 kernels of stride 1 as a product of matrices for each image.
+def _batched_matmul(x: Tensor, kernels: Tensor, biases: Tensor | None) -> Tensor:
+    """Compute a convolution with 1x1 kernels and stride 1 as a matrix product per image.
 
-    Forward and backward take 0.8 to 1.0 of the grouped convolution's time on a CPU, 0.9 in the middle of seven layers
-    of MobileNetV2 and rtdetr-n.
+    Forward and backward take 0.8 to 1.0 times as long as the grouped convolution on a CPU, 0.9 times on average over
+    seven layers of MobileNetV2 and rtdetr-n.
     """
     rows, matrices = x.flatten(2), kernels.flatten(2)
     if _is_channels_last(x):  # (B, HW, Cout), which is channels_last again
@@ -354,8 +385,8 @@ def _as_matrix_product(x: Tensor, kernels: Tensor, biases: Tensor | None) -> Ten
     return y.unflatten(2, x.shape[2:])
 
 
-def _as_one_layer(x: Tensor, attention: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve with all K 1x1 kernels as one linear layer, and sum its results."""
+def _convolve_then_mix(x: Tensor, attention: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply all K 1x1 kernels as one linear layer, and return the weighted sum of the outputs."""
     rows = x.flatten(2).transpose(1, 2)
     results = F.linear(rows, weight.flatten(0, 1).flatten(1), None if bias is None else bias.flatten())
     results = results.unflatten(2, weight.shape[:2]) * attention.to(results.dtype)[:, None, :, None]

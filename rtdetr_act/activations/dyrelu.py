@@ -11,47 +11,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations.checks import check_count, check_positive
-from rtdetr_act.activations.exporting import as_convolution, scaled_copy
+from rtdetr_act.activations.exporting import copy_scaled, linear_to_conv
 from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, POOLS_OVER_POSITIONS, Entry
 from rtdetr_act.activations.temperature import TAU_EPOCHS, Temperature
-from rtdetr_act.kernels.aten import where_positive
+from rtdetr_act.kernels.aten import zero_unless_positive
 from rtdetr_act.kernels.backend import (
+    can_use_triton,
+    cast_all,
+    compute_dtype,
     constexpr,
-    define,
-    on,
-    plain_gradients,
-    records,
+    device_of,
+    differentiable_grad,
+    needs_autograd,
+    needs_plain_ops,
+    register_operator,
     tl,
     triton,
-    wants_plain,
-    wants_triton,
-    wide,
-    widened,
 )
 from rtdetr_act.kernels.blocks import (
     Block,
     block_size,
-    blocks,
-    dense,
     empty_like,
-    in_blocks,
     is_small,
-    like,
-    row_sums,
-    scratch,
+    make_dense,
+    map_blocks,
+    match_layout,
+    scratch_like,
+    split_blocks,
+    sum_over_positions,
 )
-from rtdetr_act.kernels.logits import logits, weighted_sum
-from rtdetr_act.kernels.pool import mean_over_positions
-from rtdetr_act.kernels.tiles import place, tile
+from rtdetr_act.kernels.logits import compute_logits, weighted_sum
+from rtdetr_act.kernels.pool import global_avg_pool
+from rtdetr_act.kernels.tiles import locate_tile, tile
 
 
 class _DyReLU(nn.Module):
-    """What the variants share: `y = max_k(a^k(x) * x + b^k(x))` with coefficients from the pooled input.
+    """Base class of the variants: `y = max_k(a^k(x) * x + b^k(x))` with coefficients computed from the pooled input.
 
-    The last Linear starts at zero, so that every delta is 0 and the site starts as exactly ReLU (max(x, 0)): the
-    paper's alpha = (1, 0, …) and beta = 0. From the second step on the first Linear learns as well. With K > 2 the
-    branches from the second on would stay equal for ever, so that Linear's weight then starts at N(0, 0.001²).
+    The last Linear is initialised to zero, so that the module is initially ReLU exactly: the paper's alpha = (1, 0, …)
+    and beta = 0. Its gradient reaches the first Linear from the second step on. With K > 2 the terms from the second on
+    would stay equal, so the weight is then drawn from N(0, 0.001²).
     """
 
     per_channel = True
@@ -75,25 +75,26 @@ class _DyReLU(nn.Module):
             nn.init.zeros_(self.expand.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of the feature map x, in the type of x."""
+        """Return the activation of the feature map x, (B, C, H, W), in the dtype of x."""
         return self.held_at(x)(x)
 
     def held_at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the elementwise function that stands at x: the activation with its coefficients held constant."""
+        """Return the activation as an elementwise function, with the coefficients at x held constant."""
         slopes, intercepts = self.coefficients(x)
         return partial(dyrelu, slopes=slopes, intercepts=intercepts)
 
     def coefficients(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the K slopes and the K intercepts for (B, C, H, W), each (B, C, 1, 1), of variant A (B, 1, 1, 1)."""
-        pooled = mean_over_positions(x, self.squeeze.weight.dtype)
-        # 2 * sigmoid(z) - 1 is tanh(z / 2), which keeps small deltas: in bfloat16 the former is a multiple of 0.004.
+        """Return the K slopes and K intercepts for x, (B, C, H, W): each (B, C, 1, 1), in variant A (B, 1, 1, 1)."""
+        pooled = global_avg_pool(x, self.squeeze.weight.dtype)
+        # The paper's 2 * sigmoid(z) - 1 is tanh(z / 2), which is accurate near 0: in bfloat16 the former is a multiple
+        # of 0.004.
         deltas = torch.tanh(0.5 * self.expand(F.relu(self.squeeze(pooled))))
         parts = deltas[:, :, None, None].chunk(2 * self.k, 1)
-        slopes = [_scaled(part, self.lambda_a) for part in parts[: self.k]]
-        return [slopes[0] + 1, *slopes[1:]], [_scaled(part, self.lambda_b) for part in parts[self.k :]]
+        slopes = [_scale(part, self.lambda_a) for part in parts[: self.k]]
+        return [slopes[0] + 1, *slopes[1:]], [_scale(part, self.lambda_b) for part in parts[self.k :]]
 
     def coefficients_by_name(self, x: Tensor) -> dict[str, Tensor]:
-        """Return what the input decides, by name: `a1` … `aK` and `b1` … `bK`, each (B, C, 1, 1) or (B, 1, 1, 1).
+        """Return the coefficients for x by name: `a1` … `aK` and `b1` … `bK`, each (B, C, 1, 1) or (B, 1, 1, 1).
 
         >>> list(DyReLUB(8).coefficients_by_name(torch.randn(2, 8, 3, 3)))
         ['a1', 'a2', 'b1', 'b2']
@@ -102,7 +103,7 @@ class _DyReLU(nn.Module):
         return {f"{letter}{index}": part for letter, parts in both for index, part in enumerate(parts, 1)}
 
     def extra_repr(self) -> str:
-        """Return what the constructor was given."""
+        """Return the arguments of the constructor."""
         return (
             f"{self.channels}, reduction={self.reduction}, k={self.k}, "
             f"lambda_a={self.lambda_a:g}, lambda_b={self.lambda_b:g}"
@@ -112,14 +113,14 @@ class _DyReLU(nn.Module):
 class DyReLUA(_DyReLU):
     """Dynamic ReLU, variant A: one set of 2K coefficients per image, shared by its channels and positions.
 
-    Shapes: (B, C, H, W) to the same. Starts as exactly ReLU.
+    Shapes: (B, C, H, W) to the same. Initially it is ReLU exactly.
 
     Args:
         channels: C.
-        reduction: R, the pooled C values go through max(C // R, 1), 8 by default (published code also uses 4).
-        k: Number of affine terms under the maximum, 2 by default.
-        lambda_a: Range of the slopes around (1, 0, …), 1.0 by default.
-        lambda_b: Range of the intercepts around 0, 0.5 by default.
+        reduction: R; the hidden layer has max(C // R, 1) features. Default: 8 (published code also uses 4).
+        k: Number K of affine terms. Default: 2.
+        lambda_a: Range of the slopes around (1, 0, …). Default: 1.0.
+        lambda_b: Range of the intercepts around 0. Default: 0.5.
 
     Raises:
         ValueError: A count is below 1 or a lambda is negative.
@@ -137,14 +138,14 @@ class DyReLUA(_DyReLU):
 class DyReLUB(_DyReLU):
     """Dynamic ReLU, variant B: 2K coefficients per image and channel, shared by the positions.
 
-    Shapes: (B, C, H, W) to the same. Starts as exactly ReLU.
+    Shapes: (B, C, H, W) to the same. Initially it is ReLU exactly.
 
     Args:
         channels: C.
-        reduction: R, the pooled C values go through max(C // R, 1), 8 by default.
-        k: Number of affine terms under the maximum, 2 by default.
-        lambda_a: Range of the slopes around (1, 0, …), 1.0 by default.
-        lambda_b: Range of the intercepts around 0, 0.5 by default.
+        reduction: R; the hidden layer has max(C // R, 1) features. Default: 8.
+        k: Number K of affine terms. Default: 2.
+        lambda_a: Range of the slopes around (1, 0, …). Default: 1.0.
+        lambda_b: Range of the intercepts around 0. Default: 0.5.
 
     Raises:
         ValueError: A count is below 1 or a lambda is negative.
@@ -161,24 +162,24 @@ class DyReLUB(_DyReLU):
 
 
 class DyReLUC(_DyReLU):
-    """Dynamic ReLU, variant C: the coefficients of B times a spatial attention pi of each image.
+    """Dynamic ReLU, variant C: the coefficients of variant B times a spatial attention pi.
 
-    `pi = min(gamma * softmax_over_HW(z / tau), 1)`, gamma = H * W / 3, z a 1x1 convolution to one channel.
+    `pi = min(gamma * softmax_over_HW(z / tau), 1)`, where gamma = H * W / 3 and z is a 1x1 convolution to one channel.
 
-    The softmax sums to 1, so pi is 1/3 on average at most: this variant starts as about ReLU / 3. That is the
-    paper's formula; the BatchNorm after the next convolution takes the factor up.
+    The softmax sums to 1, so the mean of pi is at most 1/3, and initially the module is about ReLU / 3. That is the
+    paper's formula; the BatchNorm after the next convolution compensates for the factor.
 
     Shapes: (B, C, H, W) to the same.
 
     Args:
         channels: C.
-        reduction: R, the pooled C values go through max(C // R, 1), 8 by default.
-        k: Number of affine terms under the maximum, 2 by default.
-        lambda_a: Range of the slopes around (1, 0, …), 1.0 by default.
-        lambda_b: Range of the intercepts around 0, 0.5 by default.
-        tau: Temperature of the softmax, 10 by default.
-        tau_start: Temperature before the first step, from which it goes evenly to `tau`; None (default) for no way.
-        tau_epochs: Epochs that this takes, 10 by default as in dynamic convolution.
+        reduction: R; the hidden layer has max(C // R, 1) features. Default: 8.
+        k: Number K of affine terms. Default: 2.
+        lambda_a: Range of the slopes around (1, 0, …). Default: 1.0.
+        lambda_b: Range of the intercepts around 0. Default: 0.5.
+        tau: Temperature of the softmax. Default: 10.
+        tau_start: Temperature before the first step, annealed linearly to `tau`. Default: None, no annealing.
+        tau_epochs: Epochs of annealing. Default: 10, as in dynamic convolution.
 
     Raises:
         ValueError: A count is below 1, a lambda is negative or a temperature or `tau_epochs` is not positive.
@@ -206,49 +207,49 @@ class DyReLUC(_DyReLU):
         self.spatial = nn.Conv2d(channels, 1, 1)
 
     def held_at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the elementwise function that stands at x: coefficients and attention held constant."""
-        # pi >= 0, so max_k(pi * (a x + b)) = pi * max_k(a x + b): one product instead of 2K.
+        """Return the activation as an elementwise function, with the coefficients and attention at x held constant."""
+        # Since pi >= 0, max_k(pi * (a x + b)) = pi * max_k(a x + b): one product instead of 2K.
         slopes, intercepts = self.coefficients(x)
         return partial(dyrelu, slopes=slopes, intercepts=intercepts, attention=self.attention(x))
 
     def coefficients_by_name(self, x: Tensor) -> dict[str, Tensor]:
-        """Return those of variant B and `pi`, (B, 1, H, W)."""
+        """Return the coefficients of variant B for x by name, and the attention `pi`, (B, 1, H, W)."""
         return {**super().coefficients_by_name(x), "pi": self.attention(x)}
 
     def attention(self, x: Tensor) -> Tensor:
-        """Return pi, (B, 1, H, W) in 0..1, in float32 at least."""
-        # Over all positions of an image; a widely copied version takes z as (N, C, -1). In float32 at least, because
-        # 1 / (H * W) of a 160x160 map is below the smallest normal number of float16.
-        z = logits(x, self.spatial.weight, cast(Tensor, self.spatial.bias))
+        """Return the spatial attention pi for x: (B, 1, H, W) in 0..1, in float32 for half types."""
+        # The softmax is over all positions of an image; a widely copied implementation reshapes z to (N, C, -1). Half
+        # types need float32, because 1 / (H * W) of a 160x160 map is below the smallest normal number of float16.
+        z = compute_logits(x, self.spatial.weight, cast(Tensor, self.spatial.bias))
         share = torch.softmax(z.flatten(1) / self.temperature(), dim=1)
         return (share * (x.shape[2] * x.shape[3] / 3)).clamp(max=1).view_as(z)
 
 
-def _scaled(part: Tensor, factor: float) -> Tensor:
+def _scale(part: Tensor, factor: float) -> Tensor:
     return part if factor == 1 else factor * part
 
 
-# ---------------------------------------------------------------- answers
+# ---------------------------------------------------------------- callbacks of the entry
 
-# How much of the range of a squashed parameter a fit may use; at its very end no gradient would be left.
+# The part of the range of tanh that a fit may use; at the end of the range the gradient vanishes.
 _RANGE = 0.95
 
 
-def _two_lines(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> Tensor:
+def _max_of_two_lines(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> Tensor:
     return torch.maximum(a1 * GRID + b1, a2 * GRID + b2)
 
 
 @torch.no_grad()
 def _fit(module: _DyReLU, target: Tensor) -> Tensor:
-    """Set constant coefficients, from which the generator learns to depart; variant C counts an attention of 1/3."""
+    """Fit input-independent coefficients, set as the bias of the last Linear; for variant C, pi is taken as 1/3."""
     pi = 1 / 3 if isinstance(module, DyReLUC) else 1.0
     wide_slope, wide_shift = _RANGE * module.lambda_a, _RANGE * module.lambda_b
     if module.k < 2 or wide_slope == 0 or wide_shift == 0:
         return torch.relu(GRID) * pi
     low = (1 - wide_slope, -wide_slope, -wide_shift, -wide_shift)
     high = (1 + wide_slope, wide_slope, wide_shift, wide_shift)
-    (a1, a2, b1, b2), curve = fit_curve(_two_lines, target / pi, (1.0, 0.0, 0.0, 0.0), low, high)
-    # The branches beyond the second change nothing: they are the second again.
+    (a1, a2, b1, b2), curve = fit_curve(_max_of_two_lines, target / pi, (1.0, 0.0, 0.0, 0.0), low, high)
+    # Further terms repeat the second one, which does not change the maximum.
     first = [(a1 - 1) / module.lambda_a] + [a2 / module.lambda_a] * (module.k - 1)
     second = [b1 / module.lambda_b] + [b2 / module.lambda_b] * (module.k - 1)
     deltas = torch.tensor([*first, *second], dtype=torch.float64)
@@ -258,35 +259,35 @@ def _fit(module: _DyReLU, target: Tensor) -> Tensor:
 
 
 class ConvDyReLU(nn.Module):
-    """A DY-ReLU for NPUs: a global pooling, two 1x1 convolutions, and a maximum of products and sums, all in 4-D.
+    """An equivalent of dynamic ReLU for NPUs, made of 4-D operators: pooling, 1x1 convolutions, sums and maxima.
 
-    The attention of variant C, `min(HW/3 * softmax(z), 1)` over all positions, is `min(e / (3 mean(e)), 1)` with
-    `e = exp(z - max(z))`: neither a reshape nor the size of the map is needed.
+    The attention of variant C, `min(HW/3 * softmax(z), 1)` over all positions, is computed as
+    `min(e / (3 mean(e)), 1)` with `e = exp(z - max(z))`, which needs neither a reshape nor the size of the map.
 
     Shapes: (B, C, H, W) to the same.
 
     Args:
-        activation: The module that it computes the same as.
+        activation: The module to convert.
     """
 
     def __init__(self, activation: _DyReLU) -> None:
         super().__init__()
         self.k, self.lambda_a, self.lambda_b = activation.k, activation.lambda_a, activation.lambda_b
-        self.squeeze = as_convolution(activation.squeeze)
-        self.expand = as_convolution(activation.expand, 0.5)  # tanh(z / 2), with the half in the weights
+        self.squeeze = linear_to_conv(activation.squeeze)
+        self.expand = linear_to_conv(activation.expand, 0.5)  # the factor 1/2 of tanh(z / 2)
         self.spatial = None
         if isinstance(activation, DyReLUC):
-            self.spatial = scaled_copy(activation.spatial, 1 / float(activation.temperature()))
+            self.spatial = copy_scaled(activation.spatial, 1 / float(activation.temperature()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of the feature map x."""
+        """Return the activation of the feature map x, (B, C, H, W)."""
         hidden = F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))
-        # Not chunk, whose sizes an exporter would compute from the shape at run time.
+        # Not chunk, since an exporter would compute its sizes from the shape at run time.
         parts = torch.tanh(self.expand(hidden)).split(self.expand.out_channels // (2 * self.k), 1)
         terms = []
         for j, (slope, intercept) in enumerate(zip(parts[: self.k], parts[self.k :], strict=True)):
-            slope = _scaled(slope, self.lambda_a)
-            terms.append(x * (slope + 1 if j == 0 else slope) + _scaled(intercept, self.lambda_b))
+            slope = _scale(slope, self.lambda_a)
+            terms.append(x * (slope + 1 if j == 0 else slope) + _scale(intercept, self.lambda_b))
         y = reduce(torch.maximum, terms)
         if self.spatial is None:
             return y
@@ -301,16 +302,16 @@ class ConvDyReLU(nn.Module):
 def dyrelu(
     x: Tensor, slopes: Sequence[Tensor], intercepts: Sequence[Tensor], attention: Tensor | None = None
 ) -> Tensor:
-    """Return `attention * max_k(slopes[k] * x + intercepts[k])`, in the type and layout of x.
+    """Return `attention * max_k(slopes[k] * x + intercepts[k])`, in the dtype and memory format of x.
 
-    Where several terms are the largest, the last of them takes the gradient (compiled, they share it): with slopes
-    (1, 0) and intercepts (0, 0) this is ReLU, its gradient at 0 included.
+    Ties pass the gradient to the last of the largest terms; in compiled graphs they share it. With slopes (1, 0) and
+    intercepts (0, 0) this is ReLU, including its gradient at 0.
 
     Args:
         x: (B, C, H, W).
-        slopes: K tensors (B, C, 1, 1), or (B, 1, 1, 1) for one of all channels.
-        intercepts: As many of the same shape.
-        attention: (B, 1, H, W), larger than 0 (where it is 0 it gets no gradient); None for 1 everywhere.
+        slopes: K tensors (B, C, 1, 1), or (B, 1, 1, 1) for slopes shared by all channels.
+        intercepts: K tensors of the same shape.
+        attention: (B, 1, H, W), positive; where it is 0, it gets no gradient. Default: None, 1 everywhere.
 
     Paper: Chen et al., ECCV 2020, arXiv:2003.10027.
 
@@ -319,10 +320,10 @@ def dyrelu(
     tensor([[[[0., 2.]]]])
     """
     coefficients = (*slopes, *intercepts)
-    if wants_plain(x) or not (x.is_cpu or wants_triton(x)):
+    if needs_plain_ops(x) or not (x.is_cpu or can_use_triton(x)):
         return plain(x, attention, *coefficients)
-    if records(x, attention, *coefficients):
-        if is_small(x) and not wants_triton(x):
+    if needs_autograd(x, attention, *coefficients):
+        if is_small(x) and not can_use_triton(x):
             return plain(x, attention, *coefficients)
         return _DyReLUFunction.apply(x, attention, *coefficients)
     return _forward(x, attention, coefficients)
@@ -332,13 +333,14 @@ def plain(x: Tensor, attention: Tensor | None, *coefficients: Tensor) -> Tensor:
     """Compute `dyrelu` in torch's own differentiable operators."""
     k = len(coefficients) // 2
     terms = [x * slope + intercept for slope, intercept in zip(coefficients[:k], coefficients[k:], strict=True)]
-    # torch.maximum gives each of two equal terms half of the gradient. A compiler, though, makes a map of masks of the
-    # other form, at 20 times a SiLU on a CPU where this takes 2, and equal terms are rare.
-    y = reduce(torch.maximum if torch.compiler.is_compiling() else _later_of_equals, terms)
+    # torch.maximum gives each of two equal terms half of the gradient. It is used in compiled graphs nevertheless:
+    # `where` makes the compiler write masks, which takes 20 times as long as SiLU on a CPU instead of 2 times, and ties
+    # are rare.
+    y = reduce(torch.maximum if torch.compiler.is_compiling() else _maximum_of_last, terms)
     return (y if attention is None else y * attention).to(x.dtype)
 
 
-def _later_of_equals(best: Tensor, term: Tensor) -> Tensor:
+def _maximum_of_last(best: Tensor, term: Tensor) -> Tensor:
     return torch.where(best > term, best, term)
 
 
@@ -346,9 +348,9 @@ class _DyReLUFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, attention: Tensor | None, *coefficients: Tensor) -> Tensor:
         y = _forward(x, attention, coefficients)
-        # The kernels of a GPU find the maximum again in registers; on a CPU it comes from the result, which the next
-        # layer keeps anyway.
-        needs_result = attention is not None and x.is_cpu and not wants_triton(x)
+        # The GPU kernels recompute the maximum in registers; on a CPU it is derived from the output, which the next
+        # layer saves anyway.
+        needs_result = attention is not None and x.is_cpu and not can_use_triton(x)
         ctx.save_for_backward(x, y if needs_result else None, attention, *coefficients)
         return y
 
@@ -356,38 +358,37 @@ class _DyReLUFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, attention, *coefficients = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return tuple(plain_gradients(plain, (x, attention, *coefficients), grad, ctx.needs_input_grad))
-        if wants_triton(x):
+            return tuple(differentiable_grad(plain, (x, attention, *coefficients), grad, ctx.needs_input_grad))
+        if can_use_triton(x):
             return _triton_backward(grad, x, attention, coefficients)
         return _cpu_backward(grad, x, y, attention, coefficients)
 
 
 def _forward(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]) -> Tensor:
-    return (_triton_forward if wants_triton(x) else _cpu_forward)(x, attention, coefficients)
+    return (_triton_forward if can_use_triton(x) else _cpu_forward)(x, attention, coefficients)
 
 
 # ---------------------------------------------------------------- CPU
 
 
 def _cpu_forward(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]) -> Tensor:
-    source, computed = dense(x), wide(x.dtype)
-    coefficients = widened(coefficients, computed)
+    source, computed = make_dense(x), compute_dtype(x.dtype)
+    coefficients = cast_all(coefficients, computed)
     if x.numel() <= block_size() and computed == x.dtype:
         return _forward_block(source, attention, coefficients, None)
 
     def run(part: Block, out: Tensor | None) -> Tensor:
-        return _forward_block(source[part].to(computed), *_cut(part, attention, coefficients), out)
+        return _forward_block(source[part].to(computed), *_slice_coefficients(part, attention, coefficients), out)
 
-    return in_blocks(source, computed, run)
+    return map_blocks(source, computed, run)
 
 
 def _forward_block(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor], out: Tensor | None) -> Tensor:
-    # A product and a sum in place are twice as fast as addcmul with its broadcast factors: 50 against 107 µs on
-    # 8x16x56x56.
+    # A product and an in-place sum are twice as fast as addcmul with broadcast factors: 50 and 107 µs on 8x16x56x56.
     k = len(coefficients) // 2
     best = torch.mul(x, coefficients[0], out=out).add_(coefficients[k])
     for j in range(1, k):
-        term = torch.mul(x, coefficients[j], out=scratch(x)).add_(coefficients[k + j])
+        term = torch.mul(x, coefficients[j], out=scratch_like(x)).add_(coefficients[k + j])
         torch.maximum(best, term, out=best)
     return best if attention is None else best.mul_(attention)
 
@@ -395,64 +396,64 @@ def _forward_block(x: Tensor, attention: Tensor | None, coefficients: Sequence[T
 def _cpu_backward(
     grad: Tensor, x: Tensor, y: Tensor | None, attention: Tensor | None, coefficients: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    source, computed = dense(x), wide(x.dtype)
-    grad = like(grad, source)
-    wide_coefficients = widened(coefficients, computed)
-    parts = blocks(source)
+    source, computed = make_dense(x), compute_dtype(x.dtype)
+    grad = match_layout(grad, source)
+    wide_coefficients = cast_all(coefficients, computed)
+    parts = split_blocks(source)
     if len(parts) == 1:
         grad_x, sums = _backward_block(grad, source, attention, wide_coefficients, None)
     else:
         sums = source.new_zeros((len(coefficients), *source.shape[:2]), dtype=computed)
 
         def run(part: Block, out: Tensor | None) -> Tensor:
-            cut = _cut(part, attention, wide_coefficients)
+            cut = _slice_coefficients(part, attention, wide_coefficients)
             found, more = _backward_block(grad[part], source[part], *cut, out)
             sums[:, part[0], part[1]] += more
             return found
 
-        grad_x = in_blocks(source, computed, run)
+        grad_x = map_blocks(source, computed, run)
     of_attention = None
     if attention is not None and y is not None:
-        # sum_c(grad * maximum), and the maximum is y / attention. What has no attention at all passes nothing to it.
+        # The gradient is sum_c(grad * maximum), where the maximum is y / attention. Where attention is 0, it is 0.
         by_result = torch.zeros_like(attention, dtype=computed)
         for part in parts:
             part_grad, part_y = grad[part].to(computed), y[part].to(computed)
-            products = torch.mul(part_grad, part_y, out=scratch(part_y))
+            products = torch.mul(part_grad, part_y, out=scratch_like(part_y))
             by_result[part[0], :, part[2]] += weighted_sum(products, products.new_ones(products.shape[1]))
-        of_attention = _as(torch.where(attention > 0, by_result / attention, 0), attention)
-    grads = [_as(total[..., None, None], c) for total, c in zip(sums, coefficients, strict=True)]
+        of_attention = _reduce_like(torch.where(attention > 0, by_result / attention, 0), attention)
+    grads = [_reduce_like(total[..., None, None], c) for total, c in zip(sums, coefficients, strict=True)]
     return grad_x.to(x.dtype), of_attention, *grads
 
 
 def _backward_block(
     grad: Tensor, x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor], out: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of a block of x, and of the coefficients as (2K, B, C)."""
+    """Return the gradient of a block of x, and the gradients of the coefficients as (2K, B, C)."""
     slopes, intercepts = coefficients[: len(coefficients) // 2], coefficients[len(coefficients) // 2 :]
     grad, x = grad.to(slopes[0].dtype), x.to(slopes[0].dtype)
     if attention is not None:
-        grad = torch.mul(grad, attention, out=scratch(x, 1))
+        grad = torch.mul(grad, attention, out=scratch_like(x, 1))
     last = len(slopes) - 1
     grad_x = torch.mul(grad, slopes[last], out=out)
-    products, totals = row_sums(grad, x)
+    products, totals = sum_over_positions(grad, x)
     found = [(products, totals)]
-    for j, ahead in enumerate(_leads(x, slopes, intercepts)):
-        share = where_positive(grad, ahead, ahead)  # over what it reads: memory in the cache
+    for j, ahead in enumerate(_compute_margins(x, slopes, intercepts)):
+        share = zero_unless_positive(grad, ahead, ahead)  # in place, in memory that is in the cache
         if j < last - 1:
             grad = grad - share
-        found.insert(j, row_sums(share, x))
+        found.insert(j, sum_over_positions(share, x))
         grad_x.add_(share.mul_(slopes[j] - slopes[last]))
         products, totals = products - found[j][0], totals - found[j][1]
     found[last] = products, totals
     return grad_x, torch.stack([*(of for of, _ in found), *(of for _, of in found)])
 
 
-def _leads(x: Tensor, slopes: Sequence[Tensor], intercepts: Sequence[Tensor]) -> list[Tensor]:
-    """Return by how much each term but the last is ahead of the largest one behind it; with two terms, one map."""
+def _compute_margins(x: Tensor, slopes: Sequence[Tensor], intercepts: Sequence[Tensor]) -> list[Tensor]:
+    """Return by how much each term except the last exceeds the largest of the later terms: K - 1 maps."""
     last = len(slopes) - 1
     if last < 1:
         return []
-    found = [torch.mul(x, slopes[-2] - slopes[-1], out=scratch(x)).add_(intercepts[-2] - intercepts[-1])]
+    found = [torch.mul(x, slopes[-2] - slopes[-1], out=scratch_like(x)).add_(intercepts[-2] - intercepts[-1])]
     if last > 1:
         top = (x * slopes[-1]).add_(intercepts[-1])
         for j in range(last - 2, -1, -1):
@@ -461,14 +462,16 @@ def _leads(x: Tensor, slopes: Sequence[Tensor], intercepts: Sequence[Tensor]) ->
     return found
 
 
-def _cut(part: Block, attention: Tensor | None, coefficients: Sequence[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
+def _slice_coefficients(
+    part: Block, attention: Tensor | None, coefficients: Sequence[Tensor]
+) -> tuple[Tensor | None, list[Tensor]]:
     images, channels, rows = part
     pi = None if attention is None else attention[images, :, rows]
     return pi, [c[images, channels] if c.shape[1] > 1 else c[images] for c in coefficients]
 
 
-def _as(grad: Tensor, of: Tensor) -> Tensor:
-    """Return a gradient summed to the shape of what was broadcast, in its type."""
+def _reduce_like(grad: Tensor, of: Tensor) -> Tensor:
+    """Sum a gradient over broadcast dimensions, to the shape and dtype of a tensor."""
     return grad.sum_to_size(of.shape).to(of.dtype)
 
 
@@ -481,7 +484,7 @@ if triton is not None:
         x, y, coefficients, attention, images, channels, positions, channel_stride, position_stride,
         K: constexpr, ATTENDS: constexpr, BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        image, _part, c, s, at, inside = place(
+        image, _part, c, s, at, inside = locate_tile(
             channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
         )
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
@@ -502,8 +505,8 @@ if triton is not None:
         images, channels, positions, channel_stride, position_stride,
         K: constexpr, ATTENDS: constexpr, BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr,
     ):  # fmt: skip
-        """Write the gradient of x, and for each tile its part of the sums: no atomics, so every run adds alike."""
-        image, part, c, s, at, inside = place(
+        """Write the gradient of x and the partial sums of each tile, without atomics, so results are deterministic."""
+        image, part, c, s, at, inside = locate_tile(
             channels, positions, channel_stride, position_stride, BLOCK_C, BLOCK_S, WIDE
         )
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
@@ -537,7 +540,7 @@ if triton is not None:
 
     def _run_forward(x: Tensor, coefficients: Tensor, attention: Tensor | None) -> Tensor:
         y, tiling = empty_like(x), tile(x)
-        with on(x):
+        with device_of(x):
             _forward_kernel[tiling.grid](
                 x, y, coefficients, attention if attention is not None else x, *tiling.arguments,
                 K=len(coefficients) // 2, ATTENDS=attention is not None, **tiling.constants,
@@ -551,7 +554,7 @@ if triton is not None:
         sums = coefficients.new_empty((tiling.along_positions, *coefficients.shape))
         attends = attention is not None
         attended = coefficients.new_empty((tiling.along_channels, x.shape[0], tiling.positions) if attends else (0,))
-        with on(x):
+        with device_of(x):
             _backward_kernel[tiling.grid](
                 grad, x, grad_x, coefficients, attention if attends else x, sums, attended, *tiling.arguments,
                 K=len(coefficients) // 2, ATTENDS=attends, **tiling.constants,
@@ -564,35 +567,39 @@ if triton is not None:
         attended = coefficients.new_empty(() if attention is None else (x.shape[0], x.shape[2] * x.shape[3]))
         return torch.empty_like(x), torch.empty_like(coefficients), attended
 
-    _forward_op = define(
+    _forward_op = register_operator(
         "dyrelu",
         "(Tensor x, Tensor coefficients, Tensor? attention) -> Tensor",
         _run_forward,
         lambda x, coefficients, attention: torch.empty_like(x),
     )
-    _backward_op = define(
+    _backward_op = register_operator(
         "dyrelu_backward",
         "(Tensor grad, Tensor x, Tensor coefficients, Tensor? attention) -> (Tensor, Tensor, Tensor)",
         _run_backward,
         _fake_backward,
     )
 
-    def _pack(x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
-        """Return the coefficients as one (2K, B, C) in float32."""
+    def _stack_coefficients(x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+        """Stack the coefficients into one tensor (2K, B, C) in float32."""
         rows = x.shape[:2]
         return torch.stack([c[..., 0, 0].expand(rows) for c in coefficients]).float()
 
     def _triton_forward(x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]) -> Tensor:
-        return _forward_op(dense(x), _pack(x, coefficients), None if attention is None else attention.contiguous())
+        return _forward_op(
+            make_dense(x), _stack_coefficients(x, coefficients), None if attention is None else attention.contiguous()
+        )
 
     def _triton_backward(
         grad: Tensor, x: Tensor, attention: Tensor | None, coefficients: Sequence[Tensor]
     ) -> tuple[Tensor | None, ...]:
-        source = dense(x)
+        source = make_dense(x)
         pi = None if attention is None else attention.contiguous()
-        grad_x, sums, attended = _backward_op(like(grad, source), source, _pack(x, coefficients), pi)
-        grads = [_as(total[..., None, None], c) for total, c in zip(sums, coefficients, strict=True)]
-        return grad_x, None if attention is None else _as(attended.view(attention.shape), attention), *grads
+        grad_x, sums, attended = _backward_op(
+            match_layout(grad, source), source, _stack_coefficients(x, coefficients), pi
+        )
+        grads = [_reduce_like(total[..., None, None], c) for total, c in zip(sums, coefficients, strict=True)]
+        return grad_x, None if attention is None else _reduce_like(attended.view(attention.shape), attention), *grads
 
 
 def _entry(name: str, factory: type[_DyReLU], formula: str, aliases: tuple[str, ...]) -> Entry:
@@ -605,7 +612,7 @@ def _entry(name: str, factory: type[_DyReLU], formula: str, aliases: tuple[str, 
         tokens=False,
         maps_only_because=POOLS_OVER_POSITIONS,
         fit=_fit,
-        exportable=ConvDyReLU,  # without a comparison, which NCNN lacks
+        exportable=ConvDyReLU,  # without comparisons, which NCNN lacks
         coefficients=factory.coefficients_by_name,
         held_at=factory.held_at,
     )

@@ -1,4 +1,4 @@
-"""What makers of edge targets say of an activation, and where they say it."""
+"""Vendor documentation of the activations that edge targets run natively."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ OPENVINO_FUSED = "github.com/openvinotoolkit/openvino, src/plugins/intel_cpu/src
 
 @dataclass(frozen=True)
 class Native:
-    """That a target runs an activation natively: who says so, and under which condition.
+    """Native support of an activation on an edge target.
 
     Attributes:
-        source: The maker's documentation.
-        note: The condition, "" for none.
+        source: The documentation that states it.
+        note: A condition or deviation, "" (default) if there is none.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""FReLU: a ReLU whose threshold looks at the neighbourhood (Ma, Zhang & Sun, ECCV 2020, arXiv:2007.11824)."""
+"""FReLU: the maximum of x and a spatial condition (Ma, Zhang & Sun, ECCV 2020, arXiv:2007.11824)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ from torch.nn import functional as F
 
 from rtdetr_act.activations.checks import check_count
 from rtdetr_act.activations.protocol import Entry
-from rtdetr_act.kernels.aten import where_positive
-from rtdetr_act.kernels.backend import constexpr, define, on, records, tl, triton, wants_plain, wants_triton
-from rtdetr_act.kernels.blocks import dense, empty_like, like
+from rtdetr_act.kernels.aten import zero_unless_positive
+from rtdetr_act.kernels.backend import (
+    can_use_triton,
+    constexpr,
+    device_of,
+    needs_autograd,
+    needs_plain_ops,
+    register_operator,
+    tl,
+    triton,
+)
+from rtdetr_act.kernels.blocks import empty_like, make_dense, match_layout
 
 
 class FReLU(nn.Module):
-    """Take the maximum of x and a normalised depthwise 3x3 convolution of it: `max(x, BN(DWConv3x3(x)))`.
+    """Take the elementwise maximum of x and its funnel condition: `max(x, BN(DWConv3x3(x)))`.
 
-    The convolution has no bias, which the BatchNorm would cancel.
+    The depthwise convolution has no bias, which the BatchNorm would cancel.
 
     Shapes: (B, C, H, W) to the same.
 
@@ -45,23 +54,23 @@ class FReLU(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of the feature map x, in the type of x."""
+        """Return the activation of the feature map x, (B, C, H, W), in the dtype of x."""
         return self.held_at(x)(x)
 
     def held_at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the elementwise function that stands at x: the maximum with a funnel held constant."""
+        """Return the activation as an elementwise function, with the funnel condition at x held constant."""
         return partial(maximum, funnel=self._normalise(self.conv(x)))
 
     def _normalise(self, funnel: Tensor) -> Tensor:
         bn = self.bn
         if bn.training and funnel.shape[0] * funnel.shape[2] * funnel.shape[3] == 1:
-            # One value per channel has no variance: torch refuses it, so use the statistics seen so far.
+            # torch raises for a single value per channel, which has no variance: use the running statistics.
             return F.batch_norm(funnel, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps)
         normalised: Tensor = bn(funnel)
         return normalised
 
     def extra_repr(self) -> str:
-        """Return what the constructor was given."""
+        """Return the arguments of the constructor."""
         return f"{self.channels}"
 
 
@@ -69,21 +78,21 @@ class FReLU(nn.Module):
 
 
 def maximum(x: Tensor, funnel: Tensor) -> Tensor:
-    """Return the larger of both, elementwise, in the type and layout of x.
+    """Return the elementwise maximum, in the dtype and memory format of x.
 
-    The backward reads x and the result, both of which their neighbours keep anyway; torch's own keeps the funnel too,
-    and builds a map of ties. Where both are equal, x takes the gradient (compiled, they share it).
+    The backward reads x and the output, which the neighbouring layers save anyway; `torch.maximum` also saves the
+    funnel and computes a mask of ties. Ties pass the gradient to x; in compiled graphs they share it.
 
     Args:
         x: Any shape.
-        funnel: The same shape.
+        funnel: Same shape as x.
 
     Paper: Ma et al., ECCV 2020, arXiv:2007.11824.
 
     >>> maximum(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0]))
     tensor([1., 3.])
     """
-    if wants_plain(x) or not records(x, funnel):
+    if needs_plain_ops(x) or not needs_autograd(x, funnel):
         return plain(x, funnel)
     return _Maximum.apply(x, funnel)
 
@@ -105,13 +114,13 @@ class _Maximum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, y = ctx.saved_tensors
         if torch.is_grad_enabled():
-            won = (y > x).detach()  # where the funnel did; linear in the gradient alone
-            return torch.where(won, 0, grad), torch.where(won, grad, 0).to(ctx.dtype)
-        if wants_triton(x):
+            is_funnel = (y > x).detach()  # a constant: the backward is linear in the gradient
+            return torch.where(is_funnel, 0, grad), torch.where(is_funnel, grad, 0).to(ctx.dtype)
+        if can_use_triton(x):
             return _triton_backward(grad, x, y, ctx.dtype)
-        grad, lead = like(grad, y), y - like(x, y)
-        for_funnel = where_positive(grad, lead, lead)
-        return grad - for_funnel, for_funnel.to(ctx.dtype)
+        grad, margin = match_layout(grad, y), y - match_layout(x, y)
+        grad_funnel = zero_unless_positive(grad, margin, margin)
+        return grad - grad_funnel, grad_funnel.to(ctx.dtype)
 
 
 # ---------------------------------------------------------------- Triton
@@ -130,13 +139,13 @@ if triton is not None:
 
     def _run_backward(grad: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         grad_x, grad_funnel = empty_like(x), empty_like(x)
-        with on(x):
+        with device_of(x):
             _backward_kernel[(triton.cdiv(x.numel(), BLOCK),)](
                 grad, x, y, grad_x, grad_funnel, x.numel(), BLOCK, num_warps=4
             )
         return grad_x, grad_funnel
 
-    _backward_op = define(
+    _backward_op = register_operator(
         "maximum_backward",
         "(Tensor grad, Tensor x, Tensor y) -> (Tensor, Tensor)",
         _run_backward,
@@ -144,8 +153,8 @@ if triton is not None:
     )
 
     def _triton_backward(grad: Tensor, x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        source = dense(x)
-        grad_x, grad_funnel = _backward_op(like(grad, source), source, like(y, source))
+        source = make_dense(x)
+        grad_x, grad_funnel = _backward_op(match_layout(grad, source), source, match_layout(y, source))
         return grad_x, grad_funnel.to(dtype)
 
 

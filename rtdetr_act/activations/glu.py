@@ -1,4 +1,4 @@
-"""GLU as a drop-in: with the projection that it needs in front (Dauphin et al., arXiv:1612.08083)."""
+"""GLU as a drop-in activation, preceded by the projection that it needs (Dauphin et al., arXiv:1612.08083)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch.nn import functional as F
 
 from rtdetr_act.activations.checks import channel_dim, check_count
 from rtdetr_act.activations.protocol import Entry, Layout
-from rtdetr_act.kernels.backend import plain_gradients, records, wants_plain, wide
+from rtdetr_act.kernels.backend import compute_dtype, differentiable_grad, needs_autograd, needs_plain_ops
 from rtdetr_act.kernels.blocks import empty_like
 
 
 class GatedLinearUnit(nn.Module):
     """Project C channels to 2C and gate one half by the sigmoid of the other: `a * sigmoid(b)`, `a, b = W x + c`.
 
-    `torch.nn.GLU` halves the channels, so alone it cannot stand where an activation stood.
+    `torch.nn.GLU` halves the channels, so it cannot replace an activation on its own.
 
-    Shapes: (B, C, H, W) with a 1x1 convolution, or (..., C) with a Linear for layout "tokens", to the same.
+    Shapes: (B, C, H, W), projected by a 1x1 convolution, or (..., C) with layout "tokens", projected by a Linear; the
+    output has the shape of the input.
 
     Args:
         channels: C.
@@ -44,18 +45,18 @@ class GatedLinearUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the gated half, in the shape of x."""
+        """Return the gated projection of x, in the shape of x."""
         return glu(self.proj(x), self.dim)
 
 
-# ---------------------------------------------------------------- answers
+# ---------------------------------------------------------------- callbacks of the entry
 
 
 class Gate(nn.Module):
-    """A `GatedLinearUnit` with its halves taken apart, since the operator GLU gives NaN in NCNN.
+    """An equivalent of `GatedLinearUnit` without the operator GLU, which returns NaN in NCNN.
 
     Args:
-        activation: The module that it computes the same as.
+        activation: The module to convert, whose projection it shares.
     """
 
     def __init__(self, activation: GatedLinearUnit) -> None:
@@ -72,17 +73,17 @@ class Gate(nn.Module):
 
 
 def glu(x: Tensor, dim: int = 1) -> Tensor:
-    """Return `a * sigmoid(b)` of the halves a, b of x along `dim`, in the type and layout of x.
+    """Return `a * sigmoid(b)` for the halves a, b of x along `dim`, in the dtype and memory format of x.
 
-    torch's own kernels, one pass each way and nothing saved but x, but for channels_last maps: there its backward
-    answers in the other layout, and takes 7 to 13 times a SiLU on a CPU where 4 to 5 do.
+    It uses torch's kernels, which make one pass each way and save only x, except for the backward of channels_last
+    maps: torch's returns a contiguous gradient and takes 7 to 13 times as long as SiLU on a CPU, this one 4 to 5 times.
 
     Args:
-        x: Any shape with an even number of channels.
-        dim: The dimension of the channels.
+        x: Any shape with an even size along `dim`.
+        dim: The channel dimension. Default: 1.
 
     Raises:
-        RuntimeError: The number of channels is odd, from torch.
+        RuntimeError: The size along `dim` is odd (raised by torch).
 
     Source: Dauphin et al., arXiv:1612.08083.
 
@@ -90,7 +91,7 @@ def glu(x: Tensor, dim: int = 1) -> Tensor:
     tensor([[1.]])
     """
     channels_last = x.ndim == 4 and dim == 1 and not x.is_contiguous()
-    if wants_plain(x) or not channels_last or not records(x):
+    if needs_plain_ops(x) or not channels_last or not needs_autograd(x):
         return F.glu(x, dim)
     return _GLU.apply(x)
 
@@ -105,8 +106,8 @@ class _GLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor | None:
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return plain_gradients(lambda t: F.glu(t, 1), (x,), grad, (True,))[0]
-        value, gate = (half.to(wide(x.dtype)) for half in x.chunk(2, 1))
+            return differentiable_grad(lambda t: F.glu(t, 1), (x,), grad, (True,))[0]
+        value, gate = (half.to(compute_dtype(x.dtype)) for half in x.chunk(2, 1))
         grad_x = empty_like(x)
         for_value, for_gate = grad_x.chunk(2, 1)
         open_gate = torch.sigmoid(gate)

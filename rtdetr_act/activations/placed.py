@@ -1,4 +1,4 @@
-"""What a swap leaves on a module that it places."""
+"""The record that a swap stores on the module it inserts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _ATTRIBUTE = "_rtdetr_act"
 
 
 @dataclass(frozen=True)
-class Placed:
-    """How a module came to its place.
+class Placement:
+    """What a swap inserted at a site, and what it replaced.
 
-    It lies on the module itself as a plain dictionary, which survives deepcopy and pickle and which no state dict
-    shows: a checkpoint with torch's own activations alone loads without this package. torch takes nothing inside of it
-    for a child of the module.
+    It is stored on the inserted module as a plain dictionary, which deepcopy and pickle keep and state dicts leave out.
+    A checkpoint with activations of torch alone therefore loads without this package, and torch does not register the
+    original as a submodule.
 
     Attributes:
-        spec: What was placed, such as "leaky_relu(0.1)".
-        original: What stood there before: a module, or a function such as `F.relu`; None for a convolution in a copy
-            or a checkpoint, whose kernels are enough to make it again.
-        replaces: What it took the place of.
-        folded: Whether factors or a BatchNorm were folded into weights, so that the original fits no longer.
+        spec: The spec of the inserted module, such as "leaky_relu(0.1)".
+        original: The module, or function such as `F.relu`, that it replaced; None for a convolution that was copied or
+            loaded, which is rebuilt from its kernels.
+        replaces: "activation" (default) or "convolution".
+        folded: Whether a factor or a BatchNorm was folded into weights, so that the original can no longer be restored.
     """
 
     spec: str
@@ -35,29 +35,29 @@ class Placed:
     folded: bool = False
 
 
-def placed_on(module: object) -> Placed | None:
-    """Return what a swap left on a module, None for one that no swap placed.
+def get_placement(module: object) -> Placement | None:
+    """Return the record stored on a module by `set_placement`, or None for a module that no swap inserted.
 
     Raises:
-        ModelError: A version of this package that was never released left something else.
+        ModelError: The module was patched by a version of this package that was never released.
 
-    >>> placed_on(nn.ReLU()) is None
+    >>> get_placement(nn.ReLU()) is None
     True
     """
-    found = getattr(module, _ATTRIBUTE, None)
-    if not found:
+    stored = getattr(module, _ATTRIBUTE, None)
+    if not stored:
         return None
-    if "spec" not in found:
+    if "spec" not in stored:
         raise ModelError("the model was patched by rtdetr-act before 0.1.0, whose checkpoints no later one reads")
-    return Placed(**found)
+    return Placement(**stored)
 
 
-def leave_placed(module: nn.Module, placed: Placed) -> None:
-    """Leave on a module how it came to its place."""
+def set_placement(module: nn.Module, placed: Placement) -> None:
+    """Store the record of a swap on the module that it inserted."""
     setattr(module, _ATTRIBUTE, dict(vars(placed)))
 
 
-def without_original(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the attributes of a module, as `vars` gives them, without the original that it took the place of."""
-    found = state.get(_ATTRIBUTE)
-    return {**state, _ATTRIBUTE: {**found, "original": None}} if found else dict(state)
+def drop_original(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a module's `__dict__` whose placement record has no original."""
+    stored = state.get(_ATTRIBUTE)
+    return {**state, _ATTRIBUTE: {**stored, "original": None}} if stored else dict(state)

@@ -1,8 +1,8 @@
-"""What an activation tells the rest of the package about itself.
+"""The registry entry of an activation: how to build, describe, fit, fold, export and record it.
 
-Each file in this folder ends with `ENTRIES`: for each name a class or a function that builds it, what a reader should
-know of it, and its answers to the questions that the other rooms ask. All answers have a default, so that any
-`torch.nn.Module` can be registered by its name alone.
+Each file in this folder ends with `ENTRIES`: for each activation its name, a class or function that builds it, its
+documentation, and optional callbacks for the rest of the package. Every optional member has a default, so any
+`torch.nn.Module` can be registered by name alone.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rtdetr_act.spec import ActSpec
 Layout = Literal["map", "tokens"]
 Replaces = Literal["activation", "convolution"]
 LAYOUTS: tuple[Layout, ...] = ("map", "tokens")
-# The fits work on this grid. Every activation is smooth but for a few kinks, so that a grid is enough, and under a
-# normal input, as BatchNorm makes it, nothing counts beyond six standard deviations.
+# Activations are fitted on this grid. They are smooth except for a few kinks, so a grid is enough, and BatchNorm makes
+# their inputs about standard normal, so that values beyond six standard deviations do not matter.
 GRID = torch.linspace(-6, 6, 1201).double()
 
 POOLS_OVER_POSITIONS = (
@@ -33,11 +33,11 @@ POOLS_OVER_POSITIONS = (
 
 @dataclass(frozen=True)
 class Folded:
-    """What an activation is in evaluation: `scale` times an activation of torch.
+    """The equivalent of an activation in evaluation mode: `scale` times an activation of torch.
 
     Attributes:
-        activation: The activation of torch, homogeneous where `scale` is not 1.
-        scale: A positive factor.
+        activation: The activation of torch, which must be homogeneous if `scale` is not 1.
+        scale: A positive factor, 1.0 by default.
     """
 
     activation: ActSpec
@@ -46,38 +46,39 @@ class Folded:
 
 @dataclass(frozen=True)
 class Entry:
-    """One activation of the zoo.
+    """The registry entry of one activation; the callbacks take a module that the entry built.
 
     Attributes:
-        name: What a user types.
+        name: The name that users type.
         factory: A module class, or a callable that returns a module. `channels` (C at the site) and `layout` are passed
-            to parameters of these names, and to no others.
-        formula: One readable line.
-        paper: Paper or documentation.
-        note: Why it is not meant as a drop-in for training a detector, where that is so.
-        aliases: Other names; case, `_`, `-` and a leading `nn.` or `torch.nn.` never matter.
-        replaces: What it takes the place of. The factory for a "convolution" is called with the `torch.nn.Conv2d`.
-        tokens: Whether it can stand on (B, N, C) tokens; False: on (B, C, H, W) maps only.
+            to parameters of these names only.
+        formula: The formula in one line of text.
+        paper: Reference: the paper or documentation.
+        note: Why it is not recommended as a drop-in for training a detector, if it is not.
+        aliases: Other names. Lookups ignore case, `_`, `-` and a leading `nn.` or `torch.nn.`.
+        replaces: "activation" (default) or "convolution". The factory of a convolution is called with the
+            `torch.nn.Conv2d` that it replaces.
+        tokens: Whether it accepts (B, N, C) tokens, True by default; False if it accepts (B, C, H, W) maps only.
         maps_only_because: The reason for `tokens=False`.
-        classes: Classes of the modules that the answers are about, or their qualified names; the factory where it is a
-            class.
-        fit: Sets the parameters of a module to those with which it is closest to a curve, its values on `GRID`, and
-            returns the curve that it then gives, both (1201,) in float64. None: it has nothing to fit.
-        fold: Returns what a module equals in evaluation, or None where that is only itself.
-        homogeneous: Whether f(k x) = k f(x) for k > 0: a factor on its input is one on its output.
-        exportable: Returns a module that computes the same in operators that every exporter knows. None: the module
-            itself.
-        learned: Returns the numbers of a module that are worth recording, scalars by name. None: each scalar and
-            per-channel parameter as its mean, and the norm of all others.
-        coefficients: Returns what a module generates from an input x, (B, C, H, W), tensors of shape (B, C, ...) by
-            name. None: nothing.
-        held_at: Returns the elementwise function that a module is at an input x, with all that it computes from
-            several elements of x (coefficients, neighbours) held constant. None: it is elementwise itself.
-        backward_reads_result: Says whether the backward of a module reads its result and not its input, so that it may
-            write the result over the input behind a layer that does not read its own output again. None: it works in
-            place only where the activation that it replaces does.
-        targets: What edge targets say of it, by their names.
-        folds_to: The activation that it always is once folded, which is what targets then see.
+        classes: Module classes, or their qualified names, that this entry describes; the factory by default, if that is
+            a class.
+        fit: Sets the parameters of a module so that it is closest to a target curve, the target's values on `GRID`, and
+            returns the fitted curve, both (1201,) in float64. None (default): it has no parameters to fit.
+        fold: Returns the equivalent of a module in evaluation mode, or None if torch has none.
+        homogeneous: Whether f(k x) = k f(x) for every k > 0, False by default.
+        exportable: Returns an equivalent module made of operators that every exporter supports. None (default): the
+            module can be exported as it is.
+        learned: Returns the numbers to record during training, scalar tensors by name. None (default): the mean of
+            every scalar and per-channel parameter, and the norm of all others.
+        coefficients: Returns what a module computes from an input x, (B, C, H, W): tensors (B, C, ...) by name. None
+            (default): nothing.
+        held_at: Returns the elementwise function that a module applies to an input x, with everything computed from
+            several elements of x (coefficients, neighbourhoods) held constant. None (default): it is elementwise.
+        backward_reads_result: Returns whether the backward of a module reads its output and not its input, so that it
+            can work in place after a layer whose backward does not read its own output. None (default): it works in
+            place only if the activation that it replaces does.
+        targets: Edge targets that run it natively, by name.
+        folds_to: Name of the activation that it always folds to, the one that targets run.
     """
 
     name: str
@@ -103,24 +104,24 @@ class Entry:
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """The parameters of the factory by name, none where Python cannot tell."""
+        """The parameters of the factory by name; empty if its signature is unknown."""
         try:
             found = dict(inspect.signature(self.factory).parameters)
         except (TypeError, ValueError):  # a builtin without a signature
             return {}
-        # torch.nn.Module's own __init__(*args, **kwargs), as of Sigmoid, refuses whatever it is given.
+        # torch.nn.Module.__init__(*args, **kwargs), which Sigmoid inherits, accepts no argument.
         own = getattr(self.factory, "__init__", None) is not nn.Module.__init__
         return found if own or not isinstance(self.factory, type) else {}
 
     @property
     def needs_channels(self) -> bool:
-        """Whether it cannot be built without the number of channels: its factory has no default for `channels`."""
+        """Whether building it requires the number of channels: its factory has no default for `channels`."""
         channels = self.parameters.get("channels")
         return channels is not None and channels.default is inspect.Parameter.empty
 
 
 class Answers(TypedDict, total=False):
-    """What `register` takes beside a name and a factory; the meanings are those of `Entry`."""
+    """The keyword arguments of `register`, with the meaning of the attributes of `Entry`."""
 
     formula: str
     paper: str

@@ -1,7 +1,7 @@
-"""The zoo by name: `create`, `resolve`, `entry`, `names`, and `register` for users' own.
+"""The registry of activations: look them up, build them, and register new ones.
 
-Users' own also come from installed packages, through the entry-point group `rtdetr_act.activations`: the name of the
-entry point is the name in the zoo, its object a class, a factory or an `Entry`.
+Installed packages can add activations through the entry-point group `rtdetr_act.activations`. The name of the entry
+point is the name of the activation; its object is a class, a factory or an `Entry`.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ GROUP = "rtdetr_act.activations"
 
 
 def names() -> list[str]:
-    """Return the names of the activations in alphabetical order, users' own and those of installed packages included.
+    """Return the names of all activations in alphabetical order, including registered ones and those of plugins.
 
     >>> "arelu" in names() and "mish" in names()
     True
     """
-    return names_of("activation")
+    return list_names("activation")
 
 
-def names_of(replaces: Replaces) -> list[str]:
-    """Return the names of all that takes the place of an "activation" or of a "convolution"."""
-    _load()
+def list_names(replaces: Replaces) -> list[str]:
+    """Return the names of all entries that replace an "activation" or a "convolution", in alphabetical order."""
+    _load_entries()
     return sorted(name for name, item in _entries.items() if item.replaces == replaces)
 
 
-def entry(name: str) -> Entry:
-    """Return the entry of a name or alias; case, `_`, `-` and a leading `nn.` or `torch.nn.` do not matter.
+def get_entry(name: str) -> Entry:
+    """Return the entry with a name or alias, ignoring case, `_`, `-` and a leading `nn.` or `torch.nn.`.
 
     Raises:
-        SpecError: There is no such activation.
+        SpecError: No entry has this name.
 
-    >>> entry("nn.SiLU").name, entry("h_swish").name, entry("DyReLU-B").name
+    >>> get_entry("nn.SiLU").name, get_entry("h_swish").name, get_entry("DyReLU-B").name
     ('silu', 'hardswish', 'dyrelu_b')
     """
-    _load()
-    found = _lookup.get(_normalise(name)) if isinstance(name, str) else None
+    _load_entries()
+    found = _names_by_key.get(_normalise_name(name)) if isinstance(name, str) else None
     if found is None:
         known = [*_entries, *(alias for item in _entries.values() for alias in item.aliases)]
         raise SpecError(f"there is no activation {quote(name)} in the zoo{suggest(name, known)}")
@@ -63,16 +63,16 @@ def entry(name: str) -> Entry:
 
 
 def resolve(spec: str | ActSpec, replaces: Replaces = "activation") -> ActSpec:
-    """Return the spec under its zoo name, its arguments checked.
+    """Return a spec with its registered name, after validating its arguments.
 
-    Arguments are tried on a tiny instance with 8 channels, without touching the random state.
+    Arguments are validated by building an instance with 8 channels; the random state is not changed.
 
     Args:
-        spec: A name, a text with literal arguments, or an `ActSpec`.
-        replaces: What it is to take the place of: an "activation" (default) or a "convolution".
+        spec: A name, a string with literal arguments, or an `ActSpec`.
+        replaces: What it must replace: an "activation" (default) or a "convolution".
 
     Raises:
-        SpecError: The name is unknown, or an argument is unknown, missing, too many or has a wrong value.
+        SpecError: The name is unknown, it replaces something else, or its arguments are invalid.
 
     >>> str(resolve("nn.LeakyReLU(0.1)"))
     'leaky_relu(0.1)'
@@ -81,32 +81,36 @@ def resolve(spec: str | ActSpec, replaces: Replaces = "activation") -> ActSpec:
     rtdetr_act.errors.SpecError: 'threshold' is wrong: missing a required argument: 'threshold'; it takes \
 (threshold, value, inplace=False)
     """
-    spec = _read(spec)
+    spec = _parse_spec(spec)
     if not isinstance(spec, ActSpec):
         raise SpecError(f"an activation is a name such as 'arelu' or an ActSpec, not {quote(spec)}")
-    found = entry(spec.name)
+    found = get_entry(spec.name)
     if found.replaces != replaces:
-        raise SpecError(f"'{found.name}' takes the place of a {found.replaces}: it is not an {replaces}")
+        raise SpecError(f"'{found.name}' replaces a {found.replaces}: it is not an {replaces}")
     spec = ActSpec(found.name, tuple(spec.args), tuple(spec.kwargs))
     _try_arguments(found, spec)
-    if replaces == "convolution":  # its arguments by name, since a schedule that is over is taken out of them
-        given = _signature_of(found).bind(*spec.args, **dict(spec.kwargs)).arguments
+    if replaces == "convolution":  # by keyword, since the arguments of a finished schedule are removed by name
+        given = _get_signature(found).bind(*spec.args, **dict(spec.kwargs)).arguments
         spec = ActSpec(found.name, (), tuple(given.items()))
     return spec
 
 
 def create(spec: str | ActSpec, channels: int | None = None, layout: Layout = "map", **kwargs: Any) -> nn.Module:
-    """Build an activation of the zoo; torch's own module class wherever torch has one, or a subclass (PReLU).
+    """Build an activation by name: an instance of torch's class where torch has one, or of a subclass (PReLU).
 
     Args:
-        spec: A name, a text with literal arguments such as `leaky_relu(negative_slope=0.1)`, or an `ActSpec`.
-        channels: C at the site. Needed where `entry(name).needs_channels`, and by `prelu(per_channel=True)`.
-        layout: "map" for (B, C, H, W), the default, or "tokens" for (B, N, C) and (B, C).
-        **kwargs: Arguments of the activation; they win over those of the text.
+        spec: A name, a string with literal arguments such as `leaky_relu(negative_slope=0.1)`, or an `ActSpec`.
+        channels: Number of channels C. Required by dynamic and per-channel activations, such as `dyrelu_b` and
+            `prelu(per_channel=True)`. Default: None.
+        layout: "map" (default) for inputs (B, C, H, W), or "tokens" for (B, N, C) and (B, C).
+        **kwargs: Arguments of the activation, which override those in `spec`.
+
+    Returns:
+        A new module in training mode.
 
     Raises:
-        SpecError: The name, an argument, `channels` or `layout` is wrong or missing.
-        SelectionError: The activation cannot stand on this layout or with this number of channels.
+        SpecError: The name, an argument, `channels` or `layout` is invalid or missing.
+        SelectionError: The activation does not support this layout or number of channels.
 
     >>> create("mish"), create("leaky_relu(negative_slope=0.1)", negative_slope=0.2)
     (Mish(), LeakyReLU(negative_slope=0.2))
@@ -114,13 +118,23 @@ def create(spec: str | ActSpec, channels: int | None = None, layout: Layout = "m
     PReLU(num_parameters=64)
     """
     if kwargs:
-        spec = _override(spec, kwargs)
+        spec = _override_arguments(spec, kwargs)
     return build(resolve(spec), channels, layout)
 
 
 def build(spec: ActSpec, channels: int | None, layout: Layout) -> nn.Module:
-    """Do the work of `create` for a spec already resolved, whose arguments need no second trial at each site."""
-    found = entry(spec.name)
+    """Build an activation from a resolved spec, without validating its arguments again.
+
+    Args:
+        spec: As returned by `resolve`.
+        channels: Number of channels C, None if unknown.
+        layout: "map" or "tokens".
+
+    Raises:
+        SpecError: `channels` or `layout` is invalid or missing, or the factory fails.
+        SelectionError: The activation does not support this layout or number of channels.
+    """
+    found = get_entry(spec.name)
     if layout not in LAYOUTS:
         raise SpecError(f"layout is 'map' or 'tokens', not {quote(layout)}")
     if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
@@ -129,63 +143,63 @@ def build(spec: ActSpec, channels: int | None, layout: Layout) -> nn.Module:
         raise SpecError(f"'{found.name}' needs the number of channels: create('{found.name}', channels=64)")
     if layout == "tokens" and not found.tokens:
         reason = f": {found.maps_only_because}" if found.maps_only_because else ""
-        raise SelectionError(f"'{found.name}' stands on (B, C, H, W) feature maps only, not on tokens{reason}")
-    return _build(found, spec, channels, layout)
+        raise SelectionError(f"'{found.name}' supports (B, C, H, W) feature maps only, not tokens{reason}")
+    return _build_module(found, spec, channels, layout)
 
 
-def entry_of(module: object) -> Entry | None:
-    """Return the entry that answers for a module, by its class; None for a class that the zoo does not know.
+def find_entry(module: object) -> Entry | None:
+    """Return the entry that describes a module, by its class, or None if its class is not registered.
 
-    A subclass counts as its parent unless it has a forward of its own.
+    A subclass has the entry of its parent unless it overrides `forward`.
 
-    >>> entry_of(nn.LeakyReLU(0.1)).name
+    >>> find_entry(nn.LeakyReLU(0.1)).name
     'leaky_relu'
     """
-    _load()
+    _load_entries()
     for cls in type(module).__mro__:
-        found = _by_class.get(_qualified(cls))
+        found = _by_class.get(_qualified_name(cls))
         if found is not None and getattr(type(module), "forward", None) is getattr(cls, "forward", None):
             return found
     return None
 
 
-def replaced_by(name: str) -> Replaces:
-    """Return what the activation of that name takes the place of; an "activation" for a name that is unknown.
+def get_replaced_kind(name: str) -> Replaces:
+    """Return what the entry with a name or alias replaces; "activation" for an unknown name.
 
-    >>> replaced_by("arelu"), replaced_by("dynamic_conv")
+    >>> get_replaced_kind("arelu"), get_replaced_kind("dynamic_conv")
     ('activation', 'convolution')
     """
-    _load()
-    found = _lookup.get(_normalise(name))
+    _load_entries()
+    found = _names_by_key.get(_normalise_name(name))
     return _entries[found].replaces if found else "activation"
 
 
-def defaults_of(name: str) -> dict[str, Any]:
-    """Return the defaults of the arguments of an activation by name; empty for a name that is unknown.
+def get_default_arguments(name: str) -> dict[str, Any]:
+    """Return the default arguments of the entry with a name or alias; empty for an unknown name.
 
-    >>> defaults_of("leaky_relu")
+    >>> get_default_arguments("leaky_relu")
     {'negative_slope': 0.01, 'inplace': False}
     """
-    _load()
-    found = _lookup.get(_normalise(name))
-    parameters = _signature_of(_entries[found]).parameters.values() if found else ()
+    _load_entries()
+    found = _names_by_key.get(_normalise_name(name))
+    parameters = _get_signature(_entries[found]).parameters.values() if found else ()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
-def own_classes() -> list[type]:
-    """Return the classes of the zoo that torch does not define: what a checkpoint may hold because of this package.
+def list_own_classes() -> list[type]:
+    """Return the registered module classes that torch does not define, which checkpoints may contain.
 
     >>> from rtdetr_act.activations.arelu import AReLU
-    >>> AReLU in own_classes()
+    >>> AReLU in list_own_classes()
     True
     """
-    _load()
-    classes = (cls for item in _entries.values() for cls in _classes_of(item))
+    _load_entries()
+    classes = (cls for item in _entries.values() for cls in _get_classes(item))
     return [cls for cls in classes if isinstance(cls, type) and not cls.__module__.startswith("torch.nn.")]
 
 
 def count_parameters(spec: str | ActSpec, channels: int) -> int:
-    """Return how many parameters an activation has at a site of that many channels.
+    """Return the number of parameters of an activation for a number of channels.
 
     >>> count_parameters("arelu", 64), count_parameters("prelu(per_channel=True)", 64)
     (2, 64)
@@ -195,22 +209,25 @@ def count_parameters(spec: str | ActSpec, channels: int) -> int:
 
 
 def register(name: str, factory: Any = None, **answers: Unpack[Answers]) -> Any:
-    """Add an activation of your own to the zoo, as a call or as a decorator; returns the class or callable.
+    """Register an activation under a name; usable as a decorator.
 
-    `channels` (the number of channels at the site) and `layout` ("map" or "tokens") are passed to a class or callable
-    that has a parameter of that name, and to no other; a `channels` without default makes them needed. Literal
-    arguments behind the name, as in `my_act(0.3)`, fill the other parameters in order.
+    A factory with a parameter named `channels` (the number of channels at the site) or `layout` ("map" or "tokens")
+    gets that argument; the number of channels is required if `channels` has no default. Literal arguments of a spec, as
+    in `my_act(0.3)`, are bound to the remaining parameters.
 
-    A class must be importable by its module's name wherever a checkpoint that holds it is loaded.
+    To load a checkpoint that contains the class, its module must be importable under the same name.
 
     Args:
-        name: Its name in the zoo, an identifier.
-        factory: A module class, or a callable that returns a module.
-        **answers: What readers should know of it (`formula`, `paper`, `note`, `aliases`, `tokens`),
-            and how it is fitted, folded, exported, recorded and so on, as in `Entry`.
+        name: An identifier.
+        factory: A module class, or a callable that returns a module. Default: None, which returns a decorator.
+        **answers: Documentation (`formula`, `paper`, `note`, `aliases`), supported layouts (`tokens`), and callbacks
+            that fit, fold, export and record it: the attributes of `rtdetr_act.activations.protocol.Entry`.
+
+    Returns:
+        The factory.
 
     Raises:
-        SpecError: The name or an alias is taken or no identifier, or `factory` is not callable.
+        SpecError: The name or an alias is taken or is not an identifier, or `factory` is not callable.
 
     >>> from torch import nn
     >>> @register("doctest_cube", formula="x³")
@@ -226,69 +243,77 @@ def register(name: str, factory: Any = None, **answers: Unpack[Answers]) -> Any:
         raise SpecError(f"{quote(name)} needs a module class or a callable that returns a module, not {quote(factory)}")
     aliases = answers.get("aliases", ())
     settings: dict[str, Any] = {**answers, "aliases": (aliases,) if isinstance(aliases, str) else tuple(aliases)}
-    _add(Entry(name, factory, **settings))
+    _add_entry(Entry(name, factory, **settings))
     return factory
 
 
-def _add(new: Entry) -> None:
+def _add_entry(new: Entry) -> None:
     for name in (new.name, *new.aliases):
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
             raise SpecError(f"{quote(name)} cannot name an activation: use an identifier such as 'my_act'")
-        taken = _lookup.get(_normalise(name))
+        taken = _names_by_key.get(_normalise_name(name))
         if taken is not None and not (taken == new.name and _entries[taken].factory == new.factory):
             raise SpecError(f"the name '{name}' is taken by the activation '{taken}': choose another")
     _entries[new.name] = new
-    _lookup.update({_normalise(name): new.name for name in (new.name, *new.aliases)})
-    for cls in _classes_of(new):
-        path = cls if isinstance(cls, str) else _qualified(cls)
-        if path not in _by_class or _by_class[path].name == new.name:  # another name for a class changes no answer
+    _names_by_key.update({_normalise_name(name): new.name for name in (new.name, *new.aliases)})
+    for cls in _get_classes(new):
+        path = cls if isinstance(cls, str) else _qualified_name(cls)
+        if path not in _by_class or _by_class[path].name == new.name:  # the first entry of a class describes it
             _by_class[path] = new
 
 
-def _classes_of(item: Entry) -> tuple[type | str, ...]:
+def _get_classes(item: Entry) -> tuple[type | str, ...]:
     return item.classes or ((item.factory,) if isinstance(item.factory, type) else ())
 
 
-def _qualified(cls: type) -> str:
+def _qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _read(spec: str | ActSpec) -> ActSpec:
-    """Read a text; one without arguments is a name as it stands, which `entry` forgives more than a parser would."""
+def _parse_spec(spec: str | ActSpec) -> ActSpec:
+    """Parse a string; without arguments, keep it as a name, of which `get_entry` accepts more than the parser."""
     if not isinstance(spec, str):
         return spec
     return ActSpec.parse(spec) if "(" in spec else ActSpec(spec.strip())
 
 
-def _normalise(name: str) -> str:
+def _normalise_name(name: str) -> str:
     bare = re.sub(r"^(torch\.)?nn\.", "", name.strip().lower())
     return re.sub(r"[_\-\s]", "", bare)
 
 
 def build_convolution(spec: ActSpec, conv: nn.Conv2d) -> nn.Module:
-    """Build what takes the place of a convolution, of a spec already resolved."""
-    return _call(entry(spec.name), spec, (conv,), {})
+    """Build the replacement of a convolution from a resolved spec.
+
+    Args:
+        spec: As returned by `resolve(spec, "convolution")`.
+        conv: The convolution to replace.
+
+    Raises:
+        SpecError: The factory fails.
+    """
+    return _call_factory(get_entry(spec.name), spec, (conv,), {})
 
 
-def _build(found: Entry, spec: ActSpec, channels: int | None, layout: Layout) -> nn.Module:
+def _build_module(found: Entry, spec: ActSpec, channels: int | None, layout: Layout) -> nn.Module:
     if found.replaces == "convolution":
-        return _call(found, spec, (nn.Conv2d(channels or 8, channels or 8, 1),), {})
+        return _call_factory(found, spec, (nn.Conv2d(channels or 8, channels or 8, 1),), {})
     site = {name: value for name, value in (("channels", channels), ("layout", layout)) if value is not None}
-    return _call(found, spec, (), site)
+    return _call_factory(found, spec, (), site)
 
 
-def _call(found: Entry, spec: ActSpec, site: tuple[Any, ...], named: dict[str, Any]) -> nn.Module:
-    """Call a factory with what its site gives and what the user gave.
+def _call_factory(found: Entry, spec: ActSpec, site: tuple[Any, ...], named: dict[str, Any]) -> nn.Module:
+    """Call the factory of an entry and check that it returns a module.
 
     Args:
         found: The entry.
-        spec: The user's arguments.
-        site: Its first arguments.
-        named: What else the site knows, for parameters of these names.
+        spec: The arguments given by the user.
+        site: Positional arguments given by the site, which come first.
+        named: Keyword arguments given by the site, passed only where the factory has such a parameter.
     """
     try:
         parameters = found.parameters
-        bound = _signature_of(found).bind(*spec.args, **dict(spec.kwargs))
+        bound = _get_signature(found).bind(*spec.args, **dict(spec.kwargs))
         bound.arguments.update({name: value for name, value in named.items() if name in parameters})
         bound.arguments.update(zip(parameters, site, strict=False))
         call = inspect.BoundArguments(inspect.Signature(list(parameters.values())), bound.arguments)
@@ -296,59 +321,59 @@ def _call(found: Entry, spec: ActSpec, site: tuple[Any, ...], named: dict[str, A
     except RtdetrActError:
         raise
     except _WRONG_ARGUMENTS as error:
-        raise _wrong_arguments(found, spec, error) from error
-    except (Exception, SystemExit) as error:  # a stranger's factory raises, and exits with, whatever it likes
+        raise _argument_error(found, spec, error) from error
+    except (Exception, SystemExit) as error:  # a registered factory may raise anything
         if found.name in _built_in:
             raise
         raise SpecError(f"the factory of '{found.name}' failed: {type(error).__name__}: {reason(error)}") from error
     if not isinstance(module, nn.Module):
         raise SpecError(f"the factory of '{found.name}' returned {type(module).__name__}, not a torch.nn.Module")
-    _by_class.setdefault(_qualified(type(module)), found)
+    _by_class.setdefault(_qualified_name(type(module)), found)
     return module
 
 
-# What constructors raise on arguments that they cannot use: torch asserts some.
+# The exceptions that constructors raise for invalid arguments; torch uses assertions too.
 _WRONG_ARGUMENTS = (TypeError, ValueError, AssertionError, OverflowError, RuntimeError)
 _LARGEST_COUNT = 100_000
 
 
 def _try_arguments(found: Entry, spec: ActSpec) -> None:
-    # A whole number is mostly a count of parameters, and building takes gigabytes for one that was mistyped.
+    # An integer is usually a number of parameters, for which a typing error could allocate gigabytes.
     for value in (*spec.args, *dict(spec.kwargs).values()) if found.name in _built_in else ():
         if isinstance(value, int) and abs(value) > _LARGEST_COUNT:
             raise SpecError(
-                f"{quote(str(spec))} is wrong: {quote(value)} is out of all range, whole numbers end at "
-                f"{_LARGEST_COUNT:,}; write 1e6 where it is no count"
+                f"{quote(str(spec))} is wrong: {quote(value)} is out of range, integers are limited to "
+                f"{_LARGEST_COUNT:,}; write a float such as 1e6 if it is not a count"
             )
-    # The seed of a run must not depend on how often a plan was checked; a default device of the caller neither.
+    # Validation must change neither the random state of a run nor depend on the caller's default device.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
         try:
-            module = _build(found, spec, 8, "map")
-        except SelectionError:  # for another number of channels, which is a matter of the site
-            module = _build(found, spec, None, "map")
+            module = _build_module(found, spec, 8, "map")
+        except SelectionError:  # it needs another number of channels, which is checked at each site
+            module = _build_module(found, spec, None, "map")
             return
         if (spec.args or spec.kwargs) and found.name in _built_in:
-            # torch's constructors take anything: LeakyReLU("x") fails in forward only.
+            # torch's constructors do not validate: LeakyReLU("x") fails only in its forward.
             try:
                 module.cpu().eval()(torch.ones(1, 8, 2, 2))
             except (*_WRONG_ARGUMENTS, IndexError) as error:
-                raise _wrong_arguments(found, spec, error) from error
+                raise _argument_error(found, spec, error) from error
 
 
-def _wrong_arguments(found: Entry, spec: ActSpec, error: Exception) -> SpecError:
-    signature = _signature_of(found)
+def _argument_error(found: Entry, spec: ActSpec, error: Exception) -> SpecError:
+    signature = _get_signature(found)
     takes = ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in signature.parameters.values())
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     hint = suggest(unknown[1], signature.parameters) if unknown else ""
-    why = reason(error).rstrip(".") if str(error) else "its arguments do not fit together"
+    why = reason(error).rstrip(".") if str(error) else "its arguments are inconsistent"
     return SpecError(f"{quote(str(spec))} is wrong: {why}; it takes {f'({takes})' if takes else 'no arguments'}{hint}")
 
 
-def _override(spec: str | ActSpec, kwargs: dict[str, Any]) -> ActSpec:
-    """Return the spec with `kwargs` in place of its own arguments of those names, positional ones included."""
-    spec = _read(spec)
-    found = entry(spec.name)
-    parameters = list(_signature_of(found).parameters.values())
+def _override_arguments(spec: str | ActSpec, kwargs: dict[str, Any]) -> ActSpec:
+    """Return the spec with arguments overridden by `kwargs`, positional arguments included."""
+    spec = _parse_spec(spec)
+    found = get_entry(spec.name)
+    parameters = list(_get_signature(found).parameters.values())
     positional = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     if len(spec.args) > len(positional):
         return ActSpec(spec.name, spec.args, tuple({**dict(spec.kwargs), **kwargs}.items()))
@@ -358,8 +383,8 @@ def _override(spec: str | ActSpec, kwargs: dict[str, Any]) -> ActSpec:
     return ActSpec(spec.name, (), tuple({**given, **dict(spec.kwargs), **kwargs}.items()))
 
 
-def _signature_of(found: Entry) -> inspect.Signature:
-    """Return the signature of what a user may give: all but what the site gives."""
+def _get_signature(found: Entry) -> inspect.Signature:
+    """Return the signature of a factory without the parameters that the site provides."""
     parameters = list(found.parameters.values())
     if found.replaces == "convolution":
         return inspect.Signature(parameters[1:])
@@ -367,26 +392,26 @@ def _signature_of(found: Entry) -> inspect.Signature:
 
 
 _entries: dict[str, Entry] = {}
-_lookup: dict[str, str] = {}  # names and aliases, as `_normalise` gives them, to names
+_names_by_key: dict[str, str] = {}  # names and aliases, as `_normalise_name` gives them, to names
 _by_class: dict[str, Entry] = {}
 _built_in: set[str] = set()
 _loaded = False
 
 
-def _load() -> None:
-    """Load the files of this folder and the installed packages that have activations, once."""
+def _load_entries() -> None:
+    """Register the activations of this folder and of installed plugins, on the first call only."""
     global _loaded
     if _loaded:
         return
-    _loaded = True  # first, because a plugin may ask for names() while it is imported
+    _loaded = True  # set first, because a plugin may call names() while it is imported
     for file in pkgutil.iter_modules(folder.__path__):
-        for item in _entries_in(file.name):
-            _add(item)
+        for item in _read_entries(file.name):
+            _add_entry(item)
             _built_in.add(item.name)
     _load_plugins()
 
 
-def _entries_in(file: str) -> Iterator[Entry]:
+def _read_entries(file: str) -> Iterator[Entry]:
     if f"{folder.__name__}.{file}" != __name__:
         yield from getattr(import_module(f"{folder.__name__}.{file}"), "ENTRIES", ())
 
@@ -396,10 +421,10 @@ def _load_plugins() -> None:
         try:
             found = point.load()
             if isinstance(found, Entry):
-                _add(found)
+                _add_entry(found)
             else:
                 register(point.name, found)
-        except Exception as error:  # whatever a stranger's package raises must not end a training run
+        except Exception as error:  # a broken plugin must not stop a training run
             warnings.warn(
                 f"the activation plugin '{point.name}' ({point.value}) was left out: {type(error).__name__}: {error}",
                 RuntimeWarning,

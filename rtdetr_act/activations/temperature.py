@@ -1,4 +1,4 @@
-"""The temperature of an attention, which may fall in the course of a training."""
+"""The temperature of a softmax attention, optionally annealed during training."""
 
 from __future__ import annotations
 
@@ -7,32 +7,36 @@ from torch import Tensor, nn
 
 from rtdetr_act.activations.checks import check_positive
 
-# Dynamic convolution's paper lets the temperature fall from 30 over the first ten epochs.
+# The paper on dynamic convolution anneals the temperature from 30 over the first ten epochs.
 TAU_START, TAU_EPOCHS = 30.0, 10
 
 
 class Scheduled(nn.Module):
-    """A module with a state that follows the epoch of the training, beside its weights."""
+    """Base class of modules whose state depends on the training epoch."""
 
     def set_epoch(self, epoch: float) -> None:
-        """Take the state for that many epochs of training, whole or in part, since the first step."""
+        """Update the state to an epoch.
+
+        Args:
+            epoch: Epochs since the first training step, fractional within an epoch.
+        """
         raise NotImplementedError
 
 
 class Temperature(Scheduled):
-    """The temperature of a softmax, which may fall in the course of a training.
+    """The temperature of a softmax, optionally annealed linearly during training.
 
-    High at first, so that attention is near to uniform and all that it chooses from learns; then low, so that it
-    chooses. Calling it gives the number to divide by: a constant, or a tensor while it changes, so that a compiled
-    model is not compiled again for every value.
+    While it is high, attention is almost uniform, so that everything it weights is trained; while it is low, attention
+    can be selective. Calling the module returns the divisor of the logits: a float, or a 0-d tensor while it is
+    annealed, so that a compiled model is not recompiled for every value.
 
     Args:
-        tau: Where it ends, and what it is without a start.
-        tau_start: Before the first step; None for a constant.
-        tau_epochs: Epochs from there to `tau`.
+        tau: Final temperature.
+        tau_start: Temperature before the first step. Default: None, a constant temperature `tau`.
+        tau_epochs: Epochs over which it is annealed from `tau_start` to `tau`. Default: 10.
 
     Raises:
-        ValueError: A number is not positive.
+        ValueError: An argument is not a positive number.
 
     >>> temperature = Temperature(1.0, tau_start=30.0, tau_epochs=10)
     >>> temperature.set_epoch(5)
@@ -51,11 +55,11 @@ class Temperature(Scheduled):
             self.register_buffer("now", torch.tensor(self.tau_start), persistent=False)
 
     def forward(self) -> Tensor | float:
-        """Return the temperature."""
+        """Return the current temperature."""
         return self.tau if self.tau_start is None else self.now
 
     def set_epoch(self, epoch: float) -> None:
-        """Take the temperature of that epoch, a constant from `tau_epochs` on."""
+        """Set the temperature of an epoch; from `tau_epochs` on, remove the buffer and return the constant `tau`."""
         if self.tau_start is None:
             return
         if epoch >= self.tau_epochs:
@@ -65,6 +69,6 @@ class Temperature(Scheduled):
             self.now.fill_(self.tau_start + (self.tau - self.tau_start) * epoch / self.tau_epochs)
 
     def extra_repr(self) -> str:
-        """Return what the constructor was given."""
-        way = "" if self.tau_start is None else f", tau_start={self.tau_start:g}, tau_epochs={self.tau_epochs:g}"
-        return f"tau={self.tau:g}{way}"
+        """Return the arguments of the constructor."""
+        schedule = "" if self.tau_start is None else f", tau_start={self.tau_start:g}, tau_epochs={self.tau_epochs:g}"
+        return f"tau={self.tau:g}{schedule}"

@@ -1,4 +1,4 @@
-"""The activations that torch has: its own classes, with what it does not know of them."""
+"""The activations of `torch.nn`: its classes, with the callbacks and documentation that this package adds."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rtdetr_act.activations.edge_targets import (
     UG1414,
     Native,
 )
-from rtdetr_act.activations.exporting import expression
-from rtdetr_act.activations.fitting import best_slopes
+from rtdetr_act.activations.exporting import make_exportable
+from rtdetr_act.activations.fitting import fit_slopes
 from rtdetr_act.activations.protocol import GRID, Entry, Folded, Layout
 from rtdetr_act.spec import ActSpec
 
@@ -35,16 +35,16 @@ _COMPETES = "makes the channels share a sum of 1, so the signal shrinks by about
 _SATURATES = "saturates on both sides, so gradients vanish through many layers"
 
 
-def leaky_relu(slope: float) -> ActSpec:
-    """Return the spec of a LeakyReLU with that negative slope, that of ReLU for 0.
+def leaky_relu_spec(slope: float) -> ActSpec:
+    """Return the spec of a LeakyReLU with a negative slope, or that of ReLU if the slope is 0.
 
-    >>> str(leaky_relu(0.1)), str(leaky_relu(0.0))
+    >>> str(leaky_relu_spec(0.1)), str(leaky_relu_spec(0.0))
     ('leaky_relu(negative_slope=0.1)', 'relu')
     """
     return ActSpec("leaky_relu", kwargs=(("negative_slope", slope),)) if slope else RELU
 
 
-# ---------------------------------------------------------------- softmaxes: over the channels, wherever they are
+# ---------------------------------------------------------------- softmaxes over the channels
 
 
 def softmax(dim: int | None = None, *, layout: Layout = "map") -> nn.Softmax:
@@ -74,14 +74,14 @@ def log_softmax(dim: int | None = None, *, layout: Layout = "map") -> nn.LogSoft
     return nn.LogSoftmax(dim=channel_dim(layout) if dim is None else dim)
 
 
-# ---------------------------------------------------------------- answers
+# ---------------------------------------------------------------- callbacks of the entry
 
 
 @torch.no_grad()
 def _fit_leaky_relu(module: nn.LeakyReLU, target: Tensor) -> Tensor:
-    _, below = best_slopes(target)
-    module.negative_slope = below
-    return torch.where(GRID > 0, GRID, below * GRID)
+    _, negative = fit_slopes(target)
+    module.negative_slope = negative
+    return torch.where(GRID > 0, GRID, negative * GRID)
 
 
 def _fold_leaky_relu(module: nn.LeakyReLU) -> Folded | None:
@@ -89,7 +89,7 @@ def _fold_leaky_relu(module: nn.LeakyReLU) -> Folded | None:
 
 
 def _fold_rrelu(module: nn.RReLU) -> Folded:
-    return Folded(leaky_relu((module.lower + module.upper) / 2))
+    return Folded(leaky_relu_spec((module.lower + module.upper) / 2))
 
 
 def _fold_threshold(module: nn.Threshold) -> Folded | None:
@@ -104,12 +104,12 @@ def _fold_celu(module: nn.CELU) -> Folded | None:
     return Folded(ELU) if module.alpha == 1 else None
 
 
-def _write_threshold(module: Any, x: Tensor) -> Tensor:
-    above = torch.clamp(torch.sign(x - module.threshold), min=0)  # no comparison, which NCNN lacks
+def _exportable_threshold(module: Any, x: Tensor) -> Tensor:
+    above = torch.clamp(torch.sign(x - module.threshold), min=0)  # instead of a comparison, which NCNN lacks
     return x * above + (1 - above) * module.value
 
 
-def _write_hardshrink(module: Any, x: Tensor) -> Tensor:
+def _exportable_hardshrink(module: Any, x: Tensor) -> Tensor:
     return x * torch.clamp(torch.sign(x.abs() - module.lambd), min=0)
 
 
@@ -120,9 +120,9 @@ def _entry(name: str, factory: Any, formula: str, note: str = "", **answers: Any
     return Entry(name, factory, formula, "torch.nn", note, **answers)
 
 
-# The exportable forms are for those that an exporter refuses or gets wrong. PNNX, on the way to NCNN, takes
-# x / (1 + |x|), x - tanh(x) and softmax(-x) for the functions that they are, and then finds no layer: hence their other
-# forms. `scripts/parity.py` compares the results.
+# Activations have an exportable form where some exporter rejects them or computes them wrongly. PNNX, which converts to
+# NCNN, recognises x / (1 + |x|), x - tanh(x) and softmax(-x) as Softsign, Tanhshrink and Softmin, for which NCNN has no
+# layer, so these are written differently. `scripts/parity.py` compares the results.
 ENTRIES = (
     _entry(
         "relu",
@@ -145,7 +145,7 @@ ENTRIES = (
         fit=_fit_leaky_relu,
         fold=_fold_leaky_relu,
         homogeneous=True,
-        # With a negative slope the sign of the result does not tell that of the input.
+        # With a negative slope below 0, the output does not have the sign of the input.
         backward_reads_result=lambda module: module.negative_slope > 0,
         targets={
             "rknn": Native(RKNN),
@@ -272,21 +272,21 @@ ENTRIES = (
         nn.Hardshrink,
         "x for |x| > λ, 0 else, λ = 0.5",
         _SHRINKS,
-        exportable=expression(_write_hardshrink),  # unknown to OpenVINO
+        exportable=make_exportable(_exportable_hardshrink),  # unknown to OpenVINO
     ),
     _entry(
         "softshrink",
         nn.Softshrink,
         "sign(x)·max(|x| − λ, 0), λ = 0.5",
         _SHRINKS,
-        exportable=expression(lambda m, x: x - x.clamp(-m.lambd, m.lambd)),  # unknown to OpenVINO
+        exportable=make_exportable(lambda m, x: x - x.clamp(-m.lambd, m.lambd)),  # unknown to OpenVINO
     ),
     _entry(
         "logsigmoid",
         nn.LogSigmoid,
         "ln σ(x)",
         "is negative everywhere and flat where x > 0, so the signal vanishes",
-        exportable=expression(lambda _, x: F.softplus(x * -1) * -1),  # log(sigmoid(x)) in ONNX, -inf from -104 on
+        exportable=make_exportable(lambda _, x: F.softplus(x * -1) * -1),  # log(sigmoid(x)) in ONNX, -inf from -104 on
     ),
     _entry(
         "softplus",
@@ -299,7 +299,7 @@ ENTRIES = (
         nn.Softsign,
         "x / (1 + |x|)",
         _SATURATES,
-        exportable=expression(lambda _, x: x * (x.abs() + 1).reciprocal()),  # unknown to NCNN
+        exportable=make_exportable(lambda _, x: x * (x.abs() + 1).reciprocal()),  # unknown to NCNN
         targets={"openvino": Native(OPENVINO, _ALONE)},
     ),
     _entry(
@@ -307,7 +307,7 @@ ENTRIES = (
         nn.Tanhshrink,
         "x − tanh(x)",
         _SHRINKS,
-        exportable=expression(lambda _, x: (torch.tanh(x) - x) * -1),  # unknown to NCNN
+        exportable=make_exportable(lambda _, x: (torch.tanh(x) - x) * -1),  # unknown to NCNN
     ),
     _entry(
         "softmin",
@@ -315,7 +315,7 @@ ENTRIES = (
         "e⁻ˣ / Σ e⁻ˣ over the channels",
         _COMPETES,
         classes=(nn.Softmin,),
-        exportable=expression(lambda m, x: torch.softmax(x * -1, m.dim)),  # unknown to NCNN
+        exportable=make_exportable(lambda m, x: torch.softmax(x * -1, m.dim)),  # unknown to NCNN
     ),
     _entry(
         "softmax",
@@ -349,6 +349,6 @@ ENTRIES = (
         "passes no gradient below its threshold and may jump there",
         fold=_fold_threshold,
         # In ONNX with a threshold of 0 only, unknown to OpenVINO and NCNN.
-        exportable=expression(_write_threshold),
+        exportable=make_exportable(_exportable_threshold),
     ),
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rtdetr_act.activations import registry
 from rtdetr_act.analysis.figures import COLOURS, check_figure_path, write_figure
-from rtdetr_act.surgery.tracing import embed
+from rtdetr_act.surgery.tracing import embed_values
 
 _CHANNELS, _SIZE, _CONTEXTS = 16, 5, 64
 
@@ -78,7 +78,7 @@ def sample_activation(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:
         for part in module.modules():
             if isinstance(part, (nn.Linear, nn.Conv2d)) and not part.weight.any():
                 part.reset_parameters()
-        inputs, index = embed(x, _CHANNELS, _CONTEXTS, _SIZE)
+        inputs, index = embed_values(x, _CHANNELS, _CONTEXTS, _SIZE)
     inputs.requires_grad_()
     values = module(inputs.clone())[index]  # cloned, since an in-place activation overwrites its input
     (gradient,) = torch.autograd.grad(values.sum(), inputs)

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 
-from rtdetr_act.activations.placed import placed_on
-from rtdetr_act.activations.registry import entry_of
+from rtdetr_act.activations.placed import get_placement
+from rtdetr_act.activations.registry import find_entry
 from rtdetr_act.errors import InputError, ModelError, TrainingError
-from rtdetr_act.surgery.functional_calls import unseen_calls
-from rtdetr_act.surgery.modules import put, unwrap
+from rtdetr_act.surgery.functional_calls import find_unreachable_calls
+from rtdetr_act.surgery.modules import set_child, unwrap
 from rtdetr_act.surgery.rewired import rewire
 from rtdetr_act.surgery.sites import Observer, Site, find_sites
 
@@ -139,7 +139,7 @@ def diagnose(
     [1.0, 1.8808]
     """
     copied = _copy_model(unwrap(model))
-    unreachable = unseen_calls(copied)
+    unreachable = find_unreachable_calls(copied)
     probes = _insert_probes(copied, example_input)
     calls: list[_Probe] = []  # one entry per call of a probe
     count = 0
@@ -179,7 +179,7 @@ def _insert_probes(model: nn.Module, example_input: Any) -> list[_Probe]:
             rewire(owner)
     probes = [_Probe(site, getattr(site.owner, site.attribute)) for site in sites]
     for probe in probes:
-        put(probe.site.owner, probe.site.attribute, Observer(probe.activation, probe.call))
+        set_child(probe.site.owner, probe.site.attribute, Observer(probe.activation, probe.call))
     return probes
 
 
@@ -276,7 +276,7 @@ class _Probe:
             site.layer,
             site.section,
             site.current,
-            placed_on(self.activation) is not None,
+            get_placement(self.activation) is not None,
             dead=dead / channels,
             effective_rank=statistics.fmean(ranks),
             rank_share=sum(ranks) / channels,
@@ -300,7 +300,7 @@ class _Probe:
         single draw is exact.
         """
         with torch.no_grad():
-            entry = entry_of(self.activation)
+            entry = find_entry(self.activation)
             held = entry.held_at(self.activation, x) if entry and entry.held_at else self.activation
         leaf = x.clone().requires_grad_()
         signs = torch.randint(0, 2, x.shape, generator=self._generator).to(x) * 2 - 1

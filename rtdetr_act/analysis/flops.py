@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
-from rtdetr_act.surgery.modules import evaluating, example_inputs
-from rtdetr_act.surgery.sites import Site, find_sites, observing
+from rtdetr_act.surgery.modules import evaluation_mode, get_example_inputs
+from rtdetr_act.surgery.sites import Site, find_sites, observe_activations
 
 # Operations per element of torch's operators. An elementary function such as exp, tanh or erf counts as one operation,
 # as do a product, a sum and a comparison.
@@ -54,7 +54,7 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
     >>> round(count_gflops(net, 10) * 1e9)  # 100 positions: 2 * 3 * 8 for the convolution, 8 for ReLU
     5600
     """
-    inputs = example_inputs(model, None)
+    inputs = get_example_inputs(model, None)
     if inputs is None:
         return math.nan
     image = inputs[0].new_zeros(1, inputs[0].shape[1], imgsz, imgsz)
@@ -76,7 +76,7 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
         if isinstance(module, DynamicConv2d)
     ]
     try:
-        with observing(sites, observe), evaluating(model), torch.no_grad(), counter:
+        with observe_activations(sites, observe), evaluation_mode(model), torch.no_grad(), counter:
             model(image)
     finally:
         for hook in hooks:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.placed import placed_on
-from rtdetr_act.activations.registry import entry_of
-from rtdetr_act.surgery.modules import left_as_it_was
-from rtdetr_act.surgery.parameters import slopes
-from rtdetr_act.surgery.sites import placed_activations
+from rtdetr_act.activations.placed import get_placement
+from rtdetr_act.activations.registry import find_entry
+from rtdetr_act.surgery.modules import preserve_attributes
+from rtdetr_act.surgery.parameters import find_scalar_and_channel_parameters
+from rtdetr_act.surgery.sites import iterate_placed_activations
 
 Coefficients = Callable[[Any, Tensor], Mapping[str, Tensor]]
 SPREAD = "_spread"  # suffix of a quantity's standard deviation between images
@@ -90,12 +90,12 @@ def read_quantities(model: nn.Module, images: Sequence[Tensor] = (), *, batch: i
     >>> [(quantity.site, quantity.name, quantity.value) for quantity in read_quantities(model)]
     [('1', 'weight', 0.25)]
     """
-    single = {id(parameter) for parameter in slopes(model)}
+    single = {id(parameter) for parameter in find_scalar_and_channel_parameters(model)}
     measured = _measure_coefficients(model, images, batch) if images and has_coefficients(model) else {}
     return [
         Quantity(site, placed.spec, name, value.item())
-        for site, activation in placed_activations(model)
-        if (placed := placed_on(activation))
+        for site, activation in iterate_placed_activations(model)
+        if (placed := get_placement(activation))
         for name, value in chain(_summarise_parameters(activation, single), measured.get(site, ()))
     ]
 
@@ -107,7 +107,7 @@ def _summarise_parameters(activation: nn.Module, single: set[int]) -> Iterator[t
         activation: The module.
         single: IDs of all scalar and per-channel parameters of the model.
     """
-    entry = entry_of(activation)
+    entry = find_entry(activation)
     if entry and entry.learned:
         yield from entry.learned(activation).items()
         return
@@ -127,8 +127,8 @@ def has_coefficients(model: nn.Module) -> bool:
 
 
 def _find_generators(model: nn.Module) -> Iterator[tuple[str, nn.Module, Coefficients]]:
-    for name, module in placed_activations(model):
-        entry = entry_of(module)
+    for name, module in iterate_placed_activations(model):
+        entry = find_entry(module)
         if entry and entry.coefficients:
             yield name, module, entry.coefficients
 
@@ -144,7 +144,7 @@ def _measure_coefficients(
             recorded.setdefault(site, {}).setdefault(name, []).append(_reduce_positions(value.float()))
 
     device = next(model.parameters()).device
-    with left_as_it_was(model):
+    with preserve_attributes(model):
         model.eval()
         handles = [
             module.register_forward_pre_hook(lambda m, inputs, s=site, c=coefficients: record(s, c(m, inputs[0])))

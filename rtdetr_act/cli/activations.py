@@ -22,7 +22,7 @@ def acts(
     from rich.table import Table
     from rich.text import Text
 
-    from rtdetr_act.activations.registry import entry, names
+    from rtdetr_act.activations.registry import get_entry, names
 
     if target:
         _print_natives(target)
@@ -32,7 +32,7 @@ def acts(
     table.add_column("on", no_wrap=True)
     table.add_column("formula, parameters, source")
     for name in names():
-        item = entry(name)
+        item = get_entry(name)
         lines = Text(f"{item.formula}\n{_describe_size(name)}; {item.paper}")
         if item.note:
             lines.append(f"\nnot meant for training: {item.note}", style="italic")
@@ -59,15 +59,15 @@ def _print_natives(name: str) -> None:
     from rich.table import Table
 
     from rtdetr_act.activations.registry import names
-    from rtdetr_act.deploy.targets import find_target, native_form
+    from rtdetr_act.deploy.targets import get_native_support, get_target
 
-    target = find_target(name)
+    target = get_target(name)
     table = Table(title=f"native on {name}: {target.title}")
     for title in ("activation", "condition", "source"):
         table.add_column(title, overflow="fold")
     others = []
     for activation in names():
-        if native := native_form(activation, name):
+        if native := get_native_support(activation, name):
             table.add_row(activation, native.note, native.source)
         else:
             others.append(activation)

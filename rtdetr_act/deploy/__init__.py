@@ -1,1 +1,1 @@
-"""From a trained network to the chip: fold activations, export, and tell what a target runs and what it costs."""
+"""Prepare trained networks for deployment: fold activations, make them exportable, and check target support."""

@@ -1,4 +1,4 @@
-"""Fold activations away: the same network in evaluation, with torch's own activations and scaled weights."""
+"""Fold activations: replace them by equivalent activations of torch, with their factors folded into weights."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.placed import leave_placed, placed_on
+from rtdetr_act.activations.placed import get_placement, set_placement
 from rtdetr_act.activations.protocol import Folded
-from rtdetr_act.activations.registry import entry_of
+from rtdetr_act.activations.registry import find_entry
 from rtdetr_act.errors import FoldError, RtdetrActError
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery import scales
 from rtdetr_act.surgery.model_plan import read_plan
-from rtdetr_act.surgery.modules import evaluating, example_inputs, tensors_of, unwrap
+from rtdetr_act.surgery.modules import evaluation_mode, get_example_inputs, get_named_tensors, unwrap
 from rtdetr_act.surgery.patcher import patch_model
 from rtdetr_act.surgery.plan import Plan, Rule
 from rtdetr_act.surgery.sites import find_sites
 
-# Of the outputs' difference, in float64: a right fold of rtdetr-x leaves 1e-13. A model that casts to a narrower type
-# inside is granted as many of that type's roundings.
+# Tolerance of the outputs' relative difference in float64: a correct fold of rtdetr-x leaves 1e-13. For a model that
+# casts to a narrower dtype, it is that many times the dtype's rounding error instead.
 _TOLERANCE, _ROUNDINGS = 1e-8, 100
 
 
@@ -36,9 +36,9 @@ class Fold:
 
     Attributes:
         site: Qualified name of the site.
-        before: What stood there, such as "arelu".
-        after: The activation of torch that stands there now.
-        into: The weights its factor went into: those "before" it, "behind" it, "on both sides", "" where it had none.
+        before: The original activation, such as "arelu".
+        after: The spec of the activation of torch that replaces it.
+        into: The weights that its factor was folded into: "before", "behind" or "on both sides"; "" without a factor.
     """
 
     site: str
@@ -49,15 +49,15 @@ class Fold:
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What `fold_activations` did.
+    """The result of `fold_activations`.
 
     Attributes:
         folds: One entry per folded activation, in module order.
-        kept: Activations that kept their factor, by site, with the reason.
+        kept: Activations that could not be folded, by site, with the reason.
         changed: Names of the parameters and buffers that were multiplied.
-        needs: Classes of rtdetr_act that are left in the model: loading its checkpoint takes rtdetr_act. Empty where
-            Ultralytics or torch alone will do.
-        error: Largest difference between the outputs before and after, in units of the largest output; in float64.
+        needs: Classes of rtdetr_act that remain in the model, so that loading its checkpoint requires rtdetr_act. Empty
+            if Ultralytics or torch alone is sufficient.
+        error: Largest difference between the outputs before and after, relative to the largest output, in float64.
     """
 
     folds: tuple[Fold, ...] = ()
@@ -71,7 +71,7 @@ class FoldReport:
         return len(self.folds)
 
     def __str__(self) -> str:
-        """Return a table of what became what, and what is left."""
+        """Return a table of the folded and the kept activations."""
         groups = Counter((fold.before, fold.after.partition("(")[0], fold.into) for fold in self.folds)
         lines = [
             f"{count:4} {before} -> {after}{f', its factor into the weights {into}' if into else ''}"
@@ -85,25 +85,27 @@ class FoldReport:
 
 
 def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
-    """Replace activations by those of torch that compute the same in evaluation, in place.
+    """Replace activations by activations of torch that are equivalent in evaluation mode, in place.
 
-    AReLU becomes LeakyReLU, its positive slope a factor of the weights before it; where these cannot take it (no layer
-    stands there, or others read it), of the weights behind it; through skip connections, concatenations, pooling and
-    functional calls alike. PReLU with one slope and RReLU become LeakyReLU, ACON-C and AGLU that are SiLU become
-    SiLU. What no weight can take up stays, and the report says why.
+    AReLU becomes LeakyReLU, and its positive slope is folded into the weights before it, or into those after it if the
+    former is impossible because there is no layer or its output has other consumers. This works through skip
+    connections, concatenations, pooling and functional calls. PReLU with one slope and RReLU become LeakyReLU; ACON-C
+    and AGLU become SiLU if their parameters make them SiLU. An activation whose factor cannot be folded is kept, and
+    the report gives the reason.
 
-    The fold is found and checked on a copy in float64, on random input; the model is touched only if its outputs stay
-    the same. An Ultralytics model carries the new activations in `model.yaml`. It cannot be undone.
+    The fold is computed and verified on a copy in float64 with random inputs. The model is changed only if the outputs
+    agree. For an Ultralytics model the new activations are stored in `model.yaml`. A fold cannot be undone.
 
     Args:
         model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
-        example_input: A tensor, or a tuple of positional arguments, to call the model with; (2, C, 224, 224) if None.
+        example_input: A tensor or a tuple of positional arguments to call the model with. Default: None, random inputs
+            (2, C, 224, 224).
 
     Returns:
-        The report; `len(report)` is the number of folded activations, 0 where there was nothing to fold.
+        The report; `len(report)` is the number of folded activations.
 
     Raises:
-        FoldError: The model cannot be run on the input, or the folded copy gave other outputs; nothing was changed.
+        FoldError: The model cannot be run on the input, or the outputs of the folded copy differ. Nothing is changed.
         ModelError: The model is exported, wrapped or compiled.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
@@ -113,51 +115,56 @@ def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
     root = unwrap(model)
     if any(parameter.is_meta for parameter in root.parameters()):
         raise FoldError("the model is on the device 'meta' and has no weights to scale: load it first")
-    with _running("the model"):
+    with _convert_errors("the model"):
         sites = find_sites(root, example_input)
-    forms = {site.name: form for site in sites if (form := _folded(site.module))}
+    forms = {site.name: form for site in sites if (form := _get_folded_form(site.module))}
     if not forms:
-        return FoldReport(needs=own_classes_in(root))
+        return FoldReport(needs=find_package_classes(root))
     factors = {name: form.scale for name, form in forms.items() if form.scale != 1}
     trial = deepcopy(root).cpu().double()
     inputs = _draw_inputs(trial, example_input)
-    before = _run(trial, inputs)
+    before = _run_model(trial, inputs)
     if not before:
         raise FoldError(f"{type(root).__name__} returns no tensors, so a fold cannot be checked: nothing was changed")
     flow = scales.record(trial, factors, inputs)
     solution = scales.solve(flow, factors)
     taken = {name: form for name, form in forms.items() if name not in solution.kept}
     if not taken:
-        return FoldReport(kept=solution.kept, needs=own_classes_in(root))
-    _apply(trial, taken, solution.factors, inputs)
-    error = _difference(before, _run(trial, inputs))
+        return FoldReport(kept=solution.kept, needs=find_package_classes(root))
+    _apply_fold(trial, taken, solution.factors, inputs)
+    error = _compare_outputs(before, _run_model(trial, inputs))
     if not error < max(_TOLERANCE, _ROUNDINGS * flow.rounding):
         raise FoldError(
             f"the folded model gave other outputs (by {error:.1e} of the largest), so nothing was changed: one of its "
             "blocks is random in evaluation, not finite, or computes where torch.overrides does not see it"
         )
-    _apply(root, taken, solution.factors, example_input)
+    _apply_fold(root, taken, solution.factors, example_input)
     folds = [
-        Fold(site.name, site.current, str(taken[site.name].activation), _into(*solution.sides.get(site.name, (1, 1))))
+        Fold(
+            site.name,
+            site.current,
+            str(taken[site.name].activation),
+            _describe_sides(*solution.sides.get(site.name, (1, 1))),
+        )
         for site in sites
         if site.name in taken
     ]
-    return FoldReport(tuple(folds), solution.kept, tuple(sorted(solution.factors)), own_classes_in(root), error)
+    return FoldReport(tuple(folds), solution.kept, tuple(sorted(solution.factors)), find_package_classes(root), error)
 
 
-def _folded(activation: Any) -> Folded | None:
-    """Return what an activation equals in evaluation, None where there is nothing but itself."""
-    entry = entry_of(activation)
+def _get_folded_form(activation: Any) -> Folded | None:
+    """Return the equivalent of an activation in evaluation mode, None if torch has none."""
+    entry = find_entry(activation)
     return entry.fold(activation) if entry and entry.fold else None
 
 
-def own_classes_in(model: nn.Module) -> tuple[str, ...]:
-    """Return the classes of this package that a model's modules have, without which its checkpoint does not load."""
+def find_package_classes(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the classes of this package among a model's modules, which its checkpoint requires."""
     return tuple(sorted({type(m).__name__ for m in model.modules() if type(m).__module__.startswith("rtdetr_act.")}))
 
 
 def _draw_inputs(trial: nn.Module, example_input: Any) -> tuple[Any, ...]:
-    inputs = example_inputs(trial, example_input)
+    inputs = get_example_inputs(trial, example_input)
     if inputs is None:
         raise FoldError("folding runs the model once, and this one does not take an image: give example_input=")
     random = torch.Generator().manual_seed(0)
@@ -167,14 +174,14 @@ def _draw_inputs(trial: nn.Module, example_input: Any) -> tuple[Any, ...]:
     return tuple(drawn)
 
 
-def _run(trial: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    with _running("it in float64"), evaluating(trial), torch.no_grad():
-        return scales.tensors(trial(*inputs))
+def _run_model(trial: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    with _convert_errors("it in float64"), evaluation_mode(trial), torch.no_grad():
+        return scales.flatten_tensors(trial(*inputs))
 
 
 @contextmanager
-def _running(what: str) -> Iterator[None]:
-    """Turn whatever a model's forward pass raises into a sentence."""
+def _convert_errors(what: str) -> Iterator[None]:
+    """Convert exceptions of a forward pass inside the block to FoldError."""
     try:
         yield
     except RtdetrActError:
@@ -186,7 +193,7 @@ def _running(what: str) -> Iterator[None]:
         ) from error
 
 
-def _apply(root: nn.Module, forms: Mapping[str, Folded], factors: Mapping[str, float], example_input: Any) -> None:
+def _apply_fold(root: nn.Module, forms: Mapping[str, Folded], factors: Mapping[str, float], example_input: Any) -> None:
     names: dict[ActSpec, list[str]] = {}
     for name, form in forms.items():
         names.setdefault(form.activation, []).append(glob.escape(name))
@@ -194,16 +201,16 @@ def _apply(root: nn.Module, forms: Mapping[str, Folded], factors: Mapping[str, f
     patch_model(root, Plan(tuple(rules), act_lr=read_plan(root).act_lr), example_input=example_input)
     for name, form in forms.items():
         module = root.get_submodule(name)
-        if form.scale != 1 and (placed := placed_on(module)):
-            leave_placed(module, replace(placed, folded=True))
-    tensors = tensors_of(root)
+        if form.scale != 1 and (placed := get_placement(module)):
+            set_placement(module, replace(placed, folded=True))
+    tensors = get_named_tensors(root)
     for name, factor in factors.items():
         t = tensors[name]
         t.data = (t.detach().to("cpu", torch.float64) * factor).to(t.device, t.dtype)
 
 
-def _difference(before: list[Tensor], after: list[Tensor]) -> float:
-    """Return the largest difference, in units of the largest value of its tensor; infinite where infinities differ."""
+def _compare_outputs(before: list[Tensor], after: list[Tensor]) -> float:
+    """Return the largest difference relative to the largest value of its tensor; inf if only one of both is finite."""
     found = [0.0]
     for one, other in zip(before, after, strict=True):
         same = (one == other) | (one.isnan() & other.isnan())
@@ -213,7 +220,7 @@ def _difference(before: list[Tensor], after: list[Tensor]) -> float:
     return max(found)
 
 
-def _into(before: float, behind: float) -> str:
+def _describe_sides(before: float, behind: float) -> str:
     if before != 1 and behind != 1:
         return "on both sides"
     return "before" if before != 1 else "behind" if behind != 1 else ""

@@ -1,7 +1,7 @@
-"""Which activations an edge target runs natively, as its maker documents it, each with its source.
+"""Native support of activations on edge targets, as documented by their vendors.
 
-Native means: on the accelerator, as an operator of its own or fused into the convolution before it. What is not listed
-may still run there in several operators, on the CPU beside it, or not at all.
+Native means on the accelerator, as a separate operator or fused into the preceding convolution. Activations that are
+not listed may run there as several operators, on the CPU, or not at all.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtdetr_act.activations.edge_targets import HAILO_STAFF, OPENVINO, Native
-from rtdetr_act.activations.placed import placed_on
-from rtdetr_act.activations.registry import entry
+from rtdetr_act.activations.placed import get_placement
+from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.errors import InputError, SpecError, suggest
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery.sites import find_sites
@@ -23,9 +23,9 @@ class Target:
     """An edge target.
 
     Attributes:
-        title: What it is, and the release that its lists are of.
-        otherwise: What becomes of activations that are not native, with the source.
-        caveat: Why the list may be wrong, if it is not the maker's own.
+        title: Name of the hardware or runtime, with the release that the lists are for.
+        otherwise: What happens to activations that are not native, with the source.
+        caveat: Why the list may be wrong, if it is not the vendor's; "" by default.
     """
 
     title: str
@@ -59,13 +59,13 @@ TARGETS = {
 }
 
 
-def find_target(name: str) -> Target:
-    """Return a target by name.
+def get_target(name: str) -> Target:
+    """Return the edge target with a name.
 
     Raises:
-        InputError: There is no such target.
+        InputError: No target has this name.
 
-    >>> find_target("edgetpu").title
+    >>> get_target("edgetpu").title
     'Google Coral Edge TPU'
     """
     if name not in TARGETS:
@@ -73,32 +73,41 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def native_form(name: str, target: str) -> Native | None:
-    """Return what a target says of an activation of the zoo, folded as it is exported; None if it is not native.
+def get_native_support(name: str, target: str) -> Native | None:
+    """Return a target's native support of an activation, or None if it is not native.
+
+    Activations are folded on export, so the result is for the activation that `name` folds to.
 
     Args:
-        name: The activation.
-        target: The target.
-
-    >>> native_form("arelu", "vitis-dpu").note
-    'the slope becomes 26/256 = 0.1016, whatever was trained'
-    """
-    found = entry(name)
-    return (entry(found.folds_to) if found.folds_to else found).targets.get(target)
-
-
-def warnings_for(model: Any, name: str) -> list[str]:
-    """Return a sentence for each activation in a model that a target does not run natively, or under a condition.
+        name: Name of a registered activation.
+        target: Name of the target.
 
     Raises:
-        InputError: There is no such target.
+        SpecError: The activation is unknown.
+
+    >>> get_native_support("arelu", "vitis-dpu").note
+    'the slope becomes 26/256 = 0.1016, whatever was trained'
+    """
+    found = get_entry(name)
+    return (get_entry(found.folds_to) if found.folds_to else found).targets.get(target)
+
+
+def list_target_warnings(model: Any, name: str) -> list[str]:
+    """Return a warning for each activation of a model that a target does not run natively, or only conditionally.
+
+    Args:
+        model: A model as accepted by `patch_model`.
+        name: Name of the target.
+
+    Raises:
+        InputError: No target has this name.
         ModelError: The model is exported, wrapped or compiled.
     """
-    target = find_target(name)
-    counts = Counter(_name_of(site.module) for site in find_sites(model))
+    target = get_target(name)
+    counts = Counter(_get_name(site.module) for site in find_sites(model))
     found = []
     for activation, count in counts.items():
-        native, sites = _native(activation, name), f"{count} site{'s' if count > 1 else ''}"
+        native, sites = _find_native_support(activation, name), f"{count} site{'s' if count > 1 else ''}"
         if native is None:
             found.append(f"{activation} ({sites}) is not native on {name}: {target.otherwise}")
         elif native.note:
@@ -106,18 +115,18 @@ def warnings_for(model: Any, name: str) -> list[str]:
     return [f"{sentence}; {target.caveat}" if target.caveat else sentence for sentence in found]
 
 
-def _native(activation: str, target: str) -> Native | None:
+def _find_native_support(activation: str, target: str) -> Native | None:
     try:
-        return native_form(activation, target)
-    except SpecError:  # a class or function that the zoo does not know
+        return get_native_support(activation, target)
+    except SpecError:  # a class or function that is not registered
         return None
 
 
-def _name_of(activation: Any) -> str:
-    """Return the zoo's name of what stands at a site, else the name of its class or function."""
-    placed = placed_on(activation)
+def _get_name(activation: Any) -> str:
+    """Return the registered name of an activation, or the name of its class or function."""
+    placed = get_placement(activation)
     own = ActSpec.parse(placed.spec).name if placed else getattr(activation, "__name__", type(activation).__name__)
     try:
-        return entry(own).name
+        return get_entry(own).name
     except SpecError:
         return own

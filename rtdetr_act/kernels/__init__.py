@@ -1,12 +1,12 @@
-"""What the kernels of several activations share: backends, blocks for a CPU's cache, tiles for a GPU, reductions.
+"""Helpers that several activation kernels share: backend dispatch, CPU cache blocking, GPU tiling, reductions.
 
-Every op has up to three backends and chooses by the tensor it gets (`backend.py`):
+Every op has up to three backends and dispatches on its input tensor (`backend.py`):
 
 - *plain*, torch's own differentiable operators, wherever a graph is being recorded (`torch.compile`, `torch.export`,
-  tracing, `torch.func`), so that the compiler fuses the op with its neighbours and no graph breaks;
+  tracing, `torch.func`), so that the compiler can fuse the op with its neighbours and the graph does not break;
 - *Triton* on CUDA, forward and backward as registered operators (`torch.ops.rtdetr_act`), if Triton is installed;
-- *eager* elsewhere: an autograd function of few passes over memory, in blocks that stay in the cache of a CPU.
+- *eager* elsewhere: an autograd function that makes few passes over memory, in blocks that fit a CPU's cache.
 
-Results and gradients are the same up to rounding. Half types are computed in float32 and rounded once. A second
-derivative is taken through the plain form.
+All backends return the same results and gradients up to rounding. Half-precision inputs are computed in float32 and
+rounded once. Second derivatives use the plain form.
 """

@@ -1,4 +1,4 @@
-"""Choose the backend of a tensor, and load Triton where it can serve."""
+"""Choose the backend for a tensor, and import Triton where it can run."""
 
 from __future__ import annotations
 
@@ -11,82 +11,101 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.kernels.aten import is_tracing, is_transformed
+from rtdetr_act.kernels.aten import is_functorch_active, is_tracing
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
-# Importing Triton takes up to 3 s, so only where it has something to run on: a GPU, or its own interpreter in tests.
+# Importing Triton takes up to 3 s, so it is imported only where it can run: on a GPU, or in its interpreter in tests.
 triton: Any = None
 tl: Any = None
 if torch.cuda.is_available() or INTERPRETING:
-    with suppress(ImportError):  # there is no wheel for every system
+    with suppress(ImportError):  # not every platform has a wheel
         triton, tl = import_module("triton"), import_module("triton.language")
 
-# Kernels name it bare: Triton 3.0's interpreter compares the text of an annotation with "constexpr".
+# An unqualified name for annotations: Triton 3.0's interpreter compares their source text with "constexpr".
 constexpr: Any = tl.constexpr if tl is not None else None
 
 _PLAIN_TENSORS = (Tensor, nn.Parameter)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def wants_plain(x: Tensor) -> bool:
-    """Say whether a graph is being recorded, or x is no tensor with memory of its own (fake, functional, wrapped)."""
+def needs_plain_ops(x: Tensor) -> bool:
+    """Return whether an op must use torch's own operators: a graph is being recorded, or x is not a plain tensor.
+
+    Tensors that are not plain are those without storage of their own: fake, functional, wrapped or on "meta".
+    """
     return (
-        torch.compiler.is_compiling() or type(x) not in _PLAIN_TENSORS or x.is_meta or is_tracing() or is_transformed()
+        torch.compiler.is_compiling()
+        or type(x) not in _PLAIN_TENSORS
+        or x.is_meta
+        or is_tracing()
+        or is_functorch_active()
     )
 
 
-def wants_triton(x: Tensor) -> bool:
-    """Say whether the Triton kernels serve a tensor: on CUDA, in float32 or a half type, and not empty."""
+def can_use_triton(x: Tensor) -> bool:
+    """Return whether the Triton kernels support x: on CUDA, in float32, float16 or bfloat16, and not empty."""
     return triton is not None and (x.is_cuda or INTERPRETING) and x.dtype in _FLOATS and x.numel() > 0
 
 
-def records(*tensors: Tensor | None) -> bool:
-    """Say whether autograd has to know of a call; without, an autograd function would only cost its 10 µs."""
+def needs_autograd(*tensors: Tensor | None) -> bool:
+    """Return whether autograd has to record a call on these tensors.
+
+    Where it does not, calling an autograd function would waste its overhead of 10 µs. None counts as a constant.
+    """
     if not torch.is_grad_enabled():
         return False
     return any(t is not None and t.requires_grad for t in tensors)
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the type to compute in: float32 for half types, else the type itself.
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute in: float32 for float16 and bfloat16, else the dtype itself.
 
-    >>> wide(torch.bfloat16), wide(torch.float64)
+    >>> compute_dtype(torch.bfloat16), compute_dtype(torch.float64)
     (torch.float32, torch.float64)
     """
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def widened(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Return tensors in a type; asking each of a small op for it in vain costs 1 µs a time.
+def cast_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return tensors cast to a dtype, skipping those that have it: a `to` without effect costs 1 µs.
 
-    >>> [t.dtype for t in widened([torch.zeros(1), torch.zeros(1, dtype=torch.float16)], torch.float32)]
+    >>> [t.dtype for t in cast_all([torch.zeros(1), torch.zeros(1, dtype=torch.float16)], torch.float32)]
     [torch.float32, torch.float32]
     """
     return [t if t.dtype == dtype else t.to(dtype) for t in tensors]
 
 
-def plain_gradients(
+def differentiable_grad(
     plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Return the gradients of `plain(*inputs)` as a graph of their own, for a backward of a backward.
+    """Return the gradients of `plain(*inputs)` with a graph of their own, for double backward.
 
     Args:
-        plain: The op in differentiable operators.
-        inputs: Its tensors as saved; None for one that was left out.
-        grad: Gradient of its result.
-        needed: Which of the inputs need a gradient.
+        plain: The op written in differentiable operators.
+        inputs: Its saved tensors; None for an optional one that was not given.
+        grad: Gradient with respect to its output.
+        needed: Which of the inputs need a gradient, as `ctx.needs_input_grad`.
+
+    Returns:
+        One gradient per input, None where none is needed.
     """
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
+    differentiated = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
     with torch.enable_grad():
-        found = iter(torch.autograd.grad(plain(*inputs), wanted, grad, create_graph=True, allow_unused=True))
-    return [next(found) if need and t is not None else None for t, need in zip(inputs, needed, strict=True)]
+        grads = iter(torch.autograd.grad(plain(*inputs), differentiated, grad, create_graph=True, allow_unused=True))
+    return [next(grads) if need and t is not None else None for t, need in zip(inputs, needed, strict=True)]
 
 
-def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Register `torch.ops.rtdetr_act.<name>` with its Triton launcher and its shapes, and return it.
+def register_operator(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Register the operator `torch.ops.rtdetr_act.<name>` and return its overload.
 
-    Tests run the same operators on CPU tensors, in Triton's interpreter (TRITON_INTERPRET=1).
+    With TRITON_INTERPRET=1, as in tests, it is registered for CPU tensors and runs in Triton's interpreter.
+
+    Args:
+        name: Name of the operator.
+        schema: Its arguments and results, as in "(Tensor x) -> Tensor".
+        run: Launches the Triton kernel; called with the arguments.
+        fake: Returns empty outputs of the right shapes and dtypes, for tracing.
     """
     _library.define(f"{name}{schema}")
     _library.impl(name, run, "CPU" if INTERPRETING else "CUDA")
@@ -94,8 +113,8 @@ def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., 
     return getattr(torch.ops.rtdetr_act, name).default
 
 
-def on(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which kernels are launched on the device of x; Triton takes the current one."""
+def device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context manager that makes the device of x current, where Triton launches its kernels."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""Walk over feature maps in blocks that stay in the cache, so that the passes of an op after the first cost little."""
+"""Process feature maps in blocks that fit the CPU cache, so that only the first pass of an op reads main memory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdetr_act.kernels.aten import sums_per_channel
+from rtdetr_act.kernels.aten import sum_per_channel
 
-# Elements of one block per thread. AReLU, forward and backward, in units of SiLU, two threads and 32 MB of L3 cache:
+# Elements per block and thread. Time of AReLU forward and backward over that of SiLU, two threads, 32 MB of L3 cache:
 #                        2 ** 16  2 ** 17  2 ** 18  2 ** 19  no blocks
-#     4x64x80x80            1.67     1.36     1.22     1.12       1.02    (fits the cache as a whole)
+#     4x64x80x80            1.67     1.36     1.22     1.12       1.02    (all of it fits the cache)
 #     2x128x160x160         1.88     1.68     1.66     1.72       1.84
-# Smaller ones pay for calls, 5 µs each, with what they save on memory.
-PER_THREAD = 1 << 19
+# Smaller blocks lose to calls, 5 µs each, what they save on memory traffic.
+ELEMENTS_PER_THREAD = 1 << 19
 
-# Below this, in elements, calls cost more than memory: torch's own graph is then faster than an autograd function in
-# Python (DY-ReLU-B on 1x64x13x13 takes 0.52 against 0.63 ms, ACON-C 0.21 against 0.42), and malloc is than scratch.
-SMALL = 1 << 15
+# Tensors with fewer elements cost more in calls than in memory traffic. For them torch's own graph is faster than an
+# autograd function in Python (DY-ReLU-B on 1x64x13x13: 0.52 against 0.63 ms, ACON-C: 0.21 against 0.42 ms), and malloc
+# is faster than `scratch_like`.
+SMALL_NUMEL = 1 << 15
 _memory = threading.local()
 
 Block = tuple[slice, slice, slice]
@@ -29,28 +30,28 @@ WHOLE: Block = (slice(None), slice(None), slice(None))
 
 
 def is_small(x: Tensor) -> bool:
-    """Say whether a tensor on a CPU is so small that calls cost more than memory.
+    """Return whether x is on a CPU and has fewer than `SMALL_NUMEL` elements, so that calls cost more than memory.
 
     >>> is_small(torch.zeros(1, 64, 13, 13)), is_small(torch.zeros(1, 64, 40, 40))
     (True, False)
     """
-    return x.is_cpu and x.numel() < SMALL
+    return x.is_cpu and x.numel() < SMALL_NUMEL
 
 
 def block_size() -> int:
-    """Return the number of elements of one block, by the threads that share it; 32 MiB in float32 at most.
+    """Return the number of elements per block for the current number of threads: at most 2 ** 23, 32 MiB in float32.
 
-    >>> block_size() % PER_THREAD
+    >>> block_size() % ELEMENTS_PER_THREAD
     0
     """
-    return PER_THREAD * min(torch.get_num_threads(), 16)
+    return ELEMENTS_PER_THREAD * min(torch.get_num_threads(), 16)
 
 
-def dense(x: Tensor) -> Tensor:
-    """Return x without gaps or overlaps in memory, itself if it is contiguous or channels_last.
+def make_dense(x: Tensor) -> Tensor:
+    """Return x if it is contiguous or channels_last, else a copy without gaps or overlaps in memory.
 
     >>> x = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    >>> dense(x) is x, dense(x[:, :2]).is_contiguous(memory_format=torch.channels_last)
+    >>> make_dense(x) is x, make_dense(x[:, :2]).is_contiguous(memory_format=torch.channels_last)
     (True, True)
     """
     if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
@@ -59,17 +60,21 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def like(x: Tensor, other: Tensor) -> Tensor:
-    """Return x in the dense layout of `other`, itself if it has it; a gradient may come in another one."""
+def match_layout(x: Tensor, other: Tensor) -> Tensor:
+    """Return x with the strides of `other`, a dense tensor of the same shape; x itself if it has them.
+
+    An incoming gradient may have another memory format than the tensor it belongs to.
+    """
     if x.stride() == other.stride():
         return x
     return (empty_like(other) if x.dtype == other.dtype else torch.empty_like(other, dtype=x.dtype)).copy_(x)
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """Return memory like that of x, every element of which the caller writes.
+    """Return an uninitialised tensor like x, for a caller that writes every element.
 
-    With deterministic algorithms on, as in Ultralytics' training, torch fills new memory with NaN: one more pass.
+    Unlike `torch.empty_like`, it does not fill the memory with NaN when deterministic algorithms are on, as they are in
+    Ultralytics' training: that is an extra pass over memory.
     """
     if not torch.are_deterministic_algorithms_enabled():
         return torch.empty_like(x)
@@ -81,19 +86,20 @@ def empty_like(x: Tensor) -> Tensor:
         settings.fill_uninitialized_memory = before
 
 
-def scratch(shape: Tensor, slot: int = 0) -> Tensor:
-    """Return memory of the shape and layout of a dense tensor for the time of one block, the same each time.
+def scratch_like(shape: Tensor, slot: int = 0) -> Tensor:
+    """Return an uninitialised buffer with the shape, strides and dtype of a dense tensor, reused by later calls.
 
-    New memory costs more than what is done in it: the system hands out pages of 4 KiB on the first touch, and takes
-    them back when they are freed: the first product of DY-ReLU-B on half of 4x64x80x80 takes 0.65 ms in new memory,
-    the second one 0.06 ms in this.
+    Allocating costs more than the arithmetic: the system maps pages of 4 KiB on first touch and unmaps them when they
+    are freed. The first product of DY-ReLU-B on half of 4x64x80x80 takes 0.65 ms in newly allocated memory and 0.06 ms
+    in this buffer.
 
     Args:
-        shape: A tensor to be like.
-        slot: Which of the memories of this thread; one for each that is needed at the same time.
+        shape: The dense tensor to be like.
+        slot: Index of the buffer. Each thread has one buffer per slot and dtype, so results that are needed at the same
+            time need different slots.
     """
     count = shape.numel()
-    if not shape.is_cpu or not SMALL <= count <= block_size():
+    if not shape.is_cpu or not SMALL_NUMEL <= count <= block_size():
         return torch.empty_like(shape)
     kept: dict[Any, Tensor] = _memory.__dict__.setdefault("kept", {})
     found = kept.get((shape.dtype, slot))
@@ -103,19 +109,19 @@ def scratch(shape: Tensor, slot: int = 0) -> Tensor:
     return found.as_strided(shape.shape, shape.stride())
 
 
-def flat(x: Tensor) -> Tensor:
-    """Return dense memory as one dimension, as a view."""
+def view_flat(x: Tensor) -> Tensor:
+    """Return a one-dimensional view of a dense tensor, in memory order."""
     return x.view(-1) if x.is_contiguous() else x.as_strided((x.numel(),), (1,))
 
 
-def blocks(x: Tensor) -> list[Block]:
-    """Return slices of (images, channels, rows) that cover dense (B, C, H, W) maps in blocks of about `block_size`.
+def split_blocks(x: Tensor) -> list[Block]:
+    """Return slices over (B, C, H) that split dense (B, C, H, W) maps into blocks of about `block_size()` elements.
 
-    Several images where they are small; else channels of one image, or rows of one channel. A channels_last map is one
-    block: torch sums a part of one image in a single thread, which costs more than the cache gives (DY-ReLU-B on
-    4x256x40x40 took 6.2 times a SiLU in blocks, 4.2 without).
+    A block holds several small images, or channels of one image, or rows of one channel. A channels_last tensor is a
+    single block: torch sums a part of one image in a single thread, which costs more than the cache saves (DY-ReLU-B on
+    4x256x40x40 takes 6.2 times as long as SiLU in blocks, 4.2 times without).
 
-    >>> blocks(torch.zeros(8, 16, 4, 4)) == [WHOLE]
+    >>> split_blocks(torch.zeros(8, 16, 4, 4)) == [WHOLE]
     True
     """
     size = block_size()
@@ -124,22 +130,22 @@ def blocks(x: Tensor) -> list[Block]:
     images, channels, height, width = x.shape
     image = channels * height * width
     if image <= size:
-        return [(part, slice(None), slice(None)) for part in _parts(images, size // image)]
+        return [(part, slice(None), slice(None)) for part in _slices(images, size // image)]
     channel_step, row_step = max(size // (height * width), 1), max(size // width, 1)
-    return list(product(_parts(images, 1), _parts(channels, channel_step), _parts(height, row_step)))
+    return list(product(_slices(images, 1), _slices(channels, channel_step), _slices(height, row_step)))
 
 
-def in_blocks(source: Tensor, computed: torch.dtype, run: Callable[[Block, Tensor | None], Tensor]) -> Tensor:
-    """Return a map like dense `source`, written block by block.
+def map_blocks(source: Tensor, computed: torch.dtype, run: Callable[[Block, Tensor | None], Tensor]) -> Tensor:
+    """Compute a tensor like `source` block by block, and return it.
 
     Args:
-        source: (B, C, H, W).
-        computed: The type that `run` computes in.
-        run: Called with a block and the memory to write it to; with None where that has another type than `computed`,
-            and what it returns is then rounded.
+        source: (B, C, H, W), dense.
+        computed: The dtype that `run` computes in.
+        run: Called with a block and the part of the output to write its result to. Where the output has another dtype
+            than `computed`, called with None instead, and the result is cast.
     """
     written = empty_like(source)
-    for part in blocks(source):
+    for part in split_blocks(source):
         if computed == source.dtype:
             run(part, written[part])
         else:
@@ -147,19 +153,24 @@ def in_blocks(source: Tensor, computed: torch.dtype, run: Callable[[Block, Tenso
     return written
 
 
-def _parts(length: int, step: int) -> list[slice]:
+def _slices(length: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def row_sums(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums over positions of grad * x and of grad, each (B, C), for a block of (B, C, H, W) maps."""
+def sum_over_positions(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of grad * x and of grad over height and width, each (B, C), for maps (B, C, H, W)."""
     if x.is_cpu and x.is_contiguous() and grad.is_contiguous() and x.numel():
-        return sums_per_channel(grad, x)
+        return sum_per_channel(grad, x)
     return (grad * x).sum((2, 3)), grad.sum((2, 3))
 
 
 def as_map(x: Tensor, layout: str) -> Tensor:
-    """View a tensor as (B, C, H, W) maps: (B, C, ...) as they are, (..., C) tokens as one channels_last map.
+    """Reshape any input of an activation to (B, C, H, W) maps.
+
+    Args:
+        x: (B, C, ...) with layout "map", which keep B and C; (..., C) with layout "tokens", which become one
+            channels_last map (1, C, N, 1).
+        layout: "map" or "tokens".
 
     >>> as_map(torch.zeros(2, 8, 5), "map").shape, as_map(torch.zeros(2, 5, 8), "tokens").shape
     (torch.Size([2, 8, 5, 1]), torch.Size([1, 8, 10, 1]))
@@ -172,7 +183,7 @@ def as_map(x: Tensor, layout: str) -> Tensor:
 
 
 def from_map(y: Tensor, shape: torch.Size, layout: str) -> Tensor:
-    """Undo `as_map` for the shape that it was given.
+    """Reshape the output of `as_map` back to the shape of its input.
 
     >>> from_map(as_map(torch.zeros(2, 5, 8), "tokens"), torch.Size([2, 5, 8]), "tokens").shape
     torch.Size([2, 5, 8])

@@ -1,4 +1,4 @@
-"""The mean over positions, whose gradient is one number per row and need not be written out as a map."""
+"""Global average pooling with a gradient that is expanded from (B, C), not written out as a map."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdetr_act.kernels.backend import records, wants_plain
+from rtdetr_act.kernels.backend import needs_autograd, needs_plain_ops
 
 
-def mean_over_positions(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Pool (B, C, H, W) to (B, C) of `dtype`, the type of the weights that read it.
+def global_avg_pool(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mean over height and width.
 
-    Half types are summed in float32, in an exported graph too, where nothing else says so: a float16 sum over 160x160
-    positions overflows from a mean of 2.6 on. torch's own backward writes a map to add it to another one; here it is
-    an expanded view.
+    Half types are accumulated in float32, explicitly so that an exported graph does it too: a float16 sum over 160x160
+    positions overflows from a mean of 2.6 on. The backward of `Tensor.mean` writes a map that autograd then adds to
+    another; here it is an expanded view.
 
-    >>> mean_over_positions(torch.full((1, 2, 160, 160), 100.0, dtype=torch.float16), torch.float32)
+    Args:
+        x: (B, C, H, W).
+        dtype: Dtype of the result, that of the weights applied to it.
+
+    Returns:
+        (B, C).
+
+    >>> global_avg_pool(torch.full((1, 2, 160, 160), 100.0, dtype=torch.float16), torch.float32)
     tensor([[100., 100.]])
     """
-    if records(x) and not wants_plain(x):
+    if needs_autograd(x) and not needs_plain_ops(x):
         return _Mean.apply(x, dtype)
     return plain(x, dtype)
 
 
 def plain(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute `mean_over_positions` in torch's own differentiable operators."""
+    """Compute `global_avg_pool` in torch's own differentiable operators."""
     half = x.dtype in (torch.float16, torch.bfloat16)
     mean = x.mean((2, 3), dtype=torch.float32) if half else x.mean((2, 3))
     return mean if mean.dtype == dtype else mean.to(dtype)
@@ -40,6 +47,6 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # Divided before the narrowing: a float16 would lose what is left of a small gradient.
+        # Divided before the cast: in float16 a small gradient would underflow.
         share = (grad / (ctx.shape[2] * ctx.shape[3])).to(ctx.dtype)
         return share[..., None, None].expand(ctx.shape), None

@@ -1,4 +1,4 @@
-"""How the Triton kernels cut feature maps: a grid of tiles of channels by positions, in either memory layout."""
+"""Tiling of feature maps for the Triton kernels: tiles of channels by positions, contiguous or channels_last."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rtdetr_act.kernels.backend import constexpr, tl, triton
 
-# Elements of a tile: 16 for each of the 128 threads of four warps, two 16-byte loads of a half type.
+# Elements per tile: 16 for each of the 128 threads of four warps, two 16-byte loads of a half type.
 TILE = 2048
 WARPS = 4
 
@@ -22,10 +22,10 @@ class Tiling:
         images: B.
         channels: C.
         positions: H * W.
-        channel_stride: Elements from one channel to the next.
-        position_stride: Elements from one position to the next; one of both strides is 1.
-        block_c: Channels of a tile, a power of two.
-        block_s: Positions of a tile, a power of two.
+        channel_stride: Stride between channels, in elements.
+        position_stride: Stride between positions, in elements; one of the two strides is 1.
+        block_c: Channels per tile, a power of two.
+        block_s: Positions per tile, a power of two.
     """
 
     images: int
@@ -38,33 +38,33 @@ class Tiling:
 
     @property
     def along_positions(self) -> int:
-        """Tiles along the positions of an image."""
+        """Number of tiles along the positions of one image."""
         return -(-self.positions // self.block_s)
 
     @property
     def along_channels(self) -> int:
-        """Tiles along the channels."""
+        """Number of tiles along the channels."""
         return -(-self.channels // self.block_c)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Tiles along images and positions, which may be more than the 65535 of a second dimension, and channels."""
+        """Launch grid: (images * position tiles, channel tiles), since the second dimension is limited to 65535."""
         return self.images * self.along_positions, self.along_channels
 
     @property
     def arguments(self) -> tuple[int, ...]:
-        """What every kernel takes after its pointers."""
+        """Arguments of every kernel after its pointers: B, C, H * W and the two strides."""
         return self.images, self.channels, self.positions, self.channel_stride, self.position_stride
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The compile-time arguments of every kernel; offsets in 64 bits only where 32 do not reach."""
-        wide = self.channels * self.positions >= 2**31
+        """Compile-time arguments of every kernel; WIDE selects 64-bit offsets."""
+        wide = self.channels * self.positions >= 2**31  # 32-bit offsets would overflow
         return {"BLOCK_C": self.block_c, "BLOCK_S": self.block_s, "WIDE": wide, "num_warps": WARPS}
 
 
 def tile(x: Tensor) -> Tiling:
-    """Cut dense (B, C, H, W) maps so that neighbouring threads read neighbouring elements.
+    """Return a tiling of dense (B, C, H, W) maps in which neighbouring threads read neighbouring elements.
 
     >>> import torch
     >>> tile(torch.empty(2, 64, 80, 80)).grid, tile(torch.empty(2, 64, 7, 7)).grid
@@ -73,28 +73,28 @@ def tile(x: Tensor) -> Tiling:
     images, channels, height, width = x.shape
     positions = height * width
     if x.is_contiguous():
-        block_s = min(TILE, _power(positions))
-        block_c = min(TILE // block_s, _power(channels))
+        block_s = min(TILE, _next_power_of_2(positions))
+        block_c = min(TILE // block_s, _next_power_of_2(channels))
         return Tiling(images, channels, positions, positions, 1, block_c, block_s)
-    block_c = min(128, _power(channels))
-    return Tiling(images, channels, positions, 1, channels, block_c, min(TILE // block_c, _power(positions)))
+    block_c = min(128, _next_power_of_2(channels))
+    return Tiling(images, channels, positions, 1, channels, block_c, min(TILE // block_c, _next_power_of_2(positions)))
 
 
-def _power(count: int) -> int:
-    """Return the smallest power of two that is not below a count."""
+def _next_power_of_2(count: int) -> int:
+    """Return the smallest power of two that is at least `count`."""
     return 1 << max(count - 1, 0).bit_length()
 
 
 if triton is not None:
 
     @triton.jit
-    def place(  # type: ignore[no-untyped-def]
+    def locate_tile(  # type: ignore[no-untyped-def]
         channels, positions, channel_stride, position_stride, BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr
     ):
-        """Return where this program's tile is.
+        """Return the indices of this program's tile.
 
-        The image, the number of the tile along its positions, the channels, the positions, the offsets of the
-        elements from the start of the map, and which of those are inside.
+        They are the image, the index of the tile along its positions, the channels (BLOCK_C,), the positions
+        (BLOCK_S,), the offsets of the elements from the first pointer, and the mask of those inside the map.
         """
         tiles = tl.cdiv(positions, BLOCK_S)
         image, part = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
@@ -105,4 +105,4 @@ if triton is not None:
         at = image * channels * positions + c[:, None] * channel_stride + s[None, :] * position_stride
         return image, part, c, s, at, (c < channels)[:, None] & (s < positions)[None, :]
 else:
-    place = None
+    locate_tile = None

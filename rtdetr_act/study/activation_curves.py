@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from rtdetr_act.activations.placed import placed_on
+from rtdetr_act.activations.placed import get_placement
 from rtdetr_act.surgery.sites import find_sites
-from rtdetr_act.surgery.tracing import trace
+from rtdetr_act.surgery.tracing import sample_curve
 
 _LIMIT, _POINTS = 4.0, 65
 
@@ -43,8 +43,8 @@ def sample_learned_curves(model: nn.Module) -> SampledCurves:
     classes, values = {}, {}
     for site in find_sites(model):
         module = site.module
-        if placed_on(module) is None or not site.channels or next(module.parameters(), None) is None:
+        if get_placement(module) is None or not site.channels or next(module.parameters(), None) is None:
             continue
         classes[site.name] = type(module).__name__
-        values[site.name] = [round(value, 4) for value in trace(module, x, site.channels, site.layout).tolist()]
+        values[site.name] = [round(value, 4) for value in sample_curve(module, x, site.channels, site.layout).tolist()]
     return SampledCurves([round(value, 4) for value in x.tolist()], classes, values)

@@ -13,7 +13,7 @@ from torch import nn
 from rtdetr_act.errors import InputError, ModelError, SelectionError
 from rtdetr_act.integrations.ultralytics.models import STOCK
 from rtdetr_act.surgery.model_plan import is_model_yaml
-from rtdetr_act.surgery.modules import evaluating, example_inputs, unwrap
+from rtdetr_act.surgery.modules import evaluation_mode, get_example_inputs, unwrap
 from rtdetr_act.surgery.patcher import patch_model, unpatch_model
 from rtdetr_act.surgery.plan import Scope, format_layers
 from rtdetr_act.surgery.sites import Site, find_sites
@@ -85,8 +85,8 @@ def _split_backbone(root: Any) -> list[list[int]]:
     count = len(root.yaml["backbone"])
     handles = [layer.register_forward_hook(record_shape(number)) for number, layer in enumerate(root.model[:count])]
     try:
-        with evaluating(root), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            root(*(example_inputs(root, None) or ()))
+        with evaluation_mode(root), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            root(*(get_example_inputs(root, None) or ()))
     finally:
         for handle in handles:
             handle.remove()

@@ -10,26 +10,27 @@ from torch import Tensor, nn
 
 from rtdetr_act.errors import InputError
 from rtdetr_act.surgery.model_plan import mark_fitted
-from rtdetr_act.surgery.modules import evaluating, unwrap
+from rtdetr_act.surgery.modules import evaluation_mode, unwrap
 
 
 def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
-    """Set the statistics of every BatchNorm to those of the given images, in place; weights stay as they are.
+    """Re-estimate the running statistics of every BatchNorm on images, in place, without changing weights.
 
-    After a swap, the layers behind an activation see other means and variances than the ones they were trained with.
-    Each batch counts the same. A few hundred images, in batches of 16 or more, prepared as in training. Ultralytics'
-    training after it does not `refit`, which would take the new statistics for those of the old network.
+    After a swap, the layers that follow an activation get inputs with other means and variances than in training. Use a
+    few hundred images, preprocessed as in training, in batches of 16 or more; all batches have the same weight. A
+    later training with Ultralytics does not run `refit`, which would take the new statistics for those of the original
+    network.
 
     Args:
         model: RTDETR, YOLO, a task model or any torch.nn.Module that takes the images.
-        images: One batch or several, each (B, C, H, W), for an Ultralytics model RGB in 0..1. They are moved to the
-            model's device and type.
+        images: One batch or several, each (B, C, H, W); for Ultralytics models RGB in 0..1. They are moved to the
+            device and dtype of the model.
 
     Returns:
         The number of BatchNorm layers.
 
     Raises:
-        InputError: There are no images, or the model has no BatchNorm (it may be fused).
+        InputError: There are no images, or the model has no BatchNorm, as after fusing.
         ModelError: The model is exported, wrapped or compiled.
 
     >>> net = nn.Sequential(nn.BatchNorm2d(1))
@@ -37,7 +38,7 @@ def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
     (1, tensor([2.]))
     """
     root = unwrap(model)
-    if not has_norms(root):
+    if not has_batch_norms(root):
         raise InputError("the model has no BatchNorm to calibrate: calibrate it before it is fused")
     count = estimate_statistics(root, [images] if isinstance(images, Tensor) else images)
     mark_fitted(root)
@@ -46,18 +47,29 @@ def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
 
 @torch.no_grad()
 def estimate_statistics(root: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Run a model on batches, each BatchNorm with the statistics of the batch, which it keeps; return how many."""
-    norms = list(_norms(root))
+    """Set the running statistics of every BatchNorm to their mean over batches, in place.
+
+    Args:
+        root: The model, which otherwise runs in evaluation mode.
+        batches: One or more, each (B, C, H, W).
+
+    Returns:
+        The number of BatchNorm layers.
+
+    Raises:
+        InputError: There is no batch.
+    """
+    norms = list(_find_batch_norms(root))
     before = [(norm, norm.momentum) for norm in norms]
     seen = 0
     try:
-        with evaluating(root):
+        with evaluation_mode(root):
             for norm in norms:
                 norm.train()
                 norm.reset_running_stats()
-                norm.momentum = None  # the mean over all batches
+                norm.momentum = None  # a cumulative average over all batches
             for batch in batches:
-                root(bring_to(root, batch))
+                root(move_to_model(root, batch))
                 seen += 1
     finally:
         for norm, momentum in before:
@@ -67,18 +79,18 @@ def estimate_statistics(root: nn.Module, batches: Iterable[Tensor]) -> int:
     return len(norms)
 
 
-def bring_to(root: nn.Module, batch: Tensor) -> Tensor:
-    """Return a batch on a model's device and in its type."""
+def move_to_model(root: nn.Module, batch: Tensor) -> Tensor:
+    """Return a batch on the device and in the dtype of a model's parameters."""
     reference = next(parameter for parameter in root.parameters() if parameter.is_floating_point())
     return batch.to(reference.device, reference.dtype)
 
 
-def has_norms(model: nn.Module) -> bool:
-    """Say whether a model has statistics to calibrate."""
-    return next(_norms(model), None) is not None
+def has_batch_norms(model: nn.Module) -> bool:
+    """Return whether a model has a BatchNorm with running statistics."""
+    return next(_find_batch_norms(model), None) is not None
 
 
-def _norms(model: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+def _find_batch_norms(model: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             yield module

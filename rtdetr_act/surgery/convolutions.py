@@ -1,4 +1,4 @@
-"""What a convolution and what takes its place know of each other's weights."""
+"""Exchange of weights between a convolution and the dynamic convolution that replaces it."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.dynamic_conv import DynamicConv2d, original_of
-from rtdetr_act.activations.placed import placed_on
+from rtdetr_act.activations.dynamic_conv import DynamicConv2d, restore_conv
+from rtdetr_act.activations.placed import get_placement
 from rtdetr_act.errors import ModelError
-from rtdetr_act.surgery.sites import placed_convolutions
+from rtdetr_act.surgery.sites import iterate_placed_convolutions
 
 
-def original_convolution(name: str, module: Any) -> nn.Conv2d:
-    """Return the convolution that stood, or stands, at a site: the very one, or one like it.
+def get_original_convolution(name: str, module: Any) -> nn.Conv2d:
+    """Return the plain convolution of a site: the module itself, or the one that it replaced.
 
     Args:
-        name: Qualified name, for the error.
-        module: What stands there now, a `Conv2d` or what took its place.
+        name: Qualified name of the site, for the error message.
+        module: The module at the site, a `Conv2d` or a dynamic convolution.
 
     Raises:
-        ModelError: A BatchNorm was folded into what took its place.
+        ModelError: A BatchNorm was folded into the dynamic convolution.
     """
     if not isinstance(module, DynamicConv2d):
         conv: nn.Conv2d = module
         return conv
-    placed = placed_on(module)
+    placed = get_placement(module)
     if placed and placed.folded:
         raise ModelError(
-            f"the BatchNorm behind {name} was folded into its kernels, which are no longer those of the stock model: "
-            "take the model that was fused"
+            f"the BatchNorm after {name} was folded into its kernels, so the convolution cannot be restored: use the "
+            "model from before fusing"
         )
-    return original_of(module)
+    return restore_conv(module)
 
 
-def load_plain(model: nn.Module, state: dict[str, Tensor]) -> int:
-    """Let dynamic convolutions start from the weights of plain ones of the same names.
+def load_plain_weights(model: nn.Module, state: dict[str, Tensor]) -> int:
+    """Initialise dynamic convolutions from a state dict that has plain convolutions under the same names.
 
     Args:
-        model: The model that holds the dynamic ones.
-        state: State dict of another one.
+        model: The model with dynamic convolutions, changed in place.
+        state: The state dict.
 
     Returns:
-        The number of dynamic convolutions that got weights.
+        The number of dynamic convolutions that were initialised.
     """
     count = 0
     with torch.random.fork_rng(devices=[]):
-        for name, conv in placed_convolutions(model):
+        for name, conv in iterate_placed_convolutions(model):
             weight = state.get(f"{name}.weight")
             if weight is not None and weight.shape == conv.weight.shape[1:]:
-                conv.start_from(weight, state.get(f"{name}.bias"))
+                conv.init_from(weight, state.get(f"{name}.bias"))
                 count += 1
     return count

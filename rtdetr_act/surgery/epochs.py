@@ -1,4 +1,4 @@
-"""Tell a model how long it has been trained."""
+"""Anneal the temperatures of a model with the training epoch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rtdetr_act.surgery.modules import unwrap
 
 
 def set_epoch(model: Any, epoch: float) -> None:
-    """Tell a model how long it has been trained, so that the temperatures of its attentions follow.
+    """Set the temperatures of all attentions in a model to those of a training epoch.
 
-    Ultralytics' training does this by itself, before every batch. In a training loop of your own, call it at least
-    once an epoch, better before every step; a schedule that is over leaves `model.yaml` too.
+    Ultralytics' training calls it before every batch. In a custom training loop, call it at least once per epoch, and
+    preferably before every step. Schedules that have finished are also removed from `model.yaml`.
 
     Args:
-        model: A model as `patch_model` takes it.
-        epoch: Epochs since the first step, in parts where it is called more often: 0.5 in the middle of the first.
+        model: A model as accepted by `patch_model`.
+        epoch: Epochs since the first step, fractional within an epoch: 0.5 in the middle of the first one.
 
     Raises:
         ModelError: The model is exported, wrapped or compiled.
@@ -32,13 +32,13 @@ def set_epoch(model: Any, epoch: float) -> None:
     tensor(15.5000)
     """
     root = unwrap(model)
-    for module in scheduled_modules(root):
+    for module in find_scheduled_modules(root):
         module.set_epoch(epoch)
     plan = read_plan(root)
-    if (settled := plan.settled(epoch)) != plan:
-        set_plan(root, settled)
+    if (remaining := plan.without_finished_schedules(epoch)) != plan:
+        set_plan(root, remaining)
 
 
-def scheduled_modules(model: nn.Module) -> list[Scheduled]:
-    """Return the modules of a model that follow the epoch."""
+def find_scheduled_modules(model: nn.Module) -> list[Scheduled]:
+    """Return the modules of a model whose state depends on the epoch."""
     return [module for module in model.modules() if isinstance(module, Scheduled)]

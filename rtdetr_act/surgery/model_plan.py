@@ -1,4 +1,4 @@
-"""The plan that an Ultralytics model carries in its `yaml`: read it, set it, split it off a model YAML."""
+"""Read and write the plan in the `yaml` of an Ultralytics model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from rtdetr_act.surgery.plan import Plan, Rule
 
 
 def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
-    """Split a model YAML into what stock Ultralytics parses (four items a row, no `activation`) and its plan.
+    """Split a model YAML into a stock one, with four items per row and no `activation`, and its plan.
 
-    The input is left as it is. Rows named later win over the top-level `activation:`, which covers the convolutional
-    sites of all others; a named row covers its transformer sites too. `convolution: dynamic_conv@backbone` is the plan
-    of the convolutions.
+    The top-level `activation:` covers the convolutional sites of all rows. The activation of a row overrides it, and
+    covers the transformer sites of that row too. `convolution:` is the plan of the convolutions, such as
+    `dynamic_conv@backbone`.
+
+    Args:
+        model_yaml: The model YAML, which is not modified.
+
+    Returns:
+        The stock model YAML and the plan.
 
     Raises:
-        SpecError: A row has not four or five items, or an activation in it is wrong.
+        SpecError: A row does not have four or five items, or an activation is invalid.
     """
     if not isinstance(model_yaml, Mapping):
         raise SpecError(f"a model YAML is a mapping with 'backbone' and 'head', not {quote(model_yaml)}")
@@ -51,40 +57,40 @@ def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Pla
 
 
 def normalise_model_yaml(model_yaml: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model YAML with four items a row and its whole plan under `activation`, the form that survives."""
-    return with_plan(model_yaml, split_model_yaml(model_yaml)[1])
+    """Return a model YAML with four items per row and its whole plan under `activation`, as checkpoints store it."""
+    return set_yaml_plan(model_yaml, split_model_yaml(model_yaml)[1])
 
 
-def with_plan(model_yaml: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Return the model YAML with four items a row and `plan` as its only plan."""
+def set_yaml_plan(model_yaml: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return a model YAML with four items per row and `plan` in place of its own plan."""
     stock, _ = split_model_yaml(model_yaml)
     value = plan.to_yaml()
     return stock if value is None else {**stock, "activation": value}
 
 
 def is_model_yaml(data: object) -> bool:
-    """Say whether something is the YAML of an Ultralytics task model."""
+    """Return whether an object is the YAML of an Ultralytics task model."""
     return isinstance(data, Mapping) and "backbone" in data and "head" in data
 
 
-def carries_plan(model: Any) -> bool:
-    """Say whether a model is an Ultralytics task model, whose `yaml` its rebuilds are made from."""
+def is_task_model(model: Any) -> bool:
+    """Return whether a model is an Ultralytics task model, which is rebuilt from its `yaml`."""
     return is_model_yaml(getattr(model, "yaml", None))
 
 
 def read_plan(model: Any) -> Plan:
-    """Return the plan that a task model carries in its `yaml`; an empty plan for any other model."""
-    return split_model_yaml(model.yaml)[1] if carries_plan(model) else Plan()
+    """Return the plan in the `yaml` of a task model, or an empty plan for any other model."""
+    return split_model_yaml(model.yaml)[1] if is_task_model(model) else Plan()
 
 
 def set_plan(model: Any, plan: Plan) -> None:
     """Let a task model carry a plan, which replaces the one that it has; other models carry none."""
-    if carries_plan(model):
-        model.yaml = with_plan(model.yaml, plan)
+    if is_task_model(model):
+        model.yaml = set_yaml_plan(model.yaml, plan)
 
 
 def mark_fitted(model: Any) -> None:
-    """Write into a model's plan that the network has its start after the swap, so that no training gives it another."""
+    """Record in a model's plan that the network is fitted after the swap, so that training does not fit it again."""
     plan = read_plan(model)
-    if plan.awaits_fit:
+    if plan.needs_fit:
         set_plan(model, replace(plan, fitted=True))

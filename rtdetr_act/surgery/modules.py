@@ -1,4 +1,4 @@
-"""Modules of a network: reach the root, set a child, evaluate, and leave everything as it was."""
+"""Helpers for the modules of a network: unwrap, set a child, run in evaluation mode, restore attributes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rtdetr_act.errors import ModelError
 
 
 def unwrap(model: Any) -> nn.Module:
-    """Return the module whose sites a model has: the task model of an RTDETR or YOLO object, else the model itself.
+    """Return the task model of an RTDETR or YOLO object, or the model itself.
 
     Raises:
-        ModelError: The model is exported, wrapped, compiled or no module at all.
+        ModelError: The model is exported, wrapped or compiled, or is not a module.
     """
     root = model.model if hasattr(model, "overrides") and hasattr(model, "task") else model
     if isinstance(root, str) and root is not model:
         raise ModelError(f"'{root}' is an exported model without modules to swap: give the .pt or .yaml it came from")
     if not isinstance(root, nn.Module):
         raise ModelError(
-            f"a {type(root).__name__} is no torch.nn.Module: give a model object, such as RTDETR('x.yaml')"
+            f"a {type(root).__name__} is not a torch.nn.Module: give a model object, such as RTDETR('x.yaml')"
         )
     if isinstance(root, torch.jit.ScriptModule):
-        raise ModelError("a TorchScript model cannot be changed any more: patch the model it came from")
+        raise ModelError("a TorchScript model cannot be changed: patch the model it was exported from")
     if isinstance(root, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise ModelError(f"the model is wrapped in {type(root).__name__}: patch model.module, before wrapping it")
     if type(root).__name__ == "OptimizedModule":
@@ -34,8 +34,16 @@ def unwrap(model: Any) -> nn.Module:
     return root
 
 
-def example_inputs(root: nn.Module, example_input: Any) -> tuple[Any, ...] | None:
-    """Return what to call a model with: the arguments given, else zeros (1, C, 224, 224), None if it takes none."""
+def get_example_inputs(root: nn.Module, example_input: Any) -> tuple[Any, ...] | None:
+    """Return the positional arguments of a test call of a model.
+
+    Args:
+        root: The model.
+        example_input: A tensor or a tuple of arguments, None for zeros of the shape (1, C, 224, 224).
+
+    Returns:
+        The arguments; None if none are given and the model has no 2-D convolution.
+    """
     if example_input is not None:
         return example_input if isinstance(example_input, tuple) else (example_input,)
     parameter = next((p for p in root.parameters() if p.is_floating_point()), None)
@@ -45,20 +53,20 @@ def example_inputs(root: nn.Module, example_input: Any) -> tuple[Any, ...] | Non
     return (torch.zeros(1, conv.in_channels, 224, 224, device=parameter.device, dtype=parameter.dtype),)
 
 
-def frozen_among(parameters: Iterable[torch.Tensor]) -> set[int]:
-    """Return the ids of parameters that a training leaves alone.
+def find_frozen(parameters: Iterable[torch.Tensor]) -> set[int]:
+    """Return the ids of the parameters that the user has frozen.
 
-    Those are none where all of them are frozen, since a checkpoint's network comes so. Parameters of activations placed
-    since then are not, and should not be among the given ones.
+    If all parameters are frozen, none counts: checkpoints store networks that way. Do not pass the parameters of
+    activations inserted since loading, which are not frozen.
     """
-    found = list(parameters)
-    frozen = {id(parameter) for parameter in found if not parameter.requires_grad}
-    return frozen if len(frozen) < len({id(parameter) for parameter in found}) else set()
+    given = list(parameters)
+    frozen = {id(parameter) for parameter in given if not parameter.requires_grad}
+    return frozen if len(frozen) < len({id(parameter) for parameter in given}) else set()
 
 
 @contextmanager
-def evaluating(root: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and every module back into its own mode afterwards."""
+def evaluation_mode(root: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode inside the block, and restore the mode of every module afterwards."""
     modes = [(module, module.training) for module in root.modules()]
     root.train(False)
     try:
@@ -69,8 +77,8 @@ def evaluating(root: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put back every module's attributes: its mode, and what a forward pass caches, such as a decoder's anchors."""
+def preserve_attributes(model: nn.Module) -> Iterator[None]:
+    """Restore the attributes of every module after the block, such as its mode and the cached anchors of a decoder."""
     before = [(module, dict(vars(module))) for module in model.modules()]
     try:
         yield
@@ -80,21 +88,21 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-_LAYER_NOTES = ("i", "f", "type", "np")  # index, inputs, class and size, as `parse_model` writes them
+_LAYER_ATTRIBUTES = ("i", "f", "type", "np")  # index, inputs, class and size, as `parse_model` writes them
 
 
-def put(owner: nn.Module, attribute: str, activation: Any) -> None:
-    """Set an activation, a module or a plain function, as the attribute of its owner.
+def set_child(owner: nn.Module, attribute: str, activation: Any) -> None:
+    """Set an attribute of a module to an activation, a module or a plain function.
 
-    Where a row of a model YAML is nothing but that activation, it stays the layer that it was: Ultralytics goes through
-    the layers by what it noted on them.
+    If the replaced child is a layer of an Ultralytics model, the new one gets its index, inputs, class name and size,
+    which Ultralytics stores on layers.
     """
     if isinstance(activation, nn.Module):
         current = owner._modules.get(attribute)
         if current is not None:
-            vars(activation).update({key: vars(current)[key] for key in _LAYER_NOTES if key in vars(current)})
+            vars(activation).update({key: vars(current)[key] for key in _LAYER_ATTRIBUTES if key in vars(current)})
         if attribute in owner._modules:
-            owner._modules[attribute] = activation  # keeps its place among the children
+            owner._modules[attribute] = activation  # keeps the order of the children
         else:
             vars(owner).pop(attribute, None)
             owner.add_module(attribute, activation)
@@ -103,6 +111,6 @@ def put(owner: nn.Module, attribute: str, activation: Any) -> None:
         vars(owner)[attribute] = activation
 
 
-def tensors_of(root: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name."""
+def get_named_tensors(root: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module by qualified name."""
     return dict([*root.named_parameters(), *root.named_buffers()])

@@ -11,19 +11,25 @@ from torch import nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations import registry
-from rtdetr_act.activations.placed import Placed, leave_placed, placed_on
+from rtdetr_act.activations.placed import Placement, get_placement, set_placement
 from rtdetr_act.activations.protocol import Replaces
 from rtdetr_act.activations.temperature import TAU_EPOCHS, TAU_START
 from rtdetr_act.errors import ModelError, SelectionError
 from rtdetr_act.spec import ActSpec
-from rtdetr_act.surgery.convolutions import original_convolution
-from rtdetr_act.surgery.functional_calls import unseen_calls
+from rtdetr_act.surgery.convolutions import get_original_convolution
+from rtdetr_act.surgery.functional_calls import find_unreachable_calls
 from rtdetr_act.surgery.match import match
-from rtdetr_act.surgery.model_plan import carries_plan, read_plan, set_plan
-from rtdetr_act.surgery.modules import put, unwrap
+from rtdetr_act.surgery.model_plan import is_task_model, read_plan, set_plan
+from rtdetr_act.surgery.modules import set_child, unwrap
 from rtdetr_act.surgery.plan import Init, Plan, Rule, Scope, SwapOptions, check_overrides, format_layers
 from rtdetr_act.surgery.rewired import rewire, unwire
-from rtdetr_act.surgery.sites import Site, placed_activations, placed_convolutions, stock_works_in_place, walk
+from rtdetr_act.surgery.sites import (
+    Site,
+    collect_sites,
+    iterate_placed_activations,
+    iterate_placed_convolutions,
+    was_in_place,
+)
 from rtdetr_act.tables import align_columns
 
 KINDS: tuple[Replaces, ...] = ("activation", "convolution")
@@ -34,12 +40,12 @@ class Swap:
     """One swapped site.
 
     Attributes:
-        site: Where.
-        before: What stood there.
-        after: What stands there now.
-        parameters: Parameters of what stands there now.
-        parameters_before: Parameters of what stood there.
-        misfit: How far it starts from what stood there, as `match` returns it; None where nothing was fitted.
+        site: The site, with its new module.
+        before: What was replaced, such as "SiLU".
+        after: The spec of the new module, such as "arelu".
+        parameters: Number of parameters of the new module.
+        parameters_before: Number of parameters of what was replaced.
+        misfit: Relative error of the fit, as returned by `match`; None if nothing was fitted.
     """
 
     site: Site
@@ -52,13 +58,13 @@ class Swap:
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What `patch_model` or `patch_convs` did.
+    """The result of `patch_model` or `patch_convs`.
 
     Attributes:
         swaps: One entry per swapped site, in module order.
-        kept: Names of the sites left as they were, of the kinds that the plan has rules for.
-        plan: The whole plan that the model now carries.
-        unseen: Functional activations in the code of foreign blocks, which no swap reaches.
+        kept: Names of the unchanged sites, of the kinds (activations, convolutions) that the plan has rules for.
+        plan: The whole plan of the model after the swap.
+        unseen: Functional activations in the code of blocks, which cannot be swapped.
     """
 
     swaps: tuple[Swap, ...]
@@ -81,11 +87,11 @@ class PatchReport:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of all that was placed."""
+        """Total number of parameters of the inserted modules."""
         return sum(swap.parameters for swap in self.swaps)
 
     def __str__(self) -> str:
-        """Return a table: what became what, how often, where."""
+        """Return a table of the swaps, with one row per section, kind of swap and layout."""
         groups: dict[tuple[str, str, str, str], list[Swap]] = {}
         for swap in self.swaps:
             key = (swap.site.section, swap.before, swap.after, swap.site.layout)
@@ -126,33 +132,34 @@ def patch_model(
     init: Init = "paper",
     example_input: Any = None,
 ) -> PatchReport:
-    """Swap the activations of a model in place; each site gets an instance of its own.
+    """Swap the activations of a model in place; each site gets a separate instance.
 
-    Device, dtype, training mode and memory format are kept, and so are all other weights. An Ultralytics model carries
-    its plan in `model.yaml`, so that training, resuming and checkpoints keep it. Patching again replaces what it
-    selects. Nothing is changed if anything is wrong. In a training loop of your own, patch before the optimizer is
-    built: it would not know the new parameters.
+    Device, dtype, training mode, memory format and all other weights are kept. For an Ultralytics model the plan is
+    stored in `model.yaml`, so that training, resuming and checkpoints keep it. A later call replaces the activations at
+    the sites it selects. If an error is raised, the model is not changed. In a custom training loop, patch the model
+    before building the optimizer, which otherwise lacks the new parameters.
 
     Args:
         model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
         activation: A name such as "arelu" or "leaky_relu(negative_slope=0.1)", or a whole plan such as
             "dyrelu_b@backbone, dyrelu_c@neck, silu@22-27".
-        layers: Ultralytics layer indices, as "0-9", "0-3+7", 5 or a list.
-        include: Glob pattern(s) on qualified site names; one must match.
-        exclude: Glob pattern(s) on qualified site names; none may match.
-        scope: "conv" for convolutional sites, "all" for transformer sites too.
-        act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training.
-        init: "paper" (default) for the activation's own start, "match" for the one closest to what it replaces, where
-            it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, dyrelu_a, dyrelu_b, dyrelu_c);
-            Ultralytics' next training then begins with `refit`, whatever the activation.
-        example_input: For foreign models, what to call the model with to learn channels and layouts.
+        layers: Indices of Ultralytics layers, as "0-9", "0-3+7", 5 or a list. Default: None, all layers.
+        include: Glob pattern(s) on qualified site names, of which one must match. Default: None.
+        exclude: Glob pattern(s) on qualified site names, of which none may match. Default: None.
+        scope: "conv" (default) for convolutional sites, "all" for transformer sites too.
+        act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training. Default: 1.0.
+        init: "paper" (default) for the activation's default initialisation, "match" to fit it to the activation that it
+            replaces, if it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, dyrelu_a, dyrelu_b, dyrelu_c).
+            With "match" the next training with Ultralytics begins with `refit`, for any activation.
+        example_input: Input of a model that is not from Ultralytics, a tensor or a tuple of arguments, for a forward
+            pass that determines channels and layouts. Default: None, zeros (1, C, 224, 224).
 
     Returns:
-        The report; `len(report)` is the number of swapped sites, `print(report)` a table.
+        The report; `len(report)` is the number of swapped sites, and `print(report)` prints a table.
 
     Raises:
-        SpecError: The activation, its arguments or the selection cannot be understood.
-        SelectionError: A rule matches no site, or its activation cannot stand at one of its sites.
+        SpecError: The activation, its arguments or the selection is invalid.
+        SelectionError: A rule matches no site, or its activation does not support one of its sites.
         ModelError: The model is exported, wrapped or compiled.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
@@ -180,37 +187,40 @@ def patch_convs(
     tau_start: float | None = TAU_START,
     tau_epochs: float = TAU_EPOCHS,
 ) -> PatchReport:
-    """Replace the convolutions of a model by dynamic ones, in place (Chen et al., CVPR 2020, arXiv:1912.03458).
+    """Replace the convolutions of a model by dynamic convolutions, in place.
 
-    Each starts as the convolution it replaces. An Ultralytics model carries the plan in `model.yaml`, so that training,
-    resuming and checkpoints keep it. In a training loop of your own, patch before the optimizer is built, and call
-    `set_epoch(model, epoch)` as the epochs go by. The first convolution stays as it is, as in the paper, and
-    so do frozen ones, the predictions of an Ultralytics head, and those whose blocks read their weights (RepConv).
+    Each one is initialised as the convolution that it replaces. For an Ultralytics model the plan is stored in
+    `model.yaml`, so that training, resuming and checkpoints keep it. In a custom training loop, patch the model before
+    building the optimizer, and call `set_epoch(model, epoch)` during training. The first convolution is kept, as in the
+    paper, and so are frozen ones, the prediction layers of an Ultralytics head, and those whose blocks read their
+    weights (RepConv).
 
     Args:
         model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
-        kernels: K, the kernels of each convolution.
-        layers: Ultralytics layer indices, as "0-9", "0-3+7", 5 or a list.
-        include: Glob pattern(s) on qualified names of convolutions; one must match.
-        exclude: Glob pattern(s); none may match.
-        reduction: Of the channels inside the attention.
-        tau: Last temperature of the attention.
-        tau_start: First temperature; None for `tau` from the start.
-        tau_epochs: Epochs from the first to the last, on a line.
+        kernels: Number K of kernels per convolution. Default: 4.
+        layers: Indices of Ultralytics layers, as "0-9", "0-3+7", 5 or a list. Default: None, all layers.
+        include: Glob pattern(s) on qualified names of convolutions, of which one must match. Default: None.
+        exclude: Glob pattern(s), of which none may match. Default: None.
+        reduction: Reduction of the channels in the hidden layer of the attention. Default: 4.
+        tau: Final temperature of the attention. Default: 1.
+        tau_start: Initial temperature, None for a constant temperature `tau`. Default: 30.
+        tau_epochs: Epochs over which the temperature is annealed linearly. Default: 10.
 
     Returns:
-        The report; `len(report)` is the number of replaced convolutions, `print(report)` a table.
+        The report; `len(report)` is the number of replaced convolutions, and `print(report)` prints a table.
 
     Raises:
-        SpecError: An argument is wrong.
+        SpecError: An argument is invalid.
         SelectionError: No convolution is selected.
         ModelError: The model is exported, wrapped or compiled.
+
+    Paper: Chen et al., CVPR 2020, arXiv:1912.03458.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
     >>> patch_convs(net, kernels=2).sites
     ['2']
     """
-    defaults = registry.defaults_of("dynamic_conv")
+    defaults = registry.get_default_arguments("dynamic_conv")
     values = (kernels, reduction, tau, tau_start, tau_epochs)
     given = {name: value for name, value in zip(defaults, values, strict=True) if value != defaults[name]}
     plan = Plan.parse("dynamic_conv", layers=layers, include=include, exclude=exclude)
@@ -220,106 +230,109 @@ def patch_convs(
 
 
 def apply_plan(root: nn.Module, plan: Plan, *, example_input: Any = None, strict: bool = False) -> PatchReport:
-    """Apply a plan to a model, on top of the plan that it carries.
+    """Apply a plan to a model in addition to the plan that it already has; on an error, nothing is changed.
 
     Args:
         root: The module.
-        plan: What to place; if it has a base, that is placed first.
+        plan: The plan; its base, if any, is applied first.
         example_input: As in `patch_model`.
-        strict: Refuse a rule that later ones leave no site, which is a mistake where a user has just written the plan;
-            one that was read back from a model may have such rules.
+        strict: Raise if later rules override a rule at all of its sites. That is a mistake in a plan that a user has
+            just written, but normal in one that was read from a model. Default: False.
 
     Returns:
-        The report, with the whole plan that the model carries now.
+        The report, with the whole plan of the model.
 
     Raises:
-        SpecError: An activation is unknown, or its arguments are wrong. Nothing is changed, as by the following errors.
-        SelectionError: A rule matches no site, or its activation cannot stand at one of its sites.
-        ModelError: A BatchNorm was folded into a convolution that is dynamic already.
+        SpecError: An activation is unknown, or its arguments are invalid.
+        SelectionError: A rule matches no site, or its activation does not support one of its sites.
+        ModelError: A BatchNorm was folded into a dynamic convolution.
     """
-    sites = walk(root, "", getattr(root, "yaml", None), KINDS, example_input)
+    sites = collect_sites(root, "", getattr(root, "yaml", None), KINDS, example_input)
     report = swap_sites(sites, plan, strict=strict)
-    if carries_plan(root):
+    if is_task_model(root):
         carried = read_plan(root)
-        for stage in (*_bases_of(plan), report.plan):
+        for stage in (*_resolve_bases(plan), report.plan):
             carried = prune_overridden(sites, carried.followed_by(stage))
         set_plan(root, carried)
         report = replace(report, plan=carried)
-    return replace(report, unseen=tuple(unseen_calls(root)))
+    return replace(report, unseen=tuple(find_unreachable_calls(root)))
 
 
 def swap_sites(sites: Sequence[Site], plan: Plan, *, strict: bool = False) -> PatchReport:
-    """Place a plan at sites already found: resolve and build all, then swap all.
+    """Apply a plan to sites: build all modules, then insert them; on an error, nothing is changed.
 
     Args:
-        sites: Where, as `walk` finds them.
-        plan: What to place; a plan that it starts from (`base`) is placed below it.
+        sites: The sites, as returned by `collect_sites`.
+        plan: The plan; its base, if any, is applied first.
         strict: As in `apply_plan`.
 
     Returns:
-        The report of the plan itself, resolved and without its base.
+        The report, whose plan is resolved and has no base.
 
     Raises:
-        SpecError: An activation is unknown, or its arguments are wrong. Nothing is changed, as by the following errors.
-        SelectionError: A rule matches no site, or its activation cannot stand at one of its sites.
-        ModelError: A BatchNorm was folded into a convolution that is dynamic already.
+        SpecError: An activation is unknown, or its arguments are invalid.
+        SelectionError: A rule matches no site, or its activation does not support one of its sites.
+        ModelError: A BatchNorm was folded into a dynamic convolution.
     """
-    stages = [*_bases_of(plan), resolve_plan(replace(plan, base=None))]
+    stages = [*_resolve_bases(plan), resolve_plan(replace(plan, base=None))]
     if strict:
         check_overrides(stages[-1].rules, sites)
     now = {site.name: site for site in sites}
     swaps: dict[str, Swap] = {}
-    # A swap must not move the random state: the other weights, the data order and the augmentations of a patched
-    # run stay those of the stock run with the same seed, so that the two can be compared in pairs.
+    # A swap must not change the random state, so that a patched run has the same other weights, data order and
+    # augmentations as the stock run with the same seed, and the two can be compared as a pair.
     with torch.random.fork_rng(devices=[]):
         for stage in stages:
-            _check_matches(sites, stage.rules)
+            _check_selections(sites, stage.rules)
             swaps = {}
-            shared: dict[int, nn.Module] = {}  # what takes the place of a convolution does so at all of its places
+            shared: dict[int, nn.Module] = {}  # a convolution that is used at several sites has one replacement
             for site in now.values():
-                if rule := stage.winner(site):
-                    swaps[site.name] = _build(site, rule, shared)
+                if rule := stage.find_rule(site):
+                    swaps[site.name] = _build_swap(site, rule, shared)
             now.update({name: replace(now[name], module=new.site.module) for name, new in swaps.items()})
     for site in sites:
         if now[site.name].module is not site.module:
-            _install(site, now[site.name].module)
+            _insert(site, now[site.name].module)
     kinds = {rule.replaces for rule in stages[-1].rules}
     kept = tuple(site.name for site in sites if site.replaces in kinds and site.name not in swaps)
     return PatchReport(tuple(swaps.values()), kept, stages[-1])
 
 
-def _bases_of(plan: Plan) -> list[Plan]:
-    """Return the plans that a plan starts from, resolved, each without its base, the first one first."""
+def _resolve_bases(plan: Plan) -> list[Plan]:
+    """Return the bases of a plan, resolved and each without its base, from the innermost to the outermost."""
     if plan.base is None:
         return []
-    return [*_bases_of(plan.base), resolve_plan(replace(plan.base, base=None))]
+    return [*_resolve_bases(plan.base), resolve_plan(replace(plan.base, base=None))]
 
 
 def resolve_plan(plan: Plan) -> Plan:
-    """Return the plan with zoo names for aliases, its arguments checked; raises SpecError."""
+    """Return a plan with registered names for aliases, after validating all arguments; raise SpecError if invalid."""
     rules = (replace(rule, activation=registry.resolve(rule.activation, rule.replaces)) for rule in plan.rules)
     return replace(plan, rules=tuple(rules))
 
 
 def prune_overridden(sites: Sequence[Site], plan: Plan) -> Plan:
-    """Leave out the rules that no site follows any more, so that a plan patched again and again stays short."""
-    winners = [plan.winner(site) for site in sites]
+    """Return a plan without the rules that apply to none of the sites, so that repeated patching keeps it short."""
+    winners = [plan.find_rule(site) for site in sites]
     return replace(plan, rules=tuple(rule for rule in plan.rules if any(rule is winner for winner in winners)))
 
 
 def unpatch_model(model: Any) -> int:
-    """Put back the very objects that stood at every swapped site; weights are untouched.
+    """Restore the original module at every swapped site, in place; other weights are not changed.
 
-    Works on copies and loaded checkpoints too: each activation remembers what it replaced. So does each dynamic
-    convolution; where it has been trained or loaded since, the Conv2d gets the mean of its kernels. The plan leaves
-    `model.yaml`, so that the next training is stock again.
+    This also works for copies and loaded checkpoints, since each inserted module keeps a reference to the one that it
+    replaced. If a dynamic convolution has been trained or loaded since, its Conv2d gets the mean of its kernels. The
+    plan is removed from `model.yaml`, so that the next training is stock again.
+
+    Args:
+        model: A model as accepted by `patch_model`.
 
     Returns:
-        The number of sites restored, 0 for a model that was not patched.
+        The number of restored sites, 0 for a model that is not patched.
 
     Raises:
-        ModelError: The model is exported, wrapped or compiled, or its weights hold the factors of folded activations or
-            of a BatchNorm folded into dynamic convolutions.
+        ModelError: The model is exported, wrapped or compiled, or factors of activations or a BatchNorm were folded
+            into its weights.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     >>> before = net[1]
@@ -327,21 +340,25 @@ def unpatch_model(model: Any) -> int:
     (1, 1, True)
     """
     root = unwrap(model)
-    activations = [(name, module, placed) for name, module in placed_activations(root) if (placed := placed_on(module))]
+    activations = [
+        (name, module, placed) for name, module in iterate_placed_activations(root) if (placed := get_placement(module))
+    ]
     if folded := [name for name, _, placed in activations if placed.folded]:
         raise ModelError(
-            f"{len(folded)} activations were folded into the weights ({folded[0]} first), which are no longer those of "
-            "the stock model: unpatch the one that it was folded from"
+            f"{len(folded)} activations were folded into the weights ({folded[0]} first), so the stock model cannot be "
+            "restored: unpatch the model from before folding"
         )
-    convolutions = [(name, original_convolution(name, module)) for name, module in placed_convolutions(root)]
+    convolutions = [
+        (name, get_original_convolution(name, module)) for name, module in iterate_placed_convolutions(root)
+    ]
     for name, conv in convolutions:
-        owner, attribute = _owner_of(root, name)
-        put(owner, attribute, conv)
+        owner, attribute = _get_owner(root, name)
+        set_child(owner, attribute, conv)
     for name, module, placed in activations:
-        owner, attribute = _owner_of(root, name)
+        owner, attribute = _get_owner(root, name)
         if isinstance(placed.original, nn.Module):
             _move_like(placed.original, module, owner)
-        put(owner, attribute, placed.original)
+        set_child(owner, attribute, placed.original)
         _update_fast_path(owner, placed.original)
     for module in list(root.modules()):
         if hasattr(module, "hidden_calls"):
@@ -350,13 +367,13 @@ def unpatch_model(model: Any) -> int:
     return len(activations) + len(convolutions)
 
 
-def _owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+def _get_owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = name.rpartition(".")
     return root.get_submodule(path), attribute
 
 
-def _check_matches(sites: Sequence[Site], rules: Iterable[Rule]) -> None:
-    """Refuse a rule that matches no site; raises SelectionError."""
+def _check_selections(sites: Sequence[Site], rules: Iterable[Rule]) -> None:
+    """Check that every rule matches a site; raise SelectionError otherwise."""
     for rule in rules:
         kind = [site for site in sites if site.replaces == rule.replaces]
         layers = {site.layer for site in sites if site.layer is not None}
@@ -377,13 +394,13 @@ def _check_matches(sites: Sequence[Site], rules: Iterable[Rule]) -> None:
         raise SelectionError(f"'{rule}' matches no activation site{hint}")
 
 
-def _build(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:
-    """Build what a rule places at a site, and say what it is.
+def _build_swap(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:
+    """Build the module that a rule inserts at a site, and return the swap.
 
     Args:
-        site: Where.
-        rule: What.
-        shared: What was built so far for convolutions, by the ids of these.
+        site: The site.
+        rule: The rule.
+        shared: The replacements built so far, by the ids of the convolutions; updated.
     """
     misfit = None
     if rule.replaces == "convolution":
@@ -394,8 +411,8 @@ def _build(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:
         if rule.init == "match":
             misfit = match(module, site.module, site.channels, site.layout)
         _set_inplace(module, site, rule)
-        placed = placed_on(site.module)
-        leave_placed(module, Placed(str(rule.activation), placed.original if placed else site.module))
+        placed = get_placement(site.module)
+        set_placement(module, Placement(str(rule.activation), placed.original if placed else site.module))
     counts = [_count_parameters(each) for each in (module, site.module)]
     return Swap(replace(site, module=module), site.current, str(rule.activation), counts[0], counts[1], misfit)
 
@@ -405,22 +422,22 @@ def _count_parameters(module: Any) -> int:
 
 
 def _build_convolution(site: Site, rule: Rule) -> nn.Module:
-    original = original_convolution(site.name, site.module)
+    original = get_original_convolution(site.name, site.module)
     module = registry.build_convolution(rule.activation, original)
-    leave_placed(module, Placed(str(rule.activation), original, "convolution"))
+    set_placement(module, Placement(str(rule.activation), original, "convolution"))
     return module
 
 
 def _build_activation(site: Site, rule: Rule) -> nn.Module:
-    entry = registry.entry(rule.activation.name)
+    entry = registry.get_entry(rule.activation.name)
     if site.layout == "tokens" and not entry.tokens:
         raise SelectionError(
-            f"'{entry.name}' works on feature maps only, but {site.name} ({site.owner_class}) holds tokens (B, N, C): "
-            "keep scope='conv', or exclude that site"
+            f"'{entry.name}' works on feature maps only, but {site.name} ({site.owner_class}) has tokens (B, N, C): "
+            "use scope='conv', or exclude that site"
         )
     if entry.needs_channels and site.channels is None:
         seen = sorted(set(site.widths))
-        why = f"is called with {' and '.join(map(str, seen))} channels" if seen else "does not tell its channels"
+        why = f"is called with {' and '.join(map(str, seen))} channels" if seen else "has an unknown number of channels"
         raise SelectionError(
             f"'{entry.name}' needs one channel count, but {site.name} {why}: exclude it or give example_input="
         )
@@ -428,36 +445,36 @@ def _build_activation(site: Site, rule: Rule) -> nn.Module:
 
 
 def _set_inplace(module: nn.Module, site: Site, rule: Rule) -> None:
-    """Let an activation write over its input where that saves memory and is safe, and refuse it elsewhere."""
+    """Make an activation work in place where that is safe and saves memory; raise if the rule asks for it elsewhere."""
     if getattr(module, "inplace", False) and not site.overwritable:
         raise SelectionError(
-            f"'{rule.activation}' would write over its input, but at {site.name} ({site.owner_class}) others may read "
-            "that again: leave inplace out, and it is set where it is safe"
+            f"'{rule.activation}' would write over its input, but at {site.name} ({site.owner_class}) other layers may "
+            "read it again: omit inplace, which is set automatically where it is safe"
         )
     if hasattr(module, "inplace") and "inplace" not in dict(rule.activation.kwargs):
-        # A backward that reads the result needs what the next layer keeps anyway: one map less per site. That of SiLU
-        # or Mish reads the input, of which torch would make a copy.
-        answer = registry.entry(rule.activation.name).backward_reads_result
-        if answer is None:
-            module.inplace = stock_works_in_place(site.module)  # type: ignore[assignment]
+        # A backward that reads the output needs only what the next layer saves anyway, which saves one map per site.
+        # That of SiLU or Mish reads the input, of which torch would make a copy.
+        backward_reads_result = registry.get_entry(rule.activation.name).backward_reads_result
+        if backward_reads_result is None:
+            module.inplace = was_in_place(site.module)  # type: ignore[assignment]
         else:
-            module.inplace = answer(module) and site.overwritable  # type: ignore[assignment]
+            module.inplace = backward_reads_result(module) and site.overwritable  # type: ignore[assignment]
 
 
-def _install(site: Site, module: nn.Module) -> None:
-    """Put a module at a site, in the place of what stands there."""
+def _insert(site: Site, module: nn.Module) -> None:
+    """Insert a module at a site, in place of the current one."""
     if site.hidden and not hasattr(site.owner, "hidden_calls"):
         rewire(site.owner)
     if site.replaces == "activation":
         _move_like(module, getattr(site.owner, site.attribute), site.owner)
-    put(site.owner, site.attribute, module)
+    set_child(site.owner, site.attribute, module)
     _update_fast_path(site.owner, module)
 
 
 def _update_fast_path(owner: nn.Module, activation: Any) -> None:
-    """Keep torch's fused inference path of TransformerEncoderLayer from computing another activation than stands there.
+    """Set the activation that the fused inference path of TransformerEncoderLayer computes.
 
-    It runs ReLU or GELU itself while `activation_relu_or_gelu` is 1 or 2, without looking at the attribute again.
+    That path computes ReLU or GELU if `activation_relu_or_gelu` is 1 or 2, without reading the `activation` attribute.
     """
     if isinstance(owner, nn.TransformerEncoderLayer):
         relu = activation is F.relu or isinstance(activation, nn.ReLU)
@@ -466,7 +483,7 @@ def _update_fast_path(owner: nn.Module, activation: Any) -> None:
 
 
 def _move_like(module: nn.Module, current: Any, owner: nn.Module) -> None:
-    """Give a module the device, dtype, mode and memory format of the place it comes to."""
+    """Move a module to the device, dtype, training mode and memory format of the module that it replaces."""
     module.train(owner.training)
     near = (p for m in (current, owner) if isinstance(m, nn.Module) for p in m.parameters() if p.is_floating_point())
     reference = next(near, None)

@@ -1,8 +1,8 @@
-"""The plan: which activation stands at which sites, as plain data (no torch, nothing executed).
+"""The plan: which activation to insert at which sites, as plain data (no torch, nothing executed).
 
-A plan is an ordered list of rules, later rules winning. Strings, YAML rows, command-line flags and Python calls all
-become one `Plan`, and `Plan.to_yaml()` is what `model.yaml["activation"]` carries through training, checkpoints and
-resuming. That form is a mapping, which stock Ultralytics refuses to parse instead of training another network.
+A plan is an ordered list of rules, of which the last that matches a site applies. Strings, YAML rows, command-line
+flags and Python calls all become a `Plan`, and `model.yaml["activation"]` stores `Plan.to_yaml()` in training,
+checkpoints and resumed runs. It is a mapping, on which stock Ultralytics fails, instead of training another network.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ SCOPES: tuple[Scope, ...] = ("conv", "all")
 INITS: tuple[Init, ...] = ("paper", "match")
 _RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope", "init")
 _PLAN_KEYS = ("rules", "default_act", "act_lr", "base", "fitted")
-_MOST_LAYERS = 10_000
-_LARGEST = 1e9  # of any number in a plan
-_DEEPEST_BASE = 50  # plans that start from one another
-_SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments that matter until the last epoch of a schedule
+_MAX_LAYERS = 10_000
+_MAX_NUMBER = 1e9  # largest absolute value of a number in a plan
+_MAX_BASE_DEPTH = 50  # of nested bases
+_SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments without effect once a schedule has finished
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One activation and the sites it is meant for, or what takes the place of convolutions.
+    """One activation, or replacement of convolutions, and the sites that it is inserted at.
 
     Attributes:
-        activation: What to place, such as `arelu` or `dynamic_conv`.
-        layers: Ultralytics layer indices; with `sections` the union of both, empty means every layer.
+        activation: What to insert, such as `arelu` or `dynamic_conv`.
+        layers: Indices of Ultralytics layers. Sites in `layers` or `sections` match; if both are empty, all do.
         sections: Any of "backbone", "neck", "head".
-        include: Glob patterns on qualified site names, at least one must match if any is given.
-        exclude: Glob patterns on qualified site names, none may match.
-        scope: "conv" for convolutional sites (feature maps), "all" for transformer sites too.
-        init: "paper" for the activation's own start, "match" for the network closest to the one before the swap.
+        include: Glob patterns on qualified site names; if there are any, at least one must match.
+        exclude: Glob patterns on qualified site names; none may match.
+        scope: "conv" (default) for convolutional sites (feature maps), "all" for transformer sites too.
+        init: "paper" (default) for the activation's default initialisation, "match" to fit it, and the network, to the
+            network before the swap.
     """
 
     activation: ActSpec
@@ -60,13 +61,15 @@ class Rule:
 
     @property
     def replaces(self) -> Replaces:
-        """What its activation takes the place of, an "activation" or a "convolution"."""
-        from rtdetr_act.activations.registry import replaced_by  # brings torch, which the command line starts without
+        """What its activation replaces, an "activation" or a "convolution"."""
+        from rtdetr_act.activations.registry import (
+            get_replaced_kind,  # brings torch, which the command line starts without
+        )
 
-        return replaced_by(self.activation.name)
+        return get_replaced_kind(self.activation.name)
 
     def selects(self, site: Selectable) -> bool:
-        """Say whether the rule means a site, by what stands there, its name, layer, section and layout."""
+        """Return whether the rule matches a site, by its kind, name, layer, section and layout."""
         if site.replaces != self.replaces or (self.scope == "conv" and site.layout != "map"):
             return False
         if (self.layers or self.sections) and site.layer not in self.layers and site.section not in self.sections:
@@ -77,7 +80,7 @@ class Rule:
 
     @property
     def where(self) -> str:
-        """The selection in words, empty when the rule means every site of its scope."""
+        """The selection as text, such as "@backbone exclude=*.cv2.*"; empty if the rule matches all sites in scope."""
         parts = [*self.sections, *([format_layers(self.layers)] if self.layers else [])]
         words = ["@" + "+".join(parts)] if parts else []
         words += [f"include={pattern}" for pattern in self.include]
@@ -85,18 +88,18 @@ class Rule:
         words += ["scope=all"] if self.scope == "all" else []
         return " ".join(words)
 
-    def settled(self, epoch: float) -> Rule:
-        """Return the rule without a schedule that is over after that many epochs of training."""
+    def without_finished_schedules(self, epoch: float) -> Rule:
+        """Return the rule without the arguments of its schedule, if that has finished after so many epochs."""
         end = _schedule_end(self.activation)
         if end is None or end > epoch:
             return self
         kept = [(key, value) for key, value in self.activation.kwargs if key not in _SCHEDULE_KEYS]
-        starts_by_default = _defaults_of(self.activation.name).get("tau_start") is not None
+        starts_by_default = _get_default_arguments(self.activation.name).get("tau_start") is not None
         kept += [("tau_start", None)] if starts_by_default else []
         return replace(self, activation=replace(self.activation, kwargs=tuple(kept)))
 
     def to_yaml(self) -> dict[str, Any]:
-        """Return the rule as plain data, defaults left out."""
+        """Return the rule as plain data, without defaults."""
         data: dict[str, Any] = {"activation": str(self.activation)}
         if self.layers:
             data["layers"] = format_layers(self.layers)
@@ -111,16 +114,16 @@ class Rule:
 
     @classmethod
     def from_yaml(cls, data: Mapping[str, Any]) -> Rule:
-        """Read back what `to_yaml` wrote; unknown keys and wrong values raise SpecError."""
+        """Build a rule from the output of `to_yaml`; raise SpecError for unknown keys and invalid values."""
         if not isinstance(data, Mapping) or "activation" not in data:
             raise SpecError(f"a rule is a mapping with the key 'activation', not {quote(data)}")
         _check_keys("rule", data, _RULE_KEYS)
         return cls(
             ActSpec.parse(data["activation"]),
             parse_layers(data.get("layers")),
-            _check_sections(_strings(data.get("sections"))),
-            _strings(data.get("include")),
-            _strings(data.get("exclude")),
+            _check_sections(_to_strings(data.get("sections"))),
+            _to_strings(data.get("include")),
+            _to_strings(data.get("exclude")),
             check_scope(data.get("scope", "conv")),
             check_init(data.get("init", "paper")),
         )
@@ -134,7 +137,7 @@ class Rule:
 
 
 class SwapOptions(TypedDict, total=False):
-    """How activations are swapped in, beside which and where; the meanings are those of `patch_model`."""
+    """Options of a swap beside the activation and its sites, with the meaning of the arguments of `patch_model`."""
 
     scope: Scope
     act_lr: float
@@ -143,15 +146,15 @@ class SwapOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Plan:
-    """Rules in order, later ones winning, and what travels with them.
+    """An ordered list of rules, of which the last that matches a site applies, and the options of the whole plan.
 
     Attributes:
         rules: The rules.
-        default_act: A stock `activation:` such as "nn.ReLU()", which keeps its stock meaning below the rules.
-        act_lr: Factor on the learning rate of scalar and per-channel activation parameters, 1.0 by default.
-        base: The plan of the network that rules with `init="match"` start from; None for the stock one.
-        fitted: Whether the network has had the start that rules with `init="match"` ask for, which a training gives
-            it once.
+        default_act: A stock `activation:` such as "nn.ReLU()", which applies where no rule does. Default: None.
+        act_lr: Factor on the learning rate of scalar and per-channel activation parameters. Default: 1.0.
+        base: The plan of the network before the swap, to which rules with `init="match"` are fitted. Default: None, the
+            stock network.
+        fitted: Whether the network has been fitted already; training does it once. Default: False.
 
     >>> plan = Plan.parse("dyrelu_b@backbone, dyrelu_c@neck, silu@22-27")
     >>> Plan.from_yaml(plan.to_yaml()) == plan
@@ -176,13 +179,19 @@ class Plan:
         act_lr: float = 1.0,
         init: Init = "paper",
     ) -> Plan:
-        """Parse `activation[@section or layers] [init=match][, …]`; also `dynamic_conv[@…]`.
+        """Parse a plan from text: `activation[@section or layers] [init=match][, …]`.
 
-        Sections and layer ranges join with `+`: `arelu@backbone+12+22-27`. The keywords hold for every rule of the text
-        that does not say otherwise.
+        Args:
+            text: The rules. Sections and layer ranges are joined by `+`, as in `arelu@backbone+12+22-27`.
+            layers: Layer indices of all rules, which must then have none of their own. Default: None.
+            include: Glob pattern(s) on site names, of all rules. Default: None.
+            exclude: Glob pattern(s) on site names, of all rules. Default: None.
+            scope: "conv" (default) or "all", for rules of activations.
+            act_lr: See `Plan`. Default: 1.0.
+            init: "paper" (default) or "match", for rules of activations without `init=` in the text.
 
         Raises:
-            SpecError: The text, a section, a layer range or a keyword is wrong.
+            SpecError: The text, a section, a layer range or a keyword argument is invalid.
         """
         if not isinstance(text, str):
             raise SpecError(f"a plan is a string such as 'dyrelu_b@backbone, dyrelu_c@neck', not {quote(text)}")
@@ -196,41 +205,47 @@ class Plan:
             rule = _parse_rule(part)
             if narrowed and (rule.layers or rule.sections):
                 raise SpecError(f"{quote(part)} names its layers already: drop either '@…' or layers=")
-            rule = replace(rule, layers=rule.layers or narrowed, include=_strings(include), exclude=_strings(exclude))
+            rule = replace(
+                rule, layers=rule.layers or narrowed, include=_to_strings(include), exclude=_to_strings(exclude)
+            )
             check_scope(scope)
             check_init(init)
             if rule.replaces == "activation":
                 rule = replace(rule, scope=scope, init=rule.init if rule.init != "paper" else init)
-            else:  # it starts as the convolution that it replaces
+            else:  # it is initialised as the convolution that it replaces
                 rule = replace(rule, init="paper")
             rules.append(rule)
         return cls(tuple(rules), act_lr=_check_act_lr(act_lr))
 
     @classmethod
     def parse_convolutions(cls, text: str) -> Plan:
-        """Parse a plan of convolutions alone, such as `dynamic_conv(kernels=2)@backbone`; raises SpecError."""
+        """Parse a plan that only replaces convolutions, such as `dynamic_conv(kernels=2)@backbone`.
+
+        Raises:
+            SpecError: The text is invalid, or names an activation.
+        """
         plan = cls.parse(text)
         for rule in plan.rules:
             if rule.replaces != "convolution":
-                from rtdetr_act.activations.registry import names_of
+                from rtdetr_act.activations.registry import list_names
 
-                known, name = names_of("convolution"), rule.activation.name
-                raise SpecError(f"there is no convolution {quote(name)} to put in{suggest(name, known)}")
+                known, name = list_names("convolution"), rule.activation.name
+                raise SpecError(f"{quote(name)} is not a replacement of a convolution{suggest(name, known)}")
         return plan
 
     @classmethod
     def from_yaml(cls, data: object) -> Plan:
-        """Read the value of a model YAML's `activation:` key: a name, a stock form, a plan string or plain data.
+        """Build a plan from the value of `activation:` in a model YAML: a name, a stock form, a plan or plain data.
 
         Raises:
-            SpecError: The value is none of these, or holds code.
+            SpecError: The value is none of these, or contains code.
         """
         return cls._from_yaml(data, 0)
 
     @classmethod
     def _from_yaml(cls, data: object, depth: int) -> Plan:
-        if depth > _DEEPEST_BASE:
-            raise SpecError(f"'base' under 'activation' holds a 'base' more than {_DEEPEST_BASE} deep, or holds itself")
+        if depth > _MAX_BASE_DEPTH:
+            raise SpecError(f"'base' under 'activation' is nested more than {_MAX_BASE_DEPTH} deep, or contains itself")
         if data is None:
             return cls()
         if isinstance(data, str):
@@ -253,7 +268,7 @@ class Plan:
         )
 
     def to_yaml(self) -> dict[str, Any] | str | None:
-        """Return the value for `model.yaml["activation"]`: plain data with rules, the stock form (or None) without."""
+        """Return the value for `model.yaml["activation"]`: plain data; the stock form or None if there are no rules."""
         if not self:
             return self.default_act
         data: dict[str, Any] = {"rules": [rule.to_yaml() for rule in self.rules]}
@@ -268,50 +283,53 @@ class Plan:
         return data
 
     @property
-    def awaits_fit(self) -> bool:
-        """Whether the next training is to give the network a start close to what it was."""
+    def needs_fit(self) -> bool:
+        """Whether the next training must fit the network to the one before the swap."""
         return not self.fitted and any(rule.init == "match" for rule in self.rules)
 
-    def winner(self, site: Selectable) -> Rule | None:
-        """Return the last rule that selects a site, or None."""
+    def find_rule(self, site: Selectable) -> Rule | None:
+        """Return the last rule that matches a site, or None."""
         return next((rule for rule in reversed(self.rules) if rule.selects(site)), None)
 
     def followed_by(self, other: Plan) -> Plan:
-        """Return this plan with the rules of `other` behind its own; a rule with the same selection is replaced."""
+        """Return this plan with the rules of `other` appended; they replace rules with the same selection.
+
+        If `other` has rules with `init="match"`, the rules of activations in this plan become the base of the result.
+        """
         act_lr = other.act_lr if any(rule.replaces == "activation" for rule in other.rules) else self.act_lr
         if any(rule.init == "match" for rule in other.rules):
-            base = self.settled()
+            base = self.without_finished_schedules()
             base = replace(base, rules=tuple(rule for rule in base.rules if rule.replaces == "activation"))
             kept = tuple(rule for rule in self.rules if rule.replaces == "convolution")
-            rules = _override(kept, other.rules)
+            rules = _merge_rules(kept, other.rules)
             return replace(other, rules=rules, default_act=self.default_act, base=base or None)
-        return replace(self, rules=_override(self.rules, other.rules), act_lr=act_lr)
+        return replace(self, rules=_merge_rules(self.rules, other.rules), act_lr=act_lr)
 
-    def settled(self, epoch: float = math.inf) -> Plan:
-        """Return the plan without the schedules that are over after that many epochs of training; inf ends all.
+    def without_finished_schedules(self, epoch: float = math.inf) -> Plan:
+        """Return the plan without the schedules that have finished after a number of epochs; by default, without any.
 
         >>> plan = Plan.parse("dyrelu_c(tau_start=30.0, tau_epochs=5)")
-        >>> str(plan.settled(4)), str(plan.settled(5))
+        >>> str(plan.without_finished_schedules(4)), str(plan.without_finished_schedules(5))
         ('dyrelu_c(tau_start=30.0, tau_epochs=5)', 'dyrelu_c')
         """
-        return replace(self, rules=tuple(rule.settled(epoch) for rule in self.rules))
+        return replace(self, rules=tuple(rule.without_finished_schedules(epoch) for rule in self.rules))
 
     def schedule_ends(self) -> tuple[float, ...]:
-        """Return the epochs after which a schedule of the plan is over."""
+        """Return the epochs at which schedules of the plan finish, in ascending order."""
         ends = {_schedule_end(rule.activation) for rule in self.rules}
         return tuple(sorted(end for end in ends if end is not None))
 
     def __bool__(self) -> bool:
-        """A plan without rules changes nothing."""
+        """Return whether the plan has rules; without any it changes nothing."""
         return bool(self.rules)
 
     def __str__(self) -> str:
-        """Return the rules in order, as in `dyrelu_b@backbone, silu@22-27`."""
+        """Return the rules as text that `parse` accepts, such as `dyrelu_b@backbone, silu@22-27`."""
         return ", ".join(map(str, self.rules))
 
 
 class Selectable(Protocol):
-    """What a rule can select: a site of an activation or of a convolution."""
+    """Protocol of sites, which rules can match: those of activations and of convolutions."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -326,12 +344,12 @@ class Selectable(Protocol):
 
 
 def check_overrides(rules: Sequence[Rule], sites: Iterable[Selectable]) -> None:
-    """Refuse a rule that selects sites, every one of which later rules take.
+    """Check that every rule that matches any site applies to at least one of them.
 
     Raises:
-        SelectionError: Naming the rule, and those that take its sites.
+        SelectionError: Later rules override a rule at all of its sites; the message names them.
     """
-    winners: dict[int, list[Rule]] = {}  # of each rule that selects anything, the last rule at each of its sites
+    winners: dict[int, list[Rule]] = {}  # for each rule that matches any site, the last rule at each of its sites
     for site in sites:
         chosen = [number for number, rule in enumerate(rules) if rule.selects(site)]
         for number in chosen:
@@ -340,13 +358,13 @@ def check_overrides(rules: Sequence[Rule], sites: Iterable[Selectable]) -> None:
         if not any(rule is rules[number] for rule in last):
             others = " and ".join(dict.fromkeys(f"'{rule}'" for rule in last))  # an argument may be a list
             raise SelectionError(
-                f"'{rules[number]}' would stand nowhere, since {others} behind it takes all of its {len(last)} "
-                "sites: leave one of them out, or give each its own sites; for two runs, repeat --act"
+                f"'{rules[number]}' would apply nowhere, since {others} after it overrides it at all of its "
+                f"{len(last)} sites: remove one of them, or select different sites; for two runs, repeat --act"
             )
 
 
-def _override(rules: tuple[Rule, ...], later: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    """Return rules with later ones behind them, which replace those of the same selection."""
+def _merge_rules(rules: tuple[Rule, ...], later: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """Append later rules to rules, which they replace where the selection is the same."""
 
     def selection(rule: Rule) -> tuple[Rule, Replaces]:
         return replace(rule, activation=ActSpec("any"), init="paper"), rule.replaces
@@ -356,7 +374,10 @@ def _override(rules: tuple[Rule, ...], later: tuple[Rule, ...]) -> tuple[Rule, .
 
 
 def parse_layers(value: str | int | Iterable[int] | None) -> tuple[int, ...]:
-    """Turn '0-9', '0-2+7', '0-2,7', 5 or [0, 1, 7] into sorted layer indices; None gives none.
+    """Parse '0-9', '0-2+7', '0-2,7', 5 or [0, 1, 7] into sorted layer indices; None becomes ().
+
+    Raises:
+        SpecError: The value is none of these.
 
     >>> parse_layers("0-2+7")
     (0, 1, 2, 7)
@@ -369,7 +390,7 @@ def parse_layers(value: str | int | Iterable[int] | None) -> tuple[int, ...]:
         for part in re.split(r"[+,]", value[:LONGEST_PLAN]):
             match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part, re.ASCII)
             first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-            if first > last or len(indices) > _MOST_LAYERS:
+            if first > last or len(indices) > _MAX_LAYERS:
                 raise wrong
             indices.extend(range(first, last + 1))
     elif isinstance(value, int):
@@ -378,13 +399,13 @@ def parse_layers(value: str | int | Iterable[int] | None) -> tuple[int, ...]:
         indices = list(value)
     else:
         raise wrong
-    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < _MOST_LAYERS for i in indices):
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < _MAX_LAYERS for i in indices):
         raise wrong
     return tuple(sorted(set(indices)))
 
 
 def format_layers(layers: Iterable[int]) -> str:
-    """Write layer indices as ranges.
+    """Format layer indices as ranges.
 
     >>> format_layers([0, 1, 2, 7])
     '0-2+7'
@@ -399,7 +420,7 @@ def format_layers(layers: Iterable[int]) -> str:
 
 
 def _parse_rule(text: str) -> Rule:
-    if len(text) > LONGEST_RULE:  # longer ones take the patterns below seconds
+    if len(text) > LONGEST_RULE:  # the patterns below take seconds for longer ones
         raise SpecError(f"a rule has {LONGEST_RULE:,} characters at most, not {len(text):,}: {quote(text)}")
     head, init = _split_init(text)
     match = re.fullmatch(r"(?P<act>[^@]+?|.*\))\s*(?:@\s*(?P<where>[^@()]*))?", head, re.DOTALL)
@@ -417,7 +438,7 @@ def _parse_rule(text: str) -> Rule:
 
 
 def _split_init(text: str) -> tuple[str, str]:
-    """Split the word `init=…` off the end of a rule; "paper" where there is none.
+    """Split a final `init=…` off a rule, and return both; the init is "paper" if there is none.
 
     >>> _split_init("prelu(init=0.1)@backbone init=match")
     ('prelu(init=0.1)@backbone', 'match')
@@ -427,7 +448,7 @@ def _split_init(text: str) -> tuple[str, str]:
 
 
 def _split_rules(text: str) -> list[str]:
-    """Split at the commas that stand outside brackets and quotes."""
+    """Split a plan at the commas outside brackets and quotes."""
     parts, depth, mark, start = [], 0, "", 0
     for index, char in enumerate(text):
         if mark:
@@ -447,7 +468,7 @@ def _split_rules(text: str) -> list[str]:
     return parts
 
 
-def _strings(value: str | Iterable[str] | None) -> tuple[str, ...]:
+def _to_strings(value: str | Iterable[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
     values = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
@@ -467,7 +488,7 @@ def _check_sections(sections: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_scope(scope: object) -> Scope:
-    """Return a scope, "conv" or "all"; raises SpecError."""
+    """Return `scope` if it is "conv" or "all", else raise SpecError."""
     for known in SCOPES:
         if scope == known:
             return known
@@ -481,11 +502,11 @@ def _check_act_lr(value: object) -> float:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER
 
 
 def check_init(value: object) -> Init:
-    """Return a start, "paper" or "match"; raises SpecError."""
+    """Return `value` if it is "paper" or "match", else raise SpecError."""
     for known in INITS:
         if value == known:
             return known
@@ -499,18 +520,20 @@ def _check_fitted(value: object) -> bool:
 
 
 def _schedule_end(activation: ActSpec) -> float | None:
-    """Return the epoch from which on an activation's temperature is constant, None where it always is."""
-    given = {**_defaults_of(activation.name), **dict(activation.kwargs)}
+    """Return the epoch at which the schedule of an activation's temperature finishes, or None without a schedule."""
+    given = {**_get_default_arguments(activation.name), **dict(activation.kwargs)}
     epochs = given.get("tau_epochs", 0)
     if not _is_number(epochs):
         raise SpecError(f"tau_epochs is a number of epochs such as 10, not {quote(epochs)}")
     return float(epochs) if given.get("tau_start") is not None else None
 
 
-def _defaults_of(name: str) -> dict[str, Any]:
-    from rtdetr_act.activations.registry import defaults_of  # brings torch, which the command line starts without
+def _get_default_arguments(name: str) -> dict[str, Any]:
+    from rtdetr_act.activations.registry import (
+        get_default_arguments,  # brings torch, which the command line starts without
+    )
 
-    return defaults_of(name)
+    return get_default_arguments(name)
 
 
 def _check_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Fit the convolutions of a swapped network to what they gave before the swap, from images alone, without training."""
+"""Fit the convolutions of a patched network to their outputs before the swap, on images, without training."""
 
 from __future__ import annotations
 
@@ -13,44 +13,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.surgery.calibrate import bring_to, estimate_statistics
+from rtdetr_act.surgery.calibrate import estimate_statistics, move_to_model
 from rtdetr_act.surgery.model_plan import mark_fitted
-from rtdetr_act.surgery.modules import frozen_among, unwrap
+from rtdetr_act.surgery.modules import find_frozen, unwrap
 from rtdetr_act.surgery.patcher import unpatch_model
 from rtdetr_act.surgery.rescale import rescale
-from rtdetr_act.surgery.sites import placed_activations
+from rtdetr_act.surgery.sites import iterate_placed_activations
 
-_ROWS = 16_384  # outputs of a convolution that its fit sees, each channel of them
-# Pull of each weight to where it is, in units of the mean square of an input: what images do not tell stays.
-_PULL = 1e-3
+_MAX_SAMPLES = 16_384  # output positions, over all images, used to fit a convolution
+# Ridge penalty on the change of the weights, relative to the mean square of the inputs: directions that the images do
+# not determine keep their weights.
+_RIDGE = 1e-3
 
 Hook = tuple[nn.Module, Callable[..., Any]]
 
 
 @torch.no_grad()
 def refit(model: Any, images: Tensor, original: Any = None) -> int:
-    """Set the weights of each convolution to those with which it gives what it gave before the swap, in place.
+    """Fit the weights of each convolution to its outputs before the swap, in place.
 
-    A new activation changes what every convolution behind it sees. In the order in which they run, each one gets the
-    weights that bring it closest to its old output on its new input: linear least squares, as He et al. reconstruct
-    maps after channel pruning (ICCV 2017, arXiv:1707.06168). Before that, what activations without parameters read and
-    give is scaled, where it brings them closer to those they replace: hardswish(2 x) / 2 is nearer to ReLU than
-    hardswish(x) is, and GELU(0.6 x) / 0.6 to SiLU. BatchNorm gets the statistics of the images, as by
-    `calibrate`. Convolutions that are frozen, dynamic or run more than once stay, and so do linear layers. Ultralytics'
-    training after it does not fit again.
+    A new activation changes the inputs of every convolution that follows. In the order in which they run, each one gets
+    the weights whose output on its new input is closest to its original output, by linear least squares, as He et al.
+    reconstruct feature maps after channel pruning (ICCV 2017, arXiv:1707.06168). Before that, the inputs and outputs of
+    activations without parameters are scaled where that makes them more similar to the originals: hardswish(2 x) / 2 is
+    closer to ReLU than hardswish(x), and GELU(0.6 x) / 0.6 is closer to SiLU. The statistics of BatchNorm are
+    re-estimated, as by `calibrate`. Linear layers and convolutions that are frozen, dynamic or run more than once are
+    not changed. A later training with Ultralytics does not fit again.
 
     Args:
-        model: RTDETR, YOLO, a task model or any torch.nn.Module that takes the images, swapped and not trained since.
-        images: (B, C, H, W), for an Ultralytics model RGB in 0..1, 128 of 320 x 320 or as many pixels. They pass at
-            once, so memory must do for that.
-        original: The network as it was; by default this one with its activations unpatched.
+        model: RTDETR, YOLO, a task model or any torch.nn.Module that takes the images; patched and not trained since.
+        images: (B, C, H, W); for Ultralytics models RGB in 0..1. Use 128 images of 320 x 320, or as many pixels. They
+            are processed as one batch, which must fit into memory.
+        original: The network before the swap. Default: None, a copy of `model` with its activations unpatched.
 
     Returns:
-        The number of convolutions that got new weights.
+        The number of fitted convolutions.
 
     Raises:
-        InputError: There are no images, or no swap and no `original` either.
+        InputError: There are no images, or nothing is swapped and `original` is None.
         ModelError: The model is exported, wrapped or compiled, or its activations are folded.
+
+    Source: He et al., ICCV 2017, arXiv:1707.06168.
 
     >>> from rtdetr_act import patch_model
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3))
@@ -67,91 +70,105 @@ def refit(model: Any, images: Tensor, original: Any = None) -> int:
             raise InputError("nothing is swapped in the model: give original=, the network as it was")
     else:
         before = copy.deepcopy(unwrap(original))
-    rescale(root, before, bring_to(root, images[:2]))
-    wanted = _outputs(before, images, [name for name, _ in _convolutions(root)])
-    done = 0
+    rescale(root, before, move_to_model(root, images[:2]))
+    targets = _record_outputs(before, images, [name for name, _ in _find_convolutions(root)])
+    count = 0
 
-    def meet(conv: nn.Conv2d, name: str, given: tuple[Tensor, ...]) -> None:
-        nonlocal done
-        # Each target is let go once it is met.
-        done += fit(conv, given[0], *wanted.pop(name))
+    def fit(conv: nn.Conv2d, name: str, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal count
+        count += fit_convolution(conv, inputs[0], *targets.pop(name))  # frees the memory of the target
 
     hooks: list[Hook] = []
-    for name, conv in _convolutions(root):
-        if name in wanted:
-            hooks.append((conv, lambda conv, given, name=name: meet(conv, name, given)))
-    with _hooked(pre=hooks):
+    for name, conv in _find_convolutions(root):
+        if name in targets:
+            hooks.append((conv, lambda conv, inputs, name=name: fit(conv, name, inputs)))
+    with _forward_hooks(pre=hooks):
         estimate_statistics(root, [images])
     mark_fitted(root)
-    return done
+    return count
 
 
-def _convolutions(root: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Yield (qualified name, convolution) of those that may get other weights."""
-    placed = {id(part) for _, module in placed_activations(root) for part in module.modules()}
+def _find_convolutions(root: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Yield (qualified name, convolution) for each convolution that may be fitted."""
+    placed = {id(part) for _, module in iterate_placed_activations(root) for part in module.modules()}
     found = [
         (f"{path}.{name}" if path else name, child)
         for path, owner in root.named_modules()
-        if type(owner).__name__ != "DFL"  # its weights are numbers to count with
+        if type(owner).__name__ != "DFL"  # whose weights are the constants 0, 1, 2, …
         for name, child in owner.named_children()
         if type(child) is nn.Conv2d and id(child) not in placed  # a subclass computes something else
     ]
-    frozen = frozen_among(conv.weight for _, conv in found)
+    frozen = find_frozen(conv.weight for _, conv in found)
     yield from (item for item in found if id(item[1].weight) not in frozen)
 
 
-def _outputs(original: nn.Module, images: Tensor, names: list[str]) -> dict[str, tuple[Tensor, Tensor, bool]]:
-    """Return by name what convolutions give: positions (P), outputs there (B, P, O), whether a BatchNorm follows."""
-    found: dict[str, tuple[Tensor, Tensor, bool]] = {}
+def _record_outputs(original: nn.Module, images: Tensor, names: list[str]) -> dict[str, tuple[Tensor, Tensor, bool]]:
+    """Record the outputs of the convolutions that run exactly once.
+
+    Returns:
+        By name: the sampled positions (P,), the outputs there (B, P, Cout), and whether a BatchNorm follows.
+    """
+    recorded: dict[str, tuple[Tensor, Tensor, bool]] = {}
     calls: Counter[str] = Counter()
     last: tuple[str, Tensor | None] = ("", None)
 
-    def note(name: str, output: Tensor) -> None:
+    def record_output(name: str, output: Tensor) -> None:
         nonlocal last
         calls[name] += 1
         last = (name, output)
-        spots = _choose(output.shape[-2] * output.shape[-1], len(output))
-        found[name] = (spots, output.flatten(2)[:, :, spots.to(output.device)].transpose(1, 2), False)
+        positions = _sample_positions(output.shape[-2] * output.shape[-1], len(output))
+        recorded[name] = (positions, output.flatten(2)[:, :, positions.to(output.device)].transpose(1, 2), False)
 
-    def note_norm(given: Tensor) -> None:
-        if given is last[1]:
-            found[last[0]] = (*found[last[0]][:2], True)
+    def record_norm(norm_input: Tensor) -> None:
+        if norm_input is last[1]:
+            recorded[last[0]] = (*recorded[last[0]][:2], True)
 
     modules = dict(original.named_modules())
     convolutions = {name: modules[name] for name in names if type(modules.get(name)) is nn.Conv2d}
     norms = [module for module in modules.values() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     after: list[Hook] = [
-        (conv, lambda _, __, output, name=name: note(name, output)) for name, conv in convolutions.items()
+        (conv, lambda _, __, output, name=name: record_output(name, output)) for name, conv in convolutions.items()
     ]
-    with _hooked(pre=[(norm, lambda _, given: note_norm(given[0])) for norm in norms], after=after):
+    with _forward_hooks(pre=[(norm, lambda _, inputs: record_norm(inputs[0])) for norm in norms], after=after):
         estimate_statistics(original, [images])
-    return {name: value for name, value in found.items() if calls[name] == 1}
+    return {name: value for name, value in recorded.items() if calls[name] == 1}
 
 
-def _choose(positions: int, images: int) -> Tensor:
-    """Return the positions of a map that a fit sees, the same in every image."""
+def _sample_positions(positions: int, images: int) -> Tensor:
+    """Return the indices of the positions used in a fit, a fixed random sample that is the same for every image."""
     chosen = torch.randperm(positions, generator=torch.Generator().manual_seed(positions))
-    return chosen[: -(-_ROWS // images)].sort().values
+    return chosen[: -(-_MAX_SAMPLES // images)].sort().values
 
 
-def fit(conv: nn.Conv2d, x: Tensor, spots: Tensor, wanted: Tensor, normalised: bool) -> bool:
-    """Give a convolution the weights that bring it from x (B, C, H, W) closest to what is wanted, if there are such."""
+def fit_convolution(conv: nn.Conv2d, x: Tensor, positions: Tensor, target: Tensor, normalised: bool) -> bool:
+    """Fit the weight and bias of a convolution to target outputs by ridge regression, in place.
+
+    Args:
+        conv: The convolution.
+        x: Its input, (B, C, H, W).
+        positions: Indices of the output positions to fit, (P,).
+        target: Target outputs at these positions, (B, P, Cout).
+        normalised: Whether a BatchNorm follows, which makes a constant offset irrelevant.
+
+    Returns:
+        Whether a finite solution exists; otherwise the convolution is not changed.
+    """
     groups, per_group = conv.groups, conv.out_channels // conv.groups
-    inputs = _patches(conv, x, spots)
-    outputs = wanted.reshape(-1, groups, per_group).transpose(0, 1).float()
-    centred = normalised or conv.bias is not None  # either takes up a constant
+    inputs = _unfold(conv, x, positions)
+    outputs = target.reshape(-1, groups, per_group).transpose(0, 1).float()
+    centred = normalised or conv.bias is not None  # the bias or the BatchNorm absorbs a constant
     means = inputs.mean(1, keepdim=True), outputs.mean(1, keepdim=True)
     if centred:
         inputs, outputs = inputs - means[0], outputs - means[1]
-    # In double precision on the CPU, since there are devices without it.
+    # On the CPU, since some devices lack double precision.
     gram = (inputs.mT @ inputs).cpu().double()
     weight = conv.weight.reshape(groups, per_group, -1).mT.cpu().double()
-    missing = (inputs.mT @ outputs).cpu().double() - gram @ weight
-    pull = _PULL * gram.diagonal(dim1=1, dim2=2).mean(1)
-    factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(pull[:, None].expand(gram.shape[:2])))
-    fitted = weight + torch.cholesky_solve(missing, factor)
+    residual = (inputs.mT @ outputs).cpu().double() - gram @ weight
+    ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
+    factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge[:, None].expand(gram.shape[:2])))
+    fitted = weight + torch.cholesky_solve(residual, factor)
     if failed.any() or not fitted.isfinite().all():
-        return False  # a channel that is dead, or a network that gives no numbers
+        return False  # inputs that are all 0, or outputs that are not finite
     conv.weight.copy_(fitted.mT.reshape(conv.weight.shape))
     if conv.bias is not None:
         constant = means[1].cpu().double() - means[0].cpu().double() @ fitted
@@ -159,22 +176,22 @@ def fit(conv: nn.Conv2d, x: Tensor, spots: Tensor, wanted: Tensor, normalised: b
     return True
 
 
-def _patches(conv: nn.Conv2d, x: Tensor, spots: Tensor) -> Tensor:
-    """Return what the weights of each output at some positions meet, (groups, B * P, C / groups * kernel)."""
+def _unfold(conv: nn.Conv2d, x: Tensor, positions: Tensor) -> Tensor:
+    """Return the input patches of a convolution at some output positions, (groups, B * P, C / groups * kh * kw)."""
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
     (high, wide), (down, right), (step_y, step_x) = conv.kernel_size, conv.stride, conv.dilation
     across = (x.shape[-1] - step_x * (wide - 1) - 1) // right + 1
-    rows, columns = (spots // across * down).to(x.device), (spots % across * right).to(x.device)
+    rows, columns = (positions // across * down).to(x.device), (positions % across * right).to(x.device)
     taps = [x[:, :, rows + i * step_y, columns + j * step_x] for i in range(high) for j in range(wide)]
-    stacked = torch.stack(taps, 2)  # B, C, kernel, P
-    grouped = stacked.reshape(len(x), conv.groups, -1, len(spots))
+    stacked = torch.stack(taps, 2)  # (B, C, kh * kw, P)
+    grouped = stacked.reshape(len(x), conv.groups, -1, len(positions))
     return grouped.permute(1, 0, 3, 2).flatten(1, 2).float()
 
 
 @contextmanager
-def _hooked(pre: list[Hook] | None = None, after: list[Hook] | None = None) -> Iterator[None]:
-    """Keep hooks before and after modules inside the block."""
+def _forward_hooks(pre: list[Hook] | None = None, after: list[Hook] | None = None) -> Iterator[None]:
+    """Register forward pre-hooks and forward hooks inside the block."""
     handles = [module.register_forward_pre_hook(call) for module, call in pre or ()]
     handles += [module.register_forward_hook(call) for module, call in after or ()]
     try:

@@ -1,4 +1,4 @@
-"""Where activations stand in a network: the modules, the functional calls, the channels and the layout of each."""
+"""Find the activations and convolutions of a network, with the channels and layout of each."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import torch
 from torch import nn
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
-from rtdetr_act.activations.placed import placed_on
+from rtdetr_act.activations.placed import get_placement
 from rtdetr_act.activations.protocol import Layout, Replaces
 from rtdetr_act.activations.temperature import Scheduled
 from rtdetr_act.surgery.functional_calls import FUNCTIONS
 from rtdetr_act.surgery.model_plan import is_model_yaml
-from rtdetr_act.surgery.modules import evaluating, example_inputs, frozen_among, put, unwrap
+from rtdetr_act.surgery.modules import evaluation_mode, find_frozen, get_example_inputs, set_child, unwrap
 from rtdetr_act.surgery.rewired import rewired_class
 from rtdetr_act.surgery.rewired.hidden_call import HiddenCall
 
-# Squashing functions that gate or normalise (attention, scores) are not activations to swap; GLU halves the channels.
 ACTIVATIONS: tuple[Replaces, ...] = ("activation",)
-_NO_SITES = (
+# Functions that gate or normalise (attention, scores) are not activations to swap; GLU halves the channels.
+_NOT_SITES = (
     nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention,
     DynamicConv2d, Scheduled,
 )  # fmt: skip
 _ACTIVATION_MODULES = ("torch.nn.modules.activation", "ultralytics.nn.modules.activation", "rtdetr_act.activations")
-# The normalising flow inside Ultralytics' Pose26 loss: its SiLU and Tanh shape a density, not features.
-_OPAQUE = ("RealNVP",)
-_SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.LayerNorm)
+# The normalising flow in Ultralytics' Pose26 loss, whose SiLU and Tanh model a density and do not process features.
+_SKIPPED_CLASSES = ("RealNVP",)
+_TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.LayerNorm)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, DynamicConv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.SyncBatchNorm)
 # Blocks that compute one kernel from several by reading the weights of the convolutions inside: RepConv, RepVGGDW and
@@ -40,25 +40,23 @@ _WEIGHT_READING_CLASSES = ("RepVGGDW",)
 
 @dataclass(frozen=True)
 class Site:
-    """One place where an activation stands, or a convolution that something else may take the place of.
+    """One activation or convolution of a network that can be replaced.
 
     Attributes:
-        name: Qualified name, as in `model.9.m.3.cv2.act`.
-        owner: The module that calls what stands there.
-        attribute: Its attribute that holds (or will hold) it.
+        name: Qualified name, such as `model.9.m.3.cv2.act`.
+        owner: The module that calls it.
+        attribute: The attribute of the owner that holds it, or that will hold it once a hidden call is swapped.
         layer: Index of the Ultralytics layer, None for other models.
-        section: "backbone", "neck" or "head" for Ultralytics models and models with such children, else "".
-        channels: Channels at the site, of a convolution those of its result; None where they are unknown or differ
-            between the calls of one module.
+        section: "backbone", "neck" or "head" for Ultralytics models and models with children of these names, else "".
+        channels: Number of channels C; for a convolution, of its output. None if unknown or different between calls.
         layout: "map" for (B, C, H, W), "tokens" for (B, N, C).
-        module: What stands there now: a module, or a function such as `F.relu`; for a hidden functional call, a module
-            equal to it.
-        hidden: Whether it is a functional call in the owner's forward, or one of several calls of one module.
-        widths: Channel counts seen by a probing forward pass, one per call; empty where none was needed.
-        overwritable: Whether an activation may write its result over its input: nobody reads that again, neither
-            another layer nor the backward of what made it. So it is behind the BatchNorm of an Ultralytics
-            convolution, and where the stock activation works in place.
-        replaces: What stands there: an "activation" or a "convolution".
+        module: The current module, or function such as `F.relu`; for a hidden call, an equivalent module.
+        hidden: Whether it is a functional call in the owner's forward, or one of several calls of a shared module.
+        widths: Channel counts observed in a forward pass, one per call; empty if none was needed.
+        overwritable: Whether an activation may work in place: neither another layer nor the backward of the preceding
+            layer reads its input. This holds after the BatchNorm of an Ultralytics convolution, and where the stock
+            activation works in place.
+        replaces: The kind of site, "activation" or "convolution".
     """
 
     name: str
@@ -81,8 +79,8 @@ class Site:
 
     @property
     def current(self) -> str:
-        """What stands there in words: the spec it was patched with, else its class, function or kernel size."""
-        if placed := placed_on(self.module):
+        """The current module as text: the spec of a swap, else its class, function or kernel size."""
+        if placed := get_placement(self.module):
             return placed.spec
         if self.replaces == "convolution":
             return _describe_convolution(self.module)
@@ -90,17 +88,18 @@ class Site:
 
 
 def find_sites(model: nn.Module, example_input: Any = None) -> list[Site]:
-    """Find every activation site of a model, hidden functional calls included; gates and softmaxes are no sites.
+    """Return all activation sites of a model, including hidden functional calls, but not gates and softmaxes.
 
-    Channels come from the owner for Ultralytics models. For others, and where the owner does not tell, from one
-    forward pass in evaluation mode, on `example_input` or on zeros of the shape (1, C, 224, 224).
+    For Ultralytics models, the channels of a site are inferred from neighbouring layers. For other models, and where
+    that fails, they are observed in a forward pass in evaluation mode.
 
     Args:
-        model: RTDETR, YOLO, a task model or any module.
-        example_input: A tensor, or a tuple of positional arguments, for the probing pass of a foreign model.
+        model: RTDETR, YOLO, a task model or any torch.nn.Module.
+        example_input: Input of that forward pass, a tensor or a tuple of positional arguments. Default: None, zeros of
+            the shape (1, C, 224, 224).
 
     Returns:
-        The sites in the order of the modules.
+        The sites in module order.
 
     Raises:
         ModelError: The model is exported, wrapped or compiled.
@@ -109,97 +108,106 @@ def find_sites(model: nn.Module, example_input: Any = None) -> list[Site]:
     ['1', '3']
     """
     root = unwrap(model)
-    return walk(root, "", getattr(root, "yaml", None), ACTIVATIONS, example_input)
+    return collect_sites(root, "", getattr(root, "yaml", None), ACTIVATIONS, example_input)
 
 
-def walk(
+def collect_sites(
     root: nn.Module, name: str, model_yaml: Any, kinds: Collection[Replaces], example_input: Any = None
 ) -> list[Site]:
-    """Find the sites below a module, in the order of the modules.
+    """Return the sites of activations and convolutions in a module, in module order.
 
-    Convolutions that something may take the place of are those of exactly the class `Conv2d` (and those that are
-    dynamic already), but for the first of the model, frozen ones, the predictions of an Ultralytics head, and those
+    Convolutions are sites if their class is exactly `Conv2d`, or if they are dynamic convolutions inserted by a swap.
+    Exceptions are the first one of the model, frozen ones, the prediction layers of an Ultralytics head, and those
     inside activations or blocks that read their weights.
 
     Args:
         root: The module.
         name: Its qualified name in the model, "" for the model itself.
         model_yaml: The YAML of an Ultralytics model, else None.
-        kinds: What to find, "activation" and "convolution".
+        kinds: The kinds of sites, of "activation" and "convolution".
         example_input: As in `find_sites`.
     """
     found = []
-    for site, owner, attribute, module, call in _walk(root, name, set(), "convolution" in kinds):
-        layer, section = _locate(site, model_yaml)
+    for site, owner, attribute, module, call in _iterate_sites(root, name, set(), "convolution" in kinds):
+        layer, section = _get_layer_and_section(site, model_yaml)
         if isinstance(module, (nn.Conv2d, DynamicConv2d)):
             conv = Site(site, owner, attribute, layer, section, module.out_channels, "map", module)
             found.append(replace(conv, replaces="convolution"))
         elif "activation" in kinds:
-            channels, layout = (call.channels(owner), call.layout) if call else _ask_owner(owner, attribute)
-            over = _is_overwritable(owner, attribute, module)
+            channels, layout = (call.channels(owner), call.layout) if call else _infer_channels(owner, attribute)
+            over = _can_overwrite_input(owner, attribute, module)
             known = Site(site, owner, attribute, layer, section, channels, layout, module, call is not None)
             found.append(replace(known, overwritable=over))
-    stays = _convolutions_that_stay(root, found, is_model_yaml(model_yaml))
+    stays = _find_fixed_convolutions(root, found, is_model_yaml(model_yaml))
     return _probe(root, [s for s in found if s.name not in stays], is_model_yaml(model_yaml), example_input)
 
 
-def _convolutions_that_stay(root: nn.Module, sites: Sequence[Site], ultralytics: bool) -> set[str]:
-    """Return the names of the convolutions that nothing may take the place of."""
+def _find_fixed_convolutions(root: nn.Module, sites: Sequence[Site], ultralytics: bool) -> set[str]:
+    """Return the names of the convolutions that must not be replaced."""
     convs = [site for site in sites if site.replaces == "convolution"]
     first = next((m for m in root.modules() if isinstance(m, (nn.Conv2d, DynamicConv2d))), None)
-    frozen = frozen_among(site.module.weight for site in convs)
+    frozen = find_frozen(site.module.weight for site in convs)
     stays = set()
     for site in convs:
-        # bias_init writes the class frequencies into the biases of these.
+        # Ultralytics' bias_init writes class frequencies into the biases of prediction layers.
         bare = isinstance(site.owner, (nn.Sequential, nn.ModuleList))
         predicts = ultralytics and site.section == "head" and site.module.bias is not None and bare
-        # The DFL's weights are numbers to count with, even where everything is frozen.
+        # The weights of DFL are the constants 0, 1, 2, …, even if all parameters are frozen.
         counts = type(site.owner).__name__ == "DFL"
         if site.module is first or id(site.module.weight) in frozen or predicts or counts:
             stays.add(site.name)
     return stays
 
 
-def _locate(name: str, model_yaml: Any) -> tuple[int | None, str]:
-    """Return the layer index and the section of a qualified name in a model that has that YAML (or None)."""
+def _get_layer_and_section(name: str, model_yaml: Any) -> tuple[int | None, str]:
+    """Return the layer index and the section of a qualified name.
+
+    Args:
+        name: Qualified name of a site.
+        model_yaml: The YAML of an Ultralytics model, else None.
+    """
     rows = None
     if is_model_yaml(model_yaml):
         rows = len(model_yaml["backbone"]), len(model_yaml["backbone"]) + len(model_yaml["head"])
     layer = int(name.split(".")[1]) if rows and name.startswith("model.") else None
-    return layer, _section(name, layer, rows)
+    return layer, _get_section(name, layer, rows)
 
 
-def placed_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (qualified name, module) of the activations that a swap placed in a model."""
+def iterate_placed_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (qualified name, module) for each activation that a swap inserted."""
     for name, module in model.named_modules():
-        placed = placed_on(module)
+        placed = get_placement(module)
         if placed and placed.replaces == "activation":
             yield name, module
 
 
-def placed_convolutions(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield (qualified name, module) of what a swap put in the place of convolutions, at every place."""
+def iterate_placed_convolutions(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield (qualified name, module) for each convolution that a swap inserted; shared modules once per name."""
     for name, module in model.named_modules(remove_duplicate=False):
-        placed = placed_on(module)
+        placed = get_placement(module)
         if placed and placed.replaces == "convolution":
             yield name, module
 
 
 def is_activation_site(attribute: str, owner: nn.Module, child: nn.Module) -> bool:
-    """Say whether a child module is an activation to swap: torch's, ours, or whatever a Conv holds as `act`."""
-    if placed := placed_on(child):  # which may be a gate in the place of an activation
-        return placed.replaces == "activation"
-    if isinstance(child, _NO_SITES):
+    """Return whether a child module is an activation site.
+
+    It is if its class is an activation of torch, Ultralytics or this package, or if it is the `act` of an Ultralytics
+    convolution.
+    """
+    if placement := get_placement(child):  # which may be a gate in the place of an activation
+        return placement.replaces == "activation"
+    if isinstance(child, _NOT_SITES):
         return False
     if type(child).__module__.startswith(_ACTIVATION_MODULES):
         return True
     return attribute == "act" and hasattr(type(owner), "default_act") and not isinstance(child, nn.Identity)
 
 
-def _walk(
+def _iterate_sites(
     module: nn.Module, name: str, seen: set[int], convolutions: bool
 ) -> Iterator[tuple[str, nn.Module, str, Any, HiddenCall | None]]:
-    """Yield (qualified name, owner, attribute, what stands there, hidden call) in module order, each owner once."""
+    """Yield (qualified name, owner, attribute, module or function, hidden call) in module order, each owner once."""
     seen.add(id(module))
     dot = f"{name}." if name else ""
     cls = rewired_class(module)
@@ -212,8 +220,8 @@ def _walk(
             continue
         if is_activation_site(attribute, module, child) or (convolutions and _is_convolution_site(child)):
             yield dot + attribute, module, attribute, child, None
-        elif id(child) not in seen and type(child).__name__ not in _OPAQUE:
-            yield from _walk(child, dot + attribute, seen, convolutions)
+        elif id(child) not in seen and type(child).__name__ not in _SKIPPED_CLASSES:
+            yield from _iterate_sites(child, dot + attribute, seen, convolutions)
     for attribute, call in calls.items():
         activation = module._modules[attribute] if attribute in module._modules else call.original(module)
         yield dot + attribute, module, attribute, activation, call
@@ -223,8 +231,8 @@ def _walk(
 
 
 def _is_convolution_site(child: nn.Module) -> bool:
-    # A subclass of Conv2d computes something else; a dynamic one that no swap placed is a user's own.
-    return type(child) is nn.Conv2d or (isinstance(child, DynamicConv2d) and placed_on(child) is not None)
+    # Subclasses of Conv2d compute something else, and dynamic convolutions not inserted by a swap are the user's.
+    return type(child) is nn.Conv2d or (isinstance(child, DynamicConv2d) and get_placement(child) is not None)
 
 
 def _describe_convolution(conv: Any) -> str:
@@ -240,21 +248,21 @@ def _is_function(value: Any) -> bool:
         return False
 
 
-def _section(name: str, layer: int | None, rows: tuple[int, int] | None) -> str:
+def _get_section(name: str, layer: int | None, rows: tuple[int, int] | None) -> str:
     if layer is not None and rows is not None:
         return "backbone" if layer < rows[0] else "head" if layer == rows[1] - 1 else "neck"
     first = name.split(".")[0]
     return first if first in ("backbone", "neck", "head") else ""
 
 
-def _ask_owner(owner: nn.Module, attribute: str) -> tuple[int | None, Layout]:
-    """Tell channels and layout from the modules beside the activation, None where they do not say."""
+def _infer_channels(owner: nn.Module, attribute: str) -> tuple[int | None, Layout]:
+    """Infer the channels (None if unknown) and the layout of an activation from the modules beside it."""
     if isinstance(owner, nn.Sequential):
         before = list(owner._modules.values())[: list(owner._modules).index(attribute)]
         for module in reversed(before):
             if module is not None and (out := _out_channels(module)):
-                return out, _layout_behind(module)
-            if not isinstance(module, _SKIPPED):
+                return out, _layout_after(module)
+            if not isinstance(module, _TRANSPARENT):
                 break
         return None, "map"
     layers = getattr(owner, "layers", None)
@@ -263,24 +271,24 @@ def _ask_owner(owner: nn.Module, attribute: str) -> tuple[int | None, Layout]:
     producers += list(layers)[:1] if isinstance(layers, (nn.ModuleList, nn.Sequential)) else []
     for producer in producers:
         if isinstance(producer, nn.Module) and (out := _out_channels(producer)):
-            return out, _layout_behind(producer)
+            return out, _layout_after(producer)
     children = list(owner.children())
     linear = any(isinstance(child, nn.Linear) for child in children)
     return None, "tokens" if linear and not any(isinstance(child, _CONVS) for child in children) else "map"
 
 
-def stock_works_in_place(activation: Any) -> bool:
-    """Say whether what stands at a site, or what stood there before any swap, writes its result over its input."""
-    placed = placed_on(activation)
+def was_in_place(activation: Any) -> bool:
+    """Return whether the original activation of a site works in place."""
+    placed = get_placement(activation)
     stock = placed.original if placed else activation
     return isinstance(stock, nn.Module) and bool(getattr(stock, "inplace", False))
 
 
-def _is_overwritable(owner: nn.Module, attribute: str, activation: Any) -> bool:
-    if stock_works_in_place(activation):
+def _can_overwrite_input(owner: nn.Module, attribute: str, activation: Any) -> bool:
+    if was_in_place(activation):
         return True
-    # Conv, ConvTranspose, RepConv and their kin: act(bn(conv(x))), or act(conv(x)) once fused. What made the input
-    # saves its own input for the backward, not its output.
+    # Conv, ConvTranspose, RepConv and similar: act(bn(conv(x))), or act(conv(x)) once fused. The backward of the
+    # preceding layer reads its input, not its output.
     cls = type(owner)
     return attribute == "act" and hasattr(cls, "default_act") and cls.__module__.startswith("ultralytics.")
 
@@ -296,16 +304,16 @@ def _out_channels(module: nn.Module) -> int | None:
     return _out_channels(inner) if isinstance(inner, nn.Module) else None
 
 
-def _layout_behind(module: nn.Module) -> Layout:
+def _layout_after(module: nn.Module) -> Layout:
     return "tokens" if isinstance(module, nn.Linear) else "map"
 
 
 class Observer(nn.Module):
-    """Stands where an activation stood, and lets a function call it.
+    """Wrap an activation so that a function handles its calls.
 
     Args:
-        module: What stood there, a module or a function.
-        observe: Called with it and with what it is called with; returns the result.
+        module: The activation, a module or a function.
+        observe: Called with the activation and the arguments of each call; returns the output.
     """
 
     def __init__(self, module: Any, observe: Callable[..., torch.Tensor]) -> None:
@@ -313,36 +321,41 @@ class Observer(nn.Module):
         self.module, self.observe = module, observe
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return what the function makes of the call."""
+        """Return the output of `observe` for this call."""
         return self.observe(self.module, x, *args, **kwargs)
 
 
 @contextmanager
-def observing(sites: Iterable[Site], observe: Callable[[Site], Callable[..., torch.Tensor]]) -> Iterator[None]:
-    """Let functions call the activations of sites inside the block.
+def observe_activations(
+    sites: Iterable[Site], observe: Callable[[Site], Callable[..., torch.Tensor]]
+) -> Iterator[None]:
+    """Wrap the activations of sites in an `Observer` inside the block.
 
     Args:
         sites: The sites.
-        observe: Returns the function for a site, as `Observer` takes it.
+        observe: Returns the `observe` function for a site, as in `Observer`.
     """
     pairs = [(site, Observer(site.module, observe(site))) for site in sites]
     try:
         for site, observer in pairs:
-            put(site.owner, site.attribute, observer)
+            set_child(site.owner, site.attribute, observer)
         yield
     finally:
         for site, _ in pairs:
-            put(site.owner, site.attribute, site.module)
+            set_child(site.owner, site.attribute, site.module)
 
 
 def _probe(root: nn.Module, sites: list[Site], ultralytics: bool, example_input: Any) -> list[Site]:
-    """Complete the sites from a forward pass: those without channels, or all visible ones of a foreign model."""
+    """Return the sites with the channels and layouts observed in a forward pass.
+
+    Those without channels are observed; in a model that is not from Ultralytics, all that are not hidden.
+    """
     unknown = [
         site
         for site in sites
         if site.replaces == "activation" and not site.hidden and (not ultralytics or site.channels is None)
     ]
-    inputs = example_inputs(root, example_input) if unknown else None
+    inputs = get_example_inputs(root, example_input) if unknown else None
     if inputs is None:
         return sites
     shapes: dict[tuple[int, str], list[tuple[int, ...]]] = {}
@@ -357,23 +370,28 @@ def _probe(root: nn.Module, sites: list[Site], ultralytics: bool, example_input:
 
         return call
 
-    with observing(unknown, observe), evaluating(root), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with (
+        observe_activations(unknown, observe),
+        evaluation_mode(root),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+    ):
         try:
             root(*inputs)
         except Exception:
             if example_input is not None:
                 raise
-            # A model that does not take an image says nothing here; what its owners tell must do.
-    return [_complete(site, shapes.get((id(site.owner), site.attribute), [])) for site in sites]
+            # The model does not take an image: keep what was inferred from the owners.
+    return [_add_shapes(site, shapes.get((id(site.owner), site.attribute), [])) for site in sites]
 
 
-def _complete(site: Site, shapes: Sequence[tuple[int, ...]]) -> Site:
-    """Return a site with the channels and the layout that calls of those shapes show."""
+def _add_shapes(site: Site, shapes: Sequence[tuple[int, ...]]) -> Site:
+    """Return a site with the channels and layout inferred from the input shapes of its calls."""
     if not shapes:
         return site
     shape = shapes[0]
-    # What stands beside the activation knows more than the shape: (B, C, L) behind a Conv1d is a map, (B, H, W, C)
-    # behind a Linear (ConvNeXt, Swin) is tokens.
+    # Neighbouring layers are more reliable than the shape: (B, C, L) after a Conv1d is a map, (B, H, W, C) after a
+    # Linear (ConvNeXt, Swin) is tokens.
     if site.channels is not None and site.channels == shape[1 if site.layout == "map" else -1]:
         layout = site.layout
     else:

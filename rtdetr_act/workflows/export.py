@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rtdetr_act.deploy.targets import warnings_for
+from rtdetr_act.deploy.targets import list_target_warnings
 from rtdetr_act.integrations.ultralytics.datasets import resolve_data
 from rtdetr_act.integrations.ultralytics.export import export_model
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
@@ -50,7 +50,7 @@ def export_checkpoint(
     if data is not None:
         settings["data"] = resolve_data(data)
     if target is not None:
-        for sentence in warnings_for(model, target):
+        for sentence in list_target_warnings(model, target):
             warn(sentence)
     with translate_errors(**settings):
         return export_model(model, export_format, int8=int8, fold=fold, **settings)

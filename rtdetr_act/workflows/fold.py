@@ -14,7 +14,7 @@ from rtdetr_act.deploy.fold import FoldReport, fold_activations
 from rtdetr_act.errors import InputError, quote
 from rtdetr_act.files import convert_write_errors, output_folder, write_atomically
 from rtdetr_act.integrations.ultralytics.models import load_model
-from rtdetr_act.surgery.modules import tensors_of
+from rtdetr_act.surgery.modules import get_named_tensors
 from rtdetr_act.surgery.sites import find_sites
 
 
@@ -55,8 +55,10 @@ def fold_checkpoint(source: str, output: Path | None = None) -> tuple[FoldReport
             found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
             raise InputError(f"there is nothing to fold in {quote(source)}: its activations are {found}")
         stored, _ = torch_safe_load(source)
-        dtypes = {name: tensor.dtype for name, tensor in tensors_of(stored.get("ema") or stored["model"]).items()}
-        for name, tensor in tensors_of(model.model).items():
+        dtypes = {
+            name: tensor.dtype for name, tensor in get_named_tensors(stored.get("ema") or stored["model"]).items()
+        }
+        for name, tensor in get_named_tensors(model.model).items():
             if tensor.is_floating_point() and name not in report.changed:
                 tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
         left_out = {key: None for key in ("ema", "optimizer", "updates", "scaler") if key in stored}

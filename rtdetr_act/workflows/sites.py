@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rtdetr_act.integrations.ultralytics.models import load_model
-from rtdetr_act.surgery.functional_calls import unseen_calls
+from rtdetr_act.surgery.functional_calls import find_unreachable_calls
 from rtdetr_act.surgery.modules import unwrap
 from rtdetr_act.surgery.patcher import PatchReport, patch_model
 from rtdetr_act.surgery.plan import Scope, check_scope
@@ -45,5 +45,5 @@ def list_sites(source: str, activation: str | None = None, *, scope: Scope = "co
     model = load_model(source)
     sites = tuple(find_sites(model))
     if activation is None:
-        return SiteListing(sites, unreachable=tuple(unseen_calls(unwrap(model))))
+        return SiteListing(sites, unreachable=tuple(find_unreachable_calls(unwrap(model))))
     return SiteListing(sites, patch_model(model, activation, scope=scope))

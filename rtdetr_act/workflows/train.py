@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtdetr_act.deploy.targets import warnings_for
+from rtdetr_act.deploy.targets import list_target_warnings
 from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, quote
 from rtdetr_act.integrations.ultralytics.arguments import check_device
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
@@ -68,7 +68,7 @@ def train_variants(
     for activation in activations:
         _, model = load_variant(source, activation, conv=conv, **options)
         if target:
-            sentences += warnings_for(model, target)
+            sentences += list_target_warnings(model, target)
     for sentence in sentences:
         warn(sentence)
     task = str(model.task)

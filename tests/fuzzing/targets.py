@@ -81,7 +81,7 @@ def read_activation(content: bytes) -> None:
     # One without rules changes nothing, and is not written.
     assert not plan or Plan.from_yaml(plan.to_yaml()) == plan, f"{plan} reads back as another"
     plan.schedule_ends()
-    plan.settled()
+    plan.without_finished_schedules()
 
 
 def read_model(_: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint file names, read without running anything of it."""
+"""Inspect the classes that a checkpoint file refers to, without executing its pickle."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from typing import IO, Any
 
 from rtdetr_act.errors import ModelError, quote
 
-# torch.save stores its entries as they are. What is packed tighter than this is made to fill the memory.
-_MOST_COMPRESSION = 100
-# Ultralytics maps module names of its older releases itself, and has its own words for YOLOv5's.
+# torch.save does not compress its entries. A higher compression ratio indicates an archive made to exhaust memory.
+_MAX_COMPRESSION = 100
+# Ultralytics maps module names of its older releases, and has its own error message for those of YOLOv5.
 _LEFT_TO_ULTRALYTICS = ("ultralytics", "models", "utils", "numpy")
-_RENAMED = ("__builtin__", "copy_reg", "exceptions", "torch.tensor")  # as pickle and torch know them
-_FEW_OBJECTS = 1000  # any pickle may number that many as it likes
+_RENAMED = ("__builtin__", "copy_reg", "exceptions", "torch.tensor")  # old names that pickle and torch map
+_MIN_MEMO_SIZE = 1000  # memo indices up to this are always accepted
 _LEGACY_HEAD = 3  # pickles before the object in files of torch before 1.6: magic number, protocol, system
 
 
 def check_classes(weight: str | Path) -> None:
-    """Refuse a checkpoint that names classes which cannot be imported here, or that fills the memory as it is read.
+    """Check that all classes in a checkpoint can be imported, and that reading it does not exhaust memory.
 
-    Ultralytics would answer a missing module with `pip install` of a name that came out of the file.
+    For a missing module Ultralytics would run `pip install` with a name taken from the file.
 
     Args:
-        weight: The file; one that is not there, or is no checkpoint at all, is left to the loading.
+        weight: Path of the file. Missing files and files that are not checkpoints are ignored here, since loading
+            raises for them.
 
     Raises:
-        ModelError: Naming the first class that is missing.
+        ModelError: A class cannot be imported (the message names the first), or the file would exhaust memory.
     """
     found: set[tuple[str, str]] = set()
     try:
@@ -43,9 +44,9 @@ def check_classes(weight: str | Path) -> None:
                 start = file.tell()
                 _check_memo(file, weight)
                 file.seek(start)
-                _Names(file, found).load()
-    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_DAMAGED):
-        pass  # about which the loading says more
+                _NameCollector(file, found).load()
+    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_UNPICKLING_ERRORS):
+        pass  # loading raises a more specific error
     if missing := sorted(f"{module}.{name}" for module, name in found if not _is_importable(module, name)):
         raise ModelError(
             f"{quote(str(weight))} holds {quote(missing[0])}, which cannot be imported here: it is not installed here, "
@@ -53,13 +54,22 @@ def check_classes(weight: str | Path) -> None:
         )
 
 
-# What an unpickler raises on bytes that only look like a pickle.
-_DAMAGED = (ValueError, TypeError, AttributeError, LookupError, OverflowError, MemoryError, ImportError, AssertionError)
+# The exceptions that an unpickler raises for invalid data.
+_UNPICKLING_ERRORS = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    ImportError,
+    AssertionError,
+)
 
 
 @contextmanager
 def _open_pickle(path: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """Open the pickled object of a checkpoint; yield it, and how many pickles to read."""
+    """Open the pickle data of a checkpoint; yield the file, and the number of pickles in it to read."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             yield file, _LEGACY_HEAD + 1
@@ -67,7 +77,7 @@ def _open_pickle(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         packed, unpacked = (sum(getattr(e, size) for e in entries) for size in ("compress_size", "file_size"))
-        if unpacked > _MOST_COMPRESSION * max(packed, 1 << 20):
+        if unpacked > _MAX_COMPRESSION * max(packed, 1 << 20):
             raise ModelError(
                 f"{quote(str(path))} unpacks from {packed:,} to {unpacked:,} bytes, which no checkpoint of torch does: "
                 "it was not loaded"
@@ -80,21 +90,21 @@ def _open_pickle(path: Path) -> Iterator[tuple[IO[bytes], int]]:
 
 
 def _check_memo(file: IO[bytes], weight: str | Path) -> None:
-    """Refuse a pickle that numbers its objects otherwise than in order, and read it to its end.
+    """Raise ModelError for a pickle with memo indices larger than its size allows.
 
-    Reading makes room for as many objects as the highest number: 32 GB for a pickle of eight bytes. That holds for
-    torch's reading too. 80 ms for rtdetr-x.
+    Unpicklers, torch's too, allocate memory for the highest memo index: 32 GB for a pickle of eight bytes. The check
+    takes 80 ms for rtdetr-x.
     """
     for opcode, argument, position in pickletools.genops(file):
-        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > max(position or 0, _FEW_OBJECTS):
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > max(position or 0, _MIN_MEMO_SIZE):
             raise ModelError(
                 f"{quote(str(weight))} asks for room for {argument:,} objects, which no file of its size holds: it was "
                 "not loaded"
             )
 
 
-class _Names(pickle.Unpickler):
-    """Reads a pickle of any protocol with an inert stand-in for every class and function, and notes their names."""
+class _NameCollector(pickle.Unpickler):
+    """Unpickler that collects the names of all classes and functions, and replaces each by an inert placeholder."""
 
     def __init__(self, file: IO[bytes], found: set[tuple[str, str]]) -> None:
         super().__init__(file)
@@ -121,7 +131,7 @@ class _InertType(type):
 
 
 class _Inert(metaclass=_InertType):
-    """Class, function, result and object in one: it can be called, made, filled and given a state, and stays itself."""
+    """Placeholder for any class, function or object: calls return itself, and items and state are ignored."""
 
     __setstate__ = append = extend = add = staticmethod(_ignore)
 
@@ -130,12 +140,12 @@ class _Inert(metaclass=_InertType):
 
 
 def _is_importable(module: str, name: str) -> bool:
-    """Say whether a class is where a pickle looks for it, as far as that can be told without importing anything."""
+    """Return whether a class can be imported, as far as that can be determined without importing modules."""
     package = module.partition(".")[0]
     if package in _LEFT_TO_ULTRALYTICS or module in _RENAMED:
         return True
     if module in sys.modules:
-        # torch makes classes of storages itself.
+        # torch creates storage classes dynamically.
         return hasattr(sys.modules[module], name.partition(".")[0]) or (package == "torch" and "Storage" in name)
     path: Any = None
     full = ""
@@ -145,9 +155,9 @@ def _is_importable(module: str, name: str) -> bool:
             path = getattr(sys.modules[full], "__path__", ())
             continue
         try:
-            # Not importlib's find_spec for a submodule, which imports what is above it.
+            # importlib's find_spec would import the parent packages of a submodule.
             spec = find_spec(full) if full == part else PathFinder.find_spec(full, path)
-        except (ImportError, ValueError):  # no name at all, such as one with a zero byte
+        except (ImportError, ValueError):  # an invalid name, such as one with a zero byte
             return False
         if spec is None:
             return False
@@ -156,7 +166,7 @@ def _is_importable(module: str, name: str) -> bool:
 
 
 def refuse_install(requirements: Any = "", *_: Any) -> Any:
-    """Stand in for Ultralytics' `check_requirements` where a checkpoint is loaded: no file makes pip install anything.
+    """Replace Ultralytics' `check_requirements` while a checkpoint is loaded, so that no file triggers `pip install`.
 
     Raises:
         ModelError: Always.
@@ -167,10 +177,10 @@ def refuse_install(requirements: Any = "", *_: Any) -> Any:
     )
 
 
-def find_refused(error: BaseException) -> str | None:
-    """Return the class that a restricted load refused, or None for another error.
+def get_refused_class(error: BaseException) -> str | None:
+    """Return the class that a restricted load rejected, or None for any other error.
 
-    torch writes `Unsupported global: GLOBAL module.Name was not an allowed global by default`.
+    torch's message is `Unsupported global: GLOBAL module.Name was not an allowed global by default`.
     """
     match = re.search(r"Unsupported global: GLOBAL (\S+) ", str(error.__cause__ or error))
     return match[1] if match else None

@@ -11,7 +11,7 @@ from ultralytics.utils import ROOT
 from rtdetr_act.errors import InputError, RtdetrActError, quote, raising_module, reason, suggest
 from rtdetr_act.integrations.ultralytics.arguments import check_file_name
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
-from rtdetr_act.integrations.ultralytics.model_yaml import BUILDING_ERRORS
+from rtdetr_act.integrations.ultralytics.model_yaml import BUILD_ERRORS
 from rtdetr_act.integrations.ultralytics.shapes import VERSION, shapes
 
 
@@ -77,7 +77,7 @@ def check_data(data: str, task: str) -> dict[str, Any]:
             return check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
     except RtdetrActError as error:
         raise InputError(f"data set {quote(data)}: {error}") from error
-    except BUILDING_ERRORS as error:  # Ultralytics does not validate a YAML before it uses its values
+    except BUILD_ERRORS as error:  # Ultralytics does not validate a YAML before it uses its values
         if raising_module(error).startswith("rtdetr_act."):
             raise
         problem = f"{type(error).__name__}: {reason(error)}"

@@ -1,6 +1,6 @@
-"""What may come from the network: no code that a data set's YAML names, and nothing at all where a command only looks.
+"""Restrict downloads: do not run code from the YAML of a data set, and download nothing in commands that only inspect.
 
-Used by the hooks, so nothing here loads torch or Ultralytics before it is called.
+The hooks import this module, so torch and Ultralytics are imported inside functions only.
 """
 
 from __future__ import annotations
@@ -15,48 +15,48 @@ from typing import Any
 
 from rtdetr_act.errors import InputError, quote
 
-ALLOW_CODE = "RTDETR_ACT_ALLOW_DOWNLOAD_CODE"  # environment variable, which the processes of studies and GPUs inherit
+ALLOW_CODE = "RTDETR_ACT_ALLOW_DOWNLOAD_CODE"  # environment variable, inherited by the processes of studies and DDP
 ALLOW_CODE_FLAG = "--allow-download-code"
-_ARCHIVE = re.compile(r"https?://\S+", re.IGNORECASE)  # one word; no Python statement begins like this
-_looking = False
+_URL = re.compile(r"https?://\S+", re.IGNORECASE)  # one word; no Python statement begins like this
+_blocked = False
 
 
 @contextmanager
 def no_downloads() -> Iterator[None]:
-    """Download nothing inside the block: what would, raises InputError.
+    """Make downloads of Ultralytics and `torch.hub` raise InputError inside the block.
 
-    That holds for what Ultralytics and `torch.hub` download: checkpoints, data sets, weights of torchvision's models.
-    Rows of a model YAML that would fetch weights (`TorchVision`) are built without them.
+    These are downloads of checkpoints, data sets and weights of torchvision's models. Rows of a model YAML that would
+    download weights (`TorchVision`) are built without them.
     """
-    global _looking
-    if _looking:
+    global _blocked
+    if _blocked:
         yield
         return
-    _looking = True
+    _blocked = True
     try:
         with ExitStack() as stack:
-            for module, name in _downloaders():
+            for module, name in _find_download_functions():
                 stack.callback(setattr, module, name, getattr(module, name))
                 setattr(module, name, _do_nothing if name == "check_font" else _refuse)
             yield
     finally:
-        _looking = False
+        _blocked = False
 
 
-def is_looking() -> bool:
-    """Say whether a block of `no_downloads` is open."""
-    return _looking
+def are_downloads_blocked() -> bool:
+    """Return whether the caller is inside a `no_downloads` block."""
+    return _blocked
 
 
-def _downloaders() -> list[tuple[Any, str]]:
-    """Return (module, name) of the functions that all downloads go through, wherever they were imported by name."""
+def _find_download_functions() -> list[tuple[Any, str]]:
+    """Return (module, name) of each function that downloads, in all modules that have imported it by name."""
     import torch
     from ultralytics.utils import downloads
 
     own = downloads.safe_download
     modules = [module for name, module in sys.modules.items() if name.startswith("ultralytics.")]
     found: list[tuple[Any, str]] = [(m, "safe_download") for m in modules if vars(m).get("safe_download") is own]
-    # Wherever a data set is read, a font is looked for that Ultralytics writes the names of its classes with.
+    # Reading a data set also downloads a font, with which Ultralytics draws class names.
     found += [(m, "check_font") for m in modules if callable(vars(m).get("check_font"))]
     return [*found, (torch.hub, "download_url_to_file")]
 
@@ -75,12 +75,19 @@ def _refuse(url: Any = "", *_: Any, **__: Any) -> Any:
 def check_det_dataset(
     original: Callable[..., Any], dataset: Any, autodownload: bool = True, *rest: Any, **more: Any
 ) -> Any:
-    """Read a data set's YAML as Ultralytics does, but run no code that it names unless it is Ultralytics' own.
+    """Read the YAML of a data set as Ultralytics does, without running code from YAMLs that Ultralytics does not ship.
 
-    Where images are missing, Ultralytics runs what stands under `download`: a shell command, or Python code.
+    If images are missing, Ultralytics would run the value of `download`: a shell command or Python code.
+
+    Args:
+        original: Ultralytics' function.
+        dataset: Name or path of the data set.
+        autodownload: Whether to download missing images. Default: True.
+        *rest: Further positional arguments of the original.
+        **more: Further keyword arguments of the original.
 
     Raises:
-        InputError: The images are missing, and there is code to get them with, or nothing may be downloaded now.
+        InputError: The images are missing, and `download` is code, or downloads are blocked.
     """
     try:
         return original(dataset, False, *rest, **more)
@@ -88,12 +95,12 @@ def check_det_dataset(
         if not autodownload or (code := _download_entry(dataset)) is None:
             raise
         path, text = code
-    if _looking:
+    if _blocked:
         raise InputError(
             f"the images of the data set {quote(str(dataset))} are not here, and this command downloads nothing: "
             "get them, or train with it once"
         )
-    if not (_ARCHIVE.fullmatch(text.strip()) or _is_ultralytics_own(path) or os.environ.get(ALLOW_CODE) == "1"):
+    if not (_URL.fullmatch(text.strip()) or _is_shipped_dataset(path) or os.environ.get(ALLOW_CODE) == "1"):
         raise InputError(
             f"the images of the data set {quote(str(dataset))} are not here, and its 'download:' is code, which was "
             f"not run: {quote(text.strip())}; if you trust it, call rtdetr-act {ALLOW_CODE_FLAG} …, or set "
@@ -103,7 +110,7 @@ def check_det_dataset(
 
 
 def _download_entry(dataset: Any) -> tuple[Path, str] | None:
-    """Return the YAML of a data set and its `download:`, or None where it has none; read as Ultralytics reads it."""
+    """Return the path of a data set's YAML and its `download:`, or None if it has none."""
     import ultralytics.utils
     from ultralytics.data.utils import find_dataset_yaml
     from ultralytics.utils.checks import check_file
@@ -122,7 +129,7 @@ def _download_entry(dataset: Any) -> tuple[Path, str] | None:
     return (path, str(entry)) if entry else None
 
 
-def _is_ultralytics_own(path: Path) -> bool:
+def _is_shipped_dataset(path: Path) -> bool:
     from ultralytics.utils import ROOT
 
     return (Path(ROOT) / "cfg" / "datasets").resolve() in path.resolve().parents

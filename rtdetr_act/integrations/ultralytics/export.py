@@ -25,7 +25,7 @@ from ultralytics.engine import exporter
 from ultralytics.utils import LOGGER
 from ultralytics.utils.files import file_size
 
-from rtdetr_act.deploy.exportable import write_exportable
+from rtdetr_act.deploy.exportable import replace_for_export
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import InputError, RtdetrActError, quote, reason, suggest
 from rtdetr_act.files import move_files_atomically, partial_path, remove_leftovers
@@ -336,7 +336,7 @@ def prepare_for_export(model: nn.Module, *, fold: bool = True) -> nn.Module:
                 log(f"{len(report)} activations folded into the weights, {len(report.kept)} kept")
         except RtdetrActError as error:
             log(f"exporting the activations unfolded: {error}", warn=True)
-    write_exportable(copy)
+    replace_for_export(copy)
     return copy
 
 

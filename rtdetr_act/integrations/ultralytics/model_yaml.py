@@ -1,7 +1,7 @@
-"""Check a model YAML before Ultralytics builds it: its form, the modules it names, and what building it says.
+"""Validate a model YAML before Ultralytics builds it, and explain errors raised while building it.
 
-Ultralytics' `parse_model` takes a row's module from its own globals, so that a row may call any function in there,
-`torch_load` among them, which runs whatever code a file holds. Here a row can only name a layer.
+Ultralytics' `parse_model` looks up a row's module in its globals, so a row could call any function there, including
+`torch_load`, which executes code in a file. Here a row can only name a layer.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 _PARTS = ("backbone", "head")
-_MOST_ROWS, _MOST_REPEATS, _MOST_VALUES, _DEEPEST = 1000, 1000, 10_000, 5  # repeats are those of all rows together
-_LARGEST = 1_000_000_000  # of any number in a YAML; a layer of as many channels has no memory
-# What stock code, torch's constructors and a first forward pass raise on arguments that they cannot use.
-BUILDING_ERRORS = (
+_MAX_ROWS, _MAX_REPEATS, _MAX_VALUES, _MAX_DEPTH = 1000, 1000, 10_000, 5  # repeats are those of all rows together
+_MAX_NUMBER = 1_000_000_000  # largest absolute value of a number; no memory holds a layer with as many channels
+# The exceptions that Ultralytics, torch's constructors and a first forward pass raise for invalid arguments.
+BUILD_ERRORS = (
     TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError, ArithmeticError, NameError,
     MemoryError, SyntaxError,
 )  # fmt: skip
-# Whose errors are about the YAML that they build; a dynamic convolution gives torch what a row has for its Conv.
+# Modules whose errors are caused by the YAML; a dynamic convolution passes the arguments of a row to torch.
 _BUILDERS = ("ultralytics.", "torch.", "torchvision.", "ast", "rtdetr_act.activations.dynamic_conv")
 
 
 def check_form(model_yaml: Mapping[str, Any]) -> None:
-    """Check the form of a model YAML whose rows have four items: the types, ranges and sizes of all that is built from.
+    """Check the types, ranges and sizes of all values in a model YAML whose rows have four items.
 
     Raises:
-        SpecError: Naming the key or row at fault.
+        SpecError: A value is invalid; the message names its key or row.
     """
     for key in ("nc", "ch", "channels", "reg_max"):
         if (value := model_yaml.get(key)) is not None:
@@ -50,10 +50,10 @@ def check_form(model_yaml: Mapping[str, Any]) -> None:
     rows = [(part, number, row) for part in _PARTS for number, row in enumerate(model_yaml[part])]
     for part in _PARTS:
         _require(bool(model_yaml[part]), f"'{part}' has no row")
-    _require(len(rows) <= _MOST_ROWS, f"it has {len(rows)} rows: {_MOST_ROWS} are the most")
+    _require(len(rows) <= _MAX_ROWS, f"it has {len(rows)} rows: {_MAX_ROWS} are the most")
     for index, (part, number, row) in enumerate(rows):
         _check_row(row, index, f"row {number} of '{part}'")
-    _check_repeats(rows, _depth_of(model_yaml))
+    _check_repeats(rows, _get_depth_multiple(model_yaml))
     _require(shape is not None or "Pose" not in rows[-1][2][2], "it has no 'kpt_shape', such as [17, 3]")
 
 
@@ -77,55 +77,57 @@ def _check_row(row: Any, index: int, where: str) -> None:
     for one in sources:
         there = -index <= one < index if index else one == -1
         _require(there, f"{where} takes its input from layer {quote(one)}, but there are {index} layers before it")
-    right = isinstance(repeats, int) and not isinstance(repeats, bool) and 1 <= repeats <= _MOST_REPEATS
-    _require(right, f"{where} repeats its module 1 to {_MOST_REPEATS} times, not {quote(repeats)}")
+    right = isinstance(repeats, int) and not isinstance(repeats, bool) and 1 <= repeats <= _MAX_REPEATS
+    _require(right, f"{where} repeats its module 1 to {_MAX_REPEATS} times, not {quote(repeats)}")
     _require(isinstance(module, str) and bool(module), f"{where} names a module such as Conv, not {quote(module)}")
     _require(isinstance(args, (list, tuple)), f"{where} has a list of arguments such as [64, 3, 2], not {quote(args)}")
-    for count, (value, depth) in enumerate(_leaves(args, 0)):
-        _require(count < _MOST_VALUES and depth <= _DEEPEST, f"{where} has arguments nested or repeated without end")
+    for count, (value, depth) in enumerate(_iterate_leaves(args, 0)):
+        _require(count < _MAX_VALUES and depth <= _MAX_DEPTH, f"{where} has arguments nested or repeated without end")
         plain = value is None or isinstance(value, (int, float, str, bool))
         _require(plain, f"{where} has an argument that is neither text, a number, true, false nor null: {quote(value)}")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _require(
-            not number or abs(value) <= _LARGEST or abs(value) == math.inf,
-            f"{where} has an argument out of all range, {quote(value)}",
+            not number or abs(value) <= _MAX_NUMBER or abs(value) == math.inf,
+            f"{where} has an argument out of range, {quote(value)}",
         )
 
 
-def _depth_of(model_yaml: Mapping[str, Any]) -> float:
-    """Return the factor on the repeats of rows, as `parse_model` takes it from `scales`, else `depth_multiple`."""
+def _get_depth_multiple(model_yaml: Mapping[str, Any]) -> float:
+    """Return the factor on the repeats of rows, from `scales` or else `depth_multiple`, as `parse_model` does."""
     if scales := model_yaml.get("scales"):
         return float(scales[model_yaml.get("scale") or next(iter(scales))][0])
     return float(model_yaml.get("depth_multiple", 1.0))
 
 
 def _check_repeats(rows: Sequence[tuple[str, int, Any]], depth: float) -> None:
-    """Refuse a network of so many layers that building it does not end: each row may be right, and so the factor."""
+    """Check the total number of repeated modules, since a network with too many cannot be built in finite time."""
     count = sum(max(repeats * depth, 1.0) if repeats > 1 else 1 for _, _, (_, repeats, *_) in rows)
     _require(
-        count <= _MOST_REPEATS,
-        f"its rows repeat their modules {count:,.0f} times, with a depth of {depth:g}: {_MOST_REPEATS} are the most",
+        count <= _MAX_REPEATS,
+        f"its rows repeat their modules {count:,.0f} times, with a depth of {depth:g}: {_MAX_REPEATS} are the most",
     )
 
 
-def _leaves(value: Any, depth: int) -> Iterator[tuple[Any, int]]:
-    """Yield the plain values inside lists and mappings with their depth, and what is too deep as it is."""
-    if isinstance(value, Mapping) and depth <= _DEEPEST:
+def _iterate_leaves(value: Any, depth: int) -> Iterator[tuple[Any, int]]:
+    """Yield (value, depth) for each plain value in nested lists and mappings; too deep containers are yielded whole."""
+    if isinstance(value, Mapping) and depth <= _MAX_DEPTH:
         value = [*value.keys(), *value.values()]
-    if isinstance(value, (list, tuple)) and depth <= _DEEPEST:
+    if isinstance(value, (list, tuple)) and depth <= _MAX_DEPTH:
         for item in value:
-            yield from _leaves(item, depth + 1)
+            yield from _iterate_leaves(item, depth + 1)
     else:
         yield value, depth
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_NUMBER
 
 
 def _is_factor(value: Any) -> bool:
     return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and (0 < value <= _LARGEST or value == math.inf)
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and (0 < value <= _MAX_NUMBER or value == math.inf)
     )
 
 
@@ -138,11 +140,11 @@ def check_modules(model_yaml: Mapping[str, Any], namespace: Mapping[str, Any]) -
     """Check that every row of a model YAML names a layer.
 
     Args:
-        model_yaml: With four items a row.
-        namespace: The globals of `ultralytics.nn.tasks`, where a user's own layers stand too.
+        model_yaml: A model YAML with four items per row.
+        namespace: The globals of `ultralytics.nn.tasks`, including layers that users have added.
 
     Raises:
-        SpecError: A name is unknown, or not that of a `torch.nn.Module` subclass that can be a layer.
+        SpecError: A name is unknown, or is not a subclass of `torch.nn.Module` that can be a layer.
     """
     from torch import nn
 
@@ -160,7 +162,7 @@ def check_modules(model_yaml: Mapping[str, Any], namespace: Mapping[str, Any]) -
 
 
 def find_module(name: str, namespace: Mapping[str, Any]) -> Any:
-    """Return what `parse_model` would take for the name of a row's module, or None where it would find nothing."""
+    """Return the object that `parse_model` would use for the module name of a row, or None if there is none."""
     if match := re.fullmatch(r"nn\.([A-Za-z_]\w*)", name):
         from torch import nn
 
@@ -172,23 +174,28 @@ def find_module(name: str, namespace: Mapping[str, Any]) -> Any:
     return namespace.get(name) if name.isidentifier() else None
 
 
-def explain_building(error: BaseException, model_yaml: Mapping[str, Any], builder: Any) -> SpecError | None:
-    """Return in a sentence what went wrong while the layers of a YAML were built; None for an error of other code.
+def explain_build_error(error: BaseException, model_yaml: Mapping[str, Any], builder: Any) -> SpecError | None:
+    """Return an error that names the row whose layer could not be built, or None for an error from other code.
 
     Args:
-        error: What was raised, one of `BUILDING_ERRORS`.
-        model_yaml: What was built, four items a row.
-        builder: The function that goes through the rows, with their index as its variable `i`.
+        error: The exception, one of `BUILD_ERRORS`.
+        model_yaml: The model YAML, with four items per row.
+        builder: The function that iterates over the rows, with their index in its variable `i`.
     """
     if not raising_module(error).startswith(_BUILDERS):
         return None
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     index = next((frame.f_locals.get("i") for frame in frames if frame.f_code is builder.__code__), None)
-    return _about_row(index, model_yaml, error)
+    return _make_row_error(index, model_yaml, error)
 
 
-def explain_forward(error: BaseException, model_yaml: Mapping[str, Any]) -> SpecError | None:
-    """Return in a sentence which layer of a model could not take its input; None for an error of other code."""
+def explain_forward_error(error: BaseException, model_yaml: Mapping[str, Any]) -> SpecError | None:
+    """Return an error that names the layer whose forward failed, or None for an error from other code.
+
+    Args:
+        error: The exception, one of `BUILD_ERRORS`.
+        model_yaml: The model YAML, with four items per row.
+    """
     if not raising_module(error).startswith(_BUILDERS):
         return None
     found: Any = None
@@ -198,10 +205,10 @@ def explain_forward(error: BaseException, model_yaml: Mapping[str, Any]) -> Spec
             found = layer
     if found is None:
         return None
-    return _about_row(found.i, model_yaml, error)
+    return _make_row_error(found.i, model_yaml, error)
 
 
-def _about_row(index: Any, model_yaml: Mapping[str, Any], error: BaseException) -> SpecError:
+def _make_row_error(index: Any, model_yaml: Mapping[str, Any], error: BaseException) -> SpecError:
     rows = [(part, number, row[2]) for part in _PARTS for number, row in enumerate(model_yaml[part])]
     if not isinstance(index, int) or not 0 <= index < len(rows):
         return SpecError(f"the model YAML cannot be built: {type(error).__name__}: {reason(error)}")
@@ -212,10 +219,12 @@ def _about_row(index: Any, model_yaml: Mapping[str, Any], error: BaseException) 
     )
 
 
-def without_weights(model_yaml: Mapping[str, Any], namespace: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return a model YAML whose rows fetch no weights, and in words those that would have.
+def remove_pretrained_weights(
+    model_yaml: Mapping[str, Any], namespace: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a model YAML whose rows download no weights, and descriptions of the rows that were changed.
 
-    `TorchVision` takes [channels, model, weights="DEFAULT", …].
+    The arguments of `TorchVision` are [channels, model, weights="DEFAULT", …].
     """
     changed = dict(model_yaml)
     fetched = []
@@ -223,7 +232,7 @@ def without_weights(model_yaml: Mapping[str, Any], namespace: Mapping[str, Any])
         rows = []
         for number, (source, repeats, name, args) in enumerate(model_yaml[part]):
             named = find_module(name, namespace)
-            if named is not None and named is namespace.get("TorchVision") and _weights_of(args):
+            if named is not None and named is namespace.get("TorchVision") and _has_pretrained_weights(args):
                 fetched.append(f"row {number} of '{part}' ({name} {args[1] if len(args) > 1 else ''})")
                 args = [*args[:2], None, *args[3:]]
             rows.append([source, repeats, name, args])
@@ -231,11 +240,11 @@ def without_weights(model_yaml: Mapping[str, Any], namespace: Mapping[str, Any])
     return changed, fetched
 
 
-def _weights_of(args: list[Any]) -> bool:
+def _has_pretrained_weights(args: list[Any]) -> bool:
     return len(args) < 3 or args[2] not in (None, "None", False, "False", "")
 
 
-def is_head(module: nn.Module) -> bool:
-    """Say whether a module can be the last of a trained model: a head of Ultralytics, or a class of a user's own."""
+def can_be_head(module: nn.Module) -> bool:
+    """Return whether a module can be the last layer of a trained model: a head of Ultralytics or a user's class."""
     name = type(module).__module__
     return not name.startswith(("torch.", "ultralytics.")) or name == "ultralytics.nn.modules.head"

@@ -18,9 +18,9 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from rtdetr_act.errors import InputError, ModelError, RtdetrActError, quote, raising_module, reason, suggest
 from rtdetr_act.integrations.ultralytics.arguments import check_file_name
 from rtdetr_act.integrations.ultralytics.configs import config_names, find_config
-from rtdetr_act.integrations.ultralytics.model_yaml import BUILDING_ERRORS, explain_forward, is_head
+from rtdetr_act.integrations.ultralytics.model_yaml import BUILD_ERRORS, can_be_head, explain_forward_error
 from rtdetr_act.surgery.model_plan import read_plan, split_model_yaml
-from rtdetr_act.surgery.modules import left_as_it_was, unwrap
+from rtdetr_act.surgery.modules import preserve_attributes, unwrap
 from rtdetr_act.surgery.patcher import apply_plan, patch_model, unpatch_model
 from rtdetr_act.surgery.plan import Plan, SwapOptions
 
@@ -89,7 +89,7 @@ def _load_yaml(source: str) -> Any:
             f"{quote(source)} ends with {quote(head)}, which does not tell the task: let a head such as Detect be last"
         )
     model = (RTDETR if is_rtdetr else YOLO)(source)
-    if not is_head(model.model.model[-1]):
+    if not can_be_head(model.model.model[-1]):
         raise InputError(
             f"{quote(source)} ends with {quote(head)}, which is not a head such as Detect or RTDETRDecoder"
         )
@@ -97,8 +97,8 @@ def _load_yaml(source: str) -> Any:
         # Ultralytics runs the other models while it builds them, to measure their strides.
         try:
             _run_forward(model.model, int(stock.get("channels", 3)))
-        except BUILDING_ERRORS as error:
-            if (explained := explain_forward(error, stock)) is None:
+        except BUILD_ERRORS as error:
+            if (explained := explain_forward_error(error, stock)) is None:
                 raise
             raise explained from error
     return model
@@ -111,7 +111,7 @@ def _is_shipped(source: str) -> bool:
 
 def _run_forward(model: Any, channels: int) -> None:
     """Run one image of 320 x 320 pixels through a task model; its state and the random state are restored."""
-    with left_as_it_was(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with preserve_attributes(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         model.eval()(torch.zeros(1, channels, 320, 320))
 
 

@@ -23,7 +23,7 @@ from rtdetr_act.integrations.ultralytics.failures import (
 from rtdetr_act.integrations.ultralytics.results import read_results, read_scores
 from rtdetr_act.integrations.ultralytics.trainers import started_here
 from rtdetr_act.surgery.modules import unwrap
-from rtdetr_act.surgery.sites import placed_activations
+from rtdetr_act.surgery.sites import iterate_placed_activations
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def stop_at_non_finite_loss(trainer: Any) -> None:
 
 def count_sites(model: Any) -> int:
     """Return the number of sites of a model whose activation was swapped."""
-    return sum(1 for _ in placed_activations(unwrap(model)))
+    return sum(1 for _ in iterate_placed_activations(unwrap(model)))
 
 
 def slug(text: str) -> str:

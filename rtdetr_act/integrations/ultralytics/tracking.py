@@ -1,13 +1,13 @@
-"""What a training writes down of its activations: `activations.csv`, a picture, and what trackers get to see.
+"""Record activation parameters during training: in `activations.csv`, in a figure, and in experiment trackers.
 
-The trackers (TensorBoard, MLflow, W&B, Comet, ClearML) get the plan and, after every epoch, the quantities that the
-file gets. Nothing of it touches the training: no random number is drawn, no state changed, and what fails (a full disk,
-a model that refuses the images) is one warning. Of several workers only the first keeps a record.
+The trackers (TensorBoard, MLflow, W&B, Comet, ClearML) get the plan and, after every epoch, the quantities in the file.
+Training is not affected: no random numbers are drawn, no state changes, and a failure (a full disk, a model that does
+not accept the images) is logged as one warning. Only the first of several workers keeps a record.
 
-Ultralytics' own tracker callbacks do the logging: all of them send `trainer.metrics` after every epoch. So the
-parameters stand in `trainer.metrics` while those callbacks run, and at no other time: results.csv and the checkpoint
-of an epoch are written before, and those of the next must not find them. The plan is known once the model is built,
-when most trackers have sent their settings already; so it goes to each that is active, by that tracker's own call.
+Ultralytics' tracker callbacks log `trainer.metrics` after every epoch. The quantities are therefore in
+`trainer.metrics` only while those callbacks run: results.csv and the checkpoint of an epoch are written before, and
+those of the next epoch must not contain them. The plan is known only after the model is built, when most trackers have
+logged their settings, so it is logged to each active tracker through that tracker's API.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rtdetr_act.analysis.history_figure import draw_history
 from rtdetr_act.analysis.learned import Quantity, has_coefficients, read_quantities
 from rtdetr_act.integrations.ultralytics.images import pick_images
 from rtdetr_act.integrations.ultralytics.log import log
-from rtdetr_act.integrations.ultralytics.trainers import is_ours
+from rtdetr_act.integrations.ultralytics.trainers import is_managed
 from rtdetr_act.surgery.model_plan import read_plan
 
 PREFIX = "activations/"
@@ -36,45 +36,45 @@ _RECORD = "activation_record"  # where a trainer keeps its Record
 
 @dataclass
 class Record:
-    """What one training keeps of its activations.
+    """The record of the activations in one training.
 
     Attributes:
-        history: The `activations.csv`.
-        images: Validation images to measure coefficients on; none where no activation makes any.
-        read: What was read after the last step and no tracker has seen yet.
-        warned: Whether the user knows already that the file cannot be written.
+        history: Path of `activations.csv`.
+        images: Validation images on which coefficients are measured; empty if no activation has coefficients.
+        pending: Quantities of the last epoch that trackers have not logged yet.
+        warned: Whether a warning that the file cannot be written has been logged.
     """
 
     history: Path
     images: list[Tensor] = field(default_factory=list)
-    read: list[Quantity] = field(default_factory=list)
+    pending: list[Quantity] = field(default_factory=list)
     warned: bool = False
 
 
 def add_callbacks(trainer: Any) -> None:
-    """Put our callbacks around those of the trackers, which a trainer has already; again does nothing more."""
+    """Add callbacks to a trainer, before and after those of the trackers, which must exist; idempotent."""
     callbacks = trainer.callbacks
     for event, callback in (
         ("on_train_start", log_plan),
-        ("on_train_start", thaw),
+        ("on_train_start", clone_inference_tensors),
         ("on_train_start", start_record),
-        ("on_train_epoch_end", read),
-        ("on_train_end", draw),
+        ("on_train_epoch_end", record_epoch),
+        ("on_train_end", draw_figure),
     ):
         if callback not in callbacks[event]:
             callbacks[event].append(callback)
-    # Ultralytics 8.3 keeps the lists of a model for its next training, whose trackers may be others.
-    others = [callback for callback in callbacks["on_fit_epoch_end"] if callback not in (show, hide)]
-    callbacks["on_fit_epoch_end"] = [show, *others, hide]
+    # Ultralytics 8.3 reuses the callbacks of a model in its next training, which may have other trackers.
+    others = [callback for callback in callbacks["on_fit_epoch_end"] if callback not in (add_metrics, remove_metrics)]
+    callbacks["on_fit_epoch_end"] = [add_metrics, *others, remove_metrics]
 
 
-def thaw(trainer: Any) -> None:
-    """Let a model be trained whose graph TensorBoard has drawn, a stock one where a command of ours trains it.
+def clone_inference_tensors(trainer: Any) -> None:
+    """Replace inference tensors cached on modules by clones, so that a model traced by TensorBoard can be trained.
 
-    It is traced in inference mode, and the decoder of RT-DETR keeps the anchors of that pass (8.4 does) for the first
-    training step, which autograd then refuses: "Inference tensors cannot be saved for backward".
+    TensorBoard traces the model in inference mode, and the decoder of RT-DETR (since 8.4) caches the anchors of that
+    pass. In the first training step autograd then raises "Inference tensors cannot be saved for backward".
     """
-    if not is_ours(trainer):
+    if not is_managed(trainer):
         return
     for module in trainer.model.modules():
         for name, value in list(vars(module).items()):
@@ -83,46 +83,46 @@ def thaw(trainer: Any) -> None:
 
 
 def start_record(trainer: Any) -> None:
-    """Begin the record: choose the images, and write epoch 0 of a training that does not go on from an earlier one."""
-    if RANK not in (-1, 0) or not is_ours(trainer):
+    """Create the record of a training: choose the images, and write epoch 0 unless the training is resumed."""
+    if RANK not in (-1, 0) or not is_managed(trainer):
         return
     folder = Path(trainer.save_dir)
     record = Record(folder / HISTORY_FILE)
     setattr(trainer, _RECORD, record)
-    if trainer.start_epoch == 0:  # a folder that is used again (exist_ok=True) may hold those of another training
+    if trainer.start_epoch == 0:  # a reused folder (exist_ok=True) may have files of another training
         for name in (HISTORY_FILE, FIGURE_FILE):
             _try_to_write(record, (folder / name).unlink, missing_ok=True)
     if has_coefficients(trainer.ema.ema):
         try:
             record.images = pick_images(trainer.test_loader.dataset)
-        except Exception as error:  # whatever a data set raises, it must not stop a training
+        except Exception as error:  # must not stop the training
             log(f"the coefficients of the activations are not recorded, for want of images: {error}", warn=True)
     if trainer.start_epoch == 0:
-        _write(record, 0, _read(trainer, record))
+        _write(record, 0, _read_quantities(trainer, record))
 
 
-def read(trainer: Any) -> None:
-    """Read the averaged model, which the checkpoint of this epoch will hold.
+def record_epoch(trainer: Any) -> None:
+    """Write the quantities of the EMA model, which the checkpoint of this epoch stores, to the file.
 
-    And write it down before that checkpoint (or a study's snapshot) exists: whatever is resumed then finds every epoch
-    before its own in the file.
+    This happens before the checkpoint (or a study's snapshot) is saved, so that a resumed training finds all earlier
+    epochs in the file.
     """
-    if record := _record(trainer):
-        record.read = _read(trainer, record)
-        _write(record, trainer.epoch + 1, record.read)
+    if record := _get_record(trainer):
+        record.pending = _read_quantities(trainer, record)
+        _write(record, trainer.epoch + 1, record.pending)
 
 
-def _record(trainer: Any) -> Record | None:
+def _get_record(trainer: Any) -> Record | None:
     found: Record | None = vars(trainer).get(_RECORD)
     return found
 
 
-def _read(trainer: Any, record: Record) -> list[Quantity]:
+def _read_quantities(trainer: Any, record: Record) -> list[Quantity]:
     model = trainer.ema.ema
     try:
-        # As many at once as the validation takes.
+        # The batch size of the validation, which fits into memory.
         return read_quantities(model, record.images, batch=trainer.test_loader.batch_size)
-    except Exception as error:  # a GPU without room left, a model that takes more than an image
+    except Exception as error:  # out of GPU memory, or a model that needs more inputs than an image
         log(f"the coefficients of the activations are not recorded: {error}", warn=True)
         record.images = []
         return read_quantities(model)
@@ -142,49 +142,49 @@ def _try_to_write(record: Record, write: Callable[..., Any], *args: Any, **kwarg
         record.warned = True
 
 
-def draw(trainer: Any) -> None:
-    """Draw the picture of a training that draws pictures at all."""
-    record = _record(trainer)
+def draw_figure(trainer: Any) -> None:
+    """Draw the history of a training as a figure, unless plots are disabled."""
+    record = _get_record(trainer)
     if record is None or not trainer.args.plots or not record.history.is_file():
         return
     try:
         draw_history(read_history(record.history), record.history.with_name(FIGURE_FILE), trainer.save_dir.name)
-    except Exception as error:  # the training is done: no picture of it may spoil that
+    except Exception as error:  # must not fail a finished training
         log(f"{FIGURE_FILE} was not drawn: {error}", warn=True)
 
 
-def show(trainer: Any) -> None:
-    """Put what was read into `trainer.metrics`, once: the validation of best.pt at the end is no epoch."""
-    record = _record(trainer)
-    if record and record.read:
-        values, record.read = record.read, []
+def add_metrics(trainer: Any) -> None:
+    """Add the pending quantities to `trainer.metrics`; only once, since the final validation is not an epoch."""
+    record = _get_record(trainer)
+    if record and record.pending:
+        values, record.pending = record.pending, []
         trainer.metrics = {**trainer.metrics, **{f"{PREFIX}{one.site}.{one.name}": one.value for one in values}}
 
 
-def hide(trainer: Any) -> None:
-    """Take them out of `trainer.metrics` again: an epoch without validation would write the same dictionary."""
+def remove_metrics(trainer: Any) -> None:
+    """Remove the quantities from `trainer.metrics`, which an epoch without validation would reuse."""
     if any(name.startswith(PREFIX) for name in trainer.metrics or ()):
         trainer.metrics = {name: value for name, value in trainer.metrics.items() if not name.startswith(PREFIX)}
 
 
 def log_plan(trainer: Any) -> None:
-    """Send the plan of a patched model to every active tracker; one that fails is named in a warning."""
+    """Log the plan of a patched model to every active tracker; a failure is logged as a warning."""
     plan = read_plan(trainer.ema.ema)
     if not plan:
         return
     settings = {PREFIX + "plan": str(plan), PREFIX + "act_lr": plan.act_lr}
     for name, send in _SENDERS.items():
-        # A tracker that Ultralytics does not log to, because of its settings, gets nothing of us either.
+        # Trackers that are disabled in Ultralytics' settings are skipped.
         tracker = sys.modules.get(f"ultralytics.utils.callbacks.{name}")
         if tracker is None or tracker.callbacks.get("on_fit_epoch_end") not in trainer.callbacks["on_fit_epoch_end"]:
             continue
         try:
             send(tracker, settings)
-        except Exception as error:  # whatever a tracker raises, it must not stop a training
+        except Exception as error:  # must not stop the training
             log(f"the plan was not logged to {name}: {error}", warn=True)
 
 
-# Each takes Ultralytics' module for a tracker, which has imported it.
+# Each function takes Ultralytics' module of a tracker, through which the tracker's package is accessed.
 
 
 def _to_tensorboard(tracker: Any, settings: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a trainer of Ultralytics trains, and whether that training is ours."""
+"""Find the task model of an Ultralytics trainer, and whether this package manages the training."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def started_here(trainer: Any) -> None:
-    """Do nothing: a trainer that has this callback was started by a command of ours, be its model patched or not."""
+    """Do nothing; this callback marks a trainer as started by a command of this package."""
 
 
-def is_ours(trainer: Any) -> bool:
-    """Say whether a training is of a patched model or of a command of ours; all others stay as they are."""
+def is_managed(trainer: Any) -> bool:
+    """Return whether a training is of a patched model or started by a command of this package."""
     started = started_here in trainer.callbacks.get("on_pretrain_routine_start", ())
     return started or bool(read_plan(task_model(trainer.model)))
 
 
 def task_model(model: Any) -> nn.Module:
-    """Return the task model inside the wrappers of several GPUs and of the compiler."""
+    """Return the task model inside the wrappers of DDP and `torch.compile`."""
     inner = getattr(model, "module", model)
     found: nn.Module = getattr(inner, "_orig_mod", inner)
     return found

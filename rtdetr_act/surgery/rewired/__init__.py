@@ -1,8 +1,8 @@
-"""Blocks whose forward calls an activation that no module walk can see, given a module for each call.
+"""Subclasses of blocks with hidden activations, which call a module for each of them instead.
 
-Swapping such an activation means changing the block's class to a subclass here, whose forward calls `self.act…`
-instead. The class stays importable, so a patched block pickles, deep-copies, traces and compiles like any other;
-`torch.fx` or a patched `forward` would lose one of these.
+A hidden activation is a functional call, or one of several calls of a shared module. To swap it, the class of the block
+is changed to the subclass here, whose forward calls `self.act…`. Since the class is importable, a patched block can be
+pickled, deep-copied, traced and compiled; with `torch.fx` or a patched `forward` one of these would fail.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-# (module, class) of a block -> (module here, class there). Strings, so that nothing is imported before it is needed.
+# (module, class) of a block -> submodule here with its subclass. As strings, since libraries are imported on demand.
 _REWIRED = {
     ("ultralytics.nn.modules.block", "ResNetBlock"): "ultralytics",
     ("ultralytics.nn.modules.block", "SwiGLUFFN"): "ultralytics",
@@ -26,19 +26,19 @@ _REWIRED = {
 
 
 def rewired_class(owner: nn.Module) -> Any | None:
-    """Return the class here that a block has, or would get: None for a block without hidden activations.
+    """Return the subclass for a block, which it may already have, or None for a block without hidden activations.
 
-    Its `hidden_calls` map attributes to calls; the children named in `unused` are what those calls stand for.
+    Its `hidden_calls` map attributes to the calls; its `unused`, if any, names the children that they replace.
     """
     cls = type(owner)
     if hasattr(cls, "hidden_calls"):
         return cls
-    room = _REWIRED.get((cls.__module__, cls.__qualname__))
-    return None if room is None else import_module(f"rtdetr_act.surgery.rewired.{room}").CLASSES[cls]
+    submodule = _REWIRED.get((cls.__module__, cls.__qualname__))
+    return None if submodule is None else import_module(f"rtdetr_act.surgery.rewired.{submodule}").CLASSES[cls]
 
 
 def rewire(owner: nn.Module) -> None:
-    """Change the class of `owner` so that each hidden activation becomes a module of its own, equal to the original."""
+    """Change the class of a block to its subclass here, and add a module for each hidden activation, in place."""
     cls: Any = rewired_class(owner)
     for attribute, call in cls.hidden_calls.items():
         owner.add_module(attribute, copy.deepcopy(call.original(owner)).train(owner.training))
@@ -46,7 +46,7 @@ def rewire(owner: nn.Module) -> None:
 
 
 def unwire(owner: nn.Module) -> None:
-    """Undo `rewire`."""
+    """Undo `rewire`: restore the class of a block, and delete the modules of its hidden activations."""
     cls = type(owner)
     for attribute in cls.hidden_calls:  # type: ignore[attr-defined]
         delattr(owner, attribute)

@@ -1,7 +1,7 @@
-"""torchvision blocks that share one ReLU among calls of different width, or call `F.relu`.
+"""torchvision blocks that call one ReLU several times, with different numbers of channels, or call `F.relu`.
 
-One module called three times can hold neither an instance per site nor per-channel parameters: `Bottleneck.relu` sees
-64, 64 and 256 channels in one forward.
+A shared module allows neither an instance per site nor per-channel parameters: `Bottleneck.relu` is called with 64, 64
+and 256 channels in one forward.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torchvision.models.inception import BasicConv2d as _InceptionConv
 from rtdetr_act.surgery.rewired.hidden_call import HiddenCall
 
 
-def _behind(norm: str) -> HiddenCall:
-    """Describe a call of `self.relu` behind the BatchNorm of that name."""
+def _call_after_norm(norm: str) -> HiddenCall:
+    """Return the description of a call of `self.relu` on the output of the BatchNorm `norm`."""
     return HiddenCall(lambda self: self.relu, lambda self: getattr(self, norm).num_features)
 
 
 class BasicBlock(resnet.BasicBlock):
     """Residual block of ResNet-18 and -34."""
 
-    hidden_calls: ClassVar = {"act1": _behind("bn1"), "act2": _behind("bn2")}
+    hidden_calls: ClassVar = {"act1": _call_after_norm("bn1"), "act2": _call_after_norm("bn2")}
     unused: ClassVar = ("relu",)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ class BasicBlock(resnet.BasicBlock):
 class Bottleneck(resnet.Bottleneck):
     """Residual block of ResNet-50 and up, ResNeXt and Wide ResNet."""
 
-    hidden_calls: ClassVar = {f"act{i}": _behind(f"bn{i}") for i in (1, 2, 3)}
+    hidden_calls: ClassVar = {f"act{i}": _call_after_norm(f"bn{i}") for i in (1, 2, 3)}
     unused: ClassVar = ("relu",)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

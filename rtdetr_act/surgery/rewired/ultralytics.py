@@ -12,7 +12,7 @@ from rtdetr_act.surgery.rewired.hidden_call import HiddenCall
 
 
 class ResNetBlock(block.ResNetBlock):
-    """The residual block of RT-DETR-ResNet, whose closing `F.relu` is 16 of the 73 sites of rtdetr-resnet50."""
+    """Residual block of RT-DETR-ResNet; its final `F.relu` accounts for 16 of the 73 sites of rtdetr-resnet50."""
 
     hidden_calls: ClassVar = {"act": HiddenCall(lambda _: nn.ReLU(), lambda self: self.cv3.conv.out_channels)}
 
@@ -23,10 +23,10 @@ class ResNetBlock(block.ResNetBlock):
 
 CLASSES: dict[type[nn.Module], type[nn.Module]] = {block.ResNetBlock: ResNetBlock}
 
-if hasattr(block, "SwiGLUFFN"):  # came with YOLOE: 8.3.160 has it, 8.3.99 has not
+if hasattr(block, "SwiGLUFFN"):  # added with YOLOE: 8.3.160 has it, 8.3.99 does not
 
     class SwiGLUFFN(block.SwiGLUFFN):
-        """The feed-forward net of YOLOE's text head, gated by `F.silu`."""
+        """Feed-forward network of YOLOE's text head, gated by `F.silu`."""
 
         hidden_calls: ClassVar = {
             "act": HiddenCall(lambda _: nn.SiLU(), lambda self: self.w12.out_features // 2, "tokens")

@@ -1,7 +1,7 @@
-"""Every function of Ultralytics that is replaced, in a file for each module that it stands in, with the reason.
+"""The functions of Ultralytics that this package wraps, one file per module of Ultralytics, each with the reason.
 
-`install()` runs when `rtdetr_act` is imported and waits for Ultralytics' modules, so that importing us loads neither
-Ultralytics nor torch. Checked against Ultralytics 8.3.0 and 8.4.190.
+`install()` runs when `rtdetr_act` is imported and defers wrapping until Ultralytics' modules are imported, so importing
+this package imports neither Ultralytics nor torch. Tested with Ultralytics 8.3.0 and 8.4.190.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _waiting = False
 
 
 def install() -> None:
-    """Hook Ultralytics' modules, now where they are loaded and on their import where they are not; once."""
+    """Wrap functions of Ultralytics, in each module now if it is imported, else on its import; idempotent."""
     global _waiting, _removed
     _removed = False
     if _waiting:
@@ -44,7 +44,7 @@ def _on_import(module: Any) -> None:
 
 
 def remove() -> None:
-    """Put back every function that `install` replaced; Ultralytics then refuses patched models again."""
+    """Restore every function that `install` wrapped; Ultralytics then rejects patched models."""
     global _removed
     _removed = True
     while replaced:

@@ -10,5 +10,5 @@ from rtdetr_act.integrations.ultralytics.hooks.replacing import replace
 
 def hook_data(utils: Any) -> None:
     """Hook `ultralytics.data.utils`."""
-    # Where images are missing it runs what the YAML has under `download`, code of any kind.
+    # If images are missing, it runs the value of `download` in the YAML, which may be arbitrary code.
     replace(utils, "check_det_dataset", downloads.check_det_dataset, by_name=True)

@@ -13,14 +13,14 @@ from rtdetr_act.surgery.model_plan import read_plan, split_model_yaml
 
 def hook_dist(dist: Any) -> None:
     """Hook `ultralytics.utils.dist`."""
-    # A DDP worker is a new process that runs a generated file; without us it would stop at the first patched row.
+    # A DDP worker is a new process that runs a generated file, which must import the plugin to build patched rows.
     replace(dist, "generate_ddp_file", _generate_ddp_file)
 
 
 def _generate_ddp_file(original: Callable[..., Any], trainer: Any) -> str:
     path = str(original(trainer))
     source = Path(path).read_text(encoding="utf-8")
-    if 'state["model"]' not in source and _lost_by_workers(trainer):
+    if 'state["model"]' not in source and _plan_is_lost_in_workers(trainer):
         Path(path).unlink()
         raise ModelError(
             "this Ultralytics gives multi-GPU workers the model file only, not the activations patched in Python: "
@@ -37,7 +37,7 @@ def _generate_ddp_file(original: Callable[..., Any], trainer: Any) -> str:
     return path
 
 
-def _lost_by_workers(trainer: Any) -> bool:
+def _plan_is_lost_in_workers(trainer: Any) -> bool:
     from torch import nn
     from ultralytics.nn.tasks import yaml_model_load
 

@@ -16,10 +16,10 @@ from rtdetr_act.surgery.model_plan import read_plan, split_model_yaml
 def hook_model(engine: Any) -> None:
     """Hook `ultralytics.engine.model`."""
     replace(engine, "yaml_model_load", load_model_yaml)  # imported there by name
-    # A model built from a YAML is trained from that file: since 8.4.37 (8.4.35 still did) its in-memory model.yaml is
-    # not read.
+    # Since 8.4.37 a model built from a YAML file is trained from that file, not from its in-memory model.yaml (as up to
+    # 8.4.35).
     replace(engine.Model, "train", _train)
-    # Tuning trains in subprocesses that would never import the plugin.
+    # Tuning trains in subprocesses that do not import the plugin.
     replace(engine.Model, "tune", _tune)
 
 
@@ -30,24 +30,24 @@ def _train(original: Callable[..., Any], self: Any, trainer: Any = None, **kwarg
 
     file = YAML.load(checks.check_yaml(kwargs["cfg"])) if kwargs.get("cfg") else {}
     given = {**self.overrides, **file, **kwargs}
-    # A checkpoint named by its path is resumed from there; resume=True without one in memory starts anew. With several
-    # data sets, train() starts each run from the model in memory, YAML-built or not.
+    # A checkpoint given by its path is resumed from there; resume=True without one in memory starts from scratch. With
+    # several data sets, train() starts each run from the model in memory.
     if isinstance(given.get("resume"), (str, Path)) or isinstance(given.get("data"), (list, tuple)):
         return original(self, trainer=trainer, **kwargs)
-    # With a checkpoint set, train() builds from the in-memory model.yaml; with pretrained=False it takes no weights
-    # from the model in memory, so that the network starts from the run's own seed like any stock run.
+    # With a checkpoint set, train() builds the network from the in-memory model.yaml. With pretrained=False it does not
+    # copy weights, so the network is initialised from the seed of the run, like any stock run.
     pretrained = given.get("pretrained", True)
     kwargs["pretrained"] = False if pretrained is True else pretrained
     self.ckpt = {"model": self.model}
     try:
         return original(self, trainer=trainer, **kwargs)
     finally:
-        if self.ckpt.keys() == {"model"}:  # the run did not end: nothing was loaded
+        if self.ckpt.keys() == {"model"}:  # the run did not finish, so no checkpoint was loaded
             self.ckpt = {}
 
 
 def _differs_from_file(model: Any) -> bool:
-    """Say whether train() would read a YAML file whose plan is not that of the model in memory."""
+    """Return whether train() would read a YAML file with another plan than that of the model in memory."""
     from torch import nn
 
     if model.ckpt or not model.cfg or not isinstance(model.model, nn.Module):
@@ -68,10 +68,10 @@ def _tune(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) ->
                 "this Ultralytics tunes in processes that rebuild the stock network: tuning a patched model needs "
                 "Ultralytics 8.4.160 or newer"
             )
-        # Ray workers unpickle the model object; a callback of ours in it makes them import the plugin.
+        # Ray workers unpickle the model; unpickling this callback imports the plugin.
         self.add_callback("on_pretrain_routine_start", import_plugin)
     return original(self, *args, **kwargs)
 
 
 def import_plugin(trainer: Any) -> None:
-    """Do nothing: unpickling a reference to this callback imports the plugin, and with it the hooks."""
+    """Do nothing; unpickling a reference to this callback imports the plugin and installs its hooks."""

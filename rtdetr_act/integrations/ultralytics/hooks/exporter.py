@@ -11,8 +11,8 @@ from rtdetr_act.surgery.model_plan import read_plan
 
 def hook_exporter(exporter: Any) -> None:
     """Hook `ultralytics.engine.exporter`."""
-    # A deployed network should not pay for what training needed: whoever exports a patched model, exports the folded
-    # one. And Ultralytics writes over the exported file in place: a full disk leaves half of it over a good one.
+    # A patched model is folded before export, so that inference does not pay for training-time parameters. The export
+    # is staged, because Ultralytics overwrites the exported file in place, which a full disk would leave truncated.
     replace(exporter.Exporter, "__call__", _export)
 
 

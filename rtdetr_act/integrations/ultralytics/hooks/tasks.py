@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_sentinels: list[tuple[nn.Module, str, float]] = []  # open default_act() blocks: stand-in, activation, act_lr
+_defaults: list[tuple[nn.Module, str, float]] = []  # active default_act() blocks: placeholder, activation, act_lr
 
 
 def hook_tasks(tasks: Any) -> None:
@@ -29,25 +29,24 @@ def hook_tasks(tasks: Any) -> None:
     # Every task model builds its layers with the module-level parse_model, looked up at call time: from a YAML, from a
     # checkpoint's model.yaml, on resume, in a DDP worker. One wrapper there reaches every build.
     replace(tasks, "parse_model", _parse_model)
-    # The task is guessed from the last head row as row[-2], the name of its module in a row of four items. So a YAML
-    # is brought to four items a row, its plan under `activation`, as soon as it is read.
+    # The task is guessed from row[-2] of the last head row, which is the module name only in a row of four items. So a
+    # YAML is normalised to four items per row, with its plan under `activation`, when it is read.
     replace(tasks, "yaml_model_load", load_model_yaml)
-    # A restricted load (ULTRALYTICS_SAFE_LOAD, since 8.4) refuses classes that are not named to torch before. And a
-    # missing package is answered with `pip install` of that name, which for a user's own activation is noise at best,
-    # somebody else's package at worst.
+    # A restricted load (ULTRALYTICS_SAFE_LOAD, since 8.4) rejects classes not registered with torch. For a missing
+    # package Ultralytics runs `pip install` with that name, which for a user's module may install an unrelated package.
     replace(tasks, "torch_safe_load", _torch_safe_load)
     replace(tasks, "check_requirements", _check_requirements)
-    # "Transferred 419/475 items" alarms where the rest is new activation parameters.
+    # "Transferred 419/475 items" is alarming if the rest is new activation parameters.
     replace(tasks.BaseModel, "load", _load)
-    # BaseModel.fuse folds a BatchNorm into one kernel, where a dynamic convolution has several. It and the blocks and
-    # heads that fuse themselves look the function up by name in their own modules.
+    # BaseModel.fuse folds a BatchNorm into a single kernel, while a dynamic convolution has several. It, and the blocks
+    # and heads with a fuse method, import the function by name.
     hook_fusing(tasks)
-    # default_act() must leave the plan in model.yaml, which only the finished model has.
+    # default_act() stores the plan in model.yaml, which exists only after the model is built.
     for cls in tasks.BaseModel.__subclasses__():
         if cls.__module__ == tasks.__name__ and "__init__" in vars(cls):
             replace(cls, "__init__", _init_model)
-    # rtdetr-n.yaml asks for fewer denoising queries, an argument behind `act` in the decoder's row: 100 of them make a
-    # training step at 128 pixels 1.6 times as long. `act: None`, for the decoder's own, is understood since 8.4.130.
+    # rtdetr-n.yaml sets fewer denoising queries, an argument after `act` in the decoder's row: 100 of them make a
+    # training step at 128 pixels 1.6 times as long. The decoder accepts `act: None`, its default, only since 8.4.130.
     if inspect.signature(tasks.RTDETRDecoder.__init__).parameters["act"].default is not None:
         replace(tasks.RTDETRDecoder, "__init__", _init_decoder)
 
@@ -76,25 +75,25 @@ def _init_decoder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> No
 
 def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbose: bool = True) -> Any:
     from rtdetr_act.surgery.patcher import KINDS, resolve_plan, swap_sites
-    from rtdetr_act.surgery.sites import walk
+    from rtdetr_act.surgery.sites import collect_sites
 
     stock, plan = split_model_yaml(d)
     model_yaml.check_form(stock)
     model_yaml.check_modules(stock, original.__globals__)
     plan = resolve_plan(plan)
-    if downloads.is_looking():
-        stock, fetched = model_yaml.without_weights(stock, original.__globals__)
+    if downloads.are_downloads_blocked():
+        stock, fetched = model_yaml.remove_pretrained_weights(stock, original.__globals__)
         for row in fetched:
-            log(f"{row} would fetch weights: nothing was downloaded, and it stands here without them", warn=True)
+            log(f"{row} would fetch weights: nothing was downloaded, and it is built without them", warn=True)
     with _stock_default_act(plan.default_act, verbose):
         try:
             layers, save = original(stock, ch, verbose)
-        except model_yaml.BUILDING_ERRORS as error:
-            if (explained := model_yaml.explain_building(error, stock, original)) is None:
+        except model_yaml.BUILD_ERRORS as error:
+            if (explained := model_yaml.explain_build_error(error, stock, original)) is None:
                 raise
             raise explained from error
     if plan:
-        report = swap_sites(walk(layers, "model", d, KINDS), plan)
+        report = swap_sites(collect_sites(layers, "model", d, KINDS), plan)
         for layer in layers:
             layer.np = sum(parameter.numel() for parameter in layer.parameters())  # what info(detailed=True) prints
         if verbose:
@@ -107,7 +106,7 @@ def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbo
 
 @contextmanager
 def _stock_default_act(text: str | None, verbose: bool) -> Iterator[None]:
-    """Give a stock `activation:` its stock meaning, one shared module as `Conv.default_act`, without its `eval`."""
+    """Set `Conv.default_act` to a stock `activation:` inside the block, as Ultralytics does, but without `eval`."""
     if text is None:
         yield
         return
@@ -117,7 +116,7 @@ def _stock_default_act(text: str | None, verbose: bool) -> Iterator[None]:
     spec = ActSpec.parse(text)
     cls = getattr(nn, spec.name.rpartition(".")[2], None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise SpecError(f"'activation: {text}' names no class of torch.nn: write e.g. nn.SiLU() or a name such as silu")
+        raise SpecError(f"'activation: {text}' is not a class of torch.nn: write e.g. nn.SiLU() or a name such as silu")
     try:
         module = cls(*spec.args, **dict(spec.kwargs))
     except (TypeError, ValueError) as error:
@@ -129,11 +128,11 @@ def _stock_default_act(text: str | None, verbose: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        Conv.default_act = before  # Ultralytics before 8.4 left it to the next model of the process
+        Conv.default_act = before  # Ultralytics before 8.4 did not restore it for the next model
 
 
 def load_model_yaml(original: Callable[..., Any], path: str | Path) -> dict[str, Any]:
-    """Read a model YAML, ours or Ultralytics\', in the form that survives: four items a row, its plan by itself."""
+    """Read a model YAML, of this package or Ultralytics, and normalise it to four items per row and a separate plan."""
     from rtdetr_act.integrations.ultralytics.configs import find_config
 
     ours = find_config(path)
@@ -151,12 +150,12 @@ def load_model_yaml(original: Callable[..., Any], path: str | Path) -> dict[str,
 def _allow_safe_load() -> None:
     import torch
 
-    from rtdetr_act.activations.registry import own_classes
+    from rtdetr_act.activations.registry import list_own_classes
     from rtdetr_act.activations.temperature import Temperature
     from rtdetr_act.surgery.rewired import ultralytics as rewired
 
     if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
-        own: list[Any] = [*own_classes(), *rewired.CLASSES.values(), Temperature]
+        own: list[Any] = [*list_own_classes(), *rewired.CLASSES.values(), Temperature]
         torch.serialization.add_safe_globals(own)
 
 
@@ -170,7 +169,7 @@ def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: An
     try:
         found = original(weight, *args, **kwargs)
     except TypeError as error:
-        if (refused := checkpoints.find_refused(error)) is None:
+        if (refused := checkpoints.get_refused_class(error)) is None:
             raise
         raise ModelError(
             f"{quote(str(weight))} holds {quote(refused)}, which ULTRALYTICS_SAFE_LOAD does not allow: import the "
@@ -192,19 +191,19 @@ def _load(
     plan = read_plan(self)
     model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
     if any(rule.replaces == "convolution" for rule in plan.rules):
-        from rtdetr_act.surgery.convolutions import load_plain
+        from rtdetr_act.surgery.convolutions import load_plain_weights
 
-        if (count := load_plain(self, model.float().state_dict())) and verbose:
+        if (count := load_plain_weights(self, model.float().state_dict())) and verbose:
             log(f"{count} dynamic convolutions start from plain ones")
-    if plan.awaits_fit:
+    if plan.needs_fit:
         source = read_plan(model)
         if source != plan and source.rules != (plan.base or Plan()).rules:
-            mark_fitted(self)  # the weights are not those of the network before the swap
+            mark_fitted(self)  # the weights are from another network than the one before the swap
     if verbose and plan:
-        from rtdetr_act.surgery.sites import placed_activations
+        from rtdetr_act.surgery.sites import iterate_placed_activations
 
         given, own = ({name: value.shape for name, value in m.state_dict().items()} for m in (model, self))
-        prefixes = tuple(f"{name}." for name, _ in placed_activations(self))
+        prefixes = tuple(f"{name}." for name, _ in iterate_placed_activations(self))
         inside = {name for name in own if name.startswith(prefixes)}
         matched = {name for name in own if given.get(name) == own[name]}
         log(
@@ -217,42 +216,42 @@ def _load(
 def _init_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     try:
         original(self, *args, **kwargs)
-    except model_yaml.BUILDING_ERRORS as error:  # its first forward pass, which measures the strides
-        explained = model_yaml.explain_forward(error, self.yaml) if hasattr(self, "yaml") else None
+    except model_yaml.BUILD_ERRORS as error:  # raised in the forward pass that measures the strides
+        explained = model_yaml.explain_forward_error(error, self.yaml) if hasattr(self, "yaml") else None
         if explained is None:
             raise
         raise explained from error
-    if not _sentinels:
+    if not _defaults:
         return
     from rtdetr_act.surgery.patcher import patch_model
     from rtdetr_act.surgery.sites import find_sites
 
-    stand_in, activation, act_lr = _sentinels[-1]
+    placeholder, activation, act_lr = _defaults[-1]
     sites = find_sites(self)
-    names = tuple(site.name for site in sites if site.module is stand_in)
+    names = tuple(site.name for site in sites if site.module is placeholder)
     if not names:
         raise ModelError(
             "default_act() reached no activation, since the model YAML names its own: use patch_model on the model"
         )
-    everywhere = all(site.module is stand_in for site in sites if site.layout == "map")
+    everywhere = all(site.module is placeholder for site in sites if site.layout == "map")
     rule = Rule(ActSpec.parse(activation), include=() if everywhere else names)
     patch_model(self, Plan((rule,), act_lr=act_lr))
 
 
 @contextmanager
 def default_act(activation: str, *, act_lr: float = 1.0) -> Iterator[None]:
-    """Build Ultralytics models with another default activation, as editing `default_act` would, but for real.
+    """Build Ultralytics models with another default activation inside the block.
 
-    Inside the block, every site that a new model would give `Conv.default_act` (or that of RepConv and ConvTranspose)
-    gets an instance of its own, and the plan stands in `model.yaml`, so that training keeps it.
+    Every site that would use `Conv.default_act`, or that of RepConv or ConvTranspose, gets a separate instance. The
+    plan is stored in `model.yaml`, so that training keeps it.
 
     Args:
         activation: A name with optional literal arguments, such as "mish".
-        act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training.
+        act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training. Default: 1.0.
 
     Raises:
-        SpecError: The activation is unknown.
-        ModelError: A model built inside names its own activation, so that the default reaches nothing.
+        SpecError: The activation is unknown, or its arguments are invalid.
+        ModelError: The YAML of a model built inside the block sets its own activation, so the default is unused.
 
     >>> from ultralytics.nn.tasks import DetectionModel
     >>> with default_act("mish"):
@@ -266,14 +265,14 @@ def default_act(activation: str, *, act_lr: float = 1.0) -> Iterator[None]:
     from rtdetr_act.activations.registry import resolve
 
     spec = str(resolve(activation))
-    stand_in = nn.SiLU()
+    placeholder = nn.SiLU()
     before = [(cls, cls.default_act) for cls in (Conv, ConvTranspose, RepConv)]
     for cls, _ in before:
-        cls.default_act = stand_in
-    _sentinels.append((stand_in, spec, act_lr))
+        cls.default_act = placeholder
+    _defaults.append((placeholder, spec, act_lr))
     try:
         yield
     finally:
-        _sentinels.pop()
+        _defaults.pop()
         for cls, module in before:
             cls.default_act = module

@@ -10,23 +10,24 @@ from typing import Any
 from rtdetr_act.files import partial_path, remove_leftovers
 from rtdetr_act.integrations.ultralytics.hooks.replacing import replace, replaced
 from rtdetr_act.integrations.ultralytics.log import log
-from rtdetr_act.integrations.ultralytics.trainers import is_ours, task_model
+from rtdetr_act.integrations.ultralytics.trainers import is_managed, task_model
 from rtdetr_act.surgery.model_plan import read_plan
 
 
 def hook_trainer(trainer: Any) -> None:
     """Hook `ultralytics.engine.trainer`."""
-    # Ultralytics decays every parameter whose name lacks "bias" outside of *Norm* modules, slopes of PReLU included.
+    # Ultralytics applies weight decay to every parameter without "bias" in its name outside *Norm* modules, including
+    # the slopes of PReLU.
     replace(trainer.BaseTrainer, "build_optimizer", _build_optimizer)
-    # Temperatures follow the epoch, on every worker: callbacks of a user reach the first one only in 8.3.
+    # Temperatures are updated on every worker, while in 8.3 user callbacks run on the first one only.
     replace(trainer.BaseTrainer, "run_callbacks", _run_callbacks)
-    # Both write over the checkpoint in place: a kill or a full disk in the middle leaves half a file, and with last.pt
-    # goes all that was trained.
+    # Both overwrite the checkpoint in place: if the process is killed or the disk is full, last.pt is truncated and the
+    # training is lost.
     replace(trainer.BaseTrainer, "save_model", _save_model)
     replace(trainer, "strip_optimizer", _strip_optimizer)
-    # Trackers log what stands in trainer.metrics, in callbacks that are added here and that ours must stand around.
+    # Trackers log trainer.metrics in callbacks that are added here; ours must run before and after them.
     replace(trainer.callbacks, "add_integration_callbacks", _add_integration_callbacks)
-    # Tuning and training over several data sets start `python -m ultralytics…`, which never imports the plugin.
+    # Tuning and training on several data sets run `python -m ultralytics…`, which does not import the plugin.
     if command := getattr(trainer, "_YOLO_CLI_COMMAND", None):
         replaced.append((trainer, "_YOLO_CLI_COMMAND", command))
         run = "import rtdetr_act; from ultralytics.cfg import entrypoint; entrypoint()"
@@ -38,9 +39,12 @@ def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args:
     plan = read_plan(task_model(model))
     if not plan:
         return optimizer
-    from rtdetr_act.integrations.ultralytics.optimizer import keep_stacks_out_of_muon, separate_activation_parameters
+    from rtdetr_act.integrations.ultralytics.optimizer import (
+        exclude_dynamic_kernels_from_muon,
+        separate_activation_parameters,
+    )
 
-    keep_stacks_out_of_muon(optimizer, model)
+    exclude_dynamic_kernels_from_muon(optimizer, model)
     if count := separate_activation_parameters(optimizer, model, plan.act_lr):
         rate = "" if plan.act_lr == 1.0 else f", their learning rate times {plan.act_lr:g}"
         log(f"{count} scalar and per-channel activation parameters without weight decay{rate}")
@@ -48,17 +52,17 @@ def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args:
 
 
 def _run_callbacks(original: Callable[..., Any], self: Any, event: str) -> Any:
-    from rtdetr_act.integrations.ultralytics.epochs import follow
+    from rtdetr_act.integrations.ultralytics.epochs import update_schedule
 
-    follow(self, event)
+    update_schedule(self, event)
     return original(self, event)
 
 
-_whole: set[Path] = set()  # checkpoints that are written whole, by their paths
+_whole: set[Path] = set()  # paths of checkpoints that are written atomically
 
 
 def _save_model(original: Callable[..., Any], self: Any) -> Any:
-    if not is_ours(self):
+    if not is_managed(self):
         return original(self)
     last, best = self.last, self.best
     _whole.update((Path(last), Path(best)))
