@@ -18,7 +18,7 @@ from torch import nn
 
 import rtdetr_act
 from rtdetr_act import create, names, patch_convs, patch_model
-from rtdetr_act.activations.registry import entry
+from rtdetr_act.activations.registry import get_entry
 
 GOLDEN = Path(__file__).with_name("frozen_names.txt")
 SPECS = {"threshold": "threshold(0.1, 0.0)"}
@@ -46,7 +46,7 @@ def _describe(parameter: inspect.Parameter) -> str:
 
 
 def _is_built_in(name: str) -> bool:  # other tests register their own, doctests from within the package
-    factory = entry(name).factory
+    factory = get_entry(name).factory
     built_in = factory.__module__.startswith(("torch.", "rtdetr_act."))
     return built_in and hasattr(sys.modules[factory.__module__], factory.__name__)
 
