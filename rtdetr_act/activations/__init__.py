@@ -1,1 +1,1 @@
-"""The zoo: one file per family of activations, and `registry` with their names; importing this imports no torch."""
+"""One file per activation, the protocol that each follows, and the registry of their names."""
