@@ -37,10 +37,12 @@ def apa(device: Any = None, dtype: Any = None) -> nn.Module:
 
 
 def _fit(module: Any, target: Tensor) -> Tensor:
+    """Implement `Entry.fit`: fit the parameters to a target curve on `GRID`, and return the fitted curve."""
     return fit_gate(module, gate_curve, target, (0.5, 0.5))
 
 
 def _exportable(module: Any) -> nn.Module:
+    """Implement `Entry.exportable`."""
     return Lambda(make_gate(module))
 
 
