@@ -18,8 +18,8 @@ def apa(device: Any = None, dtype: Any = None) -> nn.Module:
     Shapes: any to the same. `lambd` and `kappa` are (1,), initialised uniformly in 0..1.
 
     Args:
-        device: Device of the parameters.
-        dtype: Dtype of the parameters.
+        device: Device of the parameters. Default: None, torch's default device.
+        dtype: Dtype of the parameters. Default: None, torch's default dtype.
 
     Raises:
         SpecError: Ultralytics is not installed, or its version has no AGLU.
