@@ -91,10 +91,12 @@ def is_stock_activation(text: object) -> bool:
 
 
 def _format_literal(value: object) -> str:
+    """Return a literal as text that `parse` accepts."""
     return repr(value).replace("inf", "1e999") if isinstance(value, float) else repr(value)  # `inf` is no literal
 
 
 def _get_dotted_name(node: ast.AST) -> str | None:
+    """Return the dotted name that an expression spells, None for any other expression."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.append(node.attr)

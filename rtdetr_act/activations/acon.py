@@ -141,6 +141,7 @@ class MetaAconC(nn.Module):
 
 
 def _init_slopes(channels: int, init: str) -> tuple[nn.Parameter, nn.Parameter]:
+    """Return the initial p1 and p2, each (C,)."""
     if init not in INITS:
         raise ValueError(f"init is 'paper' or 'silu', not {quote(init)}")
     if init == "silu":
@@ -153,19 +154,22 @@ def _init_slopes(channels: int, init: str) -> tuple[nn.Parameter, nn.Parameter]:
 _LARGEST_BETA = 10.0  # at which p1 = 1, p2 = 0 is ReLU up to 0.028 everywhere
 
 
-def _curve(p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
+def _evaluate_on_grid(p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
+    """Return the ACON-C on `GRID`, (1201,), for scalar parameters."""
     return (p1 - p2) * GRID * torch.sigmoid(beta * (p1 - p2) * GRID) + p2 * GRID
 
 
 @torch.no_grad()
 def _fit(module: AconC, target: Tensor) -> Tensor:
-    values, curve = fit_curve(_curve, target, (1.0, 0.0, 1.0), (-3, -3, 0.1), (3, 3, _LARGEST_BETA))
+    """Implement `Entry.fit`: fit the parameters to a target curve on `GRID`, and return the fitted curve."""
+    values, curve = fit_curve(_evaluate_on_grid, target, (1.0, 0.0, 1.0), (-3, -3, 0.1), (3, 3, _LARGEST_BETA))
     for parameter, value in zip((module.p1, module.p2, module.beta), values, strict=True):
         parameter.fill_(value)
     return curve
 
 
 def _fold(module: AconC) -> Folded | None:
+    """Implement `Entry.fold`: return the equivalent in evaluation mode, None if torch has none."""
     pairs = ((module.p1, 1), (module.p2, 0), (module.beta, 1))
     return Folded(SILU) if all(bool(torch.all(values == number)) for values, number in pairs) else None
 
@@ -226,6 +230,7 @@ class _Acon(torch.autograd.Function):
 
 
 def _forward(x: Tensor, coefficients: Any) -> Tensor:
+    """Compute the forward by the backend for x."""
     return (_triton_forward if can_use_triton(x) else _cpu_forward)(x, coefficients)
 
 
@@ -233,24 +238,27 @@ def _forward(x: Tensor, coefficients: Any) -> Tensor:
 
 
 def _cpu_forward(x: Tensor, coefficients: Any) -> Tensor:
+    """Compute the forward on a CPU, in blocks that fit the cache."""
     computed = compute_dtype(x.dtype)
     coefficients = cast_all([_with_batch_dim(c) for c in coefficients], computed)
     if x.numel() <= block_size() and computed == x.dtype:
         return _forward_block(x, coefficients, None)
     source = make_dense(x)
 
-    def run(part: Block, out: Tensor | None) -> Tensor:
+    def process_block(part: Block, out: Tensor | None) -> Tensor:
         return _forward_block(source[part].to(computed), _slice_coefficients(part, coefficients), out)
 
-    return map_blocks(source, computed, run)
+    return map_blocks(source, computed, process_block)
 
 
 def _forward_block(x: Tensor, coefficients: Any, out: Tensor | None) -> Tensor:
+    """Compute `acon` for one block of x."""
     low, step, sharp = coefficients
     return torch.mul(x, sharp, out=out).sigmoid_().mul_(step).add_(low).mul_(x)
 
 
 def _cpu_backward(grad: Tensor, x: Tensor, coefficients: Any) -> tuple[Tensor, ...]:
+    """Compute the gradients on a CPU, in blocks that fit the cache."""
     source, computed = make_dense(x), compute_dtype(x.dtype)
     grad = match_layout(grad, source)
     per_image = [_with_batch_dim(c.to(computed)) for c in coefficients]
@@ -260,12 +268,12 @@ def _cpu_backward(grad: Tensor, x: Tensor, coefficients: Any) -> tuple[Tensor, .
     else:
         sums = source.new_zeros((3, *source.shape[:2]), dtype=computed)
 
-        def run(part: Block, out: Tensor | None) -> Tensor:
+        def process_block(part: Block, out: Tensor | None) -> Tensor:
             found, more = _backward_block(grad[part], source[part], _slice_coefficients(part, per_image), out)
             sums[:, part[0], part[1]] += more
             return found
 
-        grad_x = map_blocks(source, computed, run)
+        grad_x = map_blocks(source, computed, process_block)
     return grad_x.to(x.dtype), *_reduce_to_coefficients(sums, coefficients)
 
 
@@ -290,10 +298,12 @@ def _reduce_to_coefficients(sums: Tensor, coefficients: Any) -> list[Tensor]:
 
 
 def _with_batch_dim(t: Tensor) -> Tensor:
+    """View a coefficient (C, 1, 1) as (1, C, 1, 1)."""
     return t if t.ndim == 4 else t.unsqueeze(0)
 
 
 def _slice_coefficients(part: Block, coefficients: Any) -> list[Tensor]:
+    """Return the coefficients of a block."""
     return [c[part[0] if c.shape[0] > 1 else slice(None), part[1]] for c in coefficients]
 
 
@@ -342,12 +352,14 @@ if triton is not None:
         tl.store(of_tile + 2 * step, tl.sum(through_gate * value, 1), c < channels)
 
     def _run_forward(x: Tensor, coefficients: Tensor) -> Tensor:
+        """Launch the forward kernel, and return its output."""
         y, tiling = empty_like(x), tile(x)
         with device_of(x):
             _forward_kernel[tiling.grid](x, y, coefficients, *tiling.arguments, **tiling.constants)
         return y
 
     def _run_backward(grad: Tensor, x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """Launch the backward kernel, and return its gradients."""
         grad_x, tiling = empty_like(x), tile(x)
         sums = coefficients.new_empty((tiling.along_positions, *coefficients.shape))
         with device_of(x):
@@ -369,9 +381,11 @@ if triton is not None:
         return torch.stack([c[..., 0, 0].expand(x.shape[:2]) for c in coefficients]).float()
 
     def _triton_forward(x: Tensor, coefficients: Any) -> Tensor:
+        """Call the registered forward operator on a dense input."""
         return _forward_op(make_dense(x), _stack_coefficients(x, coefficients))
 
     def _triton_backward(grad: Tensor, x: Tensor, coefficients: Any) -> tuple[Tensor, ...]:
+        """Call the registered backward operator on dense inputs, and return the gradients."""
         source = make_dense(x)
         grad_x, sums = _backward_op(match_layout(grad, source), source, _stack_coefficients(x, coefficients))
         return grad_x, *_reduce_to_coefficients(sums, coefficients)

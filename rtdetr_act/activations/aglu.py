@@ -77,7 +77,8 @@ def gate_curve(lambd: Tensor, kappa: Tensor) -> Tensor:
     return torch.sigmoid(kappa * GRID - torch.log(lambd)) ** (1 / lambd)
 
 
-def _curve(lambd: Tensor, kappa: Tensor) -> Tensor:
+def _evaluate_on_grid(lambd: Tensor, kappa: Tensor) -> Tensor:
+    """Return the AGLU on `GRID`, (1201,), for scalar parameters."""
     return GRID * gate_curve(lambd, kappa)
 
 
@@ -99,10 +100,12 @@ def fit_gate(module: Any, curve: Callable[..., Tensor], target: Tensor, start: t
 
 
 def _fit(module: AGLU, target: Tensor) -> Tensor:
-    return fit_gate(module, _curve, target, (1.0, 1.0))  # SiLU
+    """Implement `Entry.fit`: fit the parameters to a target curve on `GRID`, and return the fitted curve."""
+    return fit_gate(module, _evaluate_on_grid, target, (1.0, 1.0))  # SiLU
 
 
 def _fold(module: AGLU) -> Folded | None:
+    """Implement `Entry.fold`: return the equivalent in evaluation mode, None if torch has none."""
     return Folded(SILU) if module.lambd.item() == 1 == module.kappa.item() else None
 
 
@@ -114,6 +117,7 @@ def make_gate(module: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _exportable(module: AGLU) -> nn.Module:
+    """Implement `Entry.exportable`."""
     gate = make_gate(module)
     return Lambda(lambda x: x * gate(x))
 
@@ -166,6 +170,7 @@ class _AGLU(torch.autograd.Function):
 
 
 def _forward(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
+    """Compute `aglu` in blocks that fit the CPU cache."""
     source = make_dense(x)
     y = empty_like(source)
     for part, out in zip(_split_flat(source), _split_flat(y), strict=True):
@@ -176,6 +181,7 @@ def _forward(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
 
 
 def _backward(grad: Tensor, x: Tensor, rate: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, of lambda after its clamp, and of kappa."""
     source = make_dense(x)
     grad_x, for_rate, for_kappa = empty_like(source), torch.zeros_like(rate), torch.zeros_like(kappa)
     for grad_part, part, out in zip(*map(_split_flat, (match_layout(grad, source), source, grad_x)), strict=True):
@@ -197,6 +203,7 @@ _ON_GPU = 1 << 26
 
 
 def _split_flat(x: Tensor) -> tuple[Tensor, ...]:
+    """Split a dense tensor into flat views of at most one block."""
     # There are four buffers beside input and output, hence a quarter of a block. 2x128x160x160 on two threads takes
     # 19 + 28 ms forward and backward, with whole blocks 23 + 36 ms; Ultralytics' gate takes 20 + 19 ms, SiLU 4 + 5 ms.
     return view_flat(x).split(block_size() // 4 if x.is_cpu else _ON_GPU)

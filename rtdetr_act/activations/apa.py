@@ -18,8 +18,8 @@ def apa(device: Any = None, dtype: Any = None) -> nn.Module:
     Shapes: any to the same. `lambd` and `kappa` are (1,), initialised uniformly in 0..1.
 
     Args:
-        device: Device of the parameters.
-        dtype: Dtype of the parameters.
+        device: Device of the parameters. Default: None, torch's default device.
+        dtype: Dtype of the parameters. Default: None, torch's default dtype.
 
     Raises:
         SpecError: Ultralytics is not installed, or its version has no AGLU.
@@ -37,10 +37,12 @@ def apa(device: Any = None, dtype: Any = None) -> nn.Module:
 
 
 def _fit(module: Any, target: Tensor) -> Tensor:
+    """Implement `Entry.fit`: fit the parameters to a target curve on `GRID`, and return the fitted curve."""
     return fit_gate(module, gate_curve, target, (0.5, 0.5))
 
 
 def _exportable(module: Any) -> nn.Module:
+    """Implement `Entry.exportable`."""
     return Lambda(make_gate(module))
 
 

@@ -82,6 +82,7 @@ _LEAST_BETA, _LARGEST_BETA = math.log(0.05 / 0.95), 4.0
 
 @torch.no_grad()
 def _fit(module: AReLU, target: Tensor) -> Tensor:
+    """Implement `Entry.fit`: fit the parameters to a target curve on `GRID`, and return the fitted curve."""
     positive, negative = fit_slopes(target)
     beta = max(math.log((positive - 1) / (2 - positive)), _LEAST_BETA) if 1 < positive < 2 else _LEAST_BETA
     beta = _LARGEST_BETA if positive >= 2 else beta
@@ -170,6 +171,7 @@ class _AReLU(torch.autograd.Function):
 
 
 def _forward(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> Tensor:
+    """Compute the forward by the backend for x."""
     if can_use_triton(x):
         return _triton_forward(x, alpha, beta, inplace)
     if x.is_cpu:
@@ -207,11 +209,13 @@ def _read_slopes(alpha: Tensor, beta: Tensor) -> tuple[float, float]:
 
 
 def _cpu_forward(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> Tensor:
+    """Compute the forward on a CPU, in blocks that fit the cache."""
     positive, negative = _read_slopes(alpha, beta)
     return leaky.forward(x, positive, negative, inplace)
 
 
 def _cpu_backward(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients on a CPU, in blocks that fit the cache."""
     positive, negative = _read_slopes(alpha, beta)
     grad_x, above, below = leaky.backward(grad, y, positive, negative)
     # These are sums of grad * y; divided by the slope, they are sums of grad * x.
@@ -282,19 +286,23 @@ if triton is not None:
         tl.store(grad_beta, tl.sum(above) / positive * (positive - 1.0) * (2.0 - positive))
 
     def _launch_forward(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> None:
+        """Launch the forward kernel, which writes its output to y."""
         grid = (triton.cdiv(x.numel(), BLOCK),)
         with device_of(x):
             _forward_kernel[grid](x, y, alpha, beta, x.numel(), ALPHA_MIN, ALPHA_MAX, BLOCK, num_warps=4)
 
     def _run_forward(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+        """Launch the forward kernel, and return its output."""
         y = empty_like(x)
         _launch_forward(x, y, alpha, beta)
         return y
 
     def _run_forward_(x: Tensor, alpha: Tensor, beta: Tensor) -> None:
+        """Launch the forward kernel in place."""
         _launch_forward(x, x, alpha, beta)
 
     def _run_backward(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Launch the backward kernel, and return its gradients."""
         grad_x, grad_alpha, grad_beta = empty_like(y), torch.empty_like(alpha), torch.empty_like(beta)
         parts = triton.cdiv(y.numel(), BLOCK)
         sums = torch.empty(2 * parts, device=y.device)
@@ -319,6 +327,7 @@ if triton is not None:
     )
 
     def _triton_forward(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool) -> Tensor:
+        """Call the registered forward operator on a dense input."""
         source = make_dense(x)
         if not inplace:
             return _forward_op(source, alpha, beta)
@@ -326,6 +335,7 @@ if triton is not None:
         return x if source is x else x.copy_(source)
 
     def _triton_backward(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Call the registered backward operator on dense inputs, and return the gradients."""
         source = make_dense(y)
         return _backward_op(match_layout(grad, source), source, alpha, beta)
 

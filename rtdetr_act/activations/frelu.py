@@ -138,6 +138,7 @@ if triton is not None:
         tl.store(grad_funnel + at, tl.where(won, g, 0.0), inside)
 
     def _run_backward(grad: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Launch the backward kernel, and return its gradients."""
         grad_x, grad_funnel = empty_like(x), empty_like(x)
         with device_of(x):
             _backward_kernel[(triton.cdiv(x.numel(), BLOCK),)](
@@ -153,6 +154,7 @@ if triton is not None:
     )
 
     def _triton_backward(grad: Tensor, x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Call the registered backward operator on dense inputs, and return the gradients."""
         source = make_dense(x)
         grad_x, grad_funnel = _backward_op(match_layout(grad, source), source, match_layout(y, source))
         return grad_x, grad_funnel.to(dtype)

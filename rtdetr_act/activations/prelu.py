@@ -134,12 +134,14 @@ def build_prelu(
 
 @torch.no_grad()
 def _fit(module: nn.PReLU, target: Tensor) -> Tensor:
+    """Implement `Entry.fit`: fit the parameters to a target curve on `GRID`, and return the fitted curve."""
     _, negative = fit_slopes(target)
     module.weight.fill_(negative)
     return torch.where(GRID > 0, GRID, negative * GRID)
 
 
 def _fold(module: nn.PReLU) -> Folded | None:
+    """Implement `Entry.fold`: return the equivalent in evaluation mode, None if torch has none."""
     weight = module.weight.detach().double()
     return Folded(leaky_relu_spec(float(weight[0]))) if bool((weight == weight[0]).all()) else None
 
@@ -217,6 +219,7 @@ class _PReLU(torch.autograd.Function):
 
 
 def _cpu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the gradients on a CPU, in blocks that fit the cache."""
     source, computed = make_dense(x), compute_dtype(x.dtype)
     grad = match_layout(grad, source)
     factors = weight.to(computed).view(1, -1, 1, 1)
@@ -226,12 +229,12 @@ def _cpu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tens
         return grad_x.to(x.dtype), sums.sum(0).to(weight.dtype)
     total = weight.new_zeros(weight.shape, dtype=computed)
 
-    def run(part: Block, out: Tensor | None) -> Tensor:
+    def process_block(part: Block, out: Tensor | None) -> Tensor:
         found, sums = _backward_block(grad[part], source[part], factors[:, part[1]], out)
         total[part[1]] += sums.sum(0)
         return found
 
-    grad_x = map_blocks(source, computed, run)
+    grad_x = map_blocks(source, computed, process_block)
     return grad_x, total.to(weight.dtype)
 
 
@@ -267,6 +270,7 @@ if triton is not None:
         tl.store(of_tile, tl.sum(tl.where(above, 0.0, g * value), 1), c < channels)
 
     def _run_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Launch the backward kernel, and return its gradients."""
         grad_x, tiling = empty_like(x), tile(x)
         sums = torch.empty((tiling.grid[0], x.shape[1]), device=x.device)
         with device_of(x):
@@ -283,6 +287,7 @@ if triton is not None:
     )
 
     def _triton_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Call the registered backward operator on dense inputs, and return the gradients."""
         source = make_dense(x)
         return _backward_op(match_layout(grad, source), source, weight)
 

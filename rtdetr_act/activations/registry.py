@@ -88,7 +88,7 @@ def resolve(spec: str | ActSpec, replaces: Replaces = "activation") -> ActSpec:
     if found.replaces != replaces:
         raise SpecError(f"'{found.name}' replaces a {found.replaces}: it is not an {replaces}")
     spec = ActSpec(found.name, tuple(spec.args), tuple(spec.kwargs))
-    _try_arguments(found, spec)
+    _validate_arguments(found, spec)
     if replaces == "convolution":  # by keyword, since the arguments of a finished schedule are removed by name
         given = _get_signature(found).bind(*spec.args, **dict(spec.kwargs)).arguments
         spec = ActSpec(found.name, (), tuple(given.items()))
@@ -248,6 +248,7 @@ def register(name: str, factory: Any = None, **answers: Unpack[Answers]) -> Any:
 
 
 def _add_entry(new: Entry) -> None:
+    """Add an entry, its aliases and its classes to the registry; raise SpecError if a name is invalid or taken."""
     for name in (new.name, *new.aliases):
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
             raise SpecError(f"{quote(name)} cannot name an activation: use an identifier such as 'my_act'")
@@ -263,6 +264,7 @@ def _add_entry(new: Entry) -> None:
 
 
 def _get_classes(item: Entry) -> tuple[type | str, ...]:
+    """Return the module classes that an entry describes."""
     return item.classes or ((item.factory,) if isinstance(item.factory, type) else ())
 
 
@@ -278,6 +280,7 @@ def _parse_spec(spec: str | ActSpec) -> ActSpec:
 
 
 def _normalise_name(name: str) -> str:
+    """Return a name in lower case, without `nn.`, `_`, `-` and spaces."""
     bare = re.sub(r"^(torch\.)?nn\.", "", name.strip().lower())
     return re.sub(r"[_\-\s]", "", bare)
 
@@ -296,6 +299,7 @@ def build_convolution(spec: ActSpec, conv: nn.Conv2d) -> nn.Module:
 
 
 def _build_module(found: Entry, spec: ActSpec, channels: int | None, layout: Layout) -> nn.Module:
+    """Build a module from a resolved spec and the properties of its site."""
     if found.replaces == "convolution":
         return _call_factory(found, spec, (nn.Conv2d(channels or 8, channels or 8, 1),), {})
     site = {name: value for name, value in (("channels", channels), ("layout", layout)) if value is not None}
@@ -337,7 +341,8 @@ _WRONG_ARGUMENTS = (TypeError, ValueError, AssertionError, OverflowError, Runtim
 _LARGEST_COUNT = 100_000
 
 
-def _try_arguments(found: Entry, spec: ActSpec) -> None:
+def _validate_arguments(found: Entry, spec: ActSpec) -> None:
+    """Build an instance with 8 channels, and raise SpecError if the arguments of a spec are invalid."""
     # An integer is usually a number of parameters, for which a typing error could allocate gigabytes.
     for value in (*spec.args, *dict(spec.kwargs).values()) if found.name in _built_in else ():
         if isinstance(value, int) and abs(value) > _LARGEST_COUNT:
@@ -361,6 +366,7 @@ def _try_arguments(found: Entry, spec: ActSpec) -> None:
 
 
 def _argument_error(found: Entry, spec: ActSpec, error: Exception) -> SpecError:
+    """Return a SpecError that quotes an exception and the valid arguments."""
     signature = _get_signature(found)
     takes = ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in signature.parameters.values())
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))

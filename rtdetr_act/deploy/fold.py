@@ -164,6 +164,7 @@ def find_package_classes(model: nn.Module) -> tuple[str, ...]:
 
 
 def _draw_inputs(trial: nn.Module, example_input: Any) -> tuple[Any, ...]:
+    """Return random float64 inputs for a model."""
     inputs = get_example_inputs(trial, example_input)
     if inputs is None:
         raise FoldError("folding runs the model once, and this one does not take an image: give example_input=")
@@ -175,6 +176,7 @@ def _draw_inputs(trial: nn.Module, example_input: Any) -> tuple[Any, ...]:
 
 
 def _run_model(trial: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Run a model in evaluation mode, and return its output tensors."""
     with _convert_errors("it in float64"), evaluation_mode(trial), torch.no_grad():
         return scales.flatten_tensors(trial(*inputs))
 
@@ -194,6 +196,7 @@ def _convert_errors(what: str) -> Iterator[None]:
 
 
 def _apply_fold(root: nn.Module, forms: Mapping[str, Folded], factors: Mapping[str, float], example_input: Any) -> None:
+    """Replace activations and multiply weights, in place."""
     names: dict[ActSpec, list[str]] = {}
     for name, form in forms.items():
         names.setdefault(form.activation, []).append(glob.escape(name))
@@ -221,6 +224,7 @@ def _compare_outputs(before: list[Tensor], after: list[Tensor]) -> float:
 
 
 def _describe_sides(before: float, behind: float) -> str:
+    """Return which weights absorbed a factor, given the scales before and after an activation."""
     if before != 1 and behind != 1:
         return "on both sides"
     return "before" if before != 1 else "behind" if behind != 1 else ""

@@ -116,6 +116,7 @@ def list_target_warnings(model: Any, name: str) -> list[str]:
 
 
 def _find_native_support(activation: str, target: str) -> Native | None:
+    """Return a target's native support of an activation, None also if the activation is not registered."""
     try:
         return get_native_support(activation, target)
     except SpecError:  # a class or function that is not registered

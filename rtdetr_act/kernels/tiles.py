@@ -91,10 +91,20 @@ if triton is not None:
     def locate_tile(  # type: ignore[no-untyped-def]
         channels, positions, channel_stride, position_stride, BLOCK_C: constexpr, BLOCK_S: constexpr, WIDE: constexpr
     ):
-        """Return the indices of this program's tile.
+        """Return the indices of this program's tile in dense (B, C, H, W) maps.
 
-        They are the image, the index of the tile along its positions, the channels (BLOCK_C,), the positions
-        (BLOCK_S,), the offsets of the elements from the first pointer, and the mask of those inside the map.
+        Args:
+            channels: C, and the following ones as in `Tiling`.
+            positions: H * W.
+            channel_stride: In elements.
+            position_stride: In elements.
+            BLOCK_C: Channels per tile.
+            BLOCK_S: Positions per tile.
+            WIDE: Whether offsets need 64 bits.
+
+        Returns:
+            The image, the index of the tile along its positions, the channels (BLOCK_C,), the positions (BLOCK_S,), the
+            offsets of the elements (BLOCK_C, BLOCK_S), and the mask of those inside the map.
         """
         tiles = tl.cdiv(positions, BLOCK_S)
         image, part = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles

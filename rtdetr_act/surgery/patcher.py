@@ -368,6 +368,7 @@ def unpatch_model(model: Any) -> int:
 
 
 def _get_owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the owner and the attribute of a qualified name."""
     path, _, attribute = name.rpartition(".")
     return root.get_submodule(path), attribute
 
@@ -418,10 +419,12 @@ def _build_swap(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:
 
 
 def _count_parameters(module: Any) -> int:
+    """Return the number of parameters of a module, 0 for a function."""
     return sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0
 
 
 def _build_convolution(site: Site, rule: Rule) -> nn.Module:
+    """Build the replacement of a convolution."""
     original = get_original_convolution(site.name, site.module)
     module = registry.build_convolution(rule.activation, original)
     set_placement(module, Placement(str(rule.activation), original, "convolution"))
@@ -429,6 +432,7 @@ def _build_convolution(site: Site, rule: Rule) -> nn.Module:
 
 
 def _build_activation(site: Site, rule: Rule) -> nn.Module:
+    """Build an activation for a site; raise SelectionError if it does not support the site."""
     entry = registry.get_entry(rule.activation.name)
     if site.layout == "tokens" and not entry.tokens:
         raise SelectionError(

@@ -47,6 +47,7 @@ def find_gain(activation: nn.Module, old: Callable[..., Any], channels: int | No
 
 @lru_cache(maxsize=64)  # a network has dozens of sites, but only a few different ones
 def _fit_gain(new: tuple[float, ...], old: tuple[float, ...]) -> tuple[float, float]:
+    """Return the factors of `find_gain` for two curves sampled at `_X`."""
     from scipy.optimize import minimize_scalar
 
     inside = _X.abs() <= 6
@@ -110,5 +111,6 @@ def rescale(root: nn.Module, original: nn.Module, images: Tensor) -> list[str]:
 
 
 def _has_fixed_form(site: Site) -> bool:
+    """Return whether a site holds a swapped activation without parameters."""
     activation = site.module
     return get_placement(activation) is not None and not any(True for _ in activation.parameters()) and not site.hidden

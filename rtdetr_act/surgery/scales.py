@@ -179,6 +179,8 @@ def record(root: nn.Module, folded: Collection[str], inputs: tuple[Any, ...]) ->
     kinds_by_name = {site.name: kind for site, kind in kinds}
 
     def observe(site: Site) -> Callable[[nn.Module, Tensor], Tensor]:
+        """Return a function that records each call of an activation as one operator."""
+
         def call(module: nn.Module, x: Tensor) -> Tensor:
             with recorder.paused():
                 y: Tensor = module.forward(x.clone())  # a copy, since it may work in place
@@ -194,6 +196,7 @@ def record(root: nn.Module, folded: Collection[str], inputs: tuple[Any, ...]) ->
 
 
 def _classify(site: Site, folded: Collection[str]) -> str:
+    """Return the kind of an activation: "scaling" if it is to be folded, "passing" if homogeneous, else "opaque"."""
     if site.name in folded:
         return "scaling"
     entry = find_entry(site.module)
@@ -298,17 +301,17 @@ class _Recorder(TorchFunctionMode):
         """Record a call of an activation."""
         self._add_nodes(y)
         if kind == "scaling":
-            self._flow.calls[name].append((self._node(x), self._node(y)))
+            self._flow.calls[name].append((self._get_node(x), self._get_node(y)))
         else:
             self._equate([x, y], to_one=kind == "opaque")
 
     def _equate(self, values: Sequence[Any], *, to_one: bool) -> None:
         """Add equations that give tensors the same scale, or scale 1."""
-        nodes = [self._node(t) for t in values]
+        nodes = [self._get_node(t) for t in values]
         for node in nodes:
             self._flow.scales.join(node, UNIT if to_one else nodes[0])
 
-    def _node(self, t: Tensor) -> int:
+    def _get_node(self, t: Tensor) -> int:
         """Return the node of a tensor; inputs, constants and parameters have scale 1."""
         if id(t) in self._names:
             self._read_elsewhere.add(self._names[id(t)])
@@ -323,6 +326,7 @@ class _Recorder(TorchFunctionMode):
                 self._kept_alive.append(t)
 
     def _record_call(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        """Record the equation of a call of a torch function."""
         if name in _METADATA:
             return
         if name in _LAYERS and self._record_layer(name, args, kwargs, result):
@@ -346,13 +350,13 @@ class _Recorder(TorchFunctionMode):
             return False
         if mean is not None and id(mean) not in self._names:
             return False
-        before = self._node(given["input"])
+        before = self._get_node(given["input"])
         if name in ("layer_norm", "group_norm"):  # invariant to a factor on the input except for eps
             self._equate([given["input"]], to_one=True)
             before = UNIT
         self._add_nodes(result)
         named = [None if t is None else self._names[id(t)] for t in (weight, bias, mean)]
-        self._flow.layers.append(Layer(str(named[0]), named[1], named[2], before, self._node(result)))
+        self._flow.layers.append(Layer(str(named[0]), named[1], named[2], before, self._get_node(result)))
         return True
 
     def finish(self, result: Any) -> None:
@@ -370,6 +374,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def _name_of(func: Any) -> str:
+    """Return the name of a torch function, or of the attribute that a getter reads."""
     name = getattr(func, "__name__", "")
     return str(getattr(func.__self__, "__name__", "")) if name == "__get__" else str(name)
 

@@ -231,17 +231,20 @@ def _iterate_sites(
 
 
 def _is_convolution_site(child: nn.Module) -> bool:
+    """Return whether a child module is a convolution that can be replaced."""
     # Subclasses of Conv2d compute something else, and dynamic convolutions not inserted by a swap are the user's.
     return type(child) is nn.Conv2d or (isinstance(child, DynamicConv2d) and get_placement(child) is not None)
 
 
 def _describe_convolution(conv: Any) -> str:
+    """Return a convolution's kernel size and groups as text."""
     size = "x".join(map(str, conv.kernel_size))
     depthwise = conv.groups == conv.in_channels > 1
     return f"{size} depthwise" if depthwise else f"{size} in {conv.groups} groups" if conv.groups > 1 else size
 
 
 def _is_function(value: Any) -> bool:
+    """Return whether a value is a known functional activation."""
     try:
         return value in FUNCTIONS
     except TypeError:  # unhashable callables
@@ -249,6 +252,7 @@ def _is_function(value: Any) -> bool:
 
 
 def _get_section(name: str, layer: int | None, rows: tuple[int, int] | None) -> str:
+    """Return the section of a site from its layer, or from the first part of its name."""
     if layer is not None and rows is not None:
         return "backbone" if layer < rows[0] else "head" if layer == rows[1] - 1 else "neck"
     first = name.split(".")[0]
@@ -285,6 +289,7 @@ def was_in_place(activation: Any) -> bool:
 
 
 def _can_overwrite_input(owner: nn.Module, attribute: str, activation: Any) -> bool:
+    """Return whether an activation at this place may work in place."""
     if was_in_place(activation):
         return True
     # Conv, ConvTranspose, RepConv and similar: act(bn(conv(x))), or act(conv(x)) once fused. The backward of the
@@ -294,6 +299,7 @@ def _can_overwrite_input(owner: nn.Module, attribute: str, activation: Any) -> b
 
 
 def _out_channels(module: nn.Module) -> int | None:
+    """Return the number of output channels of a layer, None if unknown."""
     if isinstance(module, _CONVS):
         return int(module.out_channels)
     if isinstance(module, nn.Linear):
@@ -305,6 +311,7 @@ def _out_channels(module: nn.Module) -> int | None:
 
 
 def _layout_after(module: nn.Module) -> Layout:
+    """Return the layout of a layer's output."""
     return "tokens" if isinstance(module, nn.Linear) else "map"
 
 
@@ -361,6 +368,7 @@ def _probe(root: nn.Module, sites: list[Site], ultralytics: bool, example_input:
     shapes: dict[tuple[int, str], list[tuple[int, ...]]] = {}
 
     def observe(site: Site) -> Callable[..., torch.Tensor]:
+        """Return a function that records the input shape of each call of a site."""
         seen = shapes.setdefault((id(site.owner), site.attribute), [])
 
         def call(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -66,6 +66,7 @@ def _do_nothing(*_: Any, **__: Any) -> None:
 
 
 def _refuse(url: Any = "", *_: Any, **__: Any) -> Any:
+    """Raise InputError instead of downloading."""
     raise InputError(
         f"{quote(str(url))} would have to be downloaded or unpacked first, and this command downloads nothing: "
         "get it, or train with it once"
@@ -130,6 +131,7 @@ def _download_entry(dataset: Any) -> tuple[Path, str] | None:
 
 
 def _is_shipped_dataset(path: Path) -> bool:
+    """Return whether a path is a data set YAML that Ultralytics ships."""
     from ultralytics.utils import ROOT
 
     return (Path(ROOT) / "cfg" / "datasets").resolve() in path.resolve().parents

@@ -73,6 +73,7 @@ _MAX_FRACTION = 1 - 1e-6  # of an epoch: after an out-of-memory retry there are 
 
 
 def _start(trainer: Any) -> None:
+    """Fit the model if its plan asks for it, and create the state of its schedules."""
     model = task_model(trainer.model)
     plan = read_plan(model)
     if plan.needs_fit:
@@ -148,5 +149,6 @@ def _set_epoch(trainer: Any, epoch: float) -> None:
 
 
 def _find_modules(trainer: Any) -> list[Scheduled]:
+    """Return the modules of a trainer's model and of its EMA whose state depends on the epoch."""
     networks = (task_model(trainer.model), *([trainer.ema.ema] if trainer.ema else []))
     return [module for network in networks for module in find_scheduled_modules(network)]

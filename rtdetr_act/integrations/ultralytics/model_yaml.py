@@ -58,6 +58,7 @@ def check_form(model_yaml: Mapping[str, Any]) -> None:
 
 
 def _check_scales(model_yaml: Mapping[str, Any]) -> None:
+    """Check `scales` and `scale` of a model YAML."""
     scales, scale = model_yaml.get("scales"), model_yaml.get("scale")
     if scales is None or scales == {}:
         return
@@ -70,6 +71,7 @@ def _check_scales(model_yaml: Mapping[str, Any]) -> None:
 
 
 def _check_row(row: Any, index: int, where: str) -> None:
+    """Check the types and ranges of one row."""
     source, repeats, module, args = row
     sources = source if isinstance(source, (list, tuple)) else [source]
     whole = bool(sources) and all(isinstance(one, int) and not isinstance(one, bool) for one in sources)
@@ -120,10 +122,12 @@ def _iterate_leaves(value: Any, depth: int) -> Iterator[tuple[Any, int]]:
 
 
 def _is_count(value: Any) -> bool:
+    """Return whether a value is an integer from 1 to the largest number allowed."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_NUMBER
 
 
 def _is_factor(value: Any) -> bool:
+    """Return whether a value is a positive number."""
     return (
         isinstance(value, (int, float))
         and not isinstance(value, bool)
@@ -132,6 +136,7 @@ def _is_factor(value: Any) -> bool:
 
 
 def _require(right: bool, what: str) -> None:
+    """Raise SpecError with a message about the model YAML if a condition is False."""
     if not right:
         raise SpecError(f"the model YAML is wrong: {what}")
 
@@ -209,6 +214,7 @@ def explain_forward_error(error: BaseException, model_yaml: Mapping[str, Any]) -
 
 
 def _make_row_error(index: Any, model_yaml: Mapping[str, Any], error: BaseException) -> SpecError:
+    """Return an error that names a row of the model YAML and quotes an exception."""
     rows = [(part, number, row[2]) for part in _PARTS for number, row in enumerate(model_yaml[part])]
     if not isinstance(index, int) or not 0 <= index < len(rows):
         return SpecError(f"the model YAML cannot be built: {type(error).__name__}: {reason(error)}")
@@ -241,6 +247,7 @@ def remove_pretrained_weights(
 
 
 def _has_pretrained_weights(args: list[Any]) -> bool:
+    """Return whether the arguments of a `TorchVision` row ask for weights."""
     return len(args) < 3 or args[2] not in (None, "None", False, "False", "")
 
 

@@ -113,11 +113,13 @@ def record_epoch(trainer: Any) -> None:
 
 
 def _get_record(trainer: Any) -> Record | None:
+    """Return the record of a trainer, None if it keeps none."""
     found: Record | None = vars(trainer).get(_RECORD)
     return found
 
 
 def _read_quantities(trainer: Any, record: Record) -> list[Quantity]:
+    """Read the quantities of the EMA model, without coefficients if measuring them fails."""
     model = trainer.ema.ema
     try:
         # The batch size of the validation, which fits into memory.
@@ -129,11 +131,13 @@ def _read_quantities(trainer: Any, record: Record) -> list[Quantity]:
 
 
 def _write(record: Record, epoch: int, quantities: list[Quantity]) -> None:
+    """Append quantities to the history of a record."""
     if quantities:
         _try_to_write(record, write_quantities, record.history, epoch, quantities)
 
 
 def _try_to_write(record: Record, write: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Call a function that writes a file; log a warning for the first OSError of a training."""
     try:
         write(*args, **kwargs)
     except OSError as error:

@@ -39,6 +39,7 @@ def install() -> None:
 
 
 def _on_import(module: Any) -> None:
+    """Wrap the functions of a module of Ultralytics that has just been imported, unless the hooks were removed."""
     if not _removed:
         _HOOKS[module.__name__](module)
 

@@ -18,6 +18,7 @@ def hook_dist(dist: Any) -> None:
 
 
 def _generate_ddp_file(original: Callable[..., Any], trainer: Any) -> str:
+    """Wrap `generate_ddp_file` to import the plugin in DDP workers."""
     path = str(original(trainer))
     source = Path(path).read_text(encoding="utf-8")
     if 'state["model"]' not in source and _plan_is_lost_in_workers(trainer):
@@ -38,6 +39,7 @@ def _generate_ddp_file(original: Callable[..., Any], trainer: Any) -> str:
 
 
 def _plan_is_lost_in_workers(trainer: Any) -> bool:
+    """Return whether workers would build the model without the plan of the trainer's model."""
     from torch import nn
     from ultralytics.nn.tasks import yaml_model_load
 

@@ -24,6 +24,7 @@ def hook_model(engine: Any) -> None:
 
 
 def _train(original: Callable[..., Any], self: Any, trainer: Any = None, **kwargs: Any) -> Any:
+    """Wrap `Model.train` to train a patched model from its in-memory `model.yaml` instead of its file."""
     if not _differs_from_file(self):
         return original(self, trainer=trainer, **kwargs)
     from ultralytics.utils import YAML, checks
@@ -60,6 +61,7 @@ def _differs_from_file(model: Any) -> bool:
 
 
 def _tune(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wrap `Model.tune` to import the plugin in the processes of a patched model."""
     if read_plan(self.model):
         from ultralytics.engine.tuner import Tuner
 

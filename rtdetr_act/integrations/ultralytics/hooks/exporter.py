@@ -17,6 +17,7 @@ def hook_exporter(exporter: Any) -> None:
 
 
 def _export(original: Callable[..., Any], self: Any, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Wrap `Exporter.__call__` to fold and stage the export of a patched model."""
     from rtdetr_act.integrations.ultralytics.export import export_staged, is_our_export
 
     if read_plan(model) or is_our_export():

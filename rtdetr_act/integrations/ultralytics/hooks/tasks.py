@@ -58,6 +58,7 @@ def hook_fusing(module: Any) -> None:
 
 
 def _fuse_conv_and_bn(original: Callable[..., Any], conv: Any, bn: Any) -> Any:
+    """Wrap `fuse_conv_and_bn` to fold a BatchNorm into all kernels of a dynamic convolution."""
     from rtdetr_act.activations.dynamic_conv import DynamicConv2d
 
     if not isinstance(conv, DynamicConv2d):
@@ -67,6 +68,7 @@ def _fuse_conv_and_bn(original: Callable[..., Any], conv: Any, bn: Any) -> Any:
 
 
 def _init_decoder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Wrap `RTDETRDecoder.__init__` to treat `act=None` as its default."""
     given = inspect.signature(original).bind(*args, **kwargs)
     if given.arguments.get("act", "own") is None:
         del given.arguments["act"]
@@ -74,6 +76,7 @@ def _init_decoder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> No
 
 
 def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbose: bool = True) -> Any:
+    """Wrap `parse_model` to validate a model YAML, and to apply its plan to the layers."""
     from rtdetr_act.surgery.patcher import KINDS, resolve_plan, swap_sites
     from rtdetr_act.surgery.sites import collect_sites
 
@@ -148,6 +151,7 @@ def load_model_yaml(original: Callable[..., Any], path: str | Path) -> dict[str,
 
 
 def _allow_safe_load() -> None:
+    """Register the classes of this package with torch for restricted loads."""
     import torch
 
     from rtdetr_act.activations.registry import list_own_classes
@@ -163,6 +167,7 @@ _loading: ContextVar[bool] = ContextVar("loading", default=False)  # whether a c
 
 
 def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: Any, **kwargs: Any) -> Any:
+    """Wrap `torch_safe_load` to check the classes in a checkpoint before loading it."""
     checkpoints.check_classes(weight)
     _allow_safe_load()
     token = _loading.set(True)
@@ -181,12 +186,14 @@ def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: An
 
 
 def _check_requirements(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Wrap `check_requirements` to raise while a checkpoint is loaded."""
     return checkpoints.refuse_install(*args) if _loading.get() else original(*args, **kwargs)
 
 
 def _load(
     original: Callable[..., Any], self: Any, weights: Any, verbose: bool = True, *args: Any, **kwargs: Any
 ) -> Any:
+    """Wrap `BaseModel.load` to initialise dynamic convolutions, and to log what was transferred."""
     result = original(self, weights, verbose, *args, **kwargs)
     plan = read_plan(self)
     model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
@@ -214,6 +221,7 @@ def _load(
 
 
 def _init_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    """Wrap the constructors of task models to explain build errors, and to apply `default_act`."""
     try:
         original(self, *args, **kwargs)
     except model_yaml.BUILD_ERRORS as error:  # raised in the forward pass that measures the strides

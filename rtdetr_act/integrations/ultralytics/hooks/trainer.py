@@ -35,6 +35,7 @@ def hook_trainer(trainer: Any) -> None:
 
 
 def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wrap `BaseTrainer.build_optimizer` to regroup the parameters of a patched model."""
     optimizer = original(self, model, *args, **kwargs)
     plan = read_plan(task_model(model))
     if not plan:
@@ -52,6 +53,7 @@ def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args:
 
 
 def _run_callbacks(original: Callable[..., Any], self: Any, event: str) -> Any:
+    """Wrap `BaseTrainer.run_callbacks` to update temperatures before the callbacks of an event."""
     from rtdetr_act.integrations.ultralytics.epochs import update_schedule
 
     update_schedule(self, event)
@@ -62,6 +64,7 @@ _whole: set[Path] = set()  # paths of checkpoints that are written atomically
 
 
 def _save_model(original: Callable[..., Any], self: Any) -> Any:
+    """Wrap `BaseTrainer.save_model` to write checkpoints atomically."""
     if not is_managed(self):
         return original(self)
     last, best = self.last, self.best
@@ -82,6 +85,7 @@ def _save_model(original: Callable[..., Any], self: Any) -> Any:
 
 
 def _strip_optimizer(original: Callable[..., Any], f: str | Path, s: str = "", *args: Any, **kwargs: Any) -> Any:
+    """Wrap `strip_optimizer` to rewrite checkpoints atomically."""
     if s or Path(f) not in _whole:
         return original(f, s, *args, **kwargs)
     partial = partial_path(Path(f))
@@ -95,6 +99,7 @@ def _strip_optimizer(original: Callable[..., Any], f: str | Path, s: str = "", *
 
 
 def _add_integration_callbacks(original: Callable[..., Any], instance: Any) -> None:
+    """Wrap `add_integration_callbacks` to add the callbacks of this package to trainers."""
     from ultralytics.engine.trainer import BaseTrainer
 
     from rtdetr_act.integrations.ultralytics.tracking import add_callbacks
