@@ -1,4 +1,4 @@
-"""Record activation parameters during training: in `activations.csv`, in a figure, and in experiment trackers.
+"""Record activation parameters during training: in `activations.csv` and in experiment trackers.
 
 The trackers (TensorBoard, MLflow, W&B, Comet, ClearML) get the plan and, after every epoch, the quantities in the file.
 Training is not affected: no random numbers are drawn, no state changes, and a failure (a full disk, a model that does
@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 from ultralytics.utils import RANK
 
-from rtdetr_act.analysis.history import FIGURE_FILE, HISTORY_FILE, read_history, write_quantities
-from rtdetr_act.analysis.history_figure import draw_history
+from rtdetr_act.analysis.history import FIGURE_FILE, HISTORY_FILE, write_quantities
 from rtdetr_act.analysis.learned import Quantity, has_coefficients, read_quantities
 from rtdetr_act.integrations.ultralytics.images import pick_images
 from rtdetr_act.integrations.ultralytics.log import log
@@ -59,7 +58,6 @@ def add_callbacks(trainer: Any) -> None:
         ("on_train_start", clone_inference_tensors),
         ("on_train_start", start_record),
         ("on_train_epoch_end", record_epoch),
-        ("on_train_end", draw_figure),
     ):
         if callback not in callbacks[event]:
             callbacks[event].append(callback)
@@ -107,12 +105,12 @@ def record_epoch(trainer: Any) -> None:
     This happens before the checkpoint (or a study's snapshot) is saved, so that a resumed training finds all earlier
     epochs in the file.
     """
-    if record := _get_record(trainer):
+    if record := get_record(trainer):
         record.pending = _read_quantities(trainer, record)
         _write(record, trainer.epoch + 1, record.pending)
 
 
-def _get_record(trainer: Any) -> Record | None:
+def get_record(trainer: Any) -> Record | None:
     """Return the record of a trainer, None if it keeps none."""
     found: Record | None = vars(trainer).get(_RECORD)
     return found
@@ -146,20 +144,9 @@ def _try_to_write(record: Record, write: Callable[..., Any], *args: Any, **kwarg
         record.warned = True
 
 
-def draw_figure(trainer: Any) -> None:
-    """Draw the history of a training as a figure, unless plots are disabled."""
-    record = _get_record(trainer)
-    if record is None or not trainer.args.plots or not record.history.is_file():
-        return
-    try:
-        draw_history(read_history(record.history), record.history.with_name(FIGURE_FILE), trainer.save_dir.name)
-    except Exception as error:  # must not fail a finished training
-        log(f"{FIGURE_FILE} was not drawn: {error}", warn=True)
-
-
 def add_metrics(trainer: Any) -> None:
     """Add the pending quantities to `trainer.metrics`; only once, since the final validation is not an epoch."""
-    record = _get_record(trainer)
+    record = get_record(trainer)
     if record and record.pending:
         values, record.pending = record.pending, []
         trainer.metrics = {**trainer.metrics, **{f"{PREFIX}{one.site}.{one.name}": one.value for one in values}}

@@ -107,3 +107,7 @@ def _add_integration_callbacks(original: Callable[..., Any], instance: Any) -> N
     original(instance)
     if isinstance(instance, BaseTrainer):  # validators, predictors and exporters come here too
         add_callbacks(instance)
+        if instance.args.plots:
+            from rtdetr_act.integrations.ultralytics.tracking_figure import add_figure_callback
+
+            add_figure_callback(instance)
