@@ -663,7 +663,7 @@ def test_narrow_layers_keep_one_hidden_unit() -> None:
 @pytest.mark.integration
 def test_names_need_no_ultralytics() -> None:
     code = (
-        "import sys; from rtdetr_act.activations.registry import names, entry; names(); entry('SiLU');"
+        "import sys; from rtdetr_act.activations.registry import names, get_entry; names(); get_entry('SiLU');"
         "assert 'ultralytics' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
