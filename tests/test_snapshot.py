@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +105,23 @@ def test_damaged_snapshot_starts_the_run_again(stock_yaml: Path, data: Data, tmp
 
 @pytest.mark.kill
 def test_full_disk_leaves_the_last_checkpoints_whole(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX")
     model = RTDETR(str(stock_yaml))
     weights = tmp_path / "run" / "weights"
     first: dict[str, bytes] = {}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def note(trainer: Any) -> None:
         first.update({path.name: path.read_bytes() for path in weights.iterdir()})
 
     def fill(trainer: Any) -> None:
         if trainer.epoch == 1:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # bytes of any file
+            disk.enter_context(tiny.full_disk())
 
     model.add_callback("on_model_save", note)
     model.add_callback("on_train_epoch_end", fill)
-    try:
-        with pytest.raises(InputError, match=r"File too large; go on with: rtdetr-act resume .*last\.pt"):
-            run_training(model, **tiny.train_args(data.detect, tmp_path, epochs=3))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with (
+        ExitStack() as disk,
+        pytest.raises(InputError, match=r"File too large; go on with: rtdetr-act resume .*last\.pt"),
+    ):
+        run_training(model, **tiny.train_args(data.detect, tmp_path, epochs=3))
     assert set(first) == {"best.pt", "last.pt"}
     assert {path.name: path.read_bytes() for path in weights.iterdir()} == first

@@ -261,14 +261,8 @@ def test_places_divide_the_machine() -> None:
 def test_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
-    resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_atomically(path, b"x" * 5000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with tiny.full_disk(1000), pytest.raises(OSError, match="File too large"):
+        write_atomically(path, b"x" * 5000)
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from conftest import Data
 from records import DEFAULTS, make_folder
 from typer.testing import CliRunner
@@ -34,18 +35,6 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
     }
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """Let no file become larger than this."""
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 WRONG = [
@@ -176,7 +165,7 @@ def test_full_disk_writes_all_rows_or_none(stock_yaml: Path, data: Data, tmp_pat
     stale = partial_path(tmp_path / "runs" / "arelu-s1" / "run.json")
     stale = stale.with_name(stale.name.replace(str(os.getpid()), "999999999"))
     stale.write_text("of a killed process")
-    with full_disk(100), pytest.raises(InputError, match="File too large; nothing was started"):
+    with tiny.full_disk(100), pytest.raises(InputError, match="File too large; nothing was started"):
         prepare_runs(study, tmp_path)
     assert set(tree(tmp_path)) <= {"runs"}, "leftovers of the killed process are cleared too"
     assert len(prepare_runs(study, tmp_path)) == 4
@@ -191,7 +180,7 @@ def test_full_disk_leaves_the_old_report_whole(size: int, tmp_path: Path) -> Non
     before = tree(folder)
     (folder / "runs" / "arelu-s0" / "result.json").write_text('{"state": "failed", "reason": "no"}')
     changed = tree(folder)
-    with full_disk(size), pytest.raises(InputError, match="File too large; its files are unchanged"):
+    with tiny.full_disk(size), pytest.raises(InputError, match="File too large; its files are unchanged"):
         write_report(folder)
     assert tree(folder) == changed
     write_report(folder)

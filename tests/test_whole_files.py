@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import signal
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,24 +34,8 @@ from rtdetr_act.integrations.ultralytics.latency import Latency, measure_latenci
 from rtdetr_act.timing import Ratio
 from rtdetr_act.workflows.fold import fold_checkpoint
 
-resource = pytest.importorskip("resource", reason="Windows has no limit on the size of files")
+pytest.importorskip("resource", reason="Windows has no limit on the size of files")
 OLD = b"an old file"
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """Let every file end at 20 kB, as on a disk that is full then."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Python does not notice that the bytecode it writes ends there, nor does one that it starts.
-    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        sys.dont_write_bytecode = bytecode
-        del os.environ["PYTHONDONTWRITEBYTECODE"]  # which tests/conftest.py has taken away
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +117,7 @@ def test_a_full_disk_leaves_the_old_files_together(
 ) -> None:
     for name in names:
         (tmp_path / name).write_bytes(OLD)
-    with full_disk(), pytest.raises(InputError, match=r"cannot write .*: File too large"):
+    with tiny.full_disk(), pytest.raises(InputError, match=r"cannot write .*: File too large"):
         write(tmp_path)
     assert read_all(tmp_path) == dict.fromkeys(names, OLD)
     write(tmp_path)
@@ -196,7 +177,7 @@ def test_a_folder_is_not_made_for_a_benchmark_that_fails(data: Any, tmp_path: Pa
 def test_a_fold_is_whole_or_not_there(arelu: bytes, tmp_path: Path) -> None:
     load(arelu, tmp_path)
     target = tmp_path / "made" / "folded.pt"
-    with full_disk(), pytest.raises(InputError, match=r"cannot write .*: File too large"):
+    with tiny.full_disk(), pytest.raises(InputError, match=r"cannot write .*: File too large"):
         fold_checkpoint(str(tmp_path / "best.pt"), target)
     assert sorted(read_all(tmp_path)) == ["best.pt"] and not target.parent.exists()
     (tmp_path / f".folded.pt.{dead_process()}.partial").write_bytes(OLD)
@@ -226,7 +207,10 @@ def test_an_export_on_a_full_disk_leaves_the_old_files(form: str, arelu: bytes, 
     model = load(arelu, tmp_path)
     old_file(tmp_path, FORMATS[form])
     before = read_all(tmp_path)
-    with full_disk(), pytest.raises(InputError, match=r"cannot write .*best.*; what was exported there before is as"):
+    with (
+        tiny.full_disk(),
+        pytest.raises(InputError, match=r"cannot write .*best.*; what was exported there before is as"),
+    ):
         export_model(model, form, imgsz=64)
     assert read_all(tmp_path) == before and len(list(tmp_path.iterdir())) == 2
     if form == "torchscript":  # the others take seconds

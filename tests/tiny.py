@@ -198,3 +198,22 @@ def logged() -> Iterator[list[str]]:
         yield lines
     finally:
         LOGGER.removeHandler(handler)
+
+
+@contextmanager
+def full_disk(size: int = 20_000) -> Iterator[None]:
+    """Let every file end at this size, as on a disk that is full then."""
+    import pytest  # not above: processes that tests start import this module, too
+
+    resource = pytest.importorskip("resource", reason="Windows has no limit on the size of files")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python does not notice that the bytecode it writes ends there, nor does one that it starts.
+    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = bytecode
+        del os.environ["PYTHONDONTWRITEBYTECODE"]  # which tests/conftest.py has taken away
