@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,14 +33,21 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 os.environ["TF_BUILD"] = "1"
 for _name in ("config", "cache"):
     (_HOME / _name).mkdir()
+# The font of Ultralytics' pictures, which each training otherwise asks GitHub for.
+(_HOME / "config" / "Ultralytics").mkdir()
+_FONTS = Path(find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"  # type: ignore[union-attr, arg-type]
+shutil.copy(_FONTS / "DejaVuSans.ttf", _HOME / "config" / "Ultralytics" / "Arial.ttf")
 # Ignored, and so by all processes that start from here, where the tests run in the background of a shell.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tests start a dozen interpreters. Where bytecode is not written, each compiles torch and Ultralytics again, which
-# is 7 s of the 13 s that a first training takes; so it is written, to a place that goes away.
+# is 7 s of the 13 s that a first training takes, and two thirds of what each run of the tests starts with. So it is
+# written, to a place that `make clean` removes.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
-    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(_HOME / "bytecode")
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(
+        Path(__file__).parents[1] / ".pytest_cache" / "bytecode"
+    )
 
 import kinds  # noqa: E402
 import tiny  # noqa: E402
