@@ -173,7 +173,8 @@ def test_plot_samples_are_the_functions_themselves() -> None:
         (["train", "--act", "arelu", "lr0=-1"], 2, "lr0"),
         (["train", "--act", "arelu", "seed=-1"], 2, "seed"),
         (["train", "--act", "arelu", "optimizer=Adum"], 2, "no optimizer 'Adum'; did you mean 'Adam'?"),
-        (["train", "--act", "arelu", "device=77"], 2, "device"),
+        # Found when the data set has been drawn, which takes seconds.
+        pytest.param(["train", "--act", "arelu", "device=77"], 2, "device", marks=pytest.mark.integration),
         (["train", "--act", "arelu", "name=" + "x" * 300], 2, "200 characters"),
         (["train", "--act", "arelu", "--model", "x" * 300 + ".yaml"], 2, "name of a file"),
         (["train", "--act", "arelu", "--data", "x" * 300 + ".yaml"], 2, "name of a file"),

@@ -119,6 +119,7 @@ PRODUCERS: dict[str, Callable[[], list[nn.Module]]] = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
 @pytest.mark.parametrize("name", PRODUCERS)
 def test_every_kind_of_layer_takes_the_factor_up(name: str, fused: bool) -> None:

@@ -176,6 +176,7 @@ def test_a_transformer_layer_computes_the_new_activation_in_the_fused_path_too()
         torch.testing.assert_close(layer(x), stock)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", names())
 def test_every_entry_stands_in_a_yolo_or_says_why_not(name: str) -> None:
     model = YOLO("yolov8n.yaml").model
@@ -254,6 +255,7 @@ def _rtdetr() -> nn.Module:
     return _built[0]
 
 
+@pytest.mark.integration
 def test_models_that_cannot_be_patched_say_so(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.module"):
         patch_model(nn.DataParallel(small()), "arelu")

@@ -72,6 +72,7 @@ STUDY_WRONG = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", ["study", "search"])
 @pytest.mark.parametrize("there", [False, True])
 def test_commands_that_fail_in_their_checks_leave_nothing(

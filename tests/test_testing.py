@@ -111,6 +111,7 @@ WRONG: list[tuple[type[Gain], str]] = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("own_zoo")
 @pytest.mark.parametrize(("cls", "check"), WRONG)
 def test_what_is_wrong_is_named(cls: type[Gain], check: str) -> None:
@@ -133,6 +134,7 @@ ANSWERS: list[tuple[dict[str, Callable[..., Any]], str]] = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("own_zoo")
 @pytest.mark.parametrize(("answers", "check"), ANSWERS)
 def test_wrong_answers_are_named(answers: dict[str, Any], check: str) -> None:
@@ -141,6 +143,7 @@ def test_wrong_answers_are_named(answers: dict[str, Any], check: str) -> None:
         check_activation(Gain, formula)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("own_zoo")
 def test_a_plain_module_conforms_at_once() -> None:
     register("gain", Gain, homogeneous=True, fold=lambda module: Folded(ActSpec("relu"), module.gain.item()))
