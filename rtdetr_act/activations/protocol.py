@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -102,7 +103,7 @@ class Entry:
     targets: Mapping[str, Native] = field(default_factory=dict)
     folds_to: str = ""
 
-    @property
+    @cached_property  # a model has hundreds of sites, and each would read the signature several times
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The parameters of the factory by name; empty if its signature is unknown."""
         try:

@@ -54,12 +54,11 @@ def get_entry(name: str) -> Entry:
     >>> get_entry("nn.SiLU").name, get_entry("h_swish").name, get_entry("DyReLU-B").name
     ('silu', 'hardswish', 'dyrelu_b')
     """
-    _load_entries()
-    found = _names_by_key.get(_normalise_name(name)) if isinstance(name, str) else None
+    found = _look_up(name) if isinstance(name, str) else None
     if found is None:
         known = [*_entries, *(alias for item in _entries.values() for alias in item.aliases)]
         raise SpecError(f"there is no activation {quote(name)} in the zoo{suggest(name, known)}")
-    return _entries[found]
+    return found
 
 
 def resolve(spec: str | ActSpec, replaces: Replaces = "activation") -> ActSpec:
@@ -169,9 +168,8 @@ def get_replaced_kind(name: str) -> Replaces:
     >>> get_replaced_kind("arelu"), get_replaced_kind("dynamic_conv")
     ('activation', 'convolution')
     """
-    _load_entries()
-    found = _names_by_key.get(_normalise_name(name))
-    return _entries[found].replaces if found else "activation"
+    found = _look_up(name)
+    return found.replaces if found else "activation"
 
 
 def get_default_arguments(name: str) -> dict[str, Any]:
@@ -180,9 +178,8 @@ def get_default_arguments(name: str) -> dict[str, Any]:
     >>> get_default_arguments("leaky_relu")
     {'negative_slope': 0.01, 'inplace': False}
     """
-    _load_entries()
-    found = _names_by_key.get(_normalise_name(name))
-    parameters = _get_signature(_entries[found]).parameters.values() if found else ()
+    found = _look_up(name)
+    parameters = _get_signature(found).parameters.values() if found else ()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
@@ -277,6 +274,13 @@ def _parse_spec(spec: str | ActSpec) -> ActSpec:
     if not isinstance(spec, str):
         return spec
     return ActSpec.parse(spec) if "(" in spec else ActSpec(spec.strip())
+
+
+def _look_up(name: str) -> Entry | None:
+    """Return the entry with a name or alias, or None."""
+    _load_entries()
+    # Resolved specs have the name as registered, and are looked up for every site of a model.
+    return _entries.get(name) or _entries.get(_names_by_key.get(_normalise_name(name), ""))
 
 
 def _normalise_name(name: str) -> str:

@@ -247,11 +247,12 @@ def apply_plan(root: nn.Module, plan: Plan, *, example_input: Any = None, strict
         SelectionError: A rule matches no site, or its activation does not support one of its sites.
         ModelError: A BatchNorm was folded into a dynamic convolution.
     """
+    plan = resolve_plan(plan)
     sites = collect_sites(root, "", getattr(root, "yaml", None), KINDS, example_input)
     report = swap_sites(sites, plan, strict=strict)
     if is_task_model(root):
         carried = read_plan(root)
-        for stage in (*_resolve_bases(plan), report.plan):
+        for stage in _get_stages(plan):
             carried = prune_overridden(sites, carried.followed_by(stage))
         set_plan(root, carried)
         report = replace(report, plan=carried)
@@ -263,18 +264,17 @@ def swap_sites(sites: Sequence[Site], plan: Plan, *, strict: bool = False) -> Pa
 
     Args:
         sites: The sites, as returned by `collect_sites`.
-        plan: The plan; its base, if any, is applied first.
+        plan: The plan, as returned by `resolve_plan`; its base, if any, is applied first.
         strict: As in `apply_plan`.
 
     Returns:
-        The report, whose plan is resolved and has no base.
+        The report, whose plan has no base.
 
     Raises:
-        SpecError: An activation is unknown, or its arguments are invalid.
         SelectionError: A rule matches no site, or its activation does not support one of its sites.
         ModelError: A BatchNorm was folded into a dynamic convolution.
     """
-    stages = [*_resolve_bases(plan), resolve_plan(replace(plan, base=None))]
+    stages = _get_stages(plan)
     if strict:
         check_overrides(stages[-1].rules, sites)
     now = {site.name: site for site in sites}
@@ -298,17 +298,20 @@ def swap_sites(sites: Sequence[Site], plan: Plan, *, strict: bool = False) -> Pa
     return PatchReport(tuple(swaps.values()), kept, stages[-1])
 
 
-def _resolve_bases(plan: Plan) -> list[Plan]:
-    """Return the bases of a plan, resolved and each without its base, from the innermost to the outermost."""
-    if plan.base is None:
-        return []
-    return [*_resolve_bases(plan.base), resolve_plan(replace(plan.base, base=None))]
+def _get_stages(plan: Plan) -> list[Plan]:
+    """Return a plan and its bases in the order in which they are applied, each without its base."""
+    bases = [] if plan.base is None else _get_stages(plan.base)
+    return [*bases, replace(plan, base=None)]
 
 
 def resolve_plan(plan: Plan) -> Plan:
-    """Return a plan with registered names for aliases, after validating all arguments; raise SpecError if invalid."""
+    """Return a plan with registered names for aliases, after validating all arguments, those of its base included.
+
+    Raises:
+        SpecError: An activation is unknown, or its arguments are invalid.
+    """
     rules = (replace(rule, activation=registry.resolve(rule.activation, rule.replaces)) for rule in plan.rules)
-    return replace(plan, rules=tuple(rules))
+    return replace(plan, rules=tuple(rules), base=None if plan.base is None else resolve_plan(plan.base))
 
 
 def prune_overridden(sites: Sequence[Site], plan: Plan) -> Plan:

@@ -129,15 +129,13 @@ def collect_sites(
     """
     found = []
     for site, owner, attribute, module, call in _iterate_sites(root, name, set(), "convolution" in kinds):
-        layer, section = _get_layer_and_section(site, model_yaml)
+        where = (site, owner, attribute, *_get_layer_and_section(site, model_yaml))
         if isinstance(module, (nn.Conv2d, DynamicConv2d)):
-            conv = Site(site, owner, attribute, layer, section, module.out_channels, "map", module)
-            found.append(replace(conv, replaces="convolution"))
+            found.append(Site(*where, module.out_channels, "map", module, replaces="convolution"))
         elif "activation" in kinds:
             channels, layout = (call.channels(owner), call.layout) if call else _infer_channels(owner, attribute)
             over = _can_overwrite_input(owner, attribute, module)
-            known = Site(site, owner, attribute, layer, section, channels, layout, module, call is not None)
-            found.append(replace(known, overwritable=over))
+            found.append(Site(*where, channels, layout, module, hidden=call is not None, overwritable=over))
     stays = _find_fixed_convolutions(root, found, is_model_yaml(model_yaml))
     return _probe(root, [s for s in found if s.name not in stays], is_model_yaml(model_yaml), example_input)
 
@@ -213,7 +211,7 @@ def _iterate_sites(
     cls = rewired_class(module)
     calls: dict[str, HiddenCall] = cls.hidden_calls if cls else {}
     covered = (*calls, *getattr(cls, "unused", ()))
-    reads_weights = any(hasattr(module, method) for method in _WEIGHT_READERS)
+    reads_weights = any(hasattr(type(module), method) for method in _WEIGHT_READERS)
     convolutions = convolutions and not reads_weights and type(module).__name__ not in _WEIGHT_READING_CLASSES
     for attribute, child in module._modules.items():
         if child is None or attribute in covered:
