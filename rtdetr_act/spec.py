@@ -79,17 +79,6 @@ class ActSpec:
         return f"{self.name}({', '.join(parts)})" if parts else self.name
 
 
-def is_stock_activation(text: object) -> bool:
-    """Return whether a value is a form that stock Ultralytics documents: `nn.Class(literals)`, `torch.nn.Class(…)`."""
-    if not isinstance(text, str):
-        return False
-    try:
-        spec = ActSpec.parse(text)
-    except SpecError:
-        return False
-    return "(" in text and re.fullmatch(r"(torch\.)?nn\.\w+", spec.name) is not None
-
-
 def _format_literal(value: object) -> str:
     """Return a literal as text that `parse` accepts."""
     return repr(value).replace("inf", "1e999") if isinstance(value, float) else repr(value)  # `inf` is no literal

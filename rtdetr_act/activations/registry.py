@@ -121,13 +121,14 @@ def create(spec: str | ActSpec, channels: int | None = None, layout: Layout = "m
     return build(resolve(spec), channels, layout)
 
 
-def build(spec: ActSpec, channels: int | None, layout: Layout) -> nn.Module:
-    """Build an activation from a resolved spec, without validating its arguments again.
+def build(spec: ActSpec, channels: int | None, layout: Layout, replaced: Any = None) -> nn.Module:
+    """Build a module from a resolved spec, without validating its arguments again.
 
     Args:
         spec: As returned by `resolve`.
         channels: Number of channels C, None if unknown.
         layout: "map" or "tokens".
+        replaced: What it replaces, which an entry that replaces convolutions is built from. Default: None.
 
     Raises:
         SpecError: `channels` or `layout` is invalid or missing, or the factory fails.
@@ -143,7 +144,7 @@ def build(spec: ActSpec, channels: int | None, layout: Layout) -> nn.Module:
     if layout == "tokens" and not found.tokens:
         reason = f": {found.maps_only_because}" if found.maps_only_because else ""
         raise SelectionError(f"'{found.name}' supports (B, C, H, W) feature maps only, not tokens{reason}")
-    return _build_module(found, spec, channels, layout)
+    return _build_module(found, spec, channels, layout, replaced)
 
 
 def find_entry(module: object) -> Entry | None:
@@ -289,23 +290,10 @@ def _normalise_name(name: str) -> str:
     return re.sub(r"[_\-\s]", "", bare)
 
 
-def build_convolution(spec: ActSpec, conv: nn.Conv2d) -> nn.Module:
-    """Build the replacement of a convolution from a resolved spec.
-
-    Args:
-        spec: As returned by `resolve(spec, "convolution")`.
-        conv: The convolution to replace.
-
-    Raises:
-        SpecError: The factory fails.
-    """
-    return _call_factory(get_entry(spec.name), spec, (conv,), {})
-
-
-def _build_module(found: Entry, spec: ActSpec, channels: int | None, layout: Layout) -> nn.Module:
+def _build_module(found: Entry, spec: ActSpec, channels: int | None, layout: Layout, replaced: Any = None) -> nn.Module:
     """Build a module from a resolved spec and the properties of its site."""
     if found.replaces == "convolution":
-        return _call_factory(found, spec, (nn.Conv2d(channels or 8, channels or 8, 1),), {})
+        return _call_factory(found, spec, (replaced or nn.Conv2d(channels or 8, channels or 8, 1),), {})
     site = {name: value for name, value in (("channels", channels), ("layout", layout)) if value is not None}
     return _call_factory(found, spec, (), site)
 

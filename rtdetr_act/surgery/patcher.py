@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rtdetr_act.activations import registry
 from rtdetr_act.activations.placed import Placement, get_placement, set_placement
-from rtdetr_act.activations.protocol import Replaces
+from rtdetr_act.activations.protocol import Entry, Replaces
 from rtdetr_act.activations.temperature import TAU_EPOCHS, TAU_START
 from rtdetr_act.errors import ModelError, SelectionError
 from rtdetr_act.spec import ActSpec
@@ -249,11 +249,11 @@ def apply_plan(root: nn.Module, plan: Plan, *, example_input: Any = None, strict
     """
     plan = resolve_plan(plan)
     sites = collect_sites(root, "", getattr(root, "yaml", None), KINDS, example_input)
+    carried = read_plan(root)
+    for stage in _get_stages(plan):
+        carried = prune_overridden(sites, carried.followed_by(stage))
     report = swap_sites(sites, plan, strict=strict)
     if is_task_model(root):
-        carried = read_plan(root)
-        for stage in _get_stages(plan):
-            carried = prune_overridden(sites, carried.followed_by(stage))
         set_plan(root, carried)
         report = replace(report, plan=carried)
     return replace(report, unseen=tuple(find_unreachable_calls(root)))
@@ -406,17 +406,21 @@ def _build_swap(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:
         rule: The rule.
         shared: The replacements built so far, by the ids of the convolutions; updated.
     """
+    entry = registry.get_entry(rule.activation.name)
     misfit = None
-    if rule.replaces == "convolution":
-        module = shared.get(id(site.module)) or _build_convolution(site, rule)
+    if entry.replaces == "convolution":
+        original = get_original_convolution(site.name, site.module)
+        module = shared.get(id(site.module)) or registry.build(rule.activation, site.channels, site.layout, original)
         shared[id(site.module)] = module
     else:
-        module = _build_activation(site, rule)
+        _check_support(site, entry)
+        placed = get_placement(site.module)
+        original = placed.original if placed else site.module
+        module = registry.build(rule.activation, site.channels, site.layout)
         if rule.init == "match":
             misfit = match(module, site.module, site.channels, site.layout)
-        _set_inplace(module, site, rule)
-        placed = get_placement(site.module)
-        set_placement(module, Placement(str(rule.activation), placed.original if placed else site.module))
+        _set_inplace(module, site, rule, entry)
+    set_placement(module, Placement(str(rule.activation), original, entry.replaces))
     counts = [_count_parameters(each) for each in (module, site.module)]
     return Swap(replace(site, module=module), site.current, str(rule.activation), counts[0], counts[1], misfit)
 
@@ -426,17 +430,8 @@ def _count_parameters(module: Any) -> int:
     return sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0
 
 
-def _build_convolution(site: Site, rule: Rule) -> nn.Module:
-    """Build the replacement of a convolution."""
-    original = get_original_convolution(site.name, site.module)
-    module = registry.build_convolution(rule.activation, original)
-    set_placement(module, Placement(str(rule.activation), original, "convolution"))
-    return module
-
-
-def _build_activation(site: Site, rule: Rule) -> nn.Module:
-    """Build an activation for a site; raise SelectionError if it does not support the site."""
-    entry = registry.get_entry(rule.activation.name)
+def _check_support(site: Site, entry: Entry) -> None:
+    """Raise SelectionError if an activation does not support a site."""
     if site.layout == "tokens" and not entry.tokens:
         raise SelectionError(
             f"'{entry.name}' works on feature maps only, but {site.name} ({site.owner_class}) has tokens (B, N, C): "
@@ -448,10 +443,9 @@ def _build_activation(site: Site, rule: Rule) -> nn.Module:
         raise SelectionError(
             f"'{entry.name}' needs one channel count, but {site.name} {why}: exclude it or give example_input="
         )
-    return registry.build(rule.activation, site.channels, site.layout)
 
 
-def _set_inplace(module: nn.Module, site: Site, rule: Rule) -> None:
+def _set_inplace(module: nn.Module, site: Site, rule: Rule, entry: Entry) -> None:
     """Make an activation work in place where that is safe and saves memory; raise if the rule asks for it elsewhere."""
     if getattr(module, "inplace", False) and not site.overwritable:
         raise SelectionError(
@@ -461,11 +455,10 @@ def _set_inplace(module: nn.Module, site: Site, rule: Rule) -> None:
     if hasattr(module, "inplace") and "inplace" not in dict(rule.activation.kwargs):
         # A backward that reads the output needs only what the next layer saves anyway, which saves one map per site.
         # That of SiLU or Mish reads the input, of which torch would make a copy.
-        backward_reads_result = registry.get_entry(rule.activation.name).backward_reads_result
-        if backward_reads_result is None:
+        if entry.backward_reads_result is None:
             module.inplace = was_in_place(site.module)  # type: ignore[assignment]
         else:
-            module.inplace = backward_reads_result(module) and site.overwritable  # type: ignore[assignment]
+            module.inplace = entry.backward_reads_result(module) and site.overwritable  # type: ignore[assignment]
 
 
 def _insert(site: Site, module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from rtdetr_act.errors import SelectionError, SpecError, quote, suggest
-from rtdetr_act.spec import LONGEST_PLAN, LONGEST_RULE, ActSpec, is_stock_activation
+from rtdetr_act.spec import LONGEST_PLAN, LONGEST_RULE, ActSpec
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -249,7 +249,7 @@ class Plan:
         if data is None:
             return cls()
         if isinstance(data, str):
-            return cls(default_act=data.strip()) if is_stock_activation(data) else cls.parse(data)
+            return cls(default_act=data.strip()) if _is_stock_activation(data) else cls.parse(data)
         if not isinstance(data, Mapping):
             raise SpecError(f"'activation:' is a name such as 'arelu', or a mapping with 'rules', not {quote(data)}")
         _check_keys("activation", data, _PLAN_KEYS)
@@ -257,7 +257,7 @@ class Plan:
         if rules is not None and not isinstance(rules, list):
             raise SpecError(f"'rules' under 'activation' must be a list, not {quote(rules)}")
         default_act = data.get("default_act")
-        if default_act is not None and not is_stock_activation(default_act):
+        if default_act is not None and not _is_stock_activation(default_act):
             raise SpecError(f"'default_act' is a stock form such as 'nn.SiLU()', not {quote(default_act)}")
         return cls(
             tuple(map(Rule.from_yaml, rules or ())),
@@ -417,6 +417,17 @@ def format_layers(layers: Iterable[int]) -> str:
         else:
             runs.append([layer, layer])
     return "+".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _is_stock_activation(text: object) -> bool:
+    """Return whether a value is a form that stock Ultralytics documents: `nn.Class(literals)`, `torch.nn.Class(…)`."""
+    if not isinstance(text, str):
+        return False
+    try:
+        spec = ActSpec.parse(text)
+    except SpecError:
+        return False
+    return "(" in text and re.fullmatch(r"(torch\.)?nn\.\w+", spec.name) is not None
 
 
 def _parse_rule(text: str) -> Rule:
