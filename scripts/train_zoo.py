@@ -17,8 +17,7 @@ from rich.table import Table
 
 from rtdetr_act.activations.registry import get_entry, names
 from rtdetr_act.errors import TrainingError
-from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS, shapes
-from rtdetr_act.workflows.train import train_variant
+from rtdetr_act.workflows.train import train_variants
 
 ARGUMENTS = {"threshold": "threshold(0.0, 0.0)"}
 
@@ -28,10 +27,10 @@ def main(wanted: list[str]) -> int:
     table = Table("activation", "loss", "mAP50", "meant for training")
     failed = []
     with tempfile.TemporaryDirectory() as folder:
-        settings = {**SHAPES_SETTINGS, "data": str(shapes()), "epochs": 1, "project": folder, "verbose": False}
+        settings = {"epochs": 1, "project": folder, "verbose": False}
         for name in wanted or names():
             try:
-                outcome = train_variant("rtdetr-n.yaml", ARGUMENTS.get(name, name), settings)
+                (outcome,) = train_variants("rtdetr-n.yaml", [ARGUMENTS.get(name, name)], "shapes", settings)
                 loss, score = read_loss(outcome.folder), f"{(outcome.scores or {}).get('mAP50', 0):.4f}"
             except TrainingError as error:
                 loss, score = str(error), "-"

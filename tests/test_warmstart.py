@@ -82,8 +82,8 @@ def test_second_swap_starts_from_the_first_one() -> None:
 
 def test_command_line_starts_from_a_patched_checkpoint(mish_run: Any, data: Data, tmp_path: Path) -> None:
     pairs = [f"{key}={value}" for key, value in tiny.train_args(data.detect, tmp_path).items() if key != "data"]
-    words = ["train", "--act", "prelu", "--model", "yolo11n.yaml", "--data", str(data.detect), *pairs]
-    result = CliRunner().invoke(app, [*words, "--pretrained", str(mish_run.pt), "--init", "match"])
+    words = ["train", "--act", "prelu init=match", "--model", "yolo11n.yaml", "--data", str(data.detect), *pairs]
+    result = CliRunner().invoke(app, [*words, "--pretrained", str(mish_run.pt)])
     assert result.exit_code == 0, result.output
     trained = tiny.load(tmp_path / "run" / "weights" / "last.pt")
     assert trained.yaml["activation"]["base"] == {"rules": [{"activation": "mish"}]}

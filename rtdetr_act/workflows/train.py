@@ -15,7 +15,7 @@ from rtdetr_act.integrations.ultralytics.models import STOCK, load_checkpoint, l
 from rtdetr_act.integrations.ultralytics.results import read_scores
 from rtdetr_act.integrations.ultralytics.runs import Outcome, outcome_of, run_training, slug
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
-from rtdetr_act.surgery.plan import SwapOptions
+from rtdetr_act.surgery.plan import Plan, SwapOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,7 +35,7 @@ def train_variants(
 ) -> Iterator[Outcome]:
     """Train variants of a model one after the other; yield the outcome of each when its training has ended.
 
-    Model, plans, data and device are checked for all variants before the first training starts, at the first `next()`.
+    All variants are loaded, and data and device checked, before the first training starts, at the first `next()`.
 
     Args:
         source: Model YAML or checkpoint.
@@ -61,62 +61,42 @@ def train_variants(
     settings = dict(arguments or {})
     if pretrained is not None:
         load_model(pretrained)
-        settings["pretrained"] = pretrained
     if data == "shapes":
         settings = {**SHAPES_SETTINGS, **settings}
-    sentences: list[str] = []
-    for activation in activations:
-        _, model = load_variant(source, activation, conv=conv, **options)
-        if target:
-            sentences += list_target_warnings(model, target)
+    variants = [_load(source, activation, pretrained, conv, options) for activation in activations]
+    sentences = [line for _, model, _ in variants for line in list_target_warnings(model, target)] if target else []
     for sentence in sentences:
         warn(sentence)
-    task = str(model.task)
+    task = str(variants[-1][1].task)
     settings["data"] = resolve_data(data)
     check_data(settings["data"], task)
     check_device(settings.get("device"))
     settings.setdefault("project", str(Path("runs", task).absolute()))
-    for activation in activations:
-        own = dict(settings)
-        if len(activations) > 1 and "name" in own:  # with exist_ok=True they would overwrite one another
-            own["name"] = f"{own['name']}-{slug(str(activation))}"
+    several = len(variants) > 1
+    while variants:
+        name, model, weights = variants.pop(0)  # what it takes on the device is freed before the next one trains
+        folder = settings.get("name") or Path(source).stem
+        # With exist_ok=True, variants of the same name would overwrite one another.
+        own = {**settings, **weights, "name": f"{folder}-{slug(name)}" if several or "name" not in settings else folder}
         try:
-            outcome = train_variant(source, activation, own, conv=conv, **options)
+            run_training(model, **own)
+            outcome = outcome_of(name, model)
         except RtdetrActError as error:
-            if len(activations) == 1 or isinstance(error, Interrupted):
+            if not several or isinstance(error, Interrupted):
                 raise
-            outcome = Outcome(str(activation), failure=str(error))
+            outcome = Outcome(name, failure=str(error))
         yield outcome
 
 
-def train_variant(
-    source: str,
-    activation: str | None,
-    arguments: Mapping[str, Any],
-    *,
-    conv: str | None = None,
-    **options: Unpack[SwapOptions],
-) -> Outcome:
-    """Load a variant of a model, train it, and return its outcome.
-
-    Args:
-        source: Model YAML or checkpoint.
-        activation: A plan, "stock" for the model without any swap, None for the model as its file has it.
-        arguments: Ultralytics' training arguments, `data` and perhaps `pretrained` among them.
-        conv: Convolutions to replace, such as "dynamic_conv@backbone"; ignored if the activation is "stock".
-        **options: `scope`, `act_lr` and `init` of `patch_model`.
-
-    Raises:
-        RtdetrActError: The model, the plan or the data is wrong, or the loss became non-finite.
-        Interrupted: The user pressed Ctrl-C.
-    """
-    given = dict(arguments)
-    # A fit starts from the pretrained weights, which must therefore be loaded before the swap.
-    fits = options.get("init") == "match" and activation not in (None, STOCK)
-    pretrained = given.pop("pretrained", None) if fits else None
-    name, model = load_variant(source, activation, pretrained=pretrained, conv=conv, **options)
-    run_training(model, **{**given, "name": arguments.get("name") or f"{Path(source).stem}-{slug(name)}"})
-    return outcome_of(name, model)
+def _load(
+    source: str, activation: str | None, pretrained: str | None, conv: str | None, options: SwapOptions
+) -> tuple[str, Any, dict[str, str]]:
+    """Load a variant; return its name, the model, and the training argument that takes `pretrained`, if any is left."""
+    if pretrained is not None and activation not in (None, STOCK) and Plan.parse(activation, **options).needs_fit:
+        # A fit starts from the pretrained weights, which must therefore be loaded before the swap.
+        return *load_variant(source, activation, pretrained=pretrained, conv=conv, **options), {}
+    left = {} if pretrained is None else {"pretrained": pretrained}
+    return *load_variant(source, activation, conv=conv, **options), left
 
 
 def resume_training(weights: str, arguments: Mapping[str, Any] | None = None) -> tuple[dict[str, float], Path]:
