@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,10 @@ def test_layers_of_no_images_fold_with_an_example(layers: list[nn.Module], shape
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
-@pytest.mark.parametrize("name", ["tiny", "yolov9t", "yolov10n", "yolo11n", "rtdetr-resnet50"])
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [*product(("tiny", "yolov9t", "yolov10n", "yolo11n"), (False, True)), ("rtdetr-resnet50", False)],
+)
 def test_whole_models_fold(name: str, fused: bool, stock_yaml: Path) -> None:
     model = (YOLO if name.startswith("yolo") else RTDETR)(str(stock_yaml) if name == "tiny" else f"{name}.yaml").model
     patch_model(model, "arelu", scope="all")

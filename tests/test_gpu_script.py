@@ -91,13 +91,12 @@ def test_a_part_goes_on_where_it_was_and_failures_are_tried_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("triton")
-    first = call(tmp_path, "--part", "kernels", "graphs")
+    first = call(tmp_path, "--part", "kernels")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "There is no GPU here" in first.stdout and "kernels: 9 done, 0 failed" in first.stdout
     file = tmp_path / "kernels.json"
     found = json.loads(file.read_text())
     assert found["items"]["arelu-inplace"]["said"] == "arelu_, arelu_backward"
-    assert json.loads((tmp_path / "graphs.json").read_text())["missing"] == ["GPU"]
     # Killed in its fourth item: that one and what comes behind it is run again, nothing else.
     names = list(found["items"])
     kept = {name: found["items"][name] for name in names[:3]} | {names[3]: check_gpu.failure(check_gpu.STOPPED)}
@@ -108,6 +107,12 @@ def test_a_part_goes_on_where_it_was_and_failures_are_tried_again(
     assert "kernels: 9 done, 0 failed" in capfd.readouterr().out
     again = json.loads(file.read_text())["items"]
     assert again[names[0]]["said"] == "from before" and all(item["ok"] for item in again.values())
+
+
+def test_a_part_that_needs_a_gpu_says_so(tmp_path: Path) -> None:
+    graphs = gpu_parts.PARTS["graphs"]
+    assert gpu_parts.missing_for(graphs, gpu_parts.Place("cpu", tmp_path)) == ["GPU"]
+    assert gpu_parts.missing_for(graphs, gpu_parts.Place("cuda", tmp_path)) == []
 
 
 def test_what_is_left_and_what_is_unknown_has_its_exit_code(

@@ -525,6 +525,7 @@ def assert_workers_agree(folder: Path) -> nn.Module:
 
 
 @pytest.mark.integration
+@pytest.mark.skipif(not needs_in_memory_workers.args[0], reason="workers get every model in memory: the next test")
 def test_ddp_workers_train_a_yaml_model(data: Data, rows_yaml: Path, tmp_path: Path) -> None:
     from cpu_ddp import CpuDdpTrainer
 
@@ -560,6 +561,8 @@ def test_ddp_workers_train_a_model_patched_and_refitted_in_memory(data: Data, st
     checkpoint = torch.load(tmp_path / "run" / "weights" / "last.pt", map_location="cpu", weights_only=False)
     groups = checkpoint["optimizer"]["param_groups"]  # built in a worker, by our hook there
     assert [len(group["params"]) for group in groups[3:]] == [tiny.CONV_SITES - tiny.SILU_SITES]
+    rows = (tmp_path / "run" / "activations.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == len(set(rows)) == 1 + 2 * (tiny.CONV_SITES - tiny.SILU_SITES), "by one of the workers"
 
 
 @pytest.mark.skipif(not needs_in_memory_workers.args[0], reason="this Ultralytics can train them")

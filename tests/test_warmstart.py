@@ -17,7 +17,7 @@ import pytest
 import tiny
 import torch
 import torchvision
-from conftest import Data
+from conftest import Data, Run
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -493,10 +493,8 @@ def maps(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.integration
-def test_training_refits_after_a_swap(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
-    model = RTDETR(str(stock_yaml))
-    tiny.train(model, data.detect, tmp_path / "stock")
-    trained = tmp_path / "stock" / "run" / "weights" / "last.pt"
+def test_training_refits_after_a_swap(stock_run: Run, data: Data, tmp_path: Path) -> None:
+    trained = stock_run.pt
     found: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
 
     def note(trainer: Any) -> None:
@@ -521,10 +519,10 @@ def test_training_refits_after_a_swap(stock_yaml: Path, data: Data, tmp_path: Pa
 
 @pytest.mark.integration
 @pytest.mark.parametrize("way", ["trained", "trained, into a new model", "refitted", "calibrated"])
-def test_training_gives_a_swap_its_start_once(way: str, stock_yaml: Path, data: Data, tmp_path: Path) -> None:
-    model = RTDETR(str(stock_yaml))
-    tiny.train(model, data.detect, tmp_path / "stock")
-    model = RTDETR(str(tmp_path / "stock" / "run" / "weights" / "last.pt"))
+def test_training_gives_a_swap_its_start_once(
+    way: str, stock_yaml: Path, stock_run: Run, data: Data, tmp_path: Path
+) -> None:
+    model = RTDETR(str(stock_run.pt))
     report = patch_model(model, "relu", init="match")
     if way == "refitted":
         refit(model, IMAGES)
