@@ -75,7 +75,7 @@ def test_a_planted_bug_is_found_and_made_small(
     target = Target("planted", check, seconds=seconds, memory=100 << 20, writes=check is planted.write_half)
     texts = st.one_of(plan_inputs, st.sampled_from([corpus.PLANS["a call"], corpus.SPECS["a call"]]))
     examples = 5 if kind == "hang" else 40  # a hang is waited for
-    tally = fuzz(target, texts, examples, seed=0, shrinking=2.0)
+    tally = fuzz(target, texts, examples, seed=0, shrinking=0.5 if kind == "hang" else 2.0)
     assert list(tally.faults_by_kind()) == [kind], tally.faults
     assert tally.examples == examples, "the others are tried all the same"
     [found] = [each for each in tally.faults.values() if each.fault.kind == kind][:1]
