@@ -275,7 +275,7 @@ def test_charts_follow_the_colour_scheme(opened: Watched) -> None:
     background = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, re.findall(r"\d+", background))) < 64
     opened.page.emulate_media(color_scheme="light")
-    assert opened.colour(lines) == light
+    opened.wait(lambda: opened.colour(lines) == light)
 
 
 @pytest.mark.integration
