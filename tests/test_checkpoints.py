@@ -63,6 +63,7 @@ def test_a_missing_class_is_named_in_every_form_of_file(place, protocol, zipped,
     with pytest.raises(ModelError, match="Thing") as caught:
         check_classes(path)
     assert "install the package" not in str(caught.value) and "pip" not in str(caught.value)
+    assert ("load it with the version that it was saved with" in str(caught.value)) == place.startswith("rtdetr_act.")
     with pytest.raises(ModelError, match="Thing"):
         load_model(str(path))
 

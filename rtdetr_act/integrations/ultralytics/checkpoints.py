@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rtdetr_act.errors import ModelError, quote
+from rtdetr_act.version import __version__
 
 # torch.save does not compress its entries. A higher compression ratio indicates an archive made to exhaust memory.
 _MAX_COMPRESSION = 100
@@ -49,6 +50,11 @@ def check_classes(weight: str | Path) -> None:
     except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_UNPICKLING_ERRORS):
         pass  # loading raises a more specific error
     if missing := sorted(f"{module}.{name}" for module, name in found if not _is_importable(module, name)):
+        if missing[0].startswith("rtdetr_act."):
+            raise ModelError(
+                f"{quote(str(weight))} holds {quote(missing[0])}, which rtdetr-act {__version__} does not have: "
+                "load it with the version that it was saved with"
+            )
         raise ModelError(
             f"{quote(str(weight))} holds {quote(missing[0])}, which cannot be imported here: it is not installed here, "
             "or was registered in a script; import what defines it first, if you trust where the file comes from"
