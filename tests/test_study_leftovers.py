@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError
 from rtdetr_act.files import partial_path
-from rtdetr_act.study.grid import Study, make_study
+from rtdetr_act.study.grid import Study, expand_study, make_study
 from rtdetr_act.study.local import divide_into_slots, find_slots
 from rtdetr_act.study.preparation import prepare_runs
 from rtdetr_act.study.report import write_report
@@ -170,6 +170,18 @@ def test_full_disk_writes_all_rows_or_none(stock_yaml: Path, data: Data, tmp_pat
         prepare_runs(study, tmp_path)
     assert set(tree(tmp_path)) <= {"runs"}, "leftovers of the killed process are cleared too"
     assert len(prepare_runs(study, tmp_path)) == 4
+
+
+def test_the_snapshot_of_a_run_that_is_done_is_removed(tmp_path: Path) -> None:
+    """The process that made it was killed between its result and that."""
+    folder = make_folder(tmp_path)
+    study = make_study({"activations": ["stock", "arelu"], "seeds": 2, "epochs": 2}, defaults=DEFAULTS)
+    snapshots = [folder / "runs" / row.name / "snapshot.pt" for row in expand_study(study)]
+    for path in snapshots:
+        path.touch()
+    (snapshots[1].parent / "result.json").unlink()
+    prepare_runs(study, folder)
+    assert [path for path in snapshots if path.exists()] == [snapshots[1]], "it goes on from there"
 
 
 @pytest.mark.kill

@@ -28,13 +28,14 @@ from rtdetr_act.study.grid import (
     find_splits,
     read_run_config,
 )
-from rtdetr_act.study.process import is_finished
+from rtdetr_act.study.process import is_finished, read_result
 from rtdetr_act.study.run_folders import read_run
 from rtdetr_act.study.storage import (
     LATENCY_FILE,
     REPORT_FILES,
     RUN_FILE,
     RUNS_FOLDER,
+    SNAPSHOT_FILE,
     STUDY_FILE,
     StudySettings,
     check_writable_files,
@@ -67,7 +68,7 @@ def prepare_runs(study: Study, folder: Path, *, extra_files: Mapping[Path, Any] 
     contents |= {path / RUN_FILE: encode_json(run.to_plain()) for path, run in new.items()}
     contents[folder / STUDY_FILE] = encode_json(asdict(StudySettings(study.baseline)))
     try:
-        _remove_abandoned_folders(folder)
+        _remove_abandoned_files(folder)
         with ExitStack() as stack:  # removes new folders if something fails
             for path in new:
                 stack.enter_context(create_folder(path))
@@ -79,13 +80,15 @@ def prepare_runs(study: Study, folder: Path, *, extra_files: Mapping[Path, Any] 
     return [folder / RUNS_FOLDER / run.name for run in runs]
 
 
-def _remove_abandoned_folders(folder: Path) -> None:
-    """Remove run folders without a `run.json`, which a killed process left."""
+def _remove_abandoned_files(folder: Path) -> None:
+    """Remove what a killed process left: run folders without a `run.json`, and snapshots of runs that are done."""
     for path in folder.glob(f"{RUNS_FOLDER}/*"):
         if path.is_dir() and not (path / RUN_FILE).exists():
             remove_leftovers(path / RUN_FILE)
             with suppress(OSError):  # not empty, so not left by this package
                 path.rmdir()
+        elif (result := read_result(path)) and result.state == "done":
+            (path / SNAPSHOT_FILE).unlink(missing_ok=True)
 
 
 def check_study(study: Study, folder: Path, *, read_only: bool = False) -> tuple[list[RunConfig], dict[str, RunConfig]]:
