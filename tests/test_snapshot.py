@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import inspect
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import tiny
 import torch
 from conftest import Data
 from ultralytics import RTDETR, YOLO
+from ultralytics.models.yolo.detect import DetectionValidator
 
 from rtdetr_act import patch_model
 from rtdetr_act.errors import InputError
@@ -58,10 +61,15 @@ def train(kind: str, model_yaml: Path, data: Data, folder: Path, kills: list[tup
     return model
 
 
-def curve(folder: Path) -> list[list[str]]:
-    """Return the rows of results.csv without the time."""
-    rows = [line.replace(" ", "").split(",") for line in (folder / "run" / "results.csv").read_text().splitlines()]
-    return [row[:1] + row[2:] for row in rows]
+# Without a true positive, older releases report the scores of the validation before, which a new process does not know.
+STALE = "any():" in inspect.getsource(DetectionValidator.get_stats)
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of results.csv without the time, and without the scores where they may be those before."""
+    lines = (folder / "run" / "results.csv").read_text().replace(" ", "").splitlines()
+    left_out = ("time", "metrics/") if STALE else ("time",)
+    return [{key: cell for key, cell in row.items() if not key.startswith(left_out)} for row in csv.DictReader(lines)]
 
 
 @pytest.mark.kill
@@ -100,7 +108,7 @@ def test_damaged_snapshot_starts_the_run_again(stock_yaml: Path, data: Data, tmp
     Snapshots(tmp_path / "snapshot.pt").attach(model)
     model.train(**tiny.train_args(data.detect, tmp_path, epochs=2))
     assert model.trainer.start_epoch == 0
-    assert len(curve(tmp_path)) == 3
+    assert len(curve(tmp_path)) == 2
 
 
 @pytest.mark.kill
