@@ -337,11 +337,12 @@ def plain(x: Tensor, attention: Tensor | None, *coefficients: Tensor) -> Tensor:
     # torch.maximum gives each of two equal terms half of the gradient. It is used in compiled graphs nevertheless:
     # `where` makes the compiler write masks, which takes 20 times as long as SiLU on a CPU instead of 2 times, and ties
     # are rare.
-    y = reduce(torch.maximum if torch.compiler.is_compiling() else _maximum_of_last, terms)
+    y = reduce(torch.maximum if torch.compiler.is_compiling() else _maximum_with_gradient_to_last, terms)
     return (y if attention is None else y * attention).to(x.dtype)
 
 
-def _maximum_of_last(best: Tensor, term: Tensor) -> Tensor:
+def _maximum_with_gradient_to_last(best: Tensor, term: Tensor) -> Tensor:
+    """Return the maximum; where both are equal, the whole gradient goes to the second."""
     return torch.where(best > term, best, term)
 
 

@@ -71,7 +71,7 @@ def learned(
     ),
     data: Data = None,
 ) -> None:
-    """Show what the activations of a checkpoint learned, per site, since their start where the run kept its history.
+    """Show what the activations of a checkpoint learned, per site, and where they started if the run recorded it.
 
     What DY-ReLU and Meta-ACON make from the image is measured on validation images of --data, else as the run
     noted it: mean ± standard deviation over images.
