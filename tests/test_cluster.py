@@ -31,6 +31,9 @@ with suppress(ImportError):  # an extra, which slows the start of every training
     import ray
 
 
+pytestmark = pytest.mark.kill  # so end the two nodes, in the teardown of whichever test is the last
+
+
 @pytest.fixture(scope="module")
 def installed() -> None:
     """Skip a test without Ray."""
@@ -83,7 +86,6 @@ def read_table(folder: Path) -> list[dict[str, str]]:
         ]
 
 
-@pytest.mark.integration
 def test_results_are_those_of_one_machine(address: str, data: Any, stock_yaml: Path, tmp_path: Path) -> None:
     given = {"activations": ["stock", "arelu"], "model": str(stock_yaml), "data": str(data.detect), "epochs": 2}
     there, here = write_rows(tmp_path / "ray", **given, seeds=1), write_rows(tmp_path / "queue", **given, seeds=1)
@@ -115,7 +117,6 @@ def test_results_are_those_of_one_machine(address: str, data: Any, stock_yaml: P
     assert set().union(*(names for _, names in watched)) == {folder.name for folder in [missing, *there]}
 
 
-@pytest.mark.integration
 def test_hopeless_run_is_stopped(address: str, data: Any, tmp_path: Path) -> None:
     """A network that tells red from green stays as it is at this learning rate; with dead activations it guesses."""
     from ultralytics import YOLO
@@ -140,7 +141,6 @@ def test_hopeless_run_is_stopped(address: str, data: Any, tmp_path: Path) -> Non
             assert len(read_table(tmp_path / "runs" / name)) == result["epochs"]  # it did not train on meanwhile
 
 
-@pytest.mark.kill
 def test_a_run_waits_at_a_rung_and_after_a_kill_there_again(installed: None, data: Any, tmp_path: Path) -> None:
     model = tiny.write_yaml(tmp_path / "classify.yaml", tiny.yolo("classify"))
     [folder] = write_rows(tmp_path, activations=["stock"], seeds=1, model=str(model), data=str(data.classify), epochs=4)
@@ -182,7 +182,6 @@ def test_the_rungs_are_those_of_asha(installed: None) -> None:
         assert all(rung < epochs for rung in rungs) and len(rungs) == min(3, len([k for k in known if k < epochs]))
 
 
-@pytest.mark.kill
 def test_interrupted_study_leaves_no_process(address: str, data: Any, stock_yaml: Path, tmp_path: Path) -> None:
     [folder] = write_rows(
         tmp_path, activations=["stock"], seeds=1, model=str(stock_yaml), data=str(data.detect), epochs=900
@@ -272,7 +271,6 @@ def test_weights_are_never_older_than_the_snapshot(tmp_path: Path) -> None:
     assert cluster._read_changed_files(tmp_path, sent) == {}
 
 
-@pytest.mark.integration
 def test_halving_spares_the_baseline_and_compares_within_a_setting(address: str, tmp_path: Path) -> None:
     folders = write_rows(
         tmp_path, activations=["stock", "arelu", "mish"], model="rtdetr-n.yaml", data="shapes", seeds=1,
@@ -310,7 +308,6 @@ def test_halving_spares_the_baseline_and_compares_within_a_setting(address: str,
         ray.shutdown()
 
 
-@pytest.mark.integration
 def test_what_the_cluster_lacks_is_refused(address: str, tmp_path: Path) -> None:
     [folder] = write_bare_rows(tmp_path, ["stock"])
     with pytest.raises(InputError, match="no node of the Ray cluster has what a run needs: CPUs: 64, GPUs: 0"):
@@ -320,7 +317,6 @@ def test_what_the_cluster_lacks_is_refused(address: str, tmp_path: Path) -> None
     assert not ray.is_initialized()
 
 
-@pytest.mark.integration
 def test_other_versions_are_refused(address: str) -> None:
     ray.init(address=address, log_to_driver=False)
     try:
