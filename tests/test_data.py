@@ -35,6 +35,7 @@ def test_pixels_and_labels_are_the_same_on_every_machine() -> None:
     assert digest.hexdigest() == "ca0e5bb2a6f6c7dad6267946dff4dcf59305201a4b6a6fb5fb9d86c2ed97ecb8"
 
 
+@pytest.mark.integration
 def test_the_set_is_complete_and_in_yolo_format(folder: Path) -> None:
     described = yaml.safe_load((folder / "shapes.yaml").read_text())
     assert list(described["names"].values()) == list(shapes_module.NAMES) and Path(described["path"]) == folder
@@ -49,6 +50,7 @@ def test_the_set_is_complete_and_in_yolo_format(folder: Path) -> None:
             assert set(boxes[:, 0]) <= {0, 1, 2} and Image.open(image).size == (shapes_module.SIDE, shapes_module.SIDE)
 
 
+@pytest.mark.integration
 def test_classes_and_sizes_are_balanced(folder: Path) -> None:
     rows = [
         row.split() for file in (folder / "labels" / "train").glob("*.txt") for row in file.read_text().splitlines()
@@ -59,6 +61,7 @@ def test_classes_and_sizes_are_balanced(folder: Path) -> None:
     assert np.percentile(widths, 10) < 26 and np.percentile(widths, 90) > 42
 
 
+@pytest.mark.integration
 def test_a_second_call_makes_nothing_new(folder: Path) -> None:
     stamp = (folder / "images" / "train" / "0000.png").stat().st_mtime_ns
     assert shapes_module.shapes(folder.parent).parent == folder

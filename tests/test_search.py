@@ -314,6 +314,7 @@ def score_planted(
     return run
 
 
+@pytest.mark.integration
 def test_search_finds_a_planted_plan_and_goes_on_where_it_stopped(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     search = make(stock_yaml, data)
     assert [(rung.name, rung.plans, rung.epochs) for rung in search.rungs] == [

@@ -213,6 +213,7 @@ def test_seeds_needed_by_simulation():
     assert found[1] < found[2]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("tail", ["normal", "heavy"])
 def test_null_studies_rarely_show_a_difference(calibration, tail):
     shares = calibration.calibrate(studies=300, seeds=5, tail=tail)

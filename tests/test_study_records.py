@@ -91,6 +91,7 @@ def test_damaged_record_is_a_sentence_that_names_it(name: str, study: Path) -> N
         path.write_bytes(good)
 
 
+@pytest.mark.integration
 @given(data=st.data())
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_report_of_what_may_stand_in_a_record_is_made_or_refused(study: Path, data: st.DataObject) -> None:

@@ -125,6 +125,7 @@ def test_a_full_disk_leaves_the_old_files_together(
     assert sorted(after) == names and OLD not in after.values()
 
 
+@pytest.mark.integration
 def test_pictures_leave_pyplot_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib
     from matplotlib import pyplot
