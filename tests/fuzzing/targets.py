@@ -143,7 +143,7 @@ SPECS = Target("spec", read_spec)
 PLANS = Target("plan text", read_plan)
 ACTIVATIONS = Target("plan as YAML", read_activation)
 STUDIES = Target("study file", read_study, file="study.yaml")
-# A model may be as large as its YAML says: a kernel of 99 pixels takes two seconds to measure the strides with.
+# A model may be as large as its YAML says.
 MODELS = Target("model YAML", read_model, file="model.yaml", seconds=5, memory=1 << 30)
 CHECKPOINTS = Target("checkpoint", load_checkpoint, file="model.pt", memory=512 << 20)
 PICKLES = Target("hostile pickle", load_pickle, file="model.pt", memory=512 << 20)
