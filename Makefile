@@ -56,7 +56,7 @@ $(RAY)/installed: pyproject.toml
 	$(call environment,$(RAY),-e ".[dev$(,)ray]")
 	@touch $@
 
-# Studies on two local nodes; about a minute.
+# Studies on two local nodes; one to two minutes.
 test-ray: $(RAY)/installed
 	$(RAY)/$(BIN)/python -m pytest tests/test_cluster.py
 
