@@ -634,7 +634,8 @@ def train(folder: Path, name: str, optimizer: str) -> str:
     broken = [key for key, p in trained.items() if not bool(torch.isfinite(p).all())]
     expect(not broken, f"{len(broken)} parameters are not finite")
     saved = tiny.load(Path(model.trainer.last))
-    expect(outermost(saved)["AReLU"] == sites, f"the checkpoint has {dict(outermost(saved))} for {sites} sites")
+    placed = outermost(saved)
+    expect(placed["AReLU"] + placed["DynamicConv2d"] == sites, f"the checkpoint has {dict(placed)} for {sites} sites")
     off = [key for key, p in learned(saved).items() if not torch.allclose(p, trained[key], atol=2e-2)]
     expect(not off, f"the checkpoint has other values: {off[:1]}")
     return type(model.trainer.optimizer).__name__
