@@ -103,6 +103,8 @@ def make_value_key(value: Any) -> Hashable:
     """Return a key that is equal for values that configure the same training: 1 and 1.0, but not 1 and True or "1"."""
     if isinstance(value, (list, tuple)):
         return tuple(map(make_value_key, value))
+    if isinstance(value, (dict, set)):
+        return (type(value).__name__, repr(value))
     return ("number" if type(value) in (int, float) else type(value).__name__, value)
 
 

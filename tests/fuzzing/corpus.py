@@ -135,6 +135,7 @@ STUDIES = {
     "two data sets of one name": _study("data: [a/data.yaml, b/data.yaml]"),
     "two checkpoints of one name": _study("model: [x/best.pt, y/best.pt]"),
     "equal values": _study("lr0: [0.1, 0.1]"),
+    "a mapping for a value": _study("lr0: [0.1, {a: 1}]"),
     "values that print alike": _study("lr0: [1, '1', true, 'True']"),
     "seeds without end": _study("seeds: 100000000"),
     "a seed that is no number": _study("seeds: .nan"),

@@ -276,7 +276,7 @@ def model_yamls(draw: st.DrawFn) -> dict[str, Any]:
         part[draw(st.integers(0, len(part) - 1))] = draw(_rows)
     elif way == 2:
         key = draw(st.sampled_from(_TOP_KEYS))
-        values = [1, 3, 0.5, "n", 1e9, 1e-9, 100, [2, 3], {"n": [1, 1, 8]}, {"n": [1e9, 1, 1]}, True, "dynamic_conv"]
+        values = [1, 3, 0.5, "n", 1e9, 1e-9, 10, [2, 3], {"n": [1, 1, 8]}, {"n": [1e9, 1, 1]}, True, "dynamic_conv"]
         model_yaml[key] = draw(st.one_of(st.sampled_from(values), plan_texts()))
     return model_yaml
 
