@@ -197,7 +197,15 @@ def list_own_classes() -> list[type]:
 
 
 def count_parameters(spec: str | ActSpec, channels: int) -> int:
-    """Return the number of parameters of an activation for a number of channels.
+    """Return the number of parameters of an activation for a number of channels; the random state is not changed.
+
+    Args:
+        spec: As in `create`.
+        channels: Number of channels C.
+
+    Raises:
+        SpecError: The name or an argument is invalid or missing.
+        SelectionError: The activation does not support this number of channels.
 
     >>> count_parameters("arelu", 64), count_parameters("prelu(per_channel=True)", 64)
     (2, 64)
