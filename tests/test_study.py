@@ -170,24 +170,13 @@ def test_finished_study_is_not_done_again(study: tuple[Path, list[str]]) -> None
 
 @pytest.mark.kill
 @posix
-def test_failures_are_recorded_and_the_study_goes_on(
-    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_are_recorded_and_the_study_goes_on(data: Data, tmp_path: Path) -> None:
     """The disk has no room for the weights at first; then one value makes the loss infinite, and the other is well."""
-    import resource
-
     model = tiny.write_yaml(tmp_path / "yolo.yaml", tiny.yolo())
     words = ["--act", "stock", "--seeds", "1", "--retries", "0", "--model", str(model), "--data", str(data.detect)]
     words += [*ARGUMENTS, "epochs=1", "cls=[1e38,0.5]"]
-    # Python does not notice that the bytecode it writes was cut, and would give that to the other tests.
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))  # of the processes of the runs, too
-    try:
+    with tiny.full_disk(60_000):  # of the processes of the runs, too
         full = CliRunner().invoke(app, ["study", "--output", str(tmp_path / "s"), *words])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     first = full.output
     assert isinstance(full.exception, TrainingError), first
     # It diverges before there is anything to save; that is an outcome, which another try would only meet again.

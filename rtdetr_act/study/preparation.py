@@ -87,8 +87,8 @@ def _remove_abandoned_files(folder: Path) -> None:
             remove_leftovers(path / RUN_FILE)
             with suppress(OSError):  # not empty, so not left by this package
                 path.rmdir()
-        elif (result := read_result(path)) and result.state == "done":
-            (path / SNAPSHOT_FILE).unlink(missing_ok=True)
+        elif (path / SNAPSHOT_FILE).exists() and (result := read_result(path)) and result.state == "done":
+            (path / SNAPSHOT_FILE).unlink()
 
 
 def check_study(study: Study, folder: Path, *, read_only: bool = False) -> tuple[list[RunConfig], dict[str, RunConfig]]:
