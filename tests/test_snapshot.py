@@ -66,10 +66,14 @@ STALE = "any():" in inspect.getsource(DetectionValidator.get_stats)
 
 
 def curve(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of results.csv without the time, and without the scores where they may be those before."""
+    """Return the rows of results.csv without the time, and with 0 for scores that may be those of the row before."""
     lines = (folder / "run" / "results.csv").read_text().replace(" ", "").splitlines()
-    left_out = ("time", "metrics/") if STALE else ("time",)
-    return [{key: cell for key, cell in row.items() if not key.startswith(left_out)} for row in csv.DictReader(lines)]
+    rows = [{key: cell for key, cell in row.items() if key != "time"} for row in csv.DictReader(lines)]
+    scores = [{key: cell for key, cell in row.items() if key.startswith("metrics/")} for row in rows]
+    for row, before, now in zip(rows[1:], scores, scores[1:], strict=False):
+        if STALE and now == before:
+            row.update(dict.fromkeys(now, "0"))
+    return rows
 
 
 @pytest.mark.kill
