@@ -79,6 +79,28 @@ class ActSpec:
         return f"{self.name}({', '.join(parts)})" if parts else self.name
 
 
+def split_at_commas(text: str) -> list[str]:
+    """Split a text at the commas outside brackets and quotes, and strip the parts.
+
+    >>> split_at_commas("leaky_relu(0.1, True), silu@22-27")
+    ['leaky_relu(0.1, True)', 'silu@22-27']
+    """
+    parts, depth, mark, start = [], 0, "", 0
+    for index, char in enumerate(text):
+        if mark:
+            mark = "" if char == mark else mark
+        elif char in "'\"":
+            mark = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append(text[start:index])
+            start = index + 1
+    return [part.strip() for part in [*parts, text[start:]]]
+
+
 def _format_literal(value: object) -> str:
     """Return a literal as text that `parse` accepts."""
     return repr(value).replace("inf", "1e999") if isinstance(value, float) else repr(value)  # `inf` is no literal

@@ -120,7 +120,7 @@ def test_command_prints_a_table_and_writes_figures_and_a_chart(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ((), "name activations with --act"),
+        ((), "name activations with act="),
         (("--act", "arelu", "epochs=3"), "bench takes imgsz, batch, device, not 'epochs'"),
         (("--act", "arleu"), "did you mean 'arelu'"),
         (("--act", "arelu", "imgsz=0"), "imgsz must be a size in pixels"),

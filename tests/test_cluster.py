@@ -353,5 +353,5 @@ def test_finished_study_starts_no_ray(tmp_path: Path) -> None:
 def test_study_without_ray_says_what_to_install(tmp_path: Path) -> None:
     with suppress(NameError):
         pytest.skip(f"Ray {ray.__version__} is installed")
-    with pytest.raises(InputError, match=r"--engine ray needs Ray: pip install 'rtdetr-act\[ray\]'"):
+    with pytest.raises(InputError, match=r"engine=ray needs Ray: pip install 'rtdetr-act\[ray\]'"):
         run_on_ray(write_bare_rows(tmp_path, ["stock"]), None)

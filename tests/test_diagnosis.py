@@ -355,8 +355,8 @@ def test_what_cannot_be_diagnosed_is_said() -> None:
     [
         (("--act", "arleu"), "did you mean 'arelu'"),
         (("epochs=3",), "diagnose takes imgsz, batch and device, not 'epochs'"),
-        (("--act", "relu", "--model", "rtdetr-n.yaml", "--model", "yolo11n.yaml"), "in one --model"),
-        (("--scope", "all"), "name one with --act"),
+        (("--act", "relu", "--model", "rtdetr-n.yaml", "--model", "yolo11n.yaml"), "in one model"),
+        (("--scope", "all"), "name one with act="),
         (("imgsz=0",), "imgsz must be a size in pixels"),
         (("imgsz=[64,64]",), "imgsz must be one positive integer"),
         (("--data", "nowhere.yaml"), "there is no data set"),

@@ -291,10 +291,10 @@ def test_command_measures_files_and_scores_them(patched_run: Any, stock_run: Any
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("--int8", "--act", "arelu"), "name their formats with --format onnx,openvino"),
-        (("--format", "onnx", "--act", "arelu", "batch=3"), "bench takes imgsz with --format, not 'batch'"),
+        (("--int8", "--act", "arelu"), "name their formats with format=onnx,openvino"),
+        (("--format", "onnx", "--act", "arelu", "batch=3"), "bench takes imgsz with format=, not 'batch'"),
         (("--format", "onxx", "--act", "arelu"), "no export format 'onxx'"),
-        (("--model", "yolo11n.yaml", "--model", "rtdetr-n.yaml", "--act", "arelu"), "compares one --model"),
+        (("--model", "yolo11n.yaml", "--model", "rtdetr-n.yaml", "--act", "arelu"), "compares one model"),
         (("--format", "onnx", "--data", "coco9.yaml"), "no data set 'coco9.yaml'"),
     ],
 )

@@ -395,13 +395,13 @@ def test_command_takes_coefficients_from_the_run_or_from_data(
     monkeypatch.chdir(tmp_path)
     weights = dynamic_run / "weights" / "last.pt"
     noted = show(weights)
-    assert "epoch 2 in activations.csv" in noted and Path("learned.png").exists()
+    assert "epoch 2 in activations.csv" in noted and Path("runs/learned/learned.png").exists()
     Path("alone").mkdir()
     shutil.copy(weights, "alone/best.pt")  # as of an older run, without a history
     bare = show("alone/best.pt", "-o", "bare.svg")
-    assert "give --data" in bare and "±" not in bare and "weights_norm" in bare and Path("bare.svg").exists()
+    assert "give data=" in bare and "±" not in bare and "weights_norm" in bare and Path("bare.svg").exists()
     measured = show("alone/best.pt", "--data", data.detect)
-    assert "give --data" not in measured
+    assert "give data=" not in measured
     for site in ("model.1.m.0.act", "model.13.cv1.act"):
         ends = [float(cell.split(" → ")[1]) for cell in cells(noted, site)[2:]]
         assert [float(cell) for cell in cells(measured, site)[2:]] == pytest.approx(ends, rel=0.02, abs=2e-5)
@@ -410,7 +410,7 @@ def test_command_takes_coefficients_from_the_run_or_from_data(
     torch.save(checkpoint, "alone/best.pt")
     again = show("alone/best.pt", "--data", data.detect)
     assert cells(again, "model.13.cv1.act") == cells(measured, "model.13.cv1.act")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "bare.svg", "learned.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "bare.svg", "runs"]
 
 
 def test_nothing_learned_is_one_sentence(stock_run: Run, patched_run: Run, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ WRONG = [
     (["device=0,0"], "name each GPU once"),
     (["device=cpu,0"], "name each GPU once, and nothing else"),
     (["device=toaster"], "device='toaster' is not available"),
-    (["--cpus", "999"], "--cpus 999 is not possible: this machine has"),
+    (["--cpus", "999"], "cpus=999 is not possible: this machine has"),
     (["--seeds", "100000000"], "are too many"),
     (["batch=0"], "batch"),
     (["batch=-1"], "batch=-1 would choose a size per variant"),
@@ -65,8 +65,8 @@ WRONG = [
 ]
 STUDY_WRONG = [
     (["--baseline", "mish"], "the baseline 'mish' is not one of the activations"),
-    (["--engine", "slurm"], "--engine must be local or ray, not 'slurm'"),
-    (["--address", "10.0.0.1:1"], "--address and --halving need --engine ray"),
+    (["--engine", "slurm"], "engine must be local or ray, not 'slurm'"),
+    (["--address", "10.0.0.1:1"], "address= and halving= need engine=ray"),
     (["--act", "arelu"], "'arelu' is given twice"),
     (["lr0=[0.1,0.1]"], "'lr0' has 0.1 twice"),
 ]
@@ -86,7 +86,7 @@ def test_commands_that_fail_in_their_checks_leave_nothing(
     if command == "study":
         acts, cases = ["--act", "stock", "--act", "arelu"], [*WRONG, *STUDY_WRONG]
         if not has_ray:
-            cases.append((["--engine", "ray"], "--engine ray needs Ray: pip install"))
+            cases.append((["--engine", "ray"], "engine=ray needs Ray: pip install"))
     else:
         acts, cases = ["--act", "arelu,silu"], [*WRONG, (["--budget", "1"], "is too small")]
     for words, sentence in cases:

@@ -96,7 +96,7 @@ def test_command_line_starts_from_a_patched_checkpoint(mish_run: Any, data: Data
     ("options", "message"),
     [
         (["--act", "arelu", "--init", "mach"], "did you mean 'match'"),
-        (["--act", "stock", "--init", "match"], "name one with --act"),
+        (["--act", "stock", "--init", "match"], "name one with act="),
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence(options: list[str], message: str) -> None:

@@ -61,6 +61,15 @@ def get_entry(name: str) -> Entry:
     return found
 
 
+def is_known(name: str) -> bool:
+    """Return whether an entry has a name or alias, as `get_entry` looks it up.
+
+    >>> is_known("nn.SiLU"), is_known("resnet")
+    (True, False)
+    """
+    return _look_up(name) is not None
+
+
 def resolve(spec: str | ActSpec, replaces: Replaces = "activation") -> ActSpec:
     """Return a spec with its registered name, after validating its arguments.
 

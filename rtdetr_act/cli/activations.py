@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rtdetr_act.cli.app import app
+from rtdetr_act.cli.completion import complete_act, complete_target
+from rtdetr_act.cli.grammar import command
+from rtdetr_act.cli.options import Name, OutputFile, Project, open_file
+from rtdetr_act.cli.printing import print_files
+from rtdetr_act.errors import InputError
 
 
-@app.command()
+@command("", "for=rknn")
 def acts(
     target: Annotated[
         str | None,
-        typer.Option("--for", help="Say which of them rknn, hailo, edgetpu, vitis-dpu or openvino runs natively."),
+        typer.Option("--for", help="What rknn, hailo, edgetpu, … runs natively.", autocompletion=complete_target),
     ] = None,
 ) -> None:
-    """List the activations: formula, parameters per site, where they can stand, source."""
+    """List the activations.
+
+    Each with its formula, its parameters per site, where it can stand, and its source.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -77,12 +83,23 @@ def _print_natives(name: str) -> None:
         print(sentence)
 
 
-@app.command()
+@command("arelu silu mish -o curves.png", "silu 'leaky_relu(0.1)' dyrelu_b")
 def plot(
-    activations: Annotated[list[str], typer.Argument(help="Names or specs, such as arelu silu 'leaky_relu(0.1)'.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG or SVG file to write.")] = Path("curves.png"),
+    act: Annotated[
+        list[str] | None, typer.Argument(metavar="ACTIVATION…", autocompletion=complete_act, show_default=False)
+    ] = None,
+    output: OutputFile = None,
+    project: Project = None,
+    name: Name = None,
 ) -> None:
-    """Draw activations and their gradients at their initial parameters, dynamic ones as a band over inputs."""
+    """Draw activations and their gradients.
+
+    They are drawn at their initial parameters, dynamic ones as a band over inputs. The figure is a PNG, SVG or PDF
+    file; runs/plot/curves.png if -o does not name one.
+    """
     from rtdetr_act.analysis.curves import plot_activations
 
-    print(f"file: {plot_activations(activations, output)}")
+    if not act:
+        raise InputError("plot needs activations: rtdetr-act plot arelu silu")
+    with open_file("plot", "curves.png", output, project, name) as path:
+        print_files([plot_activations(act, path)])

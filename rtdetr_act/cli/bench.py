@@ -9,8 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rtdetr_act.cli.app import app
-from rtdetr_act.cli.options import DEFAULT_MODEL, ScopeOption
+from rtdetr_act.cli.completion import complete_data
+from rtdetr_act.cli.grammar import command, parse_pairs
+from rtdetr_act.cli.options import (
+    Acts,
+    From,
+    Models,
+    Name,
+    Output,
+    Pairs,
+    Project,
+    ScopeOption,
+    choose_folder,
+    choose_model,
+    split_variants,
+)
+from rtdetr_act.cli.printing import print_files
 from rtdetr_act.errors import InputError
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 from rtdetr_act.surgery.plan import check_scope
@@ -20,54 +34,53 @@ if TYPE_CHECKING:
     from rtdetr_act.integrations.ultralytics.latency import Latency
 
 
-@app.command()
+@command(
+    "rtdetr-l.yaml act=arelu,dyrelu_b imgsz=640 batch=4",
+    "a/best.pt b/best.pt format=onnx,openvino data=my.yaml",
+)
 @no_downloads()
 def bench(
-    pairs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[key=value]…", help="imgsz=224 (default); without --format batch=8 and device=cpu."),
-    ] = None,
-    act: Annotated[list[str] | None, typer.Option("--act", help="Activation or plan to measure; repeatable.")] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", help="Model YAML or checkpoint, rtdetr-n.yaml if not given; repeatable with --format."),
-    ] = None,
+    pairs: Pairs = None,
+    act: Acts = None,
+    model: Models = None,
+    replaces: From = None,
     scope: ScopeOption = "conv",
-    formats: Annotated[
-        str | None, typer.Option("--format", help="Measure deployed networks: onnx,openvino,torchscript,ncnn.")
+    formats: Annotated[str | None, typer.Option("--format", help="Deployed: onnx,openvino,torchscript,ncnn.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="With format=: quantised to 8 bits as well.")] = False,
+    data: Annotated[
+        str | None, typer.Option("--data", help="With format=: data set to score on.", autocompletion=complete_data)
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="With --format: also quantised to 8 bits.")] = False,
-    data: Annotated[str | None, typer.Option("--data", help="With --format: data set to score every file on.")] = None,
     turns: Annotated[int | None, typer.Option("--turns", min=2, help="Measurements that count, per variant.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the JSON and the chart.")] = Path(
-        "runs/bench"
-    ),
+    output: Output = None,
+    project: Project = None,
+    name: Name = None,
 ) -> None:
-    """Measure what activations cost: in training, against the stock model, or with --format where they are deployed.
+    """Measure what activations cost in time and memory.
 
-    Training steps, inference and memory of --act in one model; or, with --format, latency, size and, with --data, the
-    scores of exported files, for every --model and --act.
+    Training steps, inference and memory of act= in one model (imgsz=224, batch=8, device=cpu); or, with format=,
+    latency, size and, with data=, the scores of exported files of every model and act=. JSON and chart: runs/bench.
     """
-    from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
     from rtdetr_act.workflows.bench import bench_exports, bench_training
 
-    models = model or [DEFAULT_MODEL]
+    variants = split_variants(act or [])
     known = ("imgsz",) if formats else ("imgsz", "batch", "device")
-    arguments = parse_arguments(pairs or [])
+    arguments = parse_pairs(pairs)
     if unknown := set(arguments) - set(known):
-        raise InputError(f"bench takes {', '.join(known)}{' with --format' * bool(formats)}, not '{min(unknown)}'")
+        raise InputError(f"bench takes {', '.join(known)}{' with format=' * bool(formats)}, not '{min(unknown)}'")
     if (int8 or data) and not formats:
-        raise InputError("--int8 and --data measure exported networks: name their formats with --format onnx,openvino")
-    if not formats and (not act or len(models) > 1):
-        raise InputError("bench compares one --model with its stock form: name activations with --act, or --format")
+        raise InputError("int8= and data= measure exported networks: name their formats with format=onnx,openvino")
+    if not formats and (not variants or len(model or []) > 1):
+        raise InputError("bench compares one model with its stock form: name activations with act=, or a format=")
+    models = model or [choose_model(None)]
     swapped = check_scope(scope)
+    folder = choose_folder("bench", output, project, name)
     if formats:
         names = [name.strip() for name in formats.split(",")]
         _, files = bench_exports(
             models,
-            act or [None],
+            variants or [None],
             names,
-            output,
+            folder,
             int8=int8,
             data=data,
             turns=turns or 100,
@@ -81,9 +94,8 @@ def bench(
         def show(costs: Sequence[Cost]) -> None:
             print_costs(Path(source).stem, costs)
 
-        _, files = bench_training(source, act or [], output, turns=turns or 15, scope=swapped, show=show, **arguments)
-    for path in files:
-        print(f"file: {path}")
+        _, files = bench_training(source, variants, folder, turns=turns or 15, scope=swapped, show=show, **arguments)
+    print_files(files)
 
 
 def print_costs(title: str, costs: Sequence[Cost]) -> None:

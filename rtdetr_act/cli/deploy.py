@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rtdetr_act.cli.app import app
-from rtdetr_act.cli.options import Data, Pairs, TargetOption, Weights
-from rtdetr_act.cli.printing import print_warning
+from rtdetr_act.cli.grammar import command, parse_pairs
+from rtdetr_act.cli.options import Data, Model, OutputFile, Pairs, TargetOption, require
+from rtdetr_act.cli.printing import print_files, print_warning
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 
 
-@app.command()
+@command("best.pt", "model=best.pt -o deployed.pt")
 @no_downloads()
-def fold(
-    weights: Weights,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Checkpoint to write; best.pt becomes best-folded.pt beside it."),
-    ] = None,
-) -> None:
-    """Write a checkpoint that computes the same with torch's own activations: AReLU becomes LeakyReLU, for free."""
+def fold(model: Model = None, output: OutputFile = None) -> None:
+    """Fold activations into the weights.
+
+    The checkpoint written computes the same with torch's own activations: AReLU becomes LeakyReLU, for free.
+    best.pt becomes best-folded.pt beside it, with a number if that exists.
+    """
     from rtdetr_act.workflows.fold import fold_checkpoint
 
+    weights = require(model, "fold needs a checkpoint", "rtdetr-act fold best.pt")
     report, path = fold_checkpoint(weights, output)
     print(report)
-    print(f"file: {path}")
+    print_files([path], f"export {path} format=onnx")
 
 
-@app.command()
+@command("best.pt format=onnx imgsz=640", "best.pt format=openvino int8=True data=my.yaml for=openvino")
 def export(
-    weights: Weights,
     pairs: Pairs = None,
+    model: Model = None,
+    export_format: Annotated[
+        str, typer.Option("--format", help="onnx, openvino, torchscript, ncnn, engine, …")
+    ] = "onnx",
     data: Data = None,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to 8 bits, calibrated on the data.")] = False,
-    fold: Annotated[bool, typer.Option(help="Fold the activations into the weights first.")] = True,
+    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold the activations into the weights first.")] = True,
     target: TargetOption = None,
 ) -> None:
-    """Export a checkpoint, folded: format=onnx (default), openvino, torchscript, ncnn and the others of Ultralytics."""
-    from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
+    """Export a checkpoint.
+
+    Its activations are folded into the weights first, and the file is written beside it.
+    """
     from rtdetr_act.workflows.export import export_checkpoint
 
-    arguments = parse_arguments(pairs or [], reserved=("model", "task", "mode", "resume", "data"))
-    export_format = str(arguments.pop("format", None) or "onnx")
+    weights = require(model, "export needs a checkpoint", "rtdetr-act export best.pt format=onnx")
+    arguments = parse_pairs(pairs, reserved=("task", "mode", "resume"))
     path = export_checkpoint(
         weights, export_format, data, arguments, int8=int8, fold=fold, target=target, warn=print_warning
     )
-    print(f"file: {path}")
+    print_files([path], f"bench {weights} format={export_format}")

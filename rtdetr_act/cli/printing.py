@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 
 def print_scores(scores: Mapping[str, float]) -> None:
@@ -14,3 +15,25 @@ def print_scores(scores: Mapping[str, float]) -> None:
 def print_warning(sentence: str) -> None:
     """Print a warning to stderr."""
     print(f"warning: {sentence}", file=sys.stderr)
+
+
+def print_files(files: Iterable[Path], *commands: str) -> None:
+    """Print the files that were written, and what to type next.
+
+    Args:
+        files: The files.
+        *commands: Command lines without `rtdetr-act`.
+    """
+    for path in files:
+        print(f"file: {path}")
+    print_next(*commands)
+
+
+def print_next(*commands: str) -> None:
+    """Print what to type next.
+
+    Args:
+        *commands: Command lines without `rtdetr-act`.
+    """
+    for line in commands:
+        print(f"next: rtdetr-act {line}")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rtdetr_act.cli.app import app
-from rtdetr_act.cli.options import DEFAULT_DATA, DEFAULT_MODEL, Pairs
+from rtdetr_act.cli.grammar import command
+from rtdetr_act.cli.options import ActLr, Acts, Data, Model, Output, Pairs, ScopeOption, choose_model_and_data
+from rtdetr_act.cli.printing import print_files
 from rtdetr_act.cli.study import estimate_run_seconds, run_with_display
 from rtdetr_act.errors import InputError
 
@@ -20,32 +21,31 @@ if TYPE_CHECKING:
     from rtdetr_act.study.search import Search
 
 
-@app.command()
+@command(
+    "rtdetr-l.yaml act=arelu,silu data=my.yaml dry_run=True",
+    "act=arelu,dyrelu_b,silu budget=180 -o runs/places",
+)
 def search(
     pairs: Pairs = None,
-    act: Annotated[
-        list[str] | None, typer.Option("--act", help="Activations to place, arelu,dyrelu_b,silu; 'stock'; repeatable.")
-    ] = None,
+    act: Acts = None,
     budget: Annotated[
-        int | None,
-        typer.Option(
-            "--budget", min=1, help="Epochs of all trainings together; 14 whole ones and the final if not given."
-        ),
+        int | None, typer.Option("--budget", min=1, help="Epochs of all trainings; 14 whole ones and the final.")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each of the two plans in the final.")] = 3,
-    model: Annotated[str, typer.Option("--model", help="Model YAML or checkpoint.")] = DEFAULT_MODEL,
-    data: Annotated[str, typer.Option("--data", help="Data set YAML, or 'shapes', the embedded one.")] = DEFAULT_DATA,
-    scope: Annotated[str, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = "conv",
-    act_lr: Annotated[float, typer.Option("--act-lr", help="Factor on the learning rate of slopes.")] = 1.0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the search.")] = Path("runs/search"),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each of the two plans in the final; 3.")] = 3,
+    model: Model = None,
+    data: Data = None,
+    scope: ScopeOption = "conv",
+    act_lr: ActLr = 1.0,
+    output: Output = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="CPU cores of each run; 1 if not given.")] = None,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries of a run that broke.")] = 1,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries of a run that broke; 1.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print rungs and time; start no run.")] = False,
 ) -> None:
-    """Find the best activation for each stage: many short trainings, fewer longer ones, a final with new seeds.
+    """Find the best activation for each stage.
 
-    The result is a model YAML, best.yaml, with the evidence in search.md. It mixes activations only if that is
-    significantly better than the best single one. The same command continues an interrupted search.
+    Many short trainings, fewer longer ones, a final with new seeds. The result is a model YAML, best.yaml in
+    runs/search, with the evidence in search.md. It mixes activations only if that is significantly better than the
+    best single one. The same command continues an interrupted search.
     """
     from rich.console import Console
 
@@ -60,16 +60,18 @@ def search(
     from rtdetr_act.study.storage import SEARCH_FILE, check_writable_files, lock_folder
 
     if not act:
-        raise InputError("a search needs activations to place: --act arelu,dyrelu_b,silu")
+        raise InputError("search needs activations to place: act=arelu,dyrelu_b,silu")
+    output = output or Path("runs/search")
     arguments = split_pairs(pairs or [])
     device = arguments.get("device")
     slots = find_slots(device, cpus)
     check_writable_files(output, [*SEARCH_REPORT_FILES, SEARCH_FILE])
+    source, dataset = choose_model_and_data(model, data)
     with no_downloads() if dry_run else nullcontext():
         definition = make_search(
             act,
-            model=model,
-            data=data,
+            model=source,
+            data=dataset,
             budget=budget,
             seeds=seeds,
             scope=scope,
@@ -94,8 +96,7 @@ def search(
     console.print(make_rung_table(definition, trials))
     console.print(make_leaderboard_table(final.rows, final.metric))
     print(f"answer: {answer.plan}\n{answer.explanation}")
-    for path in [*files, *final.files]:
-        print(f"file: {path}")
+    print_files([*files, *final.files], f"train {output / 'best.yaml'} data={definition.data}")
 
 
 def _print_rungs(definition: Search, output: Path, slots: Sequence[Slot]) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from rtdetr_act.cli.app import app
-from rtdetr_act.cli.options import Data, ScopeOption, Weights
+from rtdetr_act.cli.grammar import command
+from rtdetr_act.cli.options import Act, Data, From, Model, Name, OutputFile, Project, ScopeOption, open_file, require
+from rtdetr_act.cli.printing import print_files
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 from rtdetr_act.surgery.plan import check_scope
 
@@ -18,18 +16,18 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.sites import SiteListing
 
 
-@app.command()
+@command("rtdetr-l.yaml act=arelu from=silu", "best.pt")
 @no_downloads()
-def sites(
-    model: Annotated[str, typer.Argument(help="Model YAML or checkpoint; shipped ones by bare name.")],
-    act: Annotated[str | None, typer.Option("--act", help="Activation or plan to show the effect of.")] = None,
-    scope: ScopeOption = "conv",
-) -> None:
-    """List the activation sites of a model and, with --act, what a plan would change there; nothing is written."""
+def sites(model: Model = None, act: Act = None, replaces: From = None, scope: ScopeOption = "conv") -> None:
+    """List the activation sites of a model.
+
+    With act=, also what a plan would change there; nothing is written.
+    """
     from rtdetr_act.workflows.sites import list_sites
 
-    listing = list_sites(model, act or None, scope=check_scope(scope))
-    _print_sites(model, listing)
+    source = require(model, "sites needs a model", "rtdetr-act sites rtdetr-l.yaml act=arelu")
+    listing = list_sites(source, act or None, scope=check_scope(scope))
+    _print_sites(source, listing)
     if listing.report:
         print(listing.report)
     elif listing.unreachable:
@@ -62,24 +60,27 @@ def _print_sites(model: str, listing: SiteListing) -> None:
     Console().print(table)
 
 
-@app.command()
+@command("best.pt", "best.pt data=my.yaml -o learned.svg")
 @no_downloads()
 def learned(
-    weights: Weights,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, SVG or PDF file to write.")] = Path(
-        "learned.png"
-    ),
+    model: Model = None,
     data: Data = None,
+    output: OutputFile = None,
+    project: Project = None,
+    name: Name = None,
 ) -> None:
-    """Show what the activations of a checkpoint learned, per site, and where they started if the run recorded it.
+    """Show what the activations of a checkpoint learned.
 
-    What DY-ReLU and Meta-ACON make from the image is measured on validation images of --data, else as the run
-    noted it: mean ± standard deviation over images.
+    Each quantity of each site is shown, and where it started if the run recorded it. What DY-ReLU and Meta-ACON
+    make from the image is measured on validation images of data=, else as the run noted it: mean ± standard
+    deviation over images. The figure is runs/learned/learned.png if -o does not name a PNG, SVG or PDF.
     """
     from rtdetr_act.workflows.learned import report_learned
 
-    _, path = report_learned(weights, output, data, show=_print_learned)
-    print(f"file: {path}")
+    weights = require(model, "learned needs a checkpoint", "rtdetr-act learned best.pt")
+    with open_file("learned", "learned.png", output, project, name) as path:
+        report_learned(weights, path, data, show=_print_learned)
+        print_files([path])
 
 
 def _print_learned(found: Learned) -> None:

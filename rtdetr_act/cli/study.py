@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rtdetr_act.cli.app import app
-from rtdetr_act.cli.options import DEFAULT_DATA, DEFAULT_MODEL
+from rtdetr_act.cli.completion import complete_data, complete_word
+from rtdetr_act.cli.grammar import command
+from rtdetr_act.cli.options import Acts, From, Models, Output, choose_model_and_data, require, split_variants
+from rtdetr_act.cli.printing import print_files
 from rtdetr_act.errors import InputError, Interrupted, TrainingError, quote
 
 if TYPE_CHECKING:
@@ -21,47 +23,39 @@ if TYPE_CHECKING:
     from rtdetr_act.study.local import Slot
 
 
-@app.command()
+@command(
+    "rtdetr-l.yaml act=stock,arelu seeds=5 data=my.yaml epochs=50",
+    "study.yaml -o runs/rates engine=ray",
+)
 def study(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[FILE.yaml] [key=value]…",
-            help="A study file, and Ultralytics arguments, such as epochs=100; lr0=[0.01,0.02] runs each of them.",
-        ),
+        typer.Argument(metavar="[MODEL | STUDY.yaml] [key=value]…", autocompletion=complete_word, show_default=False),
     ] = None,
-    act: Annotated[
-        list[str] | None, typer.Option("--act", help="Activation or plan; 'stock' for the model as it is; repeatable.")
-    ] = None,
-    where: Annotated[
-        str | None, typer.Option("--where", help="Put each at each place: backbone,neck,head,all or layers.")
-    ] = None,
+    act: Acts = None,
+    where: Annotated[str | None, typer.Option("--where", help="Each at each place: backbone,neck,head,all.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Runs of each variant; 3 if not given.")] = None,
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", help="Activation to compare with; stock if it runs, else the first.")
+    baseline: Annotated[str | None, typer.Option("--baseline", help="Activation to compare with; stock.")] = None,
+    model: Models = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Data sets, such as coco8.yaml.", autocompletion=complete_data)
     ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option("--model", help="Model YAML or checkpoint, rtdetr-n.yaml if not given.")
-    ] = None,
-    data: Annotated[list[str] | None, typer.Option("--data", help="Data set YAML, 'shapes' if not given.")] = None,
-    scope: Annotated[str | None, typer.Option("--scope", help="conv, or all to swap transformer sites too.")] = None,
+    replaces: From = None,
+    scope: Annotated[str | None, typer.Option("--scope", help="conv, or all for transformer sites too.")] = None,
     act_lr: Annotated[float | None, typer.Option("--act-lr", help="Factor on the learning rate of slopes.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study.")] = Path("runs/study"),
-    cpus: Annotated[
-        int | None,
-        typer.Option("--cpus", min=1, help="CPU cores of each run; 1 if not given."),
-    ] = None,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries of a run that broke.")] = 1,
+    output: Output = None,
+    cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="CPU cores of each run; 1 if not given.")] = None,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries of a run that broke; 1.")] = 1,
     engine: Annotated[str, typer.Option("--engine", help="local, or ray for many machines.")] = "local",
-    address: Annotated[str | None, typer.Option("--address", help="With --engine ray: where the cluster is.")] = None,
-    halving: Annotated[
-        bool, typer.Option("--halving", help="With --engine ray: stop hopeless variants early, by ASHA.")
-    ] = False,
+    address: Annotated[str | None, typer.Option("--address", help="With engine=ray: where the cluster is.")] = None,
+    halving: Annotated[bool, typer.Option("--halving", help="With engine=ray: stop hopeless variants early.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and their time; start none.")] = False,
 ) -> None:
-    """Compare activations over several seeds: a process per run, statistics, a leaderboard and an HTML report.
+    """Compare activations over several seeds.
 
-    The same command continues an interrupted study; more --act and --seeds extend it.
+    A process per run, statistics, a leaderboard and an HTML report. Any argument of Ultralytics may be a list,
+    lr0=[0.01,0.02], and multiplies the runs. Results go to runs/study; the same command continues an interrupted
+    study, and more act= and seeds= extend it.
     """
     from rtdetr_act.study.engines import open_engine, parse_engine
     from rtdetr_act.study.grid import make_study
@@ -69,11 +63,13 @@ def study(
     from rtdetr_act.study.storage import REPORT_FILES, check_writable_files, lock_folder
 
     options = {
-        "activations": act, "where": where, "seeds": seeds, "baseline": baseline, "model": model, "data": data,
-        "scope": scope, "act_lr": act_lr,
+        "activations": split_variants(act) if act else None, "where": where, "seeds": seeds, "baseline": baseline,
+        "model": model, "data": data, "scope": scope, "act_lr": act_lr,
     }  # fmt: skip
     given = {**_parse_words(words or []), **{key: value for key, value in options.items() if value is not None}}
-    definition = make_study(given, defaults={"model": DEFAULT_MODEL, "data": DEFAULT_DATA})
+    source, dataset = choose_model_and_data(given.get("model"), given.get("data"))
+    definition = make_study(given, defaults={"model": source, "data": dataset})
+    output = output or Path("runs/study")
     engine_name = parse_engine(engine, address, halving)
     device = definition.arguments.get("device")
     if dry_run:
@@ -102,27 +98,31 @@ def study(
         )
 
 
-@app.command()
+@command("runs/study", "runs/detect baseline=stock")
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a study, or one with Ultralytics runs.")],
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", help="Activation to compare with; the study's own if not given.")
-    ] = None,
+    folder: Annotated[str | None, typer.Argument(metavar="FOLDER", show_default=False)] = None,
+    baseline: Annotated[str | None, typer.Option("--baseline", help="Activation to compare with; the study's.")] = None,
 ) -> None:
-    """Write the leaderboard and the HTML report again from run folders, those of Ultralytics included."""
-    _write_report(folder, baseline=baseline)
+    """Write the report of a study or of runs again.
+
+    Leaderboard and HTML page, from the folder of a study, or from one with run folders of Ultralytics.
+    """
+    found = require(folder, "report needs the folder of a study or of runs", "rtdetr-act report runs/study")
+    _write_report(Path(found), baseline=baseline)
 
 
 def _parse_words(words: Sequence[str]) -> dict[str, Any]:
-    """Return the keys of the study file among some words, overridden by those of the key=value words."""
+    """Return the keys of a study file, models and Ultralytics arguments among some words; the last ones win."""
     from rtdetr_act.integrations.ultralytics.arguments import split_pairs
-    from rtdetr_act.study.grid import read_study_file
+    from rtdetr_act.study.grid import is_study_file, read_study_file
 
-    files = [word for word in words if "=" not in word and word.endswith((".yaml", ".yml"))]
+    bare = [word for word in words if "=" not in word]
+    files = [word for word in bare if is_study_file(word)]
     if len(files) > 1:
         raise InputError(f"a study has one file, not {len(files)}: {', '.join(map(quote, files[:10]))}")
-    given = split_pairs(word for word in words if word not in files)
-    return {**(read_study_file(Path(files[0])) if files else {}), **given}
+    models = [word for word in bare if word not in files]
+    given = split_pairs(word for word in words if word not in bare)
+    return {**(read_study_file(Path(files[0])) if files else {}), **({"model": models} if models else {}), **given}
 
 
 def run_with_display(folders: Sequence[Path], run: Engine) -> None:
@@ -162,8 +162,7 @@ def _write_report(folder: Path, *, baseline: str | None = None, measure: bool = 
 
     written = write_report(folder, baseline=baseline, measure=measure)
     Console().print(make_leaderboard_table(written.rows, written.metric))
-    for path in written.files:
-        print(f"file: {path}")
+    print_files(written.files)
     return written.rows
 
 

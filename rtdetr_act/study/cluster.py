@@ -59,7 +59,7 @@ _NODE_TIMEOUT = 120.0  # seconds; the first worker of a node imports Ray, maybe 
 _MAX_LOST_NODES = 5  # per run, since a run may crash its node each time
 _LOST_REASON = "its node, or Ray's worker on it, was lost"
 _GRACE_DIVISOR = 8  # no run is stopped in its first 1/8, while the learning rate warms up
-_RAY_MISSING = "--engine ray needs Ray: pip install 'rtdetr-act[ray]'"
+_RAY_MISSING = "engine=ray needs Ray: pip install 'rtdetr-act[ray]'"
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _check_address(address: str | None) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise InputError(
-            f"--address {quote(address)} is not HOST:PORT, such as 10.0.0.1:6379: run the study on a machine of the "
+            f"address={quote(address)} is not HOST:PORT, such as 10.0.0.1:6379: run the study on a machine of the "
             "cluster"
         )
     try:

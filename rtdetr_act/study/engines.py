@@ -26,9 +26,9 @@ def parse_engine(name: str, address: str | None, halving: bool) -> EngineName:
         InputError: There is no such engine, or it has no such option.
     """
     if name not in get_args(EngineName):
-        raise InputError(f"--engine must be local or ray, not {quote(name)}")
+        raise InputError(f"engine must be local or ray, not {quote(name)}")
     if (address or halving) and name != "ray":
-        raise InputError("--address and --halving need --engine ray")
+        raise InputError("address= and halving= need engine=ray")
     engine: EngineName = "ray" if name == "ray" else "local"
     return engine
 

@@ -31,6 +31,7 @@ from rtdetr_act.study.naming import (
 )
 from rtdetr_act.study.storage import RUN_FILE, make_damaged_error, read_json
 from rtdetr_act.study.yaml_files import read_yaml_mapping
+from rtdetr_act.surgery.model_plan import is_model_yaml
 from rtdetr_act.surgery.plan import Plan, Scope, check_scope
 
 # Ultralytics arguments that a study sets itself; `save=False` would leave no checkpoint to score.
@@ -122,6 +123,16 @@ def read_run_config(folder: Path) -> RunConfig | None:
     return config
 
 
+def is_study_file(word: str) -> bool:
+    """Return whether a word is the path of a study file: a YAML file that is not a model.
+
+    Raises:
+        InputError: The file is not a YAML mapping.
+    """
+    path = Path(word)
+    return path.suffix in (".yaml", ".yml") and path.is_file() and not is_model_yaml(read_yaml_mapping(path))
+
+
 def read_study_file(path: Path) -> dict[str, Any]:
     """Return the keys and values of a study file; only the names of the keys are checked.
 
@@ -151,7 +162,7 @@ def make_study(given: Mapping[str, Any], *, defaults: Mapping[str, Any]) -> Stud
     """
     activations = _place_activations(_parse_activations(given.get("activations")), _parse_locations(given.get("where")))
     if not activations:
-        raise InputError("a study needs activations: name them with --act, or under 'activations:' in the study file")
+        raise InputError("a study needs activations: name them with act=, or under 'activations:' in the study file")
     labels = list(map(format_activation, activations))
     baseline = given.get("baseline") or (STOCK if STOCK in labels else labels[0])
     if baseline not in labels:
@@ -280,7 +291,7 @@ def _place_activations(activations: Sequence[Any], locations: Sequence[str]) -> 
     for activation in activations:
         if locations and activation != STOCK and not (isinstance(activation, str) and "@" not in activation):
             raise InputError(
-                f"{quote(format_activation(activation))} has a location: leave out --where, or the location"
+                f"{quote(format_activation(activation))} has a location: leave out where=, or the location"
             )
         everywhere = activation == STOCK or not locations
         plans += [activation] if everywhere else [f"{activation}@{p}" if p != "all" else activation for p in locations]
@@ -431,14 +442,12 @@ def count_epochs(run: RunConfig) -> int:
 
 def format_command(run: RunConfig) -> str:
     """Return a command line that repeats a run outside of the study."""
-    options = ["--model", run.model, "--data", run.data]
+    options: dict[str, Any] = {"model": run.model, "data": run.data, "act": format_activation(run.activation)}
     if run.activation != STOCK:
-        if run.scope != "conv":
-            options += ["--scope", run.scope]
-        if run.act_lr != 1.0:
-            options += ["--act-lr", str(run.act_lr)]
-    pairs = [f"{key}={value}" for key, value in {**run.arguments, "seed": run.seed}.items()]
-    return shlex.join(["rtdetr-act", "train", "--act", format_activation(run.activation), *options, *pairs])
+        options |= {"scope": run.scope} if run.scope != "conv" else {}
+        options |= {"act_lr": run.act_lr} if run.act_lr != 1.0 else {}
+    words = [f"{key}={value}" for key, value in {**options, **run.arguments, "seed": run.seed}.items()]
+    return shlex.join(["rtdetr-act", "train", *words])
 
 
 def describe_difference(runs: Iterable[RunConfig], recorded: Mapping[str, RunConfig]) -> str:

@@ -105,7 +105,7 @@ def check_study(study: Study, folder: Path, *, read_only: bool = False) -> tuple
     runs = expand_study(study)
     recorded = read_run_configs(folder)
     if difference := describe_difference(runs, recorded):
-        raise InputError(f"'{folder}' holds another study: {difference}; give another folder with --output")
+        raise InputError(f"'{folder}' holds another study: {difference}; give another folder with output=")
     check_runs(runs, known=recorded, read_only=read_only)
     return runs, recorded
 

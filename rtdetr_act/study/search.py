@@ -167,7 +167,7 @@ def make_search(
     checked_scope = check_scope(scope)
     check_act_lr(act_lr)
     if seeds > MAX_RUNS:
-        raise InputError(f"--seeds {quote(seeds)} are too many: a study has {MAX_RUNS:,} runs at most")
+        raise InputError(f"seeds={quote(seeds)} are too many: a study has {MAX_RUNS:,} runs at most")
     arguments = normalize_arguments(arguments)
     if lists := [key for key, value in arguments.items() if isinstance(value, list) and key != "device"]:
         raise InputError(f"'{lists[0]}' is a list: a search takes a single value of each argument")
@@ -213,7 +213,7 @@ def parse_activations(texts: Sequence[str]) -> list[str]:
     if repeated := [name for name in names if names.count(name) > 1]:
         raise InputError(f"'{repeated[0]}' is given twice")
     if len(names) < 2:
-        raise InputError("a search needs two activations or more: --act arelu,silu")
+        raise InputError("a search needs two activations or more: act=arelu,silu")
     return names
 
 
@@ -257,14 +257,14 @@ def allocate_rungs(budget: int, *, epochs: int, seeds: int, uniform: int, space:
             if max(*sizes, 2 * seeds) > MAX_RUNS:
                 raise InputError(
                     f"this search would have {max(*sizes, 2 * seeds):,} runs in one rung, and {MAX_RUNS:,} are the "
-                    "most: give a smaller --budget"
+                    "most: give a smaller budget="
                 )
             rungs = [Rung(f"rung{k}", sizes[k], lengths[k], (k,)) for k in range(count)]
             return (*rungs, Rung(FINAL, 2, epochs, tuple(range(count, count + seeds))))
     rung = (uniform + 1) * lengths[0]
     raise InputError(
-        f"--budget {budget} is too small: the final takes {final} epochs (2 plans, --seeds {seeds}, epochs={epochs}) "
-        f"and the smallest rung before it {rung}, so give {final + rung} or more, or fewer epochs= or --seeds"
+        f"budget={budget} is too small: the final takes {final} epochs (2 plans, seeds={seeds}, epochs={epochs}) "
+        f"and the smallest rung before it {rung}, so give {final + rung} or more, or fewer epochs= or seeds="
     )
 
 
@@ -488,7 +488,7 @@ def check_search_folder(search: Search, folder: Path) -> bool:
         if old[key] != value:
             listed = key in ("stages", "rungs")
             difference = f"its {key} differ" if listed else f"it has {key} {quote(old[key])}, this one {quote(value)}"
-            raise InputError(f"'{folder}' holds another search: {difference}; give another folder with --output")
+            raise InputError(f"'{folder}' holds another search: {difference}; give another folder with output=")
     return True
 
 

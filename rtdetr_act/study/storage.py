@@ -41,7 +41,7 @@ ScoreName = Literal["mAP50", "mAP50-95", "top1", "top5"]
 _REMEDIES = {
     STUDY_FILE: "delete it; the study writes it again",
     LATENCY_FILE: "delete it; the study measures again",
-    SEARCH_FILE: "restore a copy, or give another folder with --output",
+    SEARCH_FILE: "restore a copy, or give another folder with output=",
     CANDIDATES_FILE: "restore a copy, or delete the folders of this rung and of all later rungs",
     RUN_FILE: "delete the run folder; the study repeats the run",
     RESULT_FILE: "delete it; the study repeats the run",
@@ -241,7 +241,7 @@ def lock_folder(folder: Path, *, timeout: float = 0.0) -> Iterator[None]:
         except Timeout:
             raise InputError(
                 f"another process is working in '{folder}': wait until it has ended, or give another folder with "
-                "--output"
+                "output="
             ) from None
         except OSError as error:
             raise InputError(f"cannot write to {quote(str(folder))}: {error.strerror or error}") from None

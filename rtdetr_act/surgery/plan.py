@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from rtdetr_act.errors import SelectionError, SpecError, quote, suggest
-from rtdetr_act.spec import LONGEST_PLAN, LONGEST_RULE, ActSpec
+from rtdetr_act.spec import LONGEST_PLAN, LONGEST_RULE, ActSpec, split_at_commas
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -359,7 +359,7 @@ def check_overrides(rules: Sequence[Rule], sites: Iterable[Selectable]) -> None:
             others = " and ".join(dict.fromkeys(f"'{rule}'" for rule in last))  # an argument may be a list
             raise SelectionError(
                 f"'{rules[number]}' would apply nowhere, since {others} after it overrides it at all of its "
-                f"{len(last)} sites: remove one of them, or select different sites; for two runs, repeat --act"
+                f"{len(last)} sites: remove one of them, or select different sites; for two runs, repeat act="
             )
 
 
@@ -459,21 +459,8 @@ def _split_init(text: str) -> tuple[str, str]:
 
 
 def _split_rules(text: str) -> list[str]:
-    """Split a plan at the commas outside brackets and quotes."""
-    parts, depth, mark, start = [], 0, "", 0
-    for index, char in enumerate(text):
-        if mark:
-            mark = "" if char == mark else mark
-        elif char in "'\"":
-            mark = char
-        elif char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-        elif char == "," and depth == 0:
-            parts.append(text[start:index])
-            start = index + 1
-    parts = [part.strip() for part in [*parts, text[start:]]]
+    """Split a plan into its rules."""
+    parts = split_at_commas(text)
     if not all(parts):
         raise SpecError(f"the plan {quote(text)} has an empty rule: write activation[@section or layers], …")
     return parts

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from ultralytics.nn.tasks import torch_safe_load
+from ultralytics.utils.files import increment_path
 
 from rtdetr_act.deploy.fold import FoldReport, fold_activations
 from rtdetr_act.errors import InputError, quote
@@ -28,7 +29,7 @@ def fold_checkpoint(source: str, output: Path | None = None) -> tuple[FoldReport
     Args:
         source: A .pt checkpoint; of the last.pt of an interrupted training, the EMA is folded.
         output: The .pt file to write, which appears only when complete; None (default) for `best-folded.pt` beside
-            `best.pt`.
+            `best.pt`, with a number if that exists.
 
     Returns:
         The report, and the path written.
@@ -40,7 +41,7 @@ def fold_checkpoint(source: str, output: Path | None = None) -> tuple[FoldReport
     """
     if Path(source).suffix != ".pt":
         raise InputError(f"{quote(source)} is not a checkpoint to fold: give a .pt file")
-    path = output or Path(source).with_name(f"{Path(source).stem}-folded.pt")
+    path = output or increment_path(Path(source).with_name(f"{Path(source).stem}-folded.pt"))
     if path.suffix != ".pt":
         raise InputError(f"{quote(str(path))} is not the name of a checkpoint: let it end in .pt")
     model = load_model(source)

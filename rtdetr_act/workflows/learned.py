@@ -106,9 +106,7 @@ def read_learned(weights: str, data: str | None = None) -> Learned:
         elif history is not None:
             quantities, note = _complete(quantities, history)
         else:
-            note = (
-                "some coefficients are made from the image: give --data DATASET.yaml to see them on validation images"
-            )
+            note = "some coefficients are made from the image: give data=DATASET.yaml to see them on validation images"
     return Learned(quantities, start, history, note)
 
 
@@ -124,5 +122,5 @@ def _complete(quantities: Sequence[Quantity], history: polars.DataFrame) -> tupl
         own = list(group)
         names = {quantity.name for quantity in own}
         completed += [*own, *(quantity for quantity in recorded.get(site, ()) if quantity.name not in names)]
-    note = f"coefficients made from the image are of epoch {last} in {HISTORY_FILE}: --data DATASET.yaml measures them"
+    note = f"coefficients made from the image are of epoch {last} in {HISTORY_FILE}: data=DATASET.yaml measures them"
     return completed, note

@@ -8,6 +8,7 @@ from typing import Any
 
 from rtdetr_act.deploy.fold import FoldReport, fold_activations
 from rtdetr_act.errors import InputError, quote
+from rtdetr_act.integrations.ultralytics.arguments import set_project
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
 from rtdetr_act.integrations.ultralytics.models import load_checkpoint
 
@@ -49,6 +50,7 @@ def predict_source(
     if is_path and not Path(source).exists():
         raise InputError(f"there is no source {quote(source)}")
     settings = {"save": True, **(arguments or {})}
+    set_project(settings, str(model.task))
     with translate_errors(**settings):
         for _ in model.predict(source=source, stream=True, **settings):
             pass  # a stream, so that a long video is never held in memory whole

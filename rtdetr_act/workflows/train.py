@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from rtdetr_act.deploy.targets import list_target_warnings
 from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, quote
-from rtdetr_act.integrations.ultralytics.arguments import check_device
+from rtdetr_act.integrations.ultralytics.arguments import check_device, set_project
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_checkpoint, load_model, load_variant
 from rtdetr_act.integrations.ultralytics.results import read_scores
 from rtdetr_act.integrations.ultralytics.runs import Outcome, outcome_of, run_training, slug
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
+from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.plan import Plan, SwapOptions
 
 if TYPE_CHECKING:
@@ -59,19 +60,25 @@ def train_variants(
         Interrupted: The user pressed Ctrl-C.
     """
     settings = dict(arguments or {})
-    if pretrained is not None:
-        load_model(pretrained)
+    trained = pretrained or (source if Path(source).suffix == ".pt" else None)
+    known = str(read_plan(load_model(trained).model)) if trained is not None else ""
     if data == "shapes":
         settings = {**SHAPES_SETTINGS, **settings}
     variants = [_load(source, activation, pretrained, conv, options) for activation in activations]
     sentences = [line for _, model, _ in variants for line in list_target_warnings(model, target)] if target else []
+    swapped = [each for each in activations if each not in (None, STOCK, known)]
+    if trained and not all(Plan.parse(str(each), **options).needs_fit for each in swapped):
+        sentences.append(
+            f"{quote(trained)} does not know its new activations, and a plain swap ruins what it learned: init=match "
+            "starts from that"
+        )
     for sentence in sentences:
         warn(sentence)
     task = str(variants[-1][1].task)
     settings["data"] = resolve_data(data)
     check_data(settings["data"], task)
     check_device(settings.get("device"))
-    settings.setdefault("project", str(Path("runs", task).absolute()))
+    set_project(settings, task)
     several = len(variants) > 1
     while variants:
         name, model, weights = variants.pop(0)  # what it takes on the device is freed before the next one trains

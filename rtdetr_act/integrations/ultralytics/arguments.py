@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def parse_arguments(pairs: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, Any]:
+def parse_arguments(
+    pairs: Iterable[str], reserved: Iterable[str] = (), suggestions: Iterable[str] = ()
+) -> dict[str, Any]:
     """Parse `key=value` words into Ultralytics arguments, and check them.
 
     Args:
         pairs: Words such as "epochs=100".
         reserved: Keys that the command sets itself.
+        suggestions: As in `check_arguments`.
 
     Returns:
         Values by key, as `split_pairs` parses them.
@@ -32,7 +35,7 @@ def parse_arguments(pairs: Iterable[str], reserved: Iterable[str] = ()) -> dict[
         InputError: A word is not a pair, a key is unknown or reserved, or a value has a wrong type or is out of range.
     """
     arguments = split_pairs(pairs)
-    check_arguments(arguments, reserved)
+    check_arguments(arguments, reserved, suggestions)
     return arguments
 
 
@@ -72,12 +75,15 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def check_arguments(arguments: Mapping[str, Any], reserved: Iterable[str] = ()) -> None:
+def check_arguments(
+    arguments: Mapping[str, Any], reserved: Iterable[str] = (), suggestions: Iterable[str] = ()
+) -> None:
     """Check Ultralytics arguments; an unknown key is answered with a suggestion.
 
     Args:
         arguments: Values by key.
         reserved: Keys that the caller sets itself.
+        suggestions: Keys that an unknown one may stand for, beside those of Ultralytics.
 
     Raises:
         InputError: A key is unknown or reserved, or a value has a wrong type or is out of range.
@@ -86,13 +92,22 @@ def check_arguments(arguments: Mapping[str, Any], reserved: Iterable[str] = ()) 
         if key in reserved:
             raise InputError(f"'{key}' is set by this command itself: leave {quote(f'{key}={value}')} out")
         if key not in DEFAULT_CFG_DICT:
-            hint = suggest(key, DEFAULT_CFG_DICT) or ", see docs.ultralytics.com/usage/cfg"
+            hint = suggest(key, [*suggestions, *DEFAULT_CFG_DICT]) or ", see docs.ultralytics.com/usage/cfg"
             raise InputError(f"Ultralytics has no argument {quote(key)}{hint}")
     try:
         get_cfg(overrides=dict(arguments))
     except (TypeError, ValueError, SyntaxError, KeyError, OverflowError) as error:
         raise InputError(reason(error)) from None
     check_ranges(arguments)
+
+
+def set_project(arguments: dict[str, Any], task: str) -> None:
+    """Let results go to `runs/<task>` of the working folder, unless the arguments name a `project`.
+
+    Ultralytics' own default is the `runs_dir` of its settings, which may be a folder of another project.
+    """
+    if not arguments.get("project"):
+        arguments["project"] = str(Path("runs", task).absolute())
 
 
 def check_positive_integers(**values: object) -> None:

@@ -48,14 +48,14 @@ def training_data(model: Any) -> str:
     """
     data = ((model.ckpt or {}).get("train_args") or {}).get("data")
     if not isinstance(data, str) or not data:
-        raise InputError("the checkpoint does not tell what it was trained on: name a data set with --data")
+        raise InputError("the checkpoint does not tell what it was trained on: name a data set with data=")
     if (Path(data).parent.name, Path(data).name) == (f"shapes-v{VERSION}", "shapes.yaml"):
         data = "shapes"  # its path is that of another machine, or of a cache that was cleared
     try:
         return resolve_data(data)
     except InputError:
         raise InputError(
-            f"the data set that the checkpoint was trained on, {quote(data)}, is not here: name one with --data"
+            f"the data set that the checkpoint was trained on, {quote(data)}, is not here: name one with data="
         ) from None
 
 

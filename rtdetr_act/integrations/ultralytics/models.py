@@ -15,6 +15,7 @@ from ultralytics.utils import ROOT
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
+from rtdetr_act.activations.registry import is_known
 from rtdetr_act.errors import InputError, ModelError, RtdetrActError, quote, raising_module, reason, suggest
 from rtdetr_act.integrations.ultralytics.arguments import check_file_name
 from rtdetr_act.integrations.ultralytics.configs import config_names, find_config
@@ -49,7 +50,8 @@ def load_model(source: str) -> Any:
     if suffix == ".pt":
         return _load_weights(source)
     if not suffix:
-        raise InputError(f"{quote(source)} is not a model file: give a .yaml or a .pt{suggest(source, _model_names())}")
+        hint = suggest(source, _model_names()) or (f"; did you mean act={source}?" if is_known(source) else "")
+        raise InputError(f"{quote(source)} is not a model file: give a .yaml or a .pt{hint}")
     raise ModelError(
         f"{quote(source)} cannot be trained or swapped: give a .yaml, or the .pt that it was exported from"
     )
