@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from ultralytics import YOLO
 
 from rtdetr_act import patch_model
 from rtdetr_act.activations.registry import get_entry, names, register
-from rtdetr_act.cli.main import app
+from rtdetr_act.cli.main import app, summarized_warnings
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
 from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
@@ -84,6 +85,7 @@ def test_train_runs_several_variants_into_one_table(
     ]
     assert [folder.name for folder in folders] == ["rows-stock", "rows-arelu", "rows-mish-backbone"]
     assert all(tmp_path / "runs" / "detect" == folder.parent for folder in folders)
+    assert ".partial" not in output, "a log names no temporary file"
     kinds = []
     for folder in folders:
         model = torch.load(folder / "weights" / "best.pt", weights_only=False)["model"]
@@ -99,6 +101,18 @@ def test_train_runs_several_variants_into_one_table(
     assert Path(re.search(r"^file: ([^{\n]+)$", exported, re.MULTILINE)[1].strip()).is_file()
     with pytest.raises(InputError, match="finished"):
         run("resume", best)
+
+
+def test_warnings_of_other_packages_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with summarized_warnings():
+            for line in (1, 2):
+                warnings.warn_explicit("gone tomorrow", FutureWarning, torch.__file__, line)
+            warnings.warn_explicit("look here", UserWarning, importlib.import_module("rtdetr_act").__file__, 1)
+    own, others = capsys.readouterr().err.splitlines()
+    assert own == "warning: look here"
+    assert others == "warning: hidden warnings of other packages: torch 2; PYTHONWARNINGS=default shows them"
 
 
 def test_sites_shows_before_and_after(stock_yaml) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -22,7 +21,6 @@ from torch import nn
 from ultralytics import __version__
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.engine import exporter
-from ultralytics.utils import LOGGER
 from ultralytics.utils.files import file_size
 
 from rtdetr_act.deploy.exportable import replace_for_export
@@ -31,7 +29,7 @@ from rtdetr_act.errors import InputError, RtdetrActError, quote, reason, suggest
 from rtdetr_act.files import move_files_atomically, partial_path, remove_leftovers
 from rtdetr_act.integrations.ultralytics.datasets import training_data
 from rtdetr_act.integrations.ultralytics.failures import is_write_error
-from rtdetr_act.integrations.ultralytics.log import log
+from rtdetr_act.integrations.ultralytics.log import edited_log, log, only_warnings
 
 _ALIASES = {"tensorrt": "engine", "trt": "engine", "mlpackage": "coreml", "mlmodel": "coreml", "vitis": "xilinx"}
 # Modules that an export imports, and the packages that they are in. Ultralytics would install missing packages at run
@@ -90,7 +88,7 @@ def export_model(
     if int8:
         arguments["data"] = arguments.get("data") or training_data(model)
         arguments.update(_int8_argument())
-    with exporting(fold=fold):
+    with exporting(fold=fold), only_warnings("nncf"):  # which names each of a hundred operators it leaves out
         return Path(model.export(format=export_format, **arguments))
 
 
@@ -152,14 +150,18 @@ def export_staged(original: Callable[..., Any], exporter: Any, model: nn.Module,
             remove_leftovers(target)
             shutil.rmtree(stage, ignore_errors=True)  # left by a killed process that had this process's id
             stage.mkdir()
-        with _final_paths_in_log(staged, file):
+        with edited_log(lambda text: _edit_paths(text, staged, file)):
             result = _run_exporter(original, file, stage, exporter, copy, *args, **kwargs)
         with _writing(file, stage):
             _write_final_paths(stage)
-            move_files_atomically({file.with_name(path.name): path for path in stage.iterdir()})
+            moves = {file.with_name(path.name): path for path in stage.iterdir()}
+            replaced = [path.name for path in moves if path.exists()]
+            move_files_atomically(moves)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         exporter.callbacks["on_export_end"] = callbacks
+    if replaced:
+        log(f"replaced {', '.join(sorted(replaced))} of an earlier export")
     exporter.file = file
     exporter.run_callbacks("on_export_end")
     if not isinstance(result, (str, Path)):
@@ -288,23 +290,11 @@ def _not_written(file: Path, stage: Path, error: Exception) -> InputError:
     return InputError(f"cannot write {names}: {problem}; what was exported there before is as it was")
 
 
-@contextmanager
-def _final_paths_in_log(staged: Path, file: Path) -> Iterator[None]:
-    """Let Ultralytics' log show the final paths of the files, not those in the hidden folder."""
-
-    def rename(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if staged.parent.name in text:
-            if str(staged) in text:  # "starting from 'best.pt' with … (0.0 MB)": the staged checkpoint does not exist
-                text = text.replace(str(staged), str(file)).replace("(0.0 MB)", f"({file_size(file):.1f} MB)")
-            record.msg, record.args = without_stage(text, staged.parent), None
-        return True
-
-    LOGGER.addFilter(rename)
-    try:
-        yield
-    finally:
-        LOGGER.removeFilter(rename)
+def _edit_paths(text: str, staged: Path, file: Path) -> str:
+    """Return a message of Ultralytics with the final paths of the files, not those in the hidden folder."""
+    if str(staged) in text:  # "starting from 'best.pt' with … (0.0 MB)": the staged checkpoint does not exist
+        text = text.replace(str(staged), str(file)).replace("(0.0 MB)", f"({file_size(file):.1f} MB)")
+    return without_stage(text, staged.parent) if staged.parent.name in text else text
 
 
 def _write_final_paths(stage: Path) -> None:

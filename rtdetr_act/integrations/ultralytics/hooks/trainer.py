@@ -9,7 +9,7 @@ from typing import Any
 
 from rtdetr_act.files import partial_path, remove_leftovers
 from rtdetr_act.integrations.ultralytics.hooks.replacing import replace, replaced
-from rtdetr_act.integrations.ultralytics.log import log
+from rtdetr_act.integrations.ultralytics.log import edited_log, log
 from rtdetr_act.integrations.ultralytics.trainers import is_managed, task_model
 from rtdetr_act.surgery.model_plan import read_plan
 
@@ -90,7 +90,8 @@ def _strip_optimizer(original: Callable[..., Any], f: str | Path, s: str = "", *
         return original(f, s, *args, **kwargs)
     partial = partial_path(Path(f))
     try:
-        result = original(f, str(partial), *args, **kwargs)
+        with edited_log(lambda text: text.replace(f" saved as {partial},", "")):
+            result = original(f, str(partial), *args, **kwargs)
         if partial.exists():
             partial.replace(f)
         return result
