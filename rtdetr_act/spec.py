@@ -103,6 +103,9 @@ def split_at_commas(text: str) -> list[str]:
 
 def _format_literal(value: object) -> str:
     """Return a literal as text that `parse` accepts."""
+    if isinstance(value, (list, tuple)):
+        items = ", ".join(map(_format_literal, value))
+        return f"[{items}]" if isinstance(value, list) else f"({items}{',' if len(value) == 1 else ''})"
     return repr(value).replace("inf", "1e999") if isinstance(value, float) else repr(value)  # `inf` is no literal
 
 
