@@ -10,6 +10,7 @@ from typing import Any
 from rtdetr_act.errors import SpecError, quote
 
 LONGEST_PLAN, LONGEST_RULE = 20_000, 2_000  # characters
+PREFIX = "rtdetr_act."  # which lets stock Ultralytics, where it evaluates a name, name what is missing
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class ActSpec:
 
     >>> ActSpec.parse("leaky_relu(negative_slope=0.1)")
     ActSpec(name='leaky_relu', args=(), kwargs=(('negative_slope', 0.1),))
-    >>> str(ActSpec.parse(" nn.SiLU "))
-    'nn.SiLU'
+    >>> str(ActSpec.parse(" nn.SiLU ")), str(ActSpec.parse("rtdetr_act.arelu"))
+    ('nn.SiLU', 'arelu')
     """
 
     name: str
@@ -35,23 +36,21 @@ class ActSpec:
 
     @classmethod
     def parse(cls, text: str) -> ActSpec:
-        """Parse `name` or `name(literal, key=literal)` without evaluating anything.
+        """Parse `name` or `name(literal, key=literal)`, with or without `rtdetr_act.` before it; evaluate nothing.
 
         Raises:
             SpecError: The text is not a name, or an argument is not a Python literal.
         """
         if not isinstance(text, str) or not text.strip():
             raise SpecError(f"an activation is a name such as 'arelu' or 'leaky_relu(0.1)', not {quote(text)}")
-        if len(text) <= LONGEST_RULE and re.fullmatch(r"[A-Za-z_][\w.-]*", text.strip()):
-            return cls(text.strip())  # also with hyphens, which ast would parse as a subtraction: DyReLU-B
-        wrong = (
-            f"{quote(text.strip())} is not an activation: write a name, with literal arguments only, like "
-            "'leaky_relu(0.1)'"
-        )
+        text = text.strip().removeprefix(PREFIX)
+        if len(text) <= LONGEST_RULE and re.fullmatch(r"[A-Za-z_][\w.-]*", text):
+            return cls(text)  # also with hyphens, which ast would parse as a subtraction: DyReLU-B
+        wrong = f"{quote(text)} is not an activation: write a name, with literal arguments only, like 'leaky_relu(0.1)'"
         if len(text) > LONGEST_RULE:
             raise SpecError(wrong)
         try:
-            node = ast.parse(text.strip(), mode="eval").body
+            node = ast.parse(text, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise SpecError(wrong) from None
         call = node if isinstance(node, ast.Call) else None

@@ -165,7 +165,8 @@ def write_inputs(folder: Path) -> None:
     tiny.write_yaml(folder / "rtdetr.yaml", tiny.RTDETR)
     tiny.write_yaml(folder / "yolo.yaml", tiny.yolo())
     tiny.write_yaml(
-        folder / "rtdetr-rows.yaml", tiny.with_rows(tiny.RTDETR, {3: "prelu", 14: "gelu"}, activation="arelu")
+        folder / "rtdetr-rows.yaml",
+        tiny.with_rows(tiny.RTDETR, {3: "prelu", 14: "gelu"}, activation="rtdetr_act.arelu"),
     )
     (folder / "settings").mkdir()
 
@@ -715,11 +716,13 @@ def check_reopening(folder: Path) -> Seen:
         try:
             attempt()
         except Exception as error:
-            said[words] = type(error).__name__
+            said[words] = f"{type(error).__name__}: {error}"
     expect("rtdetr_act" not in sys.modules, "something imported the plugin")
     expect(
         not (others := attempts.keys() - said.keys()), f"without the plugin, {' and '.join(others)}: another network"
     )
+    unclear = [words for words, line in said.items() if "rtdetr_act" not in line]
+    expect(not unclear, f"not said that rtdetr_act is missing: {[f'{words}: {said[words]}' for words in unclear]}")
     use(folder, load(str(arelu), "rtdetr"))
     expect("rtdetr_act" in sys.modules, "a checkpoint with AReLU opened without its class")
     return Seen(f"a rebuild stops with {' or '.join(sorted(set(said.values())))}")

@@ -33,6 +33,7 @@ from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import FoldError, ModelError, RtdetrActError
+from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.scales import flatten_tensors
 
 models = pytest.importorskip("torchvision").models
@@ -172,8 +173,8 @@ def test_whole_models_fold(name: str, fused: bool, stock_yaml: Path) -> None:
     assert not [name for name in report.changed if "running" in name]
     assert report.needs == (("ResNetBlock",) if name == "rtdetr-resnet50" else ())
     assert f"{sites} activations folded, 0 kept" in str(report)
-    rules = model.yaml["activation"]["rules"]
-    assert len(rules) == sites and all(rule["activation"].startswith("leaky_relu(negative_slope=0.") for rule in rules)
+    rules = read_plan(model).rules
+    assert len(rules) == sites and all(str(rule).startswith("leaky_relu(negative_slope=0.") for rule in rules)
 
 
 class Net(nn.Module):
@@ -297,7 +298,7 @@ def test_what_was_folded_cannot_be_unpatched() -> None:
 def test_the_learning_rate_of_what_stays_learnable_is_kept(stock_yaml: Path) -> None:
     model = RTDETR(str(stock_yaml)).model
     patch_model(model, "arelu@0, aconc@3", act_lr=3)
-    assert len(fold_activations(model)) == 5 and model.yaml["activation"]["act_lr"] == 3
+    assert len(fold_activations(model)) == 5 and read_plan(model).act_lr == 3
 
 
 def test_factors_that_multiply_along_a_chain_spread_to_both_sides_of_one() -> None:
@@ -386,7 +387,7 @@ def test_a_folded_model_is_copied_pickled_rebuilt_and_folded_again(stock_yaml: P
     report = fold_activations(model, x)
     assert [fold.site for fold in report.folds] == again.sites and not report.needs
     assert_near(outputs(model, x), then, 1e-9)
-    assert len(model.yaml["activation"]["rules"]) == tiny.CONV_SITES
+    assert len(read_plan(model).rules) == tiny.CONV_SITES
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)

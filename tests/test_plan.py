@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -18,6 +19,7 @@ from rtdetr_act import create, patch_model, register
 from rtdetr_act.errors import SelectionError, SpecError
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery.model_plan import normalise_model_yaml, set_yaml_plan, split_model_yaml
+from rtdetr_act.surgery.patcher import resolve_plan
 from rtdetr_act.surgery.plan import SECTIONS, Plan, Rule, format_layers, parse_layers
 
 MODEL = {
@@ -60,6 +62,120 @@ def test_a_spec_reads_back_from_its_text(spec: ActSpec) -> None:
 def test_a_plan_reads_back_from_yaml_text(plan: Plan) -> None:
     text = yaml.safe_dump(plan.to_yaml())
     assert Plan.from_yaml(yaml.safe_load(text)) == plan
+
+
+@given(plans)
+def test_what_a_model_yaml_stores_reads_back_and_fails_in_stock_code(plan: Plan) -> None:
+    text = plan.to_model_yaml()
+    assert Plan.from_yaml(text) == plan
+    assert yaml.safe_load(yaml.safe_dump({"activation": text})) == {"activation": text}
+    if plan:
+        with pytest.raises(NameError, match="name 'rtdetr_act' is not defined"):
+            eval(text, {})  # as Ultralytics does
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        (Plan.parse("arelu"), "rtdetr_act.arelu"),
+        (Plan.parse("elu(1e999)"), "rtdetr_act.elu(1e999)"),
+        (Plan.parse("elu([0.1, (1e999,), -1e999])"), "rtdetr_act.elu([0.1, (1e999,), -1e999])"),
+        (Plan.parse("gelu(approximate='tanh')"), "rtdetr_act.gelu(approximate='tanh')"),
+        (Plan.parse("DyReLU-B"), "rtdetr_act.Plan('DyReLU-B')"),
+        (Plan.parse("gelu('tanh')@0-9, mish"), """rtdetr_act.Plan("gelu('tanh')@0-9, mish")"""),
+        (Plan.parse("arelu@neck init=match"), "rtdetr_act.Plan('arelu@neck init=match')"),
+        (Plan.parse("Plan(1)"), "rtdetr_act.Plan('Plan(1)')"),
+        (Plan.parse("nn.LeakyReLU(0.1)"), "rtdetr_act.Plan({'rules': [{'activation': 'nn.LeakyReLU(0.1)'}]})"),
+        (
+            Plan.parse("elu(1e999)", exclude=("a'b", 'c"d')),
+            """rtdetr_act.Plan({'rules': [{'activation': 'elu(1e999)', 'exclude': ["a'b", 'c"d']}]})""",
+        ),
+        (
+            Plan.parse("mish", scope="all", act_lr=1e-300),
+            "rtdetr_act.Plan({'rules': [{'activation': 'mish', 'scope': 'all'}], 'act_lr': 1e-300})",
+        ),
+        (
+            replace(Plan.parse("mish").followed_by(Plan.parse("relu", init="match")), fitted=True),
+            "rtdetr_act.Plan({'rules': [{'activation': 'relu', 'init': 'match'}], "
+            "'base': {'rules': [{'activation': 'mish'}]}, 'fitted': True})",
+        ),
+        (
+            replace(Plan.parse("mish@neck"), default_act="nn.ReLU()"),
+            "rtdetr_act.Plan({'rules': [{'activation': 'mish', 'sections': ['neck']}], 'default_act': 'nn.ReLU()'})",
+        ),
+        (Plan(default_act="nn.ReLU()"), "nn.ReLU()"),
+        (Plan(), None),
+    ],
+)
+def test_the_shortest_form_that_says_all_is_stored(plan: Plan, text: str | None) -> None:
+    assert plan.to_model_yaml() == text
+    assert Plan.from_yaml(text) == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "plan"),
+    [
+        (" rtdetr_act.arelu ", "arelu"),
+        ("rtdetr_act.dyrelu_b@backbone, dyrelu_c@neck", "dyrelu_b@backbone, dyrelu_c@neck"),
+        ("rtdetr_act.dyrelu_b@backbone, rtdetr_act.dyrelu_c@neck", "dyrelu_b@backbone, dyrelu_c@neck"),
+        ("rtdetr_act.leaky_relu(0.1)@0-9 init=match", "leaky_relu(0.1)@0-9 init=match"),
+        ("rtdetr_act.nn.LeakyReLU(0.1)", "nn.LeakyReLU(0.1)"),
+        ('rtdetr_act.Plan("arelu")', "arelu"),
+        ('rtdetr_act.Plan(\n  {"rules": [{"activation": "arelu"}]}\n)', "arelu"),
+        ("rtdetr_act.Plan('rtdetr_act.arelu')", "arelu"),
+    ],
+)
+def test_what_a_hand_may_write(text: str, plan: str) -> None:
+    assert Plan.from_yaml(text) == Plan.parse(plan)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rtdetr_act.",
+        "rtdetr_act.Plan",
+        "rtdetr_act.Plan(",
+        "rtdetr_act.Plan()",
+        "rtdetr_act.Plan(arelu)",
+        "rtdetr_act.Plan('arelu', 'mish')",
+        "rtdetr_act.Plan('arelu')('mish')",
+        "rtdetr_act.Plan('arelu').rules",
+        "rtdetr_act.Plan('arelu') + 1",
+        "rtdetr_act.Plan(['arelu'])",
+        "rtdetr_act.Plan({'rules': []}, act_lr=3)",
+        "rtdetr_act.Plan({[]: 1})",
+        "rtdetr_act.Plan({'rule': []})",
+        "rtdetr_act.Plan(open('ran', 'w'))",
+        "rtdetr_act.Plan('arelu,,mish')",
+        "rtdetr_act.Plan(" + "(" * 900_000,
+        "rtdetr_act.Plan(" + "-" * 900_000 + "1)",
+        "rtdetr_act.Plan('" + "x" * 2_000_000 + "')",
+        "rtdetr_act.plan('arelu')",
+        "rtdetr_act.open('ran', 'w')",
+    ],
+)
+def test_what_is_no_stored_form_is_a_sentence(text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        resolve_plan(Plan.from_yaml(text))
+    assert len(str(caught.value)) < 400
+
+
+def test_a_plan_too_long_to_be_read_back_is_not_stored() -> None:
+    plan = Plan((Rule(ActSpec("arelu"), include=("x" * 2_000_000,)),))
+    with pytest.raises(SpecError, match="1,000,000 characters at most"):
+        plan.to_model_yaml()
+
+
+@pytest.mark.parametrize("value", ["arelu", "rtdetr_act.arelu", {"rules": [{"activation": "arelu"}]}])
+def test_a_model_built_from_a_mapping_stores_the_form_of_today(value: object) -> None:
+    model = DetectionModel(tiny.with_rows(tiny.yolo(), {}, activation=value), verbose=False)
+    assert model.yaml["activation"] == "rtdetr_act.arelu"
+    model = DetectionModel(tiny.with_rows(tiny.yolo(), {1: "mish"}, activation=value), verbose=False)
+    rules = "[{'activation': 'arelu'}, {'activation': 'mish', 'layers': '1', 'scope': 'all'}]"
+    assert model.yaml["activation"] == f"rtdetr_act.Plan({{'rules': {rules}}})"
+    assert {len(row) for row in model.yaml["backbone"] + model.yaml["head"]} == {4}
+    given = {**tiny.yolo(), "activation": "nn.ReLU()"}
+    assert DetectionModel(given, verbose=False).yaml is given, "what names no activation of ours is left alone"
 
 
 @given(plans)

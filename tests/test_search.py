@@ -18,10 +18,12 @@ import numpy as np
 import polars as pl
 import pytest
 import tiny
+import yaml
 from conftest import Data
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
+from ultralytics.nn import tasks
 
 from rtdetr_act import patch_model
 from rtdetr_act.cli.main import app
@@ -408,6 +410,10 @@ def test_answer_is_a_model_that_builds(source: str, plan: str, stock_yaml: Path,
     path = tmp_path / "best.yaml"
     path.write_text(format_model_yaml(search, Answer(plan, "@" in plan, "Why\nnot?")), encoding="utf-8")
 
+    text = path.read_text(encoding="utf-8")
+    assert 'activation: "rtdetr_act.Plan({' in text and "''" not in text
+    with pytest.raises(NameError, match="name 'rtdetr_act' is not defined"):
+        tasks.parse_model.__wrapped__(yaml.safe_load(text), 3)  # Ultralytics' own
     expected, found = load_model(source), load_model(str(path))
     patch_model(expected, plan, act_lr=0.5)
     assert type(found) is type(expected)

@@ -29,6 +29,8 @@ from rtdetr_act.activations.prelu import PReLU
 from rtdetr_act.errors import ModelError
 from rtdetr_act.integrations.ultralytics import hooks
 from rtdetr_act.integrations.ultralytics.hooks.replacing import replaced
+from rtdetr_act.surgery.model_plan import read_plan
+from rtdetr_act.surgery.plan import Plan
 
 needs_in_memory_workers = pytest.mark.skipif(
     'state["model"]' not in inspect.getsource(inspect.unwrap(dist.generate_ddp_file)),
@@ -59,8 +61,9 @@ def assert_arelu_trained(model: nn.Module, sites: int, start: nn.Module | None =
 
 
 def assert_plan(model: nn.Module, rules: list[dict]) -> None:
-    """model.yaml holds these rules, and rows that Ultralytics itself can read."""
-    assert model.yaml["activation"]["rules"] == rules
+    """model.yaml holds these rules in the form on which Ultralytics alone stops, and rows that it can read."""
+    assert Plan.from_yaml(model.yaml["activation"]).to_yaml()["rules"] == rules
+    assert model.yaml["activation"].startswith("rtdetr_act.")
     assert {len(row) for row in model.yaml["backbone"] + model.yaml["head"]} == {4}
 
 
@@ -274,7 +277,7 @@ def test_resume_after_a_kill(resumed: Resumed) -> None:
     assert [int(float(row.split(",")[0])) for row in rows] == [1, 2, 3]
     model = tiny.load(resumed.folder / "run" / "weights" / "last.pt")
     assert tiny.count(model, AReLU) == tiny.CONV_SITES
-    assert model.yaml["activation"] == {"rules": [{"activation": "arelu"}], "act_lr": 10.0}
+    assert model.yaml["activation"] == "rtdetr_act.Plan({'rules': [{'activation': 'arelu'}], 'act_lr': 10.0})"
     before = resumed.checkpoint["ema"].float()
     went_on = [n for n, m in model.named_modules() if isinstance(m, AReLU) and m.alpha != before.get_submodule(n).alpha]
     assert len(went_on) > tiny.CONV_SITES // 2  # fp16 rounds the small steps of 8.3's long warm-up
@@ -382,6 +385,9 @@ refuse("rebuild", lambda: type(YOLO(arguments["mish"]).model)(YOLO(arguments["mi
 refuse("rows", lambda: RTDETR(arguments["rows"]))
 refuse("one row", lambda: RTDETR(arguments["one row"]))
 refuse("name", lambda: RTDETR(arguments["name"]))
+refuse("train our name", lambda: RTDETR(arguments["our name"]).train(**arguments["train"]))
+said["exported"] = YOLO(arguments["mish"]).export(format="torchscript", imgsz=64, device="cpu")
+said["export plugin"] = "rtdetr_act" in sys.modules
 use("arelu", RTDETR, arguments["arelu"])
 Path(sys.argv[2]).write_text(json.dumps(said))
 """
@@ -402,6 +408,7 @@ def without_plugin(
         "rows": str(rows_yaml),
         "one row": str(tiny.write_yaml(folder / "one.yaml", tiny.with_rows(tiny.RTDETR, {3: "mish"}))),
         "name": str(tiny.write_yaml(folder / "name.yaml", {**tiny.RTDETR, "activation": "mish"})),
+        "our name": str(tiny.write_yaml(folder / "our.yaml", {**tiny.RTDETR, "activation": "rtdetr_act.mish"})),
         "train": tiny.train_args(data.detect, folder),
     }
     (folder / "args.json").write_text(json.dumps(arguments))
@@ -429,6 +436,22 @@ def test_val_and_predict_without_the_plugin(
 def test_rebuilding_without_the_plugin_fails(without_plugin: dict, action: str) -> None:
     assert without_plugin[f"{action} plugin"] is False
     assert without_plugin[action] is not None, "trained another network"
+
+
+@pytest.mark.parametrize("action", ["train a checkpoint", "rebuild", "train our name"])
+def test_what_we_write_names_the_plugin_that_is_missing(without_plugin: dict, action: str) -> None:
+    assert without_plugin[f"{action} plugin"] is False
+    assert without_plugin[action] == "NameError: name 'rtdetr_act' is not defined"
+
+
+def test_export_without_the_plugin(without_plugin: dict, mish_run: Run) -> None:
+    assert without_plugin["export plugin"] is False
+    model = tiny.load(mish_run.pt).eval()
+    x = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    with torch.no_grad():
+        found = torch.jit.load(without_plugin["exported"])(x)
+        found = found[0] if isinstance(found, tuple) else found
+        assert torch.allclose(found, model(x)[0], atol=1e-2)  # BatchNorm is folded, and boxes are in pixels
 
 
 _SAFE_LOAD = """
@@ -512,6 +535,7 @@ def test_safe_load(safe_load: tuple[str, dict]) -> None:
         assert said.pop("load mish") == mish
         assert [name for name, result in said.items() if not isinstance(result, str)] == []
         assert "outside the supported Ultralytics checkpoint format" in said["load arelu"]
+        assert "unsupported activation 'rtdetr_act.mish'" in said["train mish"]
 
 
 # --- other processes ------------------------------------------------------------------------------------------------
@@ -557,7 +581,7 @@ def test_ddp_workers_train_a_model_patched_and_refitted_in_memory(data: Data, st
         assert not torch.allclose(trained.model[0].stem1.act.weight, start, atol=1e-3)
         rules = [("prelu", "backbone"), ("relu", "neck")]
         assert_plan(trained, [{"activation": act, "sections": [where], "init": "match"} for act, where in rules])
-        assert trained.yaml["activation"]["fitted"]
+        assert read_plan(trained).fitted
     checkpoint = torch.load(tmp_path / "run" / "weights" / "last.pt", map_location="cpu", weights_only=False)
     groups = checkpoint["optimizer"]["param_groups"]  # built in a worker, by our hook there
     assert [len(group["params"]) for group in groups[3:]] == [tiny.CONV_SITES - tiny.SILU_SITES]

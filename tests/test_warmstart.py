@@ -67,7 +67,7 @@ def test_second_swap_starts_from_the_first_one() -> None:
     model = task_model()
     patch_model(model, "mish")
     patch_model(model, "prelu@backbone", init="match")
-    assert model.yaml["activation"] == {
+    assert read_plan(model).to_yaml() == {
         "rules": [{"activation": "prelu", "sections": ["backbone"], "init": "match"}],
         "base": {"rules": [{"activation": "mish"}]},
     }
@@ -86,7 +86,7 @@ def test_command_line_starts_from_a_patched_checkpoint(mish_run: Any, data: Data
     result = CliRunner().invoke(app, [*words, "--pretrained", str(mish_run.pt)])
     assert result.exit_code == 0, result.output
     trained = tiny.load(tmp_path / "run" / "weights" / "last.pt")
-    assert trained.yaml["activation"]["base"] == {"rules": [{"activation": "mish"}]}
+    assert read_plan(trained).base == Plan.parse("mish")
     assert tiny.count(trained, PReLU) == 77 and tiny.count(trained, nn.Mish) == 0
     before = tiny.load(mish_run.pt).state_dict()["model.0.conv.weight"]
     assert torch.allclose(trained.state_dict()["model.0.conv.weight"], before, atol=0.05)
@@ -631,8 +631,8 @@ def test_temperature_leaves_the_plan_with_its_last_epoch() -> None:
     set_epoch(model, 3)
     assert "tau_start" in str(model.yaml["activation"])
     set_epoch(model, 4)
-    assert model.yaml["activation"]["rules"][0]["activation"] == "dyrelu_c(tau=1.0)"
-    assert Plan.from_yaml(model.yaml["activation"]).schedule_ends() == ()
+    assert model.yaml["activation"] == "rtdetr_act.Plan('dyrelu_c(tau=1.0)@backbone, arelu@neck+head')"
+    assert read_plan(model).schedule_ends() == ()
 
 
 COOLING = "dyrelu_c(tau=1.0, tau_start=31.0, tau_epochs=2)@backbone"
@@ -663,8 +663,7 @@ def test_training_lowers_temperatures(stock_yaml: Path, data: Data, tmp_path: Pa
         *[(2, {1.0}, {1.0})] * 2,
     ]
     assert saved == [{16.0}, {1.0}, {1.0}]
-    rules = [{"activation": "dyrelu_c(tau=1.0)", "sections": ["backbone"]}]
-    assert tiny.load(last).yaml["activation"] == {"rules": rules}
+    assert tiny.load(last).yaml["activation"] == "rtdetr_act.Plan('dyrelu_c(tau=1.0)@backbone')"
 
 
 _KILLED = """

@@ -143,7 +143,7 @@ def format_model_yaml(search: Search, answer: Answer) -> str:
         *textwrap.wrap(origin, 118, initial_indent="# ", subsequent_indent="# ", break_long_words=False),
         "",
         *(_dump_yaml({key: value}) for key, value in head.items()),
-        *([_dump_yaml({"activation": data["activation"]})] if data.get("activation") else []),
+        *([_dump_activation(data["activation"])] if data.get("activation") else []),
     ]
     index = 0
     for part in ("backbone", "head"):
@@ -152,6 +152,15 @@ def format_model_yaml(search: Search, answer: Answer) -> str:
             lines.append(f"  - {_dump_yaml(row)} # {index}")
             index += 1
     return "\n".join(lines) + "\n"
+
+
+def _dump_activation(text: str) -> str:
+    """Return the line `activation: …` of a model YAML, without doubling the single quotes of a plan."""
+    line = _dump_yaml({"activation": text})
+    if line.startswith("activation: '"):
+        quoted = yaml.safe_dump(text, default_style='"', width=10_000, allow_unicode=True).strip()
+        line = f"activation: {quoted}"
+    return line
 
 
 def _dump_yaml(value: Any) -> str:

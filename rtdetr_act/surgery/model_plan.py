@@ -64,7 +64,7 @@ def normalise_model_yaml(model_yaml: Mapping[str, Any]) -> dict[str, Any]:
 def set_yaml_plan(model_yaml: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """Return a model YAML with four items per row and `plan` in place of its own plan."""
     stock, _ = split_model_yaml(model_yaml)
-    value = plan.to_yaml()
+    value = plan.to_model_yaml()
     return stock if value is None else {**stock, "activation": value}
 
 

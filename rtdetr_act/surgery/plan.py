@@ -1,12 +1,14 @@
 """The plan: which activation to insert at which sites, as plain data (no torch, nothing executed).
 
 A plan is an ordered list of rules, of which the last that matches a site applies. Strings, YAML rows, command-line
-flags and Python calls all become a `Plan`, and `model.yaml["activation"]` stores `Plan.to_yaml()` in training,
-checkpoints and resumed runs. It is a mapping, on which stock Ultralytics fails, instead of training another network.
+flags and Python calls all become a `Plan`, and `model.yaml["activation"]` stores `Plan.to_model_yaml()` in training,
+checkpoints and resumed runs: an expression such as `rtdetr_act.arelu`. Stock Ultralytics evaluates `activation:` before
+it builds a layer, so it stops with "name 'rtdetr_act' is not defined" instead of training another network.
 """
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +17,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from rtdetr_act.errors import SelectionError, SpecError, quote, suggest
-from rtdetr_act.spec import LONGEST_PLAN, LONGEST_RULE, ActSpec, split_at_commas
+from rtdetr_act.spec import LONGEST_PLAN, LONGEST_RULE, PREFIX, ActSpec, split_at_commas
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -33,6 +35,8 @@ _PLAN_KEYS = ("rules", "default_act", "act_lr", "base", "fitted")
 _MAX_LAYERS = 10_000
 _MAX_NUMBER = 1e9  # largest absolute value of a number in a plan
 _MAX_BASE_DEPTH = 50  # of nested bases
+_CALL = f"{PREFIX}Plan("  # of a plan as model YAMLs store it
+_LONGEST_FORM = 1_000_000  # characters; a rule for each of the 165 sites of yolo26x takes 20,000
 _SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments without effect once a schedule has finished
 
 
@@ -157,7 +161,9 @@ class Plan:
         fitted: Whether the network has been fitted already; training does it once. Default: False.
 
     >>> plan = Plan.parse("dyrelu_b@backbone, dyrelu_c@neck, silu@22-27")
-    >>> Plan.from_yaml(plan.to_yaml()) == plan
+    >>> plan.to_model_yaml()
+    "rtdetr_act.Plan('dyrelu_b@backbone, dyrelu_c@neck, silu@22-27')"
+    >>> Plan.from_yaml(plan.to_model_yaml()) == Plan.from_yaml(plan.to_yaml()) == plan
     True
     """
 
@@ -195,8 +201,7 @@ class Plan:
         """
         if not isinstance(text, str):
             raise SpecError(f"a plan is a string such as 'dyrelu_b@backbone, dyrelu_c@neck', not {quote(text)}")
-        if len(text) > LONGEST_PLAN:
-            raise SpecError(f"a plan has {LONGEST_PLAN:,} characters at most, not {len(text):,}: {quote(text)}")
+        _check_length(text, LONGEST_PLAN)
         narrowed = parse_layers(layers)
         if layers is not None and not narrowed:
             raise SpecError("layers= is empty: give indices such as '0-9', or leave it out")
@@ -235,7 +240,11 @@ class Plan:
 
     @classmethod
     def from_yaml(cls, data: object) -> Plan:
-        """Build a plan from the value of `activation:` in a model YAML: a name, a stock form, a plan or plain data.
+        """Build a plan from the value of `activation:` in a model YAML.
+
+        Args:
+            data: A plan as text, such as "arelu" or "rtdetr_act.arelu"; `rtdetr_act.Plan(…)`, as `to_model_yaml` writes
+                it; a stock form, such as "nn.SiLU()"; plain data, as `to_yaml` returns it; None for an empty plan.
 
         Raises:
             SpecError: The value is none of these, or contains code.
@@ -249,7 +258,10 @@ class Plan:
         if data is None:
             return cls()
         if isinstance(data, str):
-            return cls(default_act=data.strip()) if _is_stock_activation(data) else cls.parse(data)
+            text = data.strip()
+            if text.startswith(_CALL):
+                return cls._from_yaml(_evaluate_argument(text), depth)
+            return cls(default_act=text) if _is_stock_activation(text) else cls.parse(data)
         if not isinstance(data, Mapping):
             raise SpecError(f"'activation:' is a name such as 'arelu', or a mapping with 'rules', not {quote(data)}")
         _check_keys("activation", data, _PLAN_KEYS)
@@ -268,7 +280,7 @@ class Plan:
         )
 
     def to_yaml(self) -> dict[str, Any] | str | None:
-        """Return the value for `model.yaml["activation"]`: plain data; the stock form or None if there are no rules."""
+        """Return the plan as plain data; the stock form or None if there are no rules."""
         if not self:
             return self.default_act
         data: dict[str, Any] = {"rules": [rule.to_yaml() for rule in self.rules]}
@@ -281,6 +293,33 @@ class Plan:
         if self.fitted:
             data["fitted"] = True
         return data
+
+    def to_model_yaml(self) -> str | None:
+        """Return the value for `activation:` in a model YAML, on which stock Ultralytics fails.
+
+        It is the first of `rtdetr_act.arelu`, `rtdetr_act.Plan('dyrelu_b@backbone, …')` and `rtdetr_act.Plan({…})`,
+        with the plain data of `to_yaml`, that says the whole plan; the stock form or None if there are no rules.
+
+        Raises:
+            SpecError: The plan has more than 1,000,000 characters.
+        """
+        if not self:
+            return self.default_act
+        text, first = str(self), self.rules[0].activation
+        if text == str(first) and first.name.isidentifier() and self._equals(f"{PREFIX}{text}"):
+            return f"{PREFIX}{text}"
+        if self._equals(text):
+            return f"{_CALL}{text!r})"
+        form = f"{_CALL}{self.to_yaml()!r})"
+        _check_length(form, _LONGEST_FORM)
+        return form
+
+    def _equals(self, text: str) -> bool:
+        """Return whether `from_yaml` reads this plan from a text."""
+        try:
+            return Plan.from_yaml(text) == self
+        except SpecError:
+            return False
 
     @property
     def needs_fit(self) -> bool:
@@ -421,13 +460,24 @@ def format_layers(layers: Iterable[int]) -> str:
 
 def _is_stock_activation(text: object) -> bool:
     """Return whether a value is a form that stock Ultralytics documents: `nn.Class(literals)`, `torch.nn.Class(…)`."""
-    if not isinstance(text, str):
+    if not isinstance(text, str) or text.strip().startswith(PREFIX):
         return False
     try:
         spec = ActSpec.parse(text)
     except SpecError:
         return False
     return "(" in text and re.fullmatch(r"(torch\.)?nn\.\w+", spec.name) is not None
+
+
+def _evaluate_argument(text: str) -> object:
+    """Return the argument of `rtdetr_act.Plan(…)`, a literal; raise SpecError if it is not one."""
+    _check_length(text, _LONGEST_FORM)
+    try:
+        return ast.literal_eval(text.removeprefix(_CALL.rstrip("(")))
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise SpecError(
+            f"{quote(text)} is not a plan: write, say, rtdetr_act.arelu or rtdetr_act.Plan('arelu@backbone, mish')"
+        ) from None
 
 
 def _parse_rule(text: str) -> Rule:
@@ -464,6 +514,11 @@ def _split_rules(text: str) -> list[str]:
     if not all(parts):
         raise SpecError(f"the plan {quote(text)} has an empty rule: write activation[@section or layers], …")
     return parts
+
+
+def _check_length(text: str, longest: int) -> None:
+    if len(text) > longest:
+        raise SpecError(f"a plan has {longest:,} characters at most, not {len(text):,}: {quote(text)}")
 
 
 def _to_strings(value: str | Iterable[str] | None) -> tuple[str, ...]:

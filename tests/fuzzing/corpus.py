@@ -71,6 +71,9 @@ ACTIVATIONS = {
     "code for a default": _act(rules=[], default_act=f"open('{PLANTED}', 'w')"),
     "aliases that explode": laughs(30).encode() + b"rules: *laughs\n",
     "a base without rules": _act(rules=[{"activation": "arelu"}], base={"default_act": "nn.ReLU()"}),  # not read back
+    "code in a stored plan": f"rtdetr_act.Plan(open('{PLANTED}', 'w'))".encode(),
+    "brackets without end in a stored plan": b"rtdetr_act.Plan(" + b"(" * 100_000,
+    "an infinity in a list": b"rtdetr_act.elu([1e999])",  # was written as the name inf
     "a tag that runs code": f"!!python/object/apply:os.system ['touch {PLANTED}']".encode(),
 }
 

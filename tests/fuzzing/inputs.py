@@ -154,6 +154,7 @@ MODEL_YAMLS = [
     *(tiny.yolo(task) for task in tiny.YOLO_HEADS),
     {**tiny.yolo(), "activation": "arelu"},
     {**tiny.RTDETR, "activation": {"rules": [{"activation": "arelu", "layers": "0-3"}], "act_lr": 0.5}},
+    {**tiny.yolo(), "activation": "rtdetr_act.Plan({'rules': [{'activation': 'arelu', 'layers': '0-3'}]})"},
     tiny.with_rows(tiny.yolo(), {0: "mish"}, scales={"n": [0.33, 0.25, 1024]}),
 ]
 
@@ -231,8 +232,10 @@ def yaml_texts(draw: st.DrawFn, data: st.SearchStrategy[Any], wrong: Sequence[An
 
 activation_inputs = yaml_texts(
     st.one_of(plans.map(Plan.to_yaml), plan_texts(), st.builds(lambda inner, outer: {**outer, "base": inner},
-              plans.map(Plan.to_yaml), plans.map(Plan.to_yaml))),
-    [*WRONG, {"rules": []}, ["arelu"], "0-99999", "5-2", "neck", "match"],
+              plans.map(Plan.to_yaml), plans.map(Plan.to_yaml)),
+              damaged(st.one_of(plans.map(lambda plan: plan.to_model_yaml() or ""),
+                                plan_texts().map("rtdetr_act.{}".format)))),
+    [*WRONG, {"rules": []}, ["arelu"], "0-99999", "5-2", "neck", "match", "rtdetr_act.Plan('arelu@0')"],
 )  # fmt: skip
 
 # Most of what a mutated row has is refused by its form alone; these are right in form.

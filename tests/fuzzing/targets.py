@@ -53,6 +53,7 @@ def read_plan(text: str) -> None:
     """Parse a plan and put it into a network, which a refused one leaves as it was."""
     plan = Plan.parse(text)
     assert Plan.from_yaml(yaml.safe_load(yaml.safe_dump(plan.to_yaml()))) == plan, f"{plan} reads back as another"
+    assert Plan.from_yaml(plan.to_model_yaml()) == plan, f"{plan} reads back as another from a model YAML"
     assert Plan.parse(str(plan)) == plan, f"{plan} reads back as another from its text"
     network = _network()
     before = list(network.modules())
@@ -79,7 +80,8 @@ def read_activation(content: bytes) -> None:
         raise Refusal("no YAML") from error
     _, plan = split_model_yaml({**tiny.yolo(), "activation": value})
     # One without rules changes nothing, and is not written.
-    assert not plan or Plan.from_yaml(plan.to_yaml()) == plan, f"{plan} reads back as another"
+    for stored in (plan.to_yaml(), plan.to_model_yaml()):
+        assert not plan or Plan.from_yaml(stored) == plan, f"{plan} reads back as another"
     plan.schedule_ends()
     plan.without_finished_schedules()
 

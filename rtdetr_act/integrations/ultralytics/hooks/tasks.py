@@ -14,7 +14,7 @@ from rtdetr_act.integrations.ultralytics import checkpoints, downloads, model_ya
 from rtdetr_act.integrations.ultralytics.hooks.replacing import replace
 from rtdetr_act.integrations.ultralytics.log import log
 from rtdetr_act.spec import ActSpec
-from rtdetr_act.surgery.model_plan import mark_fitted, normalise_model_yaml, read_plan, split_model_yaml
+from rtdetr_act.surgery.model_plan import mark_fitted, normalise_model_yaml, read_plan, set_plan, split_model_yaml
 from rtdetr_act.surgery.plan import Plan, Rule
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _load(
 
 
 def _init_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
-    """Wrap the constructors of task models to explain build errors, and to apply `default_act`."""
+    """Wrap the constructors of task models to explain build errors, store plans, and apply `default_act`."""
     try:
         original(self, *args, **kwargs)
     except model_yaml.BUILD_ERRORS as error:  # raised in the forward pass that measures the strides
@@ -229,6 +229,8 @@ def _init_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
         if explained is None:
             raise
         raise explained from error
+    if plan := read_plan(self):
+        set_plan(self, plan)  # also of a mapping with five items per row, or with a plan as earlier versions stored it
     if not _defaults:
         return
     from rtdetr_act.surgery.patcher import patch_model
