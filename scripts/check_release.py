@@ -709,6 +709,7 @@ def check_reopening(folder: Path) -> Seen:
     attempts: dict[str, Callable[[], Any]] = {
         "train goes on from the checkpoint": lambda: load(str(mish)).train(**arguments),
         "the checkpoint's YAML builds": lambda: type(model.model)(model.model.yaml, verbose=False),
+        "a shipped YAML builds": lambda: load(str(Path(__file__).parents[1] / "configs" / "yolo11-mixed.yaml")),
         "a YAML with fifth items builds": lambda: load(str(folder / "rtdetr-rows.yaml")),
     }
     said = {}

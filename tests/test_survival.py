@@ -28,6 +28,7 @@ from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.prelu import PReLU
 from rtdetr_act.errors import ModelError
 from rtdetr_act.integrations.ultralytics import hooks
+from rtdetr_act.integrations.ultralytics.configs import configs_folder
 from rtdetr_act.integrations.ultralytics.hooks.replacing import replaced
 from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.plan import Plan
@@ -386,6 +387,8 @@ refuse("rows", lambda: RTDETR(arguments["rows"]))
 refuse("one row", lambda: RTDETR(arguments["one row"]))
 refuse("name", lambda: RTDETR(arguments["name"]))
 refuse("train our name", lambda: RTDETR(arguments["our name"]).train(**arguments["train"]))
+refuse("shipped", lambda: YOLO(arguments["shipped"]))
+refuse("shipped mixed", lambda: RTDETR(arguments["shipped mixed"]))
 said["exported"] = YOLO(arguments["mish"]).export(format="torchscript", imgsz=64, device="cpu")
 said["export plugin"] = "rtdetr_act" in sys.modules
 use("arelu", RTDETR, arguments["arelu"])
@@ -409,6 +412,8 @@ def without_plugin(
         "one row": str(tiny.write_yaml(folder / "one.yaml", tiny.with_rows(tiny.RTDETR, {3: "mish"}))),
         "name": str(tiny.write_yaml(folder / "name.yaml", {**tiny.RTDETR, "activation": "mish"})),
         "our name": str(tiny.write_yaml(folder / "our.yaml", {**tiny.RTDETR, "activation": "rtdetr_act.mish"})),
+        "shipped": str(configs_folder() / "yolo11-arelu.yaml"),
+        "shipped mixed": str(configs_folder() / "rtdetr-n-mixed.yaml"),
         "train": tiny.train_args(data.detect, folder),
     }
     (folder / "args.json").write_text(json.dumps(arguments))
@@ -438,7 +443,7 @@ def test_rebuilding_without_the_plugin_fails(without_plugin: dict, action: str) 
     assert without_plugin[action] is not None, "trained another network"
 
 
-@pytest.mark.parametrize("action", ["train a checkpoint", "rebuild", "train our name"])
+@pytest.mark.parametrize("action", ["train a checkpoint", "rebuild", "train our name", "shipped", "shipped mixed"])
 def test_what_we_write_names_the_plugin_that_is_missing(without_plugin: dict, action: str) -> None:
     assert without_plugin[f"{action} plugin"] is False
     assert without_plugin[action] == "NameError: name 'rtdetr_act' is not defined"
