@@ -229,7 +229,8 @@ def _check_swap(case: _Case) -> None:
     net = _build_network(case)
     before, state = copy.deepcopy(net), torch.get_rng_state()
     plan = Plan.parse(case.spec, scope="all")
-    assert Plan.from_yaml(plan.to_yaml()) == plan, "its plan does not survive YAML"
+    for stored in (plan.to_yaml(), plan.to_model_yaml()):
+        assert Plan.from_yaml(stored) == plan, "its plan does not survive YAML"
     assert len(patch_model(net, plan, example_input=_draw_input(case))) == 1, "it was not swapped in"
     assert torch.equal(torch.get_rng_state(), state), "the random state moved"
     content = io.BytesIO()
