@@ -26,7 +26,7 @@ def write(lines: list[LeaderboardRow], folder: Path, metric: str) -> list[Path]:
 def run(variant: str, seed: int, score: float | None, **more: object) -> RunRecord:
     scores = {} if score is None else {"mAP50-95": score, "mAP50": score + 0.3}
     state = "done" if scores else "failed"
-    fields = {"activation": variant, "setting": "", "parameters": 1000, "gflops": 2.5, "sites": 7, **more}
+    fields = {"activation": variant, "setting": "", "parameters": 1000, "gflops_640": 2.5, "sites": 7, **more}
     return RunRecord(
         name=f"{variant}-s{seed}", variant=variant, seed=seed, **{"state": state, "scores": scores, **fields}
     )
@@ -49,7 +49,13 @@ def test_lines_best_first_with_the_right_figures(study):
     assert stock.comparison is None and dyrelu.comparison is None
     assert arelu.summary.mean == pytest.approx(sum(ARELU) / 3)
     assert arelu.other_scores == pytest.approx({"mAP50": sum(ARELU) / 3 + 0.3})
-    assert (mish.latency_ms, arelu.latency_ms, arelu.parameters, arelu.gflops, arelu.sites) == (4.5, None, 1000, 2.5, 7)
+    assert (mish.latency_ms, arelu.latency_ms, arelu.parameters, arelu.gflops_640, arelu.sites) == (
+        4.5,
+        None,
+        1000,
+        2.5,
+        7,
+    )
     assert (dyrelu.failed, dyrelu.summary.runs, dyrelu.parameters) == (1, 0, 1000)
     ps = [stats.ttest_rel(each, STOCK).pvalue for each in (ARELU, MISH)]
     assert [line.comparison.p for line in (arelu, mish)] == pytest.approx(ps)
@@ -143,7 +149,9 @@ def test_markdown_says_what_must_be_known(study, tmp_path):
     write(build_leaderboard(study, baseline="stock"), tmp_path, "mAP50-95")
     text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
     rows = {row.split("|")[1].strip(): row for row in text.splitlines() if row.startswith("|")}
-    assert {row.count("|") for row in rows.values()} == {10}
+    assert {row.count("|") for row in rows.values()} == {11}
+    titles = [title.strip() for title in rows["variant"].split("|")]
+    assert rows["arelu"].split("|")[titles.index("GFLOPs (640)")].strip() == "2.50" and "640 x 640 pixels" in text
     assert "| 3 | 0.547 ± 0.015 [0.509, 0.585] | +0.031 [+0.025, +0.036] | 0.003 |" in rows["arelu"]
     assert rows["arelu"].split("|")[6].strip() == "better" and "| baseline |" in rows["stock"]
     assert "| 0 of 1 |  |  |  | not compared |" in rows["dyrelu_b"]

@@ -53,7 +53,7 @@ def make_run(folder: Path, name: str, gain: float, seed: int, files: bool = True
         epochs=EPOCHS,
         sites=0 if name == "stock" else 51,
         parameters=907885 + 217831 * name.startswith("dyrelu_b") + 102 * name.startswith("arelu"),
-        gflops=1.91,
+        gflops_640=1.91,
         seconds_per_epoch=18 + 5 * rng.random(),
         folder=run,
         arguments={"data": "bccd.yaml", "epochs": EPOCHS, "imgsz": 224, "optimizer": "AdamW", "seed": seed},
@@ -404,7 +404,7 @@ def test_poor_studies_have_a_page_too(browser: Any, tmp_path: Path, state: str) 
             dataclasses.replace(each, state="failed", scores={}, classes={}, reason="killed") for each in records
         ]
     if state == "nan":
-        nan = {"classes": {"WBC": math.nan}, "seconds_per_epoch": math.nan, "gflops": math.nan}
+        nan = {"classes": {"WBC": math.nan}, "seconds_per_epoch": math.nan, "gflops_640": math.nan}
         records = [dataclasses.replace(each, **nan) for each in records]
         (records[0].folder / "results.csv").write_text(
             "epoch,train/loss,metrics/mAP50-95(B)\n1,nan,0.1\n2,inf,0.2\n3,1"

@@ -314,3 +314,16 @@ def test_damaged_learned_curves_are_named(study: Path) -> None:
             write_report(study)
     finally:
         path.write_bytes(good)
+
+
+def test_operations_of_an_earlier_version_are_read_and_not_shown(study: Path) -> None:
+    path = study / "runs" / "arelu-s0" / "result.json"
+    whole = path.read_text(encoding="utf-8")
+    earlier = json.loads(whole)
+    earlier["gflops"] = earlier.pop("gflops_640") / 8  # counted at the size of the training
+    try:
+        write_json(path, earlier)
+        record = read_run(path.parent)
+        assert (record.state, record.gflops_640) == ("done", 0.0)
+    finally:
+        path.write_text(whole, encoding="utf-8")

@@ -6,18 +6,22 @@ Ultralytics counts with `thop`, which assigns operations by the class of a layer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
-from rtdetr_act.surgery.modules import evaluation_mode, get_example_inputs
+from rtdetr_act.surgery.modules import evaluation_mode, get_example_inputs, preserve_attributes
 from rtdetr_act.surgery.sites import Site, find_sites, observe_activations
+
+DEFAULT_IMGSZ = 640  # at which Ultralytics counts, whatever the size of the training
 
 # Operations per element of torch's operators. An elementary function such as exp, tanh or erf counts as one operation,
 # as do a product, a sum and a comparison.
@@ -35,7 +39,7 @@ _FREE = (
 ).split()
 
 
-def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
+def count_gflops(model: nn.Module, imgsz: int = DEFAULT_IMGSZ) -> float:
     """Return the floating-point operations of one forward pass in evaluation mode, in units of 1e9.
 
     Convolutions and matrix products, attention included, are counted by torch's `FlopCounterMode`: two operations per
@@ -43,9 +47,16 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
     its attention, the mixing of its kernels and the convolution with the result. BatchNorm is not counted, since it
     folds into the convolutions.
 
+    The forward pass runs on fake tensors, which have shapes but no values, so that it computes nothing and takes no
+    memory: 0.6 s for rtdetr-x at 640 pixels on one CPU core, where a real one takes 2.2 s. A model that cannot run on
+    them, since its code depends on values, runs on an image of zeros. The model is left unchanged.
+
+    Ultralytics' `model.info()` counts layers by their class, at 640 pixels too: 110.2 for rtdetr-l, which has 109.6
+    here, and 6.67 for yolo11n, which has 6.57 here (Ultralytics 8.4.190).
+
     Args:
         model: Ultralytics task model, or any model that takes images.
-        imgsz: Height and width of the image in pixels.
+        imgsz: Height and width of the image in pixels. Default: 640, as in Ultralytics.
 
     Returns:
         GFLOPs of a batch of one image; NaN if the inputs of the model are unknown.
@@ -57,8 +68,26 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
     inputs = get_example_inputs(model, None)
     if inputs is None:
         return math.nan
-    image = inputs[0].new_zeros(1, inputs[0].shape[1], imgsz, imgsz)
     sites = [site for site in find_sites(model) if isinstance(site.module, nn.Module)]
+    size = (1, inputs[0].shape[1], imgsz, imgsz)
+    try:
+        return _count_operations(model, sites, inputs[0], size, FakeTensorMode(allow_non_fake_inputs=True)) / 1e9
+    except Exception:  # of many classes: code of any model may ask for the value of a tensor
+        return _count_operations(model, sites, inputs[0], size, nullcontext()) / 1e9
+
+
+def _count_operations(
+    model: nn.Module, sites: Sequence[Site], like: Tensor, size: tuple[int, ...], mode: AbstractContextManager[Any]
+) -> int:
+    """Return the floating-point operations of a model on an image of zeros.
+
+    Args:
+        model: The model.
+        sites: Its activation sites with modules.
+        like: Tensor whose dtype and device the image has.
+        size: Shape of the image.
+        mode: Context manager in which the model runs.
+    """
     shapes: list[tuple[nn.Module, torch.Size]] = []
 
     def observe(site: Site) -> Callable[[nn.Module, Tensor], Tensor]:
@@ -76,16 +105,23 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
         if isinstance(module, DynamicConv2d)
     ]
     try:
-        with observe_activations(sites, observe), evaluation_mode(model), torch.no_grad(), counter:
-            model(image)
+        with (
+            preserve_attributes(model),  # heads keep their anchors, which would be fake or of another size
+            observe_activations(sites, observe),
+            evaluation_mode(model),
+            torch.no_grad(),
+            mode,
+            counter,
+        ):
+            model(like.new_zeros(size))
     finally:
         for hook in hooks:
             hook.remove()
     known: dict[tuple[int, torch.Size], int] = {}
-    total = counter.get_total_flops() + sum(pooled)
+    total = int(counter.get_total_flops()) + sum(pooled)
     for activation, shape in shapes:
         total += known.setdefault((id(activation), shape), count_activation_flops(activation, shape))
-    return total / 1e9
+    return total
 
 
 def count_activation_flops(activation: nn.Module, shape: tuple[int, ...]) -> int:

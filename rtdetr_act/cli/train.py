@@ -137,7 +137,7 @@ def _print_outcomes(title: str, outcomes: list[Outcome]) -> None:
     scores = list(dict.fromkeys(name for outcome in outcomes for name in outcome.scores or {})) or ["mAP50", "mAP50-95"]
     table = Table(title=f"{title}: scores of the best checkpoint")
     table.add_column("activation", overflow="fold")
-    for title in ("sites", "parameters", "GFLOPs", *scores, "s/epoch"):
+    for title in ("sites", "parameters", "GFLOPs (640)", *scores, "s/epoch"):
         table.add_column(title, justify="right")
     for outcome in outcomes:
         if outcome.failure:
@@ -145,7 +145,7 @@ def _print_outcomes(title: str, outcomes: list[Outcome]) -> None:
             continue
         cells = [f"{(outcome.scores or {}).get(name, float('nan')):.4f}" for name in scores]
         time = f"{outcome.seconds_per_epoch:.1f}"
-        counts = str(outcome.sites), f"{outcome.parameters:,}", f"{outcome.gflops:.2f}"
+        counts = str(outcome.sites), f"{outcome.parameters:,}", f"{outcome.gflops_640:.2f}"
         table.add_row(outcome.activation, *counts, *cells, time)
     Console().print(table)
     for outcome in outcomes:

@@ -21,7 +21,10 @@ from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
 from rtdetr_act.tables import format_markdown_table
 
-_COLUMNS = ("variant", "runs", "score", "difference", "p (Holm)", "verdict", "seeds needed", "parameters", "ms/image")
+_COLUMNS = (
+    "variant", "runs", "score", "difference", "p (Holm)", "verdict", "seeds needed", "parameters", "GFLOPs (640)",
+    "ms/image",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class LeaderboardRow:
         failed: Number of runs without a score because of an error.
         stopped: Number of runs stopped early by halving.
         unfinished: Number of runs not yet started, or interrupted.
-        sites, parameters, gflops: Those of its first finished run, or of its first run if none is finished.
+        sites, parameters, gflops_640: Those of its first finished run, or of its first run if none is finished.
         seconds_per_epoch: Mean over its finished runs; NaN if unknown.
         latency_ms: Median latency of one image in milliseconds; None if it was not measured.
     """
@@ -57,7 +60,7 @@ class LeaderboardRow:
     unfinished: int
     sites: int
     parameters: int
-    gflops: float
+    gflops_640: float
     seconds_per_epoch: float
     latency_ms: float | None
 
@@ -159,7 +162,7 @@ def make_leaderboard_frame(rows: Sequence[LeaderboardRow], metric: str) -> pl.Da
         "seeds_needed": pl.Int64,
         "verdict": pl.String,
         **dict.fromkeys(("sites", "parameters"), pl.Int64),
-        **dict.fromkeys(("gflops", "seconds_per_epoch", "latency_ms"), pl.Float64),
+        **dict.fromkeys(("gflops_640", "seconds_per_epoch", "latency_ms"), pl.Float64),
     }
     frame = pl.DataFrame([_make_frame_row(row, metric) for row in rows], schema=schema)
     return frame.with_columns(cs.float().fill_nan(None))
@@ -217,7 +220,7 @@ def _make_row(
         unfinished=states["unfinished"],
         sites=first.sites,
         parameters=first.parameters,
-        gflops=first.gflops,
+        gflops_640=first.gflops_640,
         seconds_per_epoch=fmean(times) if times else float("nan"),
         latency_ms=latency,
     )
@@ -247,7 +250,7 @@ def _make_frame_row(row: LeaderboardRow, metric: str) -> dict[str, object]:
         **row.other_scores,
         "sites": row.sites,
         "parameters": row.parameters or None,
-        "gflops": row.gflops or None,
+        "gflops_640": row.gflops_640 or None,
         "seconds_per_epoch": row.seconds_per_epoch,
         "latency_ms": row.latency_ms,
     }
@@ -285,7 +288,7 @@ def make_leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> Table
 def _format_markdown(rows: Sequence[LeaderboardRow], metric: str) -> str:
     """Return the leaderboard and notes on it in Markdown."""
     header = (*_COLUMNS[:2], metric, *_COLUMNS[3:])
-    alignment = ("---", *["---:"] * 4, "---", *["---:"] * 3)
+    alignment = ("---", *["---:"] * 4, "---", *["---:"] * 4)
     table = format_markdown_table(header, [_format_row(row) for row in rows], alignment)
     return "\n\n".join(["# Leaderboard", table, *_write_notes(rows, metric)]) + "\n"
 
@@ -313,6 +316,7 @@ def _format_row(row: LeaderboardRow) -> tuple[str, ...]:
         verdict,
         seeds,
         f"{row.parameters:,}" if row.parameters else "",
+        f"{row.gflops_640:.2f}" if row.gflops_640 else "",
         "" if row.latency_ms is None else f"{row.latency_ms:.2f}",
     )
 
@@ -338,6 +342,11 @@ def _write_notes(rows: Sequence[LeaderboardRow], metric: str) -> list[str]:
         ]
     else:
         notes.append("Nothing is compared: no variant shares settings and a finished seed with a baseline.")
+    if any(row.gflops_640 for row in rows):
+        notes.append(
+            "GFLOPs (640) are the floating-point operations for one image of 640 x 640 pixels, activations included, "
+            "in 1e9, whatever the size of the training."
+        )
     lost = {
         "failed": sum(row.failed for row in rows),
         "were stopped early": sum(row.stopped for row in rows),

@@ -207,7 +207,7 @@ def _list_columns(rows: Sequence[LeaderboardRow], metric: str) -> list[tuple[str
     """Return the titles of the leaderboard, each with whether its cells are numbers."""
     texts = ("variant", "verdict")
     titles = ["variant", "runs", metric, *_list_other_metrics(rows, metric), "difference to baseline", "p (Holm)"]
-    titles += ["effect size", "verdict", "seeds for 0.005", "parameters", "GFLOPs", "s/epoch", "latency (ms)"]
+    titles += ["effect size", "verdict", "seeds for 0.005", "parameters", "GFLOPs (640)", "s/epoch", "latency (ms)"]
     return [(title, title not in texts) for title in titles]
 
 
@@ -262,7 +262,7 @@ def _make_row_cells(row: LeaderboardRow, others: Sequence[str], start: float, wi
         ]
     costs = (
         (row.parameters or None, "{:,}"),
-        (row.gflops or None, "{:.2f}"),
+        (row.gflops_640 or None, "{:.2f}"),
         (row.seconds_per_epoch, "{:.1f}"),
         (row.latency_ms, "{:.2f}"),
     )

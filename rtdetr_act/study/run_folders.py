@@ -63,7 +63,7 @@ def read_run(folder: Path) -> RunRecord:
         epochs=result.epochs if result else len(read_results(folder).epochs),
         sites=result.sites if result else 0,
         parameters=result.parameters if result else 0,
-        gflops=result.gflops if result else 0.0,
+        gflops_640=result.gflops_640 if result else 0.0,
         seconds_per_epoch=math.nan if seconds is None else seconds,
         folder=folder,
         arguments={"model": config.model, "data": config.data, **config.arguments, "seed": config.seed},

@@ -29,7 +29,7 @@ class RunRecord:
         epochs: Number of epochs trained.
         sites: Number of activation sites swapped.
         parameters: Number of parameters of the model; 0 if unknown.
-        gflops: Operations of one image at the training size, in 1e9; 0 if unknown.
+        gflops_640: Operations of one image of 640 x 640 pixels, in 1e9; 0 if unknown.
         seconds_per_epoch: Mean wall time of an epoch, validation included; NaN if unknown.
         folder: The run folder.
         arguments: Ultralytics arguments that were set, seed included.
@@ -49,7 +49,7 @@ class RunRecord:
     epochs: int = 0
     sites: int = 0
     parameters: int = 0
-    gflops: float = 0.0
+    gflops_640: float = 0.0
     seconds_per_epoch: float = float("nan")
     folder: Path = Path()
     arguments: Mapping[str, Any] = field(default_factory=dict)

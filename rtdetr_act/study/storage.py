@@ -84,10 +84,12 @@ class RunResult:
     epochs: NonNegativeInt = 0
     sites: NonNegativeInt = 0
     parameters: NonNegativeInt = 0
-    gflops: NonNegativeFloat = 0.0
+    gflops_640: NonNegativeFloat = 0.0
     seconds_per_epoch: NonNegativeFloat | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+    # Earlier versions counted at the training size. That is read and not shown, since it does not compare.
+    gflops: NonNegativeFloat | None = None
 
     def __post_init__(self) -> None:
         """Reject a finished run without a score to rank it by."""

@@ -59,7 +59,7 @@ def _read_arguments(folder: Path) -> tuple[dict[str, Any], str]:
         seed = arguments.get("seed") or 0
         if type(seed) is not int or not 0 <= seed <= MAX_INT:
             raise InputError(f"'{folder / 'args.yaml'}' has the seed {quote(seed)}, which is not a whole number")
-        _parse_image_size(arguments, folder)
+        _check_image_size(arguments, folder)
     except InputError as error:
         return {}, str(error)
     if isinstance(arguments.get("pretrained"), bool) and str(arguments.get("model")).endswith((".yaml", ".yml")):
@@ -67,13 +67,12 @@ def _read_arguments(folder: Path) -> tuple[dict[str, Any], str]:
     return arguments, ""
 
 
-def _parse_image_size(arguments: Mapping[str, Any], folder: Path) -> int:
-    """Return the side of the training images in pixels, of two numbers the larger, as Ultralytics does."""
+def _check_image_size(arguments: Mapping[str, Any], folder: Path) -> None:
+    """Check that the size of the training images is a number of pixels, or several; raises InputError."""
     given = arguments.get("imgsz") or 640
     sizes = given if isinstance(given, list) else [given]
     if not sizes or not all(type(size) is int and 0 < size <= 100_000 for size in sizes):
         raise InputError(f"'{folder / 'args.yaml'}' has imgsz {quote(given)}, which is not a number of pixels")
-    return max(sizes)
 
 
 def _read_run(folder: Path, arguments: Mapping[str, Any], problem: str, setting: str) -> RunRecord:
@@ -109,7 +108,7 @@ def _read_run(folder: Path, arguments: Mapping[str, Any], problem: str, setting:
             raise InputError("no checkpoint was saved")
         model = load_model(str(weights))
         activation = to_single_line(str(read_plan(model.model))) or STOCK
-        gflops = count_gflops(model.model, _parse_image_size(arguments, folder))
+        gflops = count_gflops(model.model)
     except RtdetrActError as error:
         return replace(record, reason=str(error))
     checkpoint = model.ckpt or {}
@@ -121,7 +120,7 @@ def _read_run(folder: Path, arguments: Mapping[str, Any], problem: str, setting:
         reason=_describe_damage(results, folder),
         sites=count_sites(model),
         parameters=sum(parameter.numel() for parameter in model.model.parameters()),
-        gflops=gflops,
+        gflops_640=gflops,
         versions={"ultralytics": to_single_line(str(checkpoint.get("version", "")))},
     )
 

@@ -161,7 +161,7 @@ def train_run(config: RunConfig, folder: Path, *, device: str, threads: int, bar
         epochs=len(read_results(folder).epochs),
         sites=outcome.sites,
         parameters=outcome.parameters,
-        gflops=outcome.gflops,
+        gflops_640=outcome.gflops_640,
         seconds_per_epoch=None if math.isnan(outcome.seconds_per_epoch) else outcome.seconds_per_epoch,
         **_describe_environment(config, model.trainer.device),
     )

@@ -66,12 +66,14 @@ class Latency:
         format: "torch", "onnx", "openvino" and so on, followed by " int8" where it is quantized.
         median: Median time of one image, in ms, without pre- and postprocessing.
         p95: 95th percentile of that time, in ms.
-        ratio: Time relative to that of the first variant in the same format, turn by turn.
+        ratio: Time relative to that of the first variant in the same format, paired within each round.
         parameters: Number of parameters of the folded model.
-        gflops: Floating-point operations for one image, activations included, in 1e9.
+        gflops_640: Floating-point operations for one image of 640 x 640 pixels, activations included, in 1e9.
         megabytes: Size of the file, or of all files of the folder, in 1e6 bytes.
         path: The file or folder.
         scores: The two headline scores of the task on the data given; None without data.
+        imgsz: Side of the square image that the time, the scores and `gflops` are of, in pixels.
+        gflops: Floating-point operations for one image of that size, activations included, in 1e9.
     """
 
     activation: str
@@ -80,10 +82,12 @@ class Latency:
     p95: float
     ratio: Ratio
     parameters: int
-    gflops: float
+    gflops_640: float
     megabytes: float
     path: str
-    scores: dict[str, float] | None = None
+    scores: dict[str, float] | None
+    imgsz: int
+    gflops: float
 
 
 def measure_latencies(
@@ -172,7 +176,7 @@ def _measure(
             calibration: dict[str, Any] = {"data": data, "split": "train"} if export.int8 else {}
             path = export_model(model, export.format, int8=export.int8, imgsz=imgsz, **calibration)
             paths.setdefault(str(export), {})[name] = path
-    gflops = {name: count_gflops(model.model, imgsz) for name, model in models.items()}
+    gflops = {name: (count_gflops(model.model), count_gflops(model.model, imgsz)) for name, model in models.items()}
     latencies = []
     for export_format in sorted(paths, key=lambda name: (name != TORCH, name)):
         # One format at a time, so that the threads of one runtime do not slow down those of another.
@@ -189,10 +193,12 @@ def _measure(
                     p95=float(np.percentile(milliseconds, 95)),
                     ratio=compute_ratios(medians, next(iter(models)))[name],
                     parameters=sum(parameter.numel() for parameter in models[name].model.parameters()),
-                    gflops=gflops[name],
+                    gflops_640=gflops[name][0],
                     megabytes=_size(path) / 1e6,
                     path=str(path),
                     scores=_score(models[name], path, data, imgsz) if data else None,
+                    imgsz=imgsz,
+                    gflops=gflops[name][1],
                 )
             )
     return latencies

@@ -34,7 +34,7 @@ class Outcome:
         activation: The plan as the user wrote it, or "stock".
         sites: Number of sites whose activation was swapped.
         parameters: Number of parameters of the whole model.
-        gflops: Floating-point operations of one image at the training size, activations included, in 1e9.
+        gflops_640: Floating-point operations of one image of 640 x 640 pixels, activations included, in 1e9.
         scores: The two headline scores of the task on the best checkpoint, such as {"mAP50": …, "mAP50-95": …}; None
             for a training that failed.
         seconds_per_epoch: Mean wall time of an epoch, validation included, in seconds; NaN where it is not known.
@@ -45,7 +45,7 @@ class Outcome:
     activation: str
     sites: int = 0
     parameters: int = 0
-    gflops: float = 0.0
+    gflops_640: float = 0.0
     scores: dict[str, float] | None = None
     seconds_per_epoch: float = math.nan
     folder: Path | None = None
@@ -63,7 +63,7 @@ def outcome_of(name: str, model: Any) -> Outcome:
         activation=name,
         sites=count_sites(model),
         parameters=sum(parameter.numel() for parameter in model.model.parameters()),
-        gflops=count_gflops(model.model, model.trainer.args.imgsz),
+        gflops_640=count_gflops(model.model),
         scores=read_scores(model.metrics),
         seconds_per_epoch=read_results(Path(model.trainer.save_dir)).seconds_per_epoch,
         folder=Path(model.trainer.save_dir),
