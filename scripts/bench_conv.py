@@ -88,7 +88,9 @@ def main(
     columns = ["fused", "loop", "static", *dict.fromkeys(name for row in found.values() for name in row)]
     columns = list(dict.fromkeys(columns))
     head = f"batch {BATCH}, K = {KERNELS}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    table = Table(title=f"Forward and backward, {head}: in units of the fused path, median (quartiles)")
+    table = Table(
+        title=f"Forward and backward, {head}: in units of the fused path, median of paired ratios (quartiles)"
+    )
     table.add_column("layer", overflow="fold")
     for name in (*columns, "loop / static"):
         table.add_column(name, justify="right")

@@ -47,7 +47,8 @@ def main(
     """Fold, compare, measure, print."""
     LOGGER.setLevel(logging.ERROR)
     table = Table(
-        title=f"AReLU folded, {imgsz} pixels, {torch.get_num_threads()} threads; latency in units of leaky_relu"
+        title=f"AReLU folded, {imgsz} pixels, {torch.get_num_threads()} threads; latency in units of leaky_relu",
+        caption="latency: median of paired ratios, one per round (quartiles)",
     )
     for column in ("model", "sites", "left", "difference", *COUNTED, "folded", "unfolded"):
         table.add_column(column, justify="left" if column == "model" else "right")

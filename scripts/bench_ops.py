@@ -100,7 +100,7 @@ def bench(device: str, turns: int, compiled: bool) -> dict[str, dict[str, Ratio]
 def print_times(title: str, times: dict[str, Ratio]) -> None:
     """Print one shape as a table."""
     table = Table("module", title=f"{title}, forward and backward: SiLU takes {times['silu'].seconds * 1e3:.2f} ms")
-    for column in ("in units of SiLU (quartiles)", "published over ours", "of the limit"):
+    for column in ("in units of SiLU: median of paired ratios (quartiles)", "published over ours", "of the limit"):
         table.add_column(column, justify="right")
     for name, ratio in times.items():
         published = times.get(f"{name}, as published")
@@ -115,7 +115,7 @@ def print_times(title: str, times: dict[str, Ratio]) -> None:
 def summarise(found: dict[str, dict[str, Ratio]]) -> None:
     """Print the medians over the float32 shapes."""
     shapes = [times for title, times in found.items() if title.endswith("float32")]
-    table = Table("module", title="Medians over the shapes")
+    table = Table("module", title="Medians over the shapes, of medians of paired ratios")
     for column in ("in units of SiLU", "published over ours"):
         table.add_column(column, justify="right")
     for name in NAMES:
@@ -170,7 +170,7 @@ def draw_sizes(found: dict[str, list[tuple[int, dict[str, float]]]], path: Path)
         panel.axhline(1, color="grey", linewidth=1)
         panel.set_xlabel(axis)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("time in units of SiLU")
+    panels[0].set_ylabel("time in units of SiLU (median of paired ratios)")
     panels[0].legend(frameon=False, fontsize=8)
     figure.suptitle("Forward and backward, float32: the cost against the size", x=0.01, ha="left", fontsize=11)
     figure.savefig(path, dpi=130)
@@ -205,7 +205,7 @@ def main(
             if values:
                 bars.setdefault(name, {})[suffix.removeprefix(", ") or "rtdetr-act"] = statistics.median(values)
     title = f"Forward and backward on {device}, median over {len(shown)} shapes"
-    chart = draw_bars({title: bars}, output / "ops.png", axis="time in units of SiLU")
+    chart = draw_bars({title: bars}, output / "ops.png", axis="time in units of SiLU (medians of paired ratios)")
     print(f"file: {chart}")
     if swept:
         print(f"file: {draw_sizes(swept, output / 'sizes.png')}")

@@ -22,19 +22,20 @@ units in the last place of the half types; a sum over positions by 2e-5 of the s
 derivative or a compiled op by twice that, a module with a generator or a convolution inside by 4e-5, 4e-3 and 3.2e-2
 of its largest value; a loss under autocast by 0.02 in float16 and 0.1 in bfloat16 after eight steps. TF32 is off,
 with which a convolution in float32 is off by 1e-3."""
-_TIMES = """Forward and backward, in units of `nn.SiLU` in the same type on the same map, medians of 20 turns with
-quartiles: the GPU's own time, all work queued before its clock starts. "published" are the forms that people copy,
-"compiled" is `torch.compile`. "of the limit" compares ours with copying the bytes that must be moved, as measured in
-the same turns; "kept" is what autograd keeps for the backward. Where maps are small, what the host takes to launch it
-all counts as well: "with launches" is one call after the other, each waited for."""
+_TIMES = """Forward and backward, in units of `nn.SiLU` in the same type on the same map, medians of the paired
+ratios of 20 rounds with quartiles: the GPU's own time, all work queued before its clock starts. "published" are the
+forms that people copy, "compiled" is `torch.compile`. "of the limit" compares ours with copying the bytes that must be
+moved, as measured in the same rounds; "kept" is what autograd keeps for the backward. Where maps are small, what the
+host takes to launch it all counts as well: "with launches" is one call after the other, each waited for."""
 
 _INTERPRETED = """**No GPU was there.** What follows is Triton's interpreter, which runs the same kernels on the CPU,
 one program after the other in NumPy: it shows that they compute the right numbers, and nothing of how fast they are
 or how a GPU's compiler and memory treat them. Nothing was timed; graphs of `torch.compile` were run without Inductor,
 and a training is two steps of a tiny network."""
-_DETECTORS = """A training step and the inference of one image, in units of the stock model, and the memory that they
-take: the peak of a step beyond weights, and what autograd keeps for the backward."""
-_DYNAMIC = "Forward and backward of eight images in float32, in units of the form that the package takes."
+_DETECTORS = """A training step and the inference of one image, in units of the stock model (medians of paired
+ratios), and the memory that they take: the peak of a step beyond weights, and what autograd keeps for the backward."""
+_DYNAMIC = """Forward and backward of eight images in float32, in units of the form that the package takes, medians of
+paired ratios."""
 _REFIT = """How far results are from those before the swap, in units of their standard deviation; a detector that nobody
 has trained stays further away than a trained one."""
 _AMP = """Ultralytics checks AMP by a model that it downloads; without a network it says so and leaves AMP on. The

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from rtdetr_act.integrations.ultralytics.costs import Cost
     from rtdetr_act.integrations.ultralytics.latency import Latency
 
+PAIRED = "median of paired ratios, one per round (quartiles)"
+
 
 @command(
     "rtdetr-l.yaml act=arelu,dyrelu_b imgsz=640 batch=4",
@@ -103,7 +105,7 @@ def print_costs(title: str, costs: Sequence[Cost]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{title}: in units of the stock model, median (quartiles) of the turns")
+    table = Table(title=f"{title}: in units of the stock model", caption=f"times: {PAIRED}; memory: a single ratio")
     table.add_column("activation", overflow="fold")
     for column in ("training step", "inference", "peak memory", "saved for backward"):
         table.add_column(column, justify="right")
@@ -121,17 +123,29 @@ def _print_latencies(latencies: Sequence[Latency]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    base = latencies[0].activation
+    base, imgsz = latencies[0].activation, latencies[0].imgsz
     scores = list(dict.fromkeys(name for latency in latencies for name in latency.scores or {}))
-    table = Table(title="Latency of one image on this CPU, median and 95th percentile")
+    table = Table(
+        title=f"Latency of one image of {imgsz} x {imgsz} pixels on this CPU, median and 95th percentile",
+        caption=f"/ {base}: {PAIRED}; GFLOPs (…): of one image of so many pixels a side",
+    )
     table.add_column("activation", overflow="fold")
     table.add_column("format")
-    for column in ("ms", "p95", f"/ {base}", "parameters", "GFLOPs", "MB", *scores):
+    sizes = dict.fromkeys((640, imgsz))
+    for column in ("ms", "p95", f"/ {base}", "parameters", *(f"GFLOPs ({size})" for size in sizes), "MB", *scores):
         table.add_column(column, justify="right")
     for latency in latencies:
         ratio = "1" if latency.activation == base else str(latency.ratio)
         times = f"{latency.median:.2f}", f"{latency.p95:.2f}", ratio
-        sizes = f"{latency.parameters:,}", f"{latency.gflops:.3f}", f"{latency.megabytes:.2f}"
+        counts = [f"{count:.3f}" for count in (latency.gflops_640, latency.gflops)[: len(sizes)]]
         cells = [f"{(latency.scores or {}).get(name, math.nan):.3f}" for name in scores]
-        table.add_row(latency.activation, latency.format, *times, *sizes, *cells)
-    Console(width=130).print(table)
+        table.add_row(
+            latency.activation,
+            latency.format,
+            *times,
+            f"{latency.parameters:,}",
+            *counts,
+            f"{latency.megabytes:.2f}",
+            *cells,
+        )
+    Console(width=140).print(table)

@@ -32,7 +32,7 @@ class Cost:
 
     Attributes:
         activation: Name of the variant: its plan, or "stock".
-        train: Time of a training step: forward, loss and backward.
+        train: Time of a training step: forward, loss and backward. Ratios are paired within each round.
         inference: Time of a forward pass of the fused model on one image.
         peak: Peak memory of a training step, parameters not counted, as a ratio.
         saved: Memory that autograd keeps between forward and backward, as a ratio.
@@ -207,7 +207,7 @@ def write_costs(costs: Mapping[str, Sequence[Cost]], folder: Path, name: str) ->
             memory = {"peak memory": cost.peak, "saved for backward": cost.saved}
             panels.setdefault(model, {})[cost.activation] = {**times, **memory}
     text = json.dumps({model: [asdict(cost) for cost in found] for model, found in costs.items()}, indent=1)
-    chart = bars_figure(panels, "in units of the stock model")
+    chart = bars_figure(panels, "in units of the stock model (times: medians of paired ratios)")
     contents = {folder / f"{name}.json": text.encode(), folder / f"{name}.png": render_figure(chart, dpi=_DPI)}
     with convert_write_errors(folder), create_folder(folder):
         write_files_atomically(contents)
