@@ -41,7 +41,7 @@ def main(
     costs: dict[str, list[Cost]] = {}
     for model, activations, imgsz, batch in RUNS:
         variants = load_variants(model, [STOCK, *activations])
-        found = compare_costs(variants, imgsz=imgsz, batch=batch, device=device, turns=turns)
+        found = compare_costs(variants, imgsz=imgsz, batch=batch, device=device, rounds=turns)
         title = f"{Path(model).stem}, {imgsz} pixels, batch {batch}"
         print_costs(f"{title}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}", found)
         costs[title] = found

@@ -421,7 +421,7 @@ def bench_detector(source: str, batch: int, half: bool, device: str, imgsz: int 
     scope = torch.autocast(device, torch.float16, cache_enabled=False) if half else nullcontext()
     with scope:
         models = load_variants(source, [STOCK, *VARIANTS])
-        costs = compare_costs(models, imgsz=imgsz, batch=batch, device=device, turns=turns)
+        costs = compare_costs(models, imgsz=imgsz, batch=batch, device=device, rounds=turns)
     found: dict[str, Ratio | float] = {}
     for cost in costs:
         found[f"{cost.activation}, step"], found[f"{cost.activation}, inference"] = cost.train, cost.inference

@@ -90,7 +90,7 @@ def test_models_keep_less_with_arelu_than_with_silu_and_learn_the_same(source: s
 @pytest.mark.parametrize("task", tiny.YOLO_HEADS)
 def test_every_task_has_a_training_step(task: str, tmp_path: Path) -> None:
     path = tiny.write_yaml(tmp_path / f"tiny-{task}.yaml", tiny.yolo(task))
-    (stock, arelu), _ = bench_training(str(path), ["arelu"], tmp_path / "bench", imgsz=64, batch=2, turns=2)
+    (stock, arelu), _ = bench_training(str(path), ["arelu"], tmp_path / "bench", imgsz=64, batch=2, rounds=2)
     assert stock.train.median == stock.inference.median == stock.peak == stock.saved == 1
     assert arelu.activation == "arelu"
     assert arelu.saved < 1  # the stock activation is SiLU

@@ -139,5 +139,5 @@ def test_memory_and_time_are_those_of_the_device_that_is_named() -> None:
 def test_a_model_is_measured() -> None:
     pytest.importorskip("ultralytics")
     models = load_variants("yolo11n.yaml", ["stock", "arelu"])
-    stock, arelu = compare_costs(models, imgsz=64, batch=2, device="cuda", turns=2)
+    stock, arelu = compare_costs(models, imgsz=64, batch=2, device="cuda", rounds=2)
     assert stock.peak_bytes > arelu.peak_bytes > 0

@@ -377,10 +377,10 @@ def test_a_benchmark_of_formats_that_fails_leaves_the_old_files(arelu: bytes, st
 
     models["arelu"].add_callback("on_export_start", stop)
     with pytest.raises(KeyboardInterrupt):
-        measure_latencies(models, ["torchscript"], folder, imgsz=64, turns=2)
+        measure_latencies(models, ["torchscript"], folder, imgsz=64, rounds=2)
     assert not folder.exists()
     models["arelu"].clear_callback("on_export_start")
-    found = measure_latencies({"arelu": models["arelu"]}, ["torchscript"], folder, imgsz=64, turns=2)
+    found = measure_latencies({"arelu": models["arelu"]}, ["torchscript"], folder, imgsz=64, rounds=2)
     names = ["arelu/model.pt", "arelu/model.torchscript"]
     assert sorted(read_all(folder)) == names
     assert sorted(each.path for each in found) == [str(folder / name) for name in names]

@@ -85,7 +85,7 @@ def bench(
             folder,
             int8=int8,
             data=data,
-            turns=turns or 100,
+            rounds=turns or 100,
             scope=swapped,
             show=_print_latencies,
             **arguments,
@@ -96,7 +96,7 @@ def bench(
         def show(costs: Sequence[Cost]) -> None:
             print_costs(Path(source).stem, costs)
 
-        _, files = bench_training(source, variants, folder, turns=turns or 15, scope=swapped, show=show, **arguments)
+        _, files = bench_training(source, variants, folder, rounds=turns or 15, scope=swapped, show=show, **arguments)
     print_files(files)
 
 

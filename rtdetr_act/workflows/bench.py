@@ -22,7 +22,7 @@ def bench_training(
     imgsz: int = 224,
     batch: int = 8,
     device: str = "cpu",
-    turns: int = 15,
+    rounds: int = 15,
     scope: Scope = "conv",
     show: Callable[[Sequence[Cost]], object] | None = None,
 ) -> tuple[list[Cost], list[Path]]:
@@ -35,7 +35,7 @@ def bench_training(
         imgsz: Side of the random images, in pixels.
         batch: Images of a training step; inference takes one.
         device: "cpu", "cuda" or "cuda:1".
-        turns: Measurements of the training step that count, per variant; inference takes twice as many.
+        rounds: Measurements of the training step that count, per variant; inference takes twice as many.
         scope: "conv" for convolutional sites, "all" for transformer sites too.
         show: Called with the costs before they are written.
 
@@ -48,7 +48,7 @@ def bench_training(
     models = load_variants(source, [STOCK, *activations], scope=scope)
     name = Path(source).stem
     with output_folder(output):  # which is not made in vain, nor found wrong after minutes
-        costs = compare_costs(models, imgsz=imgsz, batch=batch, device=device, turns=turns)
+        costs = compare_costs(models, imgsz=imgsz, batch=batch, device=device, rounds=rounds)
         if show:
             show(costs)
         return costs, write_costs({name: costs}, output, name)
@@ -63,7 +63,7 @@ def bench_exports(
     imgsz: int = 224,
     int8: bool = False,
     data: str | None = None,
-    turns: int = 100,
+    rounds: int = 100,
     scope: Scope = "conv",
     show: Callable[[Sequence[Latency]], object] | None = None,
 ) -> tuple[list[Latency], list[Path]]:
@@ -77,7 +77,7 @@ def bench_exports(
         imgsz: Side of the image, in pixels.
         int8: Also quantize to 8 bits, where the format can, calibrated on `data`.
         data: Data set to score every file on; None (default) for no scores.
-        turns: Measurements that count, per file.
+        rounds: Measurements that count, per file.
         scope: "conv" for convolutional sites, "all" for transformer sites too.
         show: Called with the latencies before they are written.
 
@@ -98,7 +98,7 @@ def bench_exports(
         for task in {str(model.task) for model in models.values()}:
             check_data(data, task)
     exported = [name for name in formats if name != TORCH]
-    latencies = measure_latencies(models, exported, output, imgsz=imgsz, turns=turns, int8=int8, data=data)
+    latencies = measure_latencies(models, exported, output, imgsz=imgsz, rounds=rounds, int8=int8, data=data)
     if show:
         show(latencies)
     return latencies, write_latencies(latencies, output, "formats")

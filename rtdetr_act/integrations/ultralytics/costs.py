@@ -50,11 +50,11 @@ class Cost:
 
 
 def compare_costs(
-    models: Mapping[str, Any], *, imgsz: int = 224, batch: int = 8, device: str = "cpu", turns: int = 15
+    models: Mapping[str, Any], *, imgsz: int = 224, batch: int = 8, device: str = "cpu", rounds: int = 15
 ) -> list[Cost]:
     """Compare variants of a model on random images and objects.
 
-    The variants take turns, so that a machine that slows down slows all of them alike.
+    The variants are measured in interleaved rounds, so that a machine that slows down slows all of them alike.
 
     Args:
         models: RTDETR or YOLO objects of one task by name, the reference first. They are moved to the device, and stay
@@ -62,7 +62,7 @@ def compare_costs(
         imgsz: Side of the images, in pixels.
         batch: Images of a training step; inference takes one.
         device: "cpu", "cuda" or "cuda:1".
-        turns: Turns of the training step; inference takes twice as many, of six passes each.
+        rounds: Rounds of the training step; inference takes twice as many, of six passes each.
 
     Returns:
         The costs, in the order of `models`.
@@ -74,12 +74,12 @@ def compare_costs(
     modules = {name: _prepare_training(model.model, device) for name, model in models.items()}
     drawn = draw_batch(modules[reference], str(models[reference].task), imgsz, batch, device)
     steps = {name: _training_step(module, drawn) for name, module in modules.items()}
-    train = compute_ratios(time_medians(steps, turns, device=device), reference)
+    train = compute_ratios(time_medians(steps, rounds, device=device), reference)
     peaks = {name: measure_peak_bytes(step, device) for name, step in steps.items()}
     saved = {name: measure_saved_bytes(lambda m=module: m.loss(drawn), module) for name, module in modules.items()}  # type: ignore[misc]
     image = drawn["img"][:1]
     passes = {name: make_inference(module, image) for name, module in modules.items()}
-    inference = compute_ratios(time_medians(passes, 2 * turns, repeat=6, device=device), reference)
+    inference = compute_ratios(time_medians(passes, 2 * rounds, repeat=6, device=device), reference)
     return [
         Cost(
             activation=name,

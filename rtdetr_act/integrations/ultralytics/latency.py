@@ -96,11 +96,11 @@ def measure_latencies(
     folder: Path,
     *,
     imgsz: int = 224,
-    turns: int = 100,
+    rounds: int = 100,
     int8: bool = False,
     data: str | None = None,
 ) -> list[Latency]:
-    """Export variants of a model, and measure the files in turns on the CPU.
+    """Export variants of a model, and measure the files on the CPU, in interleaved rounds.
 
     Args:
         models: RTDETR or YOLO objects by name, the reference first. Their activations are folded in place.
@@ -108,7 +108,7 @@ def measure_latencies(
             is always measured.
         folder: Folder of the exported files. They are put there once all are measured; until then, older ones stay.
         imgsz: Side of the image, in pixels.
-        turns: Turns of three measurements each.
+        rounds: Rounds of three measurements each.
         int8: Also quantize to 8 bits, where the format can, calibrated on `data`, else on the data of the training.
         data: Data set to score every file on; None (default) for no scores.
 
@@ -118,7 +118,7 @@ def measure_latencies(
     Raises:
         InputError: A format cannot be exported or run here, or the folder cannot be written to.
     """
-    check_positive_integers(imgsz=imgsz, turns=turns)
+    check_positive_integers(imgsz=imgsz, rounds=rounds)
     exports = [Export(name) for name in formats]
     exports += [Export(name, int8=True) for name in formats if int8 and name in ("onnx", "openvino")]
     for model in models.values():
@@ -127,7 +127,7 @@ def measure_latencies(
             if export.int8 and data is None:
                 training_data(model)
     with _staged(folder) as stage, _quiet():
-        latencies = _measure(models, exports, stage, imgsz, turns, data)
+        latencies = _measure(models, exports, stage, imgsz, rounds, data)
     return [replace(each, path=str(folder / Path(each.path).relative_to(stage))) for each in latencies]
 
 
@@ -165,7 +165,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _measure(
-    models: Mapping[str, Any], exports: Sequence[Export], folder: Path, imgsz: int, turns: int, data: str | None
+    models: Mapping[str, Any], exports: Sequence[Export], folder: Path, imgsz: int, rounds: int, data: str | None
 ) -> list[Latency]:
     paths: dict[str, dict[str, Path]] = {TORCH: {}}
     for number, (name, model) in enumerate(models.items(), 1):
@@ -181,7 +181,7 @@ def _measure(
     for export_format in sorted(paths, key=lambda name: (name != TORCH, name)):
         # One format at a time, so that the threads of one runtime do not slow down those of another.
         calls = {name: load_runner(path, imgsz) for name, path in paths[export_format].items()}
-        times = time_rounds(calls, turns, repeat=4)
+        times = time_rounds(calls, rounds, repeat=4)
         medians = {name: [statistics.median(turn) for turn in each] for name, each in times.items()}
         for name, path in paths[export_format].items():
             milliseconds = np.concatenate(times[name]) * 1e3
