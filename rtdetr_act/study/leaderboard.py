@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.study.formatting import format_count, format_p
+from rtdetr_act.formatting import format_count, format_p
 from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
 from rtdetr_act.tables import format_markdown_table

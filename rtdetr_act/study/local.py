@@ -15,7 +15,7 @@ import torch
 from ultralytics.utils.torch_utils import select_device
 
 from rtdetr_act.errors import InputError, quote
-from rtdetr_act.study.formatting import format_count
+from rtdetr_act.formatting import format_count
 from rtdetr_act.study.process import explain_exit, is_finished, kill_run, record_attempt, start_run
 
 _POLL_SECONDS = 0.1

@@ -14,15 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from rtdetr_act.study.charts import (
-    assign_styles,
-    draw_activations,
-    draw_classes,
-    draw_cost,
-    draw_differences,
-    draw_training,
-)
-from rtdetr_act.study.formatting import (
+from rtdetr_act.formatting import (
     MAX_LISTED,
     UNKNOWN,
     finite_or_none,
@@ -31,6 +23,14 @@ from rtdetr_act.study.formatting import (
     format_p,
     format_score,
     join_words,
+)
+from rtdetr_act.study.charts import (
+    assign_styles,
+    draw_activations,
+    draw_classes,
+    draw_cost,
+    draw_differences,
+    draw_training,
 )
 from rtdetr_act.study.leaderboard import LeaderboardRow
 from rtdetr_act.study.run_record import STATES, RunRecord

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from rtdetr_act.errors import InputError, TrainingError
 from rtdetr_act.files import write_files_atomically
+from rtdetr_act.formatting import format_count, format_p, format_score, join_words
 from rtdetr_act.integrations.ultralytics.models import load_variant
-from rtdetr_act.study.formatting import format_count, format_p, format_score, join_words
 from rtdetr_act.study.leaderboard import LeaderboardRow
 from rtdetr_act.study.search import (
     FINAL,

@@ -9,11 +9,11 @@ from typing import Any
 
 from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.errors import InputError, RtdetrActError, quote
+from rtdetr_act.formatting import format_count
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_model
 from rtdetr_act.integrations.ultralytics.results import RESULTS_FILE, Results, read_results
 from rtdetr_act.integrations.ultralytics.runs import count_sites
 from rtdetr_act.study.decode import MAX_INT, is_json_value
-from rtdetr_act.study.formatting import format_count
 from rtdetr_act.study.naming import name_values, to_single_line
 from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.yaml_files import read_yaml_mapping

@@ -9,9 +9,13 @@ UNKNOWN = "–"  # in place of an unknown number
 MAX_LISTED = 12  # words in a sentence
 
 
-def join_words(words: Sequence[str]) -> str:
-    """Return words joined by commas and "and"; of more than twelve, the first twelve and the number of the others."""
-    shown = list(words[:MAX_LISTED])
+def join_words(words: Sequence[str], limit: int = MAX_LISTED) -> str:
+    """Return words joined by commas and "and"; of more than `limit`, the first ones and the number of the others.
+
+    >>> join_words(["arelu", "mish"]), join_words("abcd", 3)
+    ('arelu and mish', 'a, b, c and 1 more')
+    """
+    shown = list(words[:limit])
     if len(words) > len(shown):
         return f"{', '.join(shown)} and {len(words) - len(shown)} more"
     return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
