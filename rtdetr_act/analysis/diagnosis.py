@@ -14,7 +14,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 from rtdetr_act.activations.placed import get_placement
 from rtdetr_act.activations.registry import find_entry
 from rtdetr_act.errors import InputError, ModelError, TrainingError
+from rtdetr_act.formatting import format_count
+from rtdetr_act.results import Result, Table, TableResult
 from rtdetr_act.surgery.functional_calls import find_unreachable_calls
 from rtdetr_act.surgery.modules import set_child, unwrap
 from rtdetr_act.surgery.rewired import rewire
@@ -42,8 +44,8 @@ DEAD_THRESHOLD = 1e-6  # a derivative that is practically zero: GELU's at -5.7, 
 MAX_POSITIONS = 4096  # sampled per call for the effective rank
 
 
-@dataclass(frozen=True)
-class SiteDiagnosis:
+@dataclass(frozen=True, repr=False)
+class SiteDiagnosis(Result):
     """Measurements of one activation, with x its input, y its output and L the loss of a batch.
 
     All but `dead` and the rank are computed per batch, over all calls of the site, and averaged over the batches in
@@ -88,9 +90,13 @@ class SiteDiagnosis:
     effective_rank: float
     rank_share: float
 
+    def _summarise(self) -> str:
+        """Return name, activation and gain."""
+        return f"{self.name}, {self.activation}, gain {self.gain:.2f}"
 
-@dataclass(frozen=True)
-class Diagnosis:
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis(TableResult):
     """Measurements of all activations of a model.
 
     Attributes:
@@ -102,6 +108,14 @@ class Diagnosis:
     sites: tuple[SiteDiagnosis, ...]
     batches: int
     left_out: tuple[str, ...] = ()
+
+    def _summarise(self) -> str:
+        """Return the numbers of sites and batches."""
+        return f"{format_count(len(self.sites), 'site')} on {self.batches} batch{'' if self.batches == 1 else 'es'}"
+
+    def _make_table(self) -> Table:
+        """Return a row per site."""
+        return [field.name for field in fields(SiteDiagnosis)], map(astuple, self.sites)
 
 
 def diagnose(

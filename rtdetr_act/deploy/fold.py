@@ -17,6 +17,8 @@ from rtdetr_act.activations.placed import get_placement, set_placement
 from rtdetr_act.activations.protocol import Folded
 from rtdetr_act.activations.registry import find_entry
 from rtdetr_act.errors import FoldError, RtdetrActError
+from rtdetr_act.formatting import format_count
+from rtdetr_act.results import Table, TableResult
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery import scales
 from rtdetr_act.surgery.model_plan import read_plan
@@ -47,8 +49,8 @@ class Fold:
     into: str
 
 
-@dataclass(frozen=True)
-class FoldReport:
+@dataclass(frozen=True, repr=False)
+class FoldReport(TableResult):
     """The result of `fold_activations`.
 
     Attributes:
@@ -69,6 +71,16 @@ class FoldReport:
     def __len__(self) -> int:
         """Return the number of folded activations."""
         return len(self.folds)
+
+    def _summarise(self) -> str:
+        """Return the numbers of folded and of kept activations."""
+        return f"{format_count(len(self), 'activation')} folded, {len(self.kept)} kept"
+
+    def _make_table(self) -> Table:
+        """Return a row per folded activation, and per kept one a row with the reason only."""
+        folded = [(fold.site, fold.before, fold.after, fold.into, None) for fold in self.folds]
+        kept = [(site, None, None, None, reason) for site, reason in self.kept.items()]
+        return ("site", "before", "after", "into", "kept_because"), [*folded, *kept]
 
     def __str__(self) -> str:
         """Return a table of the folded and the kept activations."""

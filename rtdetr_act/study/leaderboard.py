@@ -17,6 +17,7 @@ from rich.table import Table
 
 from rtdetr_act.errors import InputError
 from rtdetr_act.formatting import format_count, format_p
+from rtdetr_act.results import Result
 from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
 from rtdetr_act.tables import format_markdown_table
@@ -27,8 +28,8 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class LeaderboardRow:
+@dataclass(frozen=True, repr=False)
+class LeaderboardRow(Result):
     """One variant in the leaderboard.
 
     Attributes:
@@ -63,6 +64,12 @@ class LeaderboardRow:
     gflops_640: float
     seconds_per_epoch: float
     latency_ms: float | None
+
+    def _summarise(self) -> str:
+        """Return the variant, its number of finished runs, their mean and the verdict."""
+        mean = [f"{self.summary.mean:.3f}"] if self.summary.runs else []
+        verdict = ["baseline"] if self.is_baseline else [self.comparison.verdict] if self.comparison else []
+        return ", ".join([self.variant, format_count(self.summary.runs, "run"), *mean, *verdict])
 
 
 def choose_metric(records: Sequence[RunRecord]) -> str:

@@ -14,9 +14,17 @@ import torch
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import FoldError, InputError, RtdetrActError, quote
 from rtdetr_act.files import write_files_atomically
+from rtdetr_act.formatting import format_count
 from rtdetr_act.integrations.ultralytics.costs import make_inference
 from rtdetr_act.integrations.ultralytics.models import load_model
-from rtdetr_act.study.leaderboard import LeaderboardRow, build_leaderboard, choose_metric, encode_leaderboard
+from rtdetr_act.results import Table, TableResult
+from rtdetr_act.study.leaderboard import (
+    LeaderboardRow,
+    build_leaderboard,
+    choose_metric,
+    encode_leaderboard,
+    make_leaderboard_frame,
+)
 from rtdetr_act.study.naming import shorten, to_single_line
 from rtdetr_act.study.page import render_page
 from rtdetr_act.study.run_folders import read_runs
@@ -38,8 +46,8 @@ from rtdetr_act.timing import time_medians
 _ROUNDS = 7  # of interleaved measurements of the variants
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class StudyReport(TableResult):
     """Report of a study.
 
     Attributes:
@@ -52,8 +60,18 @@ class Report:
     metric: str
     files: list[Path]
 
+    def _summarise(self) -> str:
+        """Return the numbers of variants and finished runs."""
+        runs = sum(row.summary.runs for row in self.rows)
+        return f"{format_count(len(self.rows), 'variant')}, {format_count(runs, 'finished run')}"
 
-def write_report(folder: Path, *, baseline: str | None = None, measure: bool = False) -> Report:
+    def _make_table(self) -> Table:
+        """Return the leaderboard, with the columns of leaderboard.csv and numbers in full precision."""
+        frame = make_leaderboard_frame(self.rows, self.metric)
+        return frame.columns, frame.iter_rows()
+
+
+def write_report(folder: Path, *, baseline: str | None = None, measure: bool = False) -> StudyReport:
     """Write the leaderboard and the HTML page from the run folders, all files or none, and return the report.
 
     Args:
@@ -92,7 +110,7 @@ def write_report(folder: Path, *, baseline: str | None = None, measure: bool = F
             f"cannot write to '{folder}': {error.strerror or error}; its files are unchanged, and "
             "rtdetr-act report writes them once that is resolved"
         ) from None
-    return Report(rows, metric, [folder / name for name in contents])
+    return StudyReport(rows, metric, [folder / name for name in contents])
 
 
 def _get_latencies(folder: Path, records: Sequence[RunRecord], measure: bool) -> Latencies:

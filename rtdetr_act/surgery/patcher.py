@@ -15,6 +15,8 @@ from rtdetr_act.activations.placed import Placement, get_placement, set_placemen
 from rtdetr_act.activations.protocol import Entry, Replaces
 from rtdetr_act.activations.temperature import TAU_EPOCHS, TAU_START
 from rtdetr_act.errors import ModelError, SelectionError
+from rtdetr_act.formatting import format_count, join_words
+from rtdetr_act.results import Result, Table, TableResult, to_plain
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery.convolutions import get_original_convolution
 from rtdetr_act.surgery.functional_calls import find_unreachable_calls
@@ -35,8 +37,8 @@ from rtdetr_act.tables import align_columns
 KINDS: tuple[Replaces, ...] = ("activation", "convolution")
 
 
-@dataclass(frozen=True)
-class Swap:
+@dataclass(frozen=True, repr=False)
+class Swap(Result):
     """One swapped site.
 
     Attributes:
@@ -55,9 +57,29 @@ class Swap:
     parameters_before: int = 0
     misfit: float | None = None
 
+    def _summarise(self) -> str:
+        """Return name of the site, before and after."""
+        return f"{self.site.name}, {self.before} -> {self.after}"
 
-@dataclass(frozen=True)
-class PatchReport:
+    def to_dict(self) -> dict[str, Any]:
+        """Return the swap as plain data, with the qualified name of the site as `site`."""
+        return {
+            "site": self.site.name,
+            "layer": self.site.layer,
+            "section": self.site.section,
+            "owner": self.site.owner_class,
+            "channels": self.site.channels,
+            "layout": self.site.layout,
+            "before": self.before,
+            "after": self.after,
+            "parameters": self.parameters,
+            "parameters_before": self.parameters_before,
+            "misfit": to_plain(self.misfit),
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class PatchReport(TableResult):
     """The result of `patch_model` or `patch_convs`.
 
     Attributes:
@@ -89,6 +111,27 @@ class PatchReport:
     def parameters(self) -> int:
         """Total number of parameters of the inserted modules."""
         return sum(swap.parameters for swap in self.swaps)
+
+    def _summarise(self) -> str:
+        """Return the number of sites, what stands there now, and its parameters."""
+        names = join_words(list(dict.fromkeys(swap.after for swap in self.swaps)), 3)
+        counts = f"{format_count(len(self), 'site')} swapped", names, format_count(self.parameters, "parameter")
+        return ", ".join(filter(None, counts))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data, with the plan as `model.yaml` has it."""
+        return {
+            "swaps": to_plain(self.swaps),
+            "kept": list(self.kept),
+            "plan": self.plan.to_yaml(),
+            "unseen": list(self.unseen),
+            "parameters": self.parameters,
+        }
+
+    def _make_table(self) -> Table:
+        """Return a row per swapped site."""
+        columns = "site layer section owner channels layout before after parameters parameters_before misfit".split()
+        return columns, ([swap[column] for column in columns] for swap in to_plain(self.swaps))
 
     def __str__(self) -> str:
         """Return a table of the swaps, with one row per section, kind of swap and layout."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from rtdetr_act.activations.dynamic_conv import DynamicConv2d
 from rtdetr_act.activations.placed import get_placement
 from rtdetr_act.activations.protocol import Layout, Replaces
 from rtdetr_act.activations.temperature import Scheduled
+from rtdetr_act.results import Result
 from rtdetr_act.surgery.functional_calls import FUNCTIONS
 from rtdetr_act.surgery.model_plan import is_model_yaml
 from rtdetr_act.surgery.modules import evaluation_mode, find_frozen, get_example_inputs, set_child, unwrap
@@ -38,8 +39,8 @@ _WEIGHT_READERS = ("get_equivalent_kernel_bias", "fuse_convs", "reparameterize",
 _WEIGHT_READING_CLASSES = ("RepVGGDW",)
 
 
-@dataclass(frozen=True)
-class Site:
+@dataclass(frozen=True, repr=False)
+class Site(Result):
     """One activation or convolution of a network that can be replaced.
 
     Attributes:
@@ -60,7 +61,7 @@ class Site:
     """
 
     name: str
-    owner: nn.Module = field(repr=False)
+    owner: nn.Module
     attribute: str
     layer: int | None
     section: str
@@ -85,6 +86,23 @@ class Site:
         if self.replaces == "convolution":
             return _describe_convolution(self.module)
         return type(self.module).__name__ if isinstance(self.module, nn.Module) else f"F.{FUNCTIONS[self.module]}"
+
+    def _summarise(self) -> str:
+        """Return name, module and channels."""
+        return f"{self.name}, {self.current}" + ("" if self.channels is None else f", {self.channels} channels")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the site as plain data: `owner` is the class of its owner, `current` its module as text."""
+        return {
+            "name": self.name,
+            "layer": self.layer,
+            "section": self.section,
+            "owner": self.owner_class,
+            "current": self.current,
+            "channels": self.channels,
+            "layout": self.layout,
+            "replaces": self.replaces,
+        }
 
 
 def find_sites(model: nn.Module, example_input: Any = None) -> list[Site]:

@@ -6,23 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rtdetr_act.analysis.figures import check_figure_path
 from rtdetr_act.analysis.history import HISTORY_FILE, make_history, read_history
 from rtdetr_act.analysis.history_figure import draw_history
 from rtdetr_act.analysis.learned import Quantity, has_coefficients, read_quantities
 from rtdetr_act.errors import InputError, ModelError, quote
+from rtdetr_act.formatting import format_count
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
 from rtdetr_act.integrations.ultralytics.images import open_validation, pick_images, training_imgsz
 from rtdetr_act.integrations.ultralytics.models import load_model
+from rtdetr_act.results import Table, TableResult, to_plain
 
 if TYPE_CHECKING:
     import polars
 
 
-@dataclass(frozen=True)
-class Learned:
+@dataclass(frozen=True, repr=False)
+class Learned(TableResult):
     """Learned parameters and generated coefficients of the activations of a checkpoint.
 
     Attributes:
@@ -36,6 +38,27 @@ class Learned:
     start: Mapping[tuple[str, str], float]
     history: polars.DataFrame | None = None
     note: str = ""
+
+    def _summarise(self) -> str:
+        """Return the numbers of quantities and sites."""
+        sites = len({quantity.site for quantity in self.quantities})
+        return f"{len(self.quantities)} quantities of {format_count(sites, 'site')}"
+
+    def _make_table(self) -> Table:
+        """Return a row per quantity; `start` is unknown without a history."""
+        return ("site", "layer", "activation", "quantity", "start", "value"), (
+            (each.site, each.layer, each.activation, each.name, self.start.get((each.site, each.name)), each.value)
+            for each in self.quantities
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as plain data: `quantities` as in the CSV file, and `history` as lists by its columns."""
+        columns, rows = self._make_table()
+        return {
+            "quantities": [dict(zip(columns, to_plain(row), strict=True)) for row in rows],
+            "history": None if self.history is None else to_plain(self.history.to_dict(as_series=False)),
+            "note": self.note,
+        }
 
 
 def report_learned(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rtdetr_act.formatting import format_count
 from rtdetr_act.integrations.ultralytics.models import load_model
+from rtdetr_act.results import Table, TableResult
 from rtdetr_act.surgery.functional_calls import find_unreachable_calls
 from rtdetr_act.surgery.modules import unwrap
 from rtdetr_act.surgery.patcher import PatchReport, patch_model
@@ -12,8 +14,8 @@ from rtdetr_act.surgery.plan import Scope, check_scope
 from rtdetr_act.surgery.sites import Site, find_sites
 
 
-@dataclass(frozen=True)
-class SiteListing:
+@dataclass(frozen=True, repr=False)
+class SiteListing(TableResult):
     """The activation sites of a model.
 
     Attributes:
@@ -25,6 +27,29 @@ class SiteListing:
     sites: tuple[Site, ...]
     report: PatchReport | None = None
     unreachable: tuple[str, ...] = ()
+
+    def _summarise(self) -> str:
+        """Return the numbers of sites and of swapped ones."""
+        swapped = f", {len(self.report)} swapped" if self.report else ""
+        return format_count(len(self.sites), "site") + swapped
+
+    def _make_table(self) -> Table:
+        """Return a row per site: of a swapped one what stands there before and after, of others `after` is unknown."""
+        after = {swap.site.name: swap.after for swap in self.report.swaps} if self.report else {}
+        columns = ("site", "layer", "section", "owner", "channels", "layout", "before", "after")
+        return columns, (
+            (
+                site.name,
+                site.layer,
+                site.section,
+                site.owner_class,
+                site.channels,
+                site.layout,
+                site.current,
+                after.get(site.name),
+            )
+            for site in self.sites
+        )
 
 
 def list_sites(source: str, activation: str | None = None, *, scope: Scope = "conv") -> SiteListing:

@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from rtdetr_act.analysis.memory import measure_peak_bytes, measure_saved_bytes
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import convert_write_errors, create_folder, write_files_atomically
 from rtdetr_act.integrations.ultralytics.arguments import check_positive_integers, move_to
+from rtdetr_act.results import Result, to_plain
 from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
 _OBJECTS_PER_IMAGE = 8
 _DPI = 110
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, repr=False)
+class Cost(Result):
     """Time and memory of one variant of a model, relative to the first variant measured.
 
     Attributes:
@@ -47,6 +48,11 @@ class Cost:
     saved: float
     peak_bytes: int
     saved_bytes: int
+
+    def _summarise(self) -> str:
+        """Return the activation and its ratios."""
+        times = f"training step {self.train.median:.2f}, inference {self.inference.median:.2f}"
+        return f"{self.activation}, {times}, peak memory {self.peak:.2f}, saved for backward {self.saved:.2f}"
 
 
 def compare_costs(
@@ -206,7 +212,7 @@ def write_costs(costs: Mapping[str, Sequence[Cost]], folder: Path, name: str) ->
             times = {"training step": cost.train.median, "inference, batch 1": cost.inference.median}
             memory = {"peak memory": cost.peak, "saved for backward": cost.saved}
             panels.setdefault(model, {})[cost.activation] = {**times, **memory}
-    text = json.dumps({model: [asdict(cost) for cost in found] for model, found in costs.items()}, indent=1)
+    text = json.dumps(to_plain(costs), indent=1)
     chart = bars_figure(panels, "in units of the stock model (times: medians of paired ratios)")
     contents = {folder / f"{name}.json": text.encode(), folder / f"{name}.png": render_figure(chart, dpi=_DPI)}
     with convert_write_errors(folder), create_folder(folder):

@@ -9,7 +9,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from rtdetr_act.integrations.ultralytics.export import check_export, export_mode
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
 from rtdetr_act.integrations.ultralytics.results import read_scores
 from rtdetr_act.integrations.ultralytics.runs import slug
+from rtdetr_act.results import Result, to_plain
 from rtdetr_act.timing import Ratio, compute_ratios, time_rounds
 
 TORCH = "torch"  # the format that is not exported
@@ -57,8 +58,8 @@ class Export:
         return f"{self.format} int8" if self.int8 else self.format
 
 
-@dataclass(frozen=True)
-class Latency:
+@dataclass(frozen=True, repr=False)
+class Latency(Result):
     """Latency, size and scores of one variant in one format.
 
     Attributes:
@@ -88,6 +89,11 @@ class Latency:
     scores: dict[str, float] | None
     imgsz: int
     gflops: float
+
+    def _summarise(self) -> str:
+        """Return activation, format, time and scores."""
+        scores = [f"{name} {score:.4f}" for name, score in (self.scores or {}).items()]
+        return ", ".join([self.activation, self.format, f"{self.median:.2f} ms", *scores])
 
 
 def measure_latencies(
@@ -274,7 +280,7 @@ def write_latencies(latencies: Sequence[Latency], folder: Path, name: str) -> li
     Raises:
         InputError: The folder cannot be written to; its files are then as they were.
     """
-    contents = {folder / f"{name}.json": json.dumps([asdict(latency) for latency in latencies], indent=1).encode()}
+    contents = {folder / f"{name}.json": json.dumps(to_plain(latencies), indent=1).encode()}
     if all(latency.scores for latency in latencies):
         contents[folder / f"{name}.png"] = render_figure(draw_pareto(latencies), dpi=_DPI)
     with convert_write_errors(folder), create_folder(folder):

@@ -22,12 +22,13 @@ from rtdetr_act.integrations.ultralytics.failures import (
 )
 from rtdetr_act.integrations.ultralytics.results import read_results, read_scores
 from rtdetr_act.integrations.ultralytics.trainers import started_here
+from rtdetr_act.results import Result
 from rtdetr_act.surgery.modules import unwrap
 from rtdetr_act.surgery.sites import iterate_placed_activations
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, repr=False)
+class Outcome(Result):
     """Outcome of the training of one variant.
 
     Attributes:
@@ -50,6 +51,11 @@ class Outcome:
     seconds_per_epoch: float = math.nan
     folder: Path | None = None
     failure: str = ""
+
+    def _summarise(self) -> str:
+        """Return the activation, and its scores or why there are none."""
+        scores = [f"{name} {score:.4f}" for name, score in (self.scores or {}).items()]
+        return ", ".join([self.activation, *([f"failed: {self.failure}"] if self.failure else scores)])
 
 
 def outcome_of(name: str, model: Any) -> Outcome:
