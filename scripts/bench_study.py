@@ -28,7 +28,7 @@ from rtdetr_act.integrations.ultralytics.shapes import shapes
 from rtdetr_act.study.grid import Study, expand_study
 from rtdetr_act.study.local import Slot, run_locally
 from rtdetr_act.study.preparation import prepare_runs
-from rtdetr_act.study.report import write_report
+from rtdetr_act.study.report import report_study
 from rtdetr_act.study.storage import RESULT_FILE, RUN_FILE, RUNS_FOLDER, write_json
 
 CORES = os.cpu_count() or 1
@@ -84,7 +84,7 @@ def measure_overhead(folder: Path, epochs: int) -> tuple[float, float, dict[str,
     run_quietly([sys.executable, "-c", "from rtdetr_act.cli.main import main; main()", *command])
     whole = time.perf_counter() - started
     started = time.perf_counter()
-    write_report(folder / "study")
+    report_study(folder / "study")
     return plain, whole, {"leaderboard and page": time.perf_counter() - started}
 
 
@@ -129,7 +129,7 @@ def measure_leaderboard(folder: Path, variants: int = 40, seeds: int = 50) -> tu
         result |= {"classes": {"a": score, "b": score + 0.1}, "parameters": 907885, "gflops_640": 1.2}
         write_json(path / RESULT_FILE, result)
     started = time.perf_counter()
-    write_report(folder)
+    report_study(folder)
     return variants * seeds, time.perf_counter() - started
 
 

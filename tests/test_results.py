@@ -25,7 +25,7 @@ from rtdetr_act.integrations.ultralytics.costs import Cost
 from rtdetr_act.integrations.ultralytics.latency import Latency
 from rtdetr_act.integrations.ultralytics.runs import Outcome
 from rtdetr_act.results import Result, TableResult, to_plain
-from rtdetr_act.study.report import write_report
+from rtdetr_act.study.report import report_study
 from rtdetr_act.timing import Ratio
 from rtdetr_act.workflows.learned import Learned
 from rtdetr_act.workflows.sites import list_sites
@@ -85,7 +85,7 @@ def make_learned(_: Path) -> Result:
 
 
 def make_study(folder: Path) -> Result:
-    return write_report(make_folder(folder / "study"))
+    return report_study(make_folder(folder / "study"))
 
 
 TABLES: dict[Callable[[Path], Any], tuple[str, int]] = {
@@ -146,7 +146,7 @@ def test_parts_have_a_line_each() -> None:
 
 
 def test_leaderboard_rows_have_a_line_each_and_the_table_is_the_file(tmp_path: Path) -> None:
-    report = write_report(make_folder(tmp_path / "study"))
+    report = report_study(make_folder(tmp_path / "study"))
     assert list(map(repr, report.rows)) == [
         "<LeaderboardRow: arelu, 2 runs, 0.302, no difference shown>",
         "<LeaderboardRow: stock, 2 runs, 0.253, baseline>",

@@ -32,23 +32,26 @@ from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.study.grid import Study
 from rtdetr_act.study.leaderboard import build_leaderboard
 from rtdetr_act.study.run_folders import read_runs
+from rtdetr_act.study.runner import run_search
 from rtdetr_act.study.search import (
     FINAL,
+    SEARCH_REPORT_FILES,
     Search,
     Trial,
     allocate_rungs,
+    define_search,
     fit_effects,
     format_plan,
     is_uniform,
     make_search,
     rank_assignments,
-    run_search,
+    run_rungs,
     sample_candidates,
     select_survivors,
 )
 from rtdetr_act.study.search_report import Answer, choose_answer, format_model_yaml, format_search_report
 from rtdetr_act.study.stages import Stage, find_stages
-from rtdetr_act.study.storage import write_json
+from rtdetr_act.study.storage import REPORT_FILES, write_json
 from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.plan import Plan
 from rtdetr_act.surgery.sites import find_sites
@@ -326,12 +329,12 @@ def test_search_finds_a_planted_plan_and_goes_on_where_it_stopped(stock_yaml: Pa
     assert [(rung.name, rung.plans, rung.epochs) for rung in search.rungs] == [
         ("rung0", 17, 3), ("rung1", 5, 9), ("final", 2, 9)
     ]  # fmt: skip
-    calm = run_search(search, tmp_path / "calm", score_planted(search))
+    calm = run_rungs(search, tmp_path / "calm", score_planted(search))
     assert sum(trial.epochs for trial in calm) <= 150
     stopped = tmp_path / "stopped"
     for _ in range(40):
         try:
-            again = run_search(search, stopped, score_planted(search, stop=7))
+            again = run_rungs(search, stopped, score_planted(search, stop=7))
             break
         except KeyboardInterrupt:
             pass
@@ -354,19 +357,19 @@ def test_search_finds_a_planted_plan_and_goes_on_where_it_stopped(stock_yaml: Pa
     assert "150" in text
     assert "| backbone 4-5 | +0.0" in text
     with pytest.raises(InputError, match="holds another search: it has budget 150, this one 151"):
-        run_search(make(stock_yaml, data, budget=151), stopped, score_planted(search))
+        run_rungs(make(stock_yaml, data, budget=151), stopped, score_planted(search))
     with pytest.raises(InputError, match="holds another search: it has seeds 3, this one 2"):
-        run_search(make(stock_yaml, data, budget=150, seeds=2), stopped, score_planted(search))
+        run_rungs(make(stock_yaml, data, budget=150, seeds=2), stopped, score_planted(search))
 
 
 def test_what_was_picked_stays_picked(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     search = make(stock_yaml, data, budget=150)
     with pytest.raises(KeyboardInterrupt):
-        run_search(search, tmp_path, score_planted(search, stop=search.rungs[0].plans + 2))
+        run_rungs(search, tmp_path, score_planted(search, stop=search.rungs[0].plans + 2))
     picked = read_json(tmp_path / "rung1" / "picks.json")
     for path in (tmp_path / "rung0").glob("runs/arelu-s0/result.json"):
         path.unlink()  # as of a run that broke, and would be tried again
-    trials = run_search(search, tmp_path, score_planted(search))
+    trials = run_rungs(search, tmp_path, score_planted(search))
     assert [list(trial.candidate.assignment) for trial in trials if trial.rung == "rung1"] == [
         each["assignment"] for each in picked
     ]
@@ -375,7 +378,7 @@ def test_what_was_picked_stays_picked(stock_yaml: Path, data: Data, tmp_path: Pa
 
 def test_where_nothing_differs_the_simple_plan_is_the_answer(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     search = make(stock_yaml, data, budget=150)
-    trials = run_search(search, tmp_path, score_planted(search, gain=0.0))
+    trials = run_rungs(search, tmp_path, score_planted(search, gain=0.0))
     lines = build_leaderboard(
         read_runs(tmp_path / FINAL), baseline=(read_json(tmp_path / FINAL / "study.json")["baseline"])
     )
@@ -386,9 +389,39 @@ def test_where_nothing_differs_the_simple_plan_is_the_answer(stock_yaml: Path, d
     assert "does not mean that the two are equal" in found.explanation
 
 
+def test_function_reports_a_search_whose_runs_are_done(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    settings = {"activations": ["arelu", "silu"], "model": str(stock_yaml), "data": str(data.detect), "budget": 150}
+    search = define_search({**settings, "epochs": 9, "imgsz": 64})
+    assert search == make(stock_yaml, data, budget=150)
+    trials = run_rungs(search, tmp_path, score_planted(search))
+    report = run_search({**settings, "epochs": 9, "imgsz": 64}, tmp_path)
+    assert report.answer.mixed and repr(report) == f"<SearchReport: {report.answer.plan}, {len(trials)} runs>"
+    assert sorted(path.name for path in report.files) == sorted([*SEARCH_REPORT_FILES, *REPORT_FILES])
+    assert report.to_csv().splitlines()[0] == (tmp_path / "search.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["answer"]["plan"] == report.answer.plan
+    with pytest.raises(InputError, match=r"holds another search: it has seeds 3, this one 2"):
+        run_search({**settings, "epochs": 9, "imgsz": 64, "seeds": 2}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({}, r"a search needs 'activations' to place, such as \['arelu', 'silu'\]"),
+        ({"activations": "arelu"}, "a search needs two activations or more"),
+        ({"activations": ["arelu", "silu"], "model": ["a.yaml"]}, r"'model' of a search must be one name of a file"),
+        ({"activations": ["arelu", "silu"], "seeds": "3"}, "seeds must be one positive integer here, not '3'"),
+        ({"activations": ["arelu", "silu"], "budgets": 150}, "'budgets'"),
+    ],
+)
+def test_function_says_what_is_wrong(settings: dict[str, Any], error: str, tmp_path: Path) -> None:
+    with pytest.raises(RtdetrActError, match=error):
+        run_search(settings, tmp_path / "search")
+    assert not (tmp_path / "search").exists()
+
+
 def test_one_seed_shows_nothing_and_lost_runs_are_not_compared(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     search = make(stock_yaml, data, budget=80, seeds=1)
-    trials = run_search(search, tmp_path, score_planted(search))
+    trials = run_rungs(search, tmp_path, score_planted(search))
     lines = build_leaderboard(read_runs(tmp_path / FINAL), baseline="arelu")
     found = choose_answer(search, trials, lines)
     assert not found.mixed, "one seed is no evidence, however large the difference"

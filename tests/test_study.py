@@ -18,18 +18,20 @@ import psutil
 import pytest
 import tiny
 from conftest import Data, Run
+from records import make_folder
 from rich.console import Console
 from typer.testing import CliRunner
 
 from rtdetr_act import patch_model
 from rtdetr_act.cli.main import app
-from rtdetr_act.errors import InputError, TrainingError
+from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
 from rtdetr_act.files import write_atomically
 from rtdetr_act.study.display import Display
 from rtdetr_act.study.local import Slot, divide_into_slots
 from rtdetr_act.study.process import explain_exit, read_progress
-from rtdetr_act.study.report import write_report
+from rtdetr_act.study.report import report_study
 from rtdetr_act.study.run_folders import read_runs
+from rtdetr_act.study.runner import run_study
 from rtdetr_act.study.storage import lock_folder, write_json
 
 EPOCHS = 3
@@ -160,7 +162,7 @@ def test_results_are_tables_and_a_page(study: tuple[Path, list[str]]) -> None:
 def test_finished_study_is_not_done_again(study: tuple[Path, list[str]]) -> None:
     folder, _ = study
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    report = write_report(folder)
+    report = report_study(folder)
     assert {line.variant for line in report.rows} == {"arelu", "stock"}
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, "the same bytes again"
     assert {path.name for path in report.files} == {f"leaderboard.{end}" for end in ("csv", "parquet", "md")} | {
@@ -204,6 +206,51 @@ def test_second_study_in_a_folder_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
+@pytest.mark.kill  # the engine kills what a worker may have left
+def test_function_runs_a_study_as_the_command_does(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    file = tiny.write_yaml(
+        tmp_path / "study.yaml",
+        {"activations": ["stock", "arelu"], "seeds": 1, "model": str(stock_yaml), "data": str(data.detect),
+         "epochs": 1, "imgsz": 64, "batch": 4, "amp": False, "plots": False, "deterministic": False},
+    )  # fmt: skip
+    report = run_study(file, tmp_path / "study")
+    assert repr(report) == "<StudyReport: 2 variants, 2 finished runs>"
+    assert {row.variant: row.is_baseline for row in report.rows} == {"stock": True, "arelu": False}
+    assert all(path.is_file() for path in report.files)
+    results = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("runs/*/result.json")}
+    again = run_study(str(file), str(tmp_path / "study"))
+    assert again.rows == report.rows and len(results) == 2
+    assert results == {path: path.stat().st_mtime_ns for path in results}, "what is done is not done again"
+
+
+def test_function_reports_a_study_whose_runs_are_done(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "study")
+    before = signal.getsignal(signal.SIGTERM)
+    report = run_study({"activations": ["stock", "arelu"], "seeds": 2, "epochs": 2}, folder)
+    assert [row.variant for row in report.rows] == ["arelu", "stock"]
+    assert signal.getsignal(signal.SIGTERM) is before, "the handlers of the caller are left alone"
+
+
+@pytest.mark.parametrize(
+    ("definition", "error"),
+    [
+        ({"activation": "arelu"}, "^the study has an unknown key 'activation'; did you mean 'activations'"),
+        ({}, "^a study needs activations"),
+        ("nowhere.yaml", "^cannot read 'nowhere.yaml'|^there is no"),
+        ({"activations": ["arelu"], "lr0": -1.0}, "lr0"),
+    ],
+)
+def test_function_says_what_is_wrong(definition: Any, error: str, tmp_path: Path) -> None:
+    with pytest.raises(RtdetrActError, match=error):
+        run_study(definition, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_function_refuses_options_of_another_engine(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="engine"):
+        run_study({"activations": ["arelu"]}, tmp_path / "study", halving=True)
+
+
 def test_dry_run_prints_rows_and_writes_nothing(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     words = ["--act", "stock", "--act", "arelu", "--seeds", "2", "--dry-run", "--model", str(stock_yaml)]
     words += ["--data", str(data.detect), "epochs=2", "imgsz=64", "batch=4"]
@@ -224,16 +271,16 @@ def test_ultralytics_runs_made_without_us_are_reported(stock_run: Run, patched_r
     assert all(record.state == "done" and record.epochs == 1 for record in records.values())
     assert records["two"].variant == "arelu", "folders and names of models are no settings"
     assert records["two"].parameters > records["one"].parameters
-    assert {line.variant: line.is_baseline for line in write_report(tmp_path).rows} == {"stock": True, "arelu": False}
+    assert {line.variant: line.is_baseline for line in report_study(tmp_path).rows} == {"stock": True, "arelu": False}
     with pytest.raises(InputError, match="the baseline 'relu' is not one of the activations: arelu, stock"):
-        write_report(tmp_path, baseline="relu")
+        report_study(tmp_path, baseline="relu")
 
 
 def test_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no run in"):
-        write_report(tmp_path)
+        report_study(tmp_path)
     with pytest.raises(InputError, match="there is no folder"):
-        write_report(tmp_path / "nowhere")
+        report_study(tmp_path / "nowhere")
 
 
 def test_places_divide_the_machine() -> None:

@@ -22,8 +22,8 @@ from rtdetr_act.files import partial_path
 from rtdetr_act.study.grid import Study, expand_study, make_study
 from rtdetr_act.study.local import divide_into_slots, find_slots
 from rtdetr_act.study.preparation import prepare_runs
-from rtdetr_act.study.report import write_report
-from rtdetr_act.study.search import make_search, run_search
+from rtdetr_act.study.report import report_study
+from rtdetr_act.study.search import make_search, run_rungs
 from rtdetr_act.study.storage import lock_folder
 
 posix = pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX")
@@ -135,11 +135,11 @@ def test_search_writes_its_picks_behind_the_checks(stock_yaml: Path, data: Data,
     settings = {"budget": 15, "seeds": 1, "scope": "conv", "act_lr": 1.0, "arguments": {"epochs": 3}}
     wrong = make_search(["arelu,silu"], model=str(stock_yaml), data=str(tmp_path / "nowhere.yaml"), **settings)
     with pytest.raises(InputError, match="there is no data set"):
-        run_search(wrong, tmp_path, refuse)
+        run_rungs(wrong, tmp_path, refuse)
     assert tree(tmp_path) == {}
     right = make_search(["arelu,silu"], model=str(stock_yaml), data=str(data.detect), **settings)
     with pytest.raises(KeyboardInterrupt):
-        run_search(right, tmp_path, refuse)
+        run_rungs(right, tmp_path, refuse)
     assert {"search.json", "rung0/picks.json", "rung0/study.json"} < set(tree(tmp_path))
 
 
@@ -189,14 +189,14 @@ def test_the_snapshot_of_a_run_that_is_done_is_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [100, 2000, 100_000, 1_000_000])
 def test_full_disk_leaves_the_old_report_whole(size: int, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "study")
-    write_report(folder)
+    report_study(folder)
     before = tree(folder)
     (folder / "runs" / "arelu-s0" / "result.json").write_text('{"state": "failed", "reason": "no"}')
     changed = tree(folder)
     with tiny.full_disk(size), pytest.raises(InputError, match="File too large; its files are unchanged"):
-        write_report(folder)
+        report_study(folder)
     assert tree(folder) == changed
-    write_report(folder)
+    report_study(folder)
     after = tree(folder)
     assert {name for name in before if before[name] != after[name]} == {
         "leaderboard.csv", "leaderboard.parquet", "leaderboard.md", "report.html", "runs/arelu-s0/result.json",
@@ -206,7 +206,7 @@ def test_full_disk_leaves_the_old_report_whole(size: int, tmp_path: Path) -> Non
 @posix
 def test_ctrl_c_while_a_report_is_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(tmp_path / "study")
-    write_report(folder)
+    report_study(folder)
     (folder / "runs" / "arelu-s0" / "result.json").write_text('{"state": "failed", "reason": "no"}')
     before, synced = tree(folder), os.fsync
     for last in range(4):
@@ -220,7 +220,7 @@ def test_ctrl_c_while_a_report_is_written_leaves_the_old_one(tmp_path: Path, mon
 
         monkeypatch.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            write_report(folder)
+            report_study(folder)
         monkeypatch.setattr(os, "fsync", synced)
         assert tree(folder) == before
 

@@ -25,7 +25,7 @@ from rtdetr_act.integrations.ultralytics.results import read_results
 from rtdetr_act.study.grid import expand_study, make_study, read_study_file
 from rtdetr_act.study.preparation import read_run_configs
 from rtdetr_act.study.process import read_progress
-from rtdetr_act.study.report import write_report
+from rtdetr_act.study.report import report_study
 from rtdetr_act.study.run_folders import read_run, read_runs
 from rtdetr_act.study.search import Candidate, Rung, Search, check_search_folder, read_candidates, read_trials
 from rtdetr_act.study.stages import Stage
@@ -104,7 +104,7 @@ def test_report_of_what_may_stand_in_a_record_is_made_or_refused(study: Path, da
     wrong = data.draw(st.sampled_from(list(mutations(json.loads(good)))))
     path.write_text(json.dumps(wrong))
     try:
-        write_report(study)
+        report_study(study)
         (study / "report.html").read_text(encoding="utf-8")
     except RtdetrActError as error:
         assert str(path) in str(error)
@@ -230,7 +230,7 @@ def test_damaged_foreign_runs_are_counted_and_say_why(foreign: Path) -> None:
         else:
             assert expected in record.reason, record
     arguments.write_bytes(b"- 1")
-    board = pl.read_csv(write_report(foreign).files[0])
+    board = pl.read_csv(report_study(foreign).files[0])
     assert sorted(zip(board["variant"], board["runs"], board["failed"], strict=True))[0][1:] == (1, 0)
     assert board["failed"].sum() == 1
     assert "is not a mapping" in (foreign / "report.html").read_text(encoding="utf-8")
@@ -306,12 +306,12 @@ def test_damaged_learned_curves_are_named(study: Path) -> None:
         for wrong in rng.sample(documents, 15):
             path.write_text(json.dumps(wrong))
             try:
-                write_report(study)
+                report_study(study)
             except RtdetrActError as error:
                 assert f"'{path}' is damaged" in str(error)
         path.write_bytes(good[: len(good) // 2])
         with pytest.raises(InputError, match=r"arelu-s0.activations.json' is damaged.*delete it"):
-            write_report(study)
+            report_study(study)
     finally:
         path.write_bytes(good)
 

@@ -13,9 +13,9 @@ from rtdetr_act.cli.completion import complete_act, complete_data, complete_mode
 from rtdetr_act.cli.printing import print_warning
 from rtdetr_act.errors import InputError
 from rtdetr_act.files import output_folder
+from rtdetr_act.integrations.ultralytics.configs import DEFAULT_MODEL
 from rtdetr_act.spec import split_at_commas
 
-DEFAULT_MODEL = "rtdetr-n.yaml"
 DEFAULT_DATA = "shapes"
 
 Pairs = Annotated[

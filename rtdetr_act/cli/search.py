@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,12 +11,10 @@ import typer
 from rtdetr_act.cli.grammar import command
 from rtdetr_act.cli.options import ActLr, Acts, Data, Model, Output, Pairs, ScopeOption, choose_model_and_data
 from rtdetr_act.cli.printing import print_files
-from rtdetr_act.cli.study import estimate_run_seconds, run_with_display
+from rtdetr_act.cli.study import interrupt_on_sigterm, print_duration
 from rtdetr_act.errors import InputError
 
 if TYPE_CHECKING:
-    from rtdetr_act.study.grid import Study
-    from rtdetr_act.study.local import Slot
     from rtdetr_act.study.search import Search
 
 
@@ -51,21 +48,15 @@ def search(
 
     from rtdetr_act.integrations.ultralytics.arguments import split_pairs
     from rtdetr_act.integrations.ultralytics.downloads import no_downloads
-    from rtdetr_act.study.engines import open_engine
     from rtdetr_act.study.leaderboard import make_leaderboard_table
-    from rtdetr_act.study.local import find_slots
-    from rtdetr_act.study.report import write_report
-    from rtdetr_act.study.search import FINAL, SEARCH_REPORT_FILES, make_search, run_search
-    from rtdetr_act.study.search_report import choose_answer, make_rung_table, write_search_report
-    from rtdetr_act.study.storage import SEARCH_FILE, check_writable_files, lock_folder
+    from rtdetr_act.study.runner import run_search
+    from rtdetr_act.study.search import make_search
+    from rtdetr_act.study.search_report import make_rung_table
 
     if not act:
         raise InputError("search needs activations to place: act=arelu,dyrelu_b,silu")
     output = output or Path("runs/search")
     arguments = split_pairs(pairs or [])
-    device = arguments.get("device")
-    slots = find_slots(device, cpus)
-    check_writable_files(output, [*SEARCH_REPORT_FILES, SEARCH_FILE])
     source, dataset = choose_model_and_data(model, data)
     with no_downloads() if dry_run else nullcontext():
         definition = make_search(
@@ -79,46 +70,26 @@ def search(
             arguments=arguments,
         )
         if dry_run:
-            _print_rungs(definition, output, slots)
+            _print_rungs(definition, output, cpus)
             return
-
-    with open_engine("local", device=device, cpus=cpus, retries=retries) as engine, lock_folder(output):
-
-        def run(study: Study, folders: Sequence[Path]) -> None:
-            print(f"{folders[0].parents[1]}: {len(folders)} runs of {study.arguments['epochs']} epochs", flush=True)
-            run_with_display(folders, engine)
-
-        trials = run_search(definition, output, run)
-        final = write_report(output / FINAL, measure=True)
-        answer = choose_answer(definition, trials, final.rows)
-        files = write_search_report(definition, trials, final.rows, answer, output)
+    interrupt_on_sigterm()
+    found = run_search(definition, output, cpus=cpus, retries=retries)
     console = Console()
-    console.print(make_rung_table(definition, trials))
-    console.print(make_leaderboard_table(final.rows, final.metric))
-    print(f"answer: {answer.plan}\n{answer.explanation}")
-    print_files([*files, *final.files], f"train {output / 'best.yaml'} data={definition.data}")
+    console.print(make_rung_table(definition, found.trials))
+    console.print(make_leaderboard_table(found.final.rows, found.final.metric))
+    print(f"answer: {found.answer.plan}\n{found.answer.explanation}")
+    print_files(found.files, f"train {output / 'best.yaml'} data={definition.data}")
 
 
-def _print_rungs(definition: Search, output: Path, slots: Sequence[Slot]) -> None:
+def _print_rungs(definition: Search, output: Path, cpus: int | None) -> None:
     """Print the stages, the rungs and their estimated duration on this machine, by the pace of the uniform plans."""
     from rich.console import Console
     from rich.table import Table
 
     from rtdetr_act.study.display import format_seconds
-    from rtdetr_act.study.grid import check_runs, expand_study
-    from rtdetr_act.study.preparation import STARTUP_SECONDS
-    from rtdetr_act.study.search import check_search_folder, make_rung_study, select_candidates
+    from rtdetr_act.study.estimates import estimate_search
 
-    check_search_folder(definition, output)
-    first = definition.rungs[0]
-    candidates = select_candidates(definition, 0, [])
-    check_runs(expand_study(make_rung_study(definition, first, candidates)), read_only=True)
-    uniform = expand_study(
-        make_rung_study(definition, first, [each for each in candidates if each.origin == "uniform"])
-    )
-    seconds = estimate_run_seconds(uniform, output / "none", slots)
-    pace = (sum(seconds.values()) / len(seconds) - STARTUP_SECONDS) / first.epochs
-
+    estimate = estimate_search(definition, output, cpus=cpus)
     stages = Table(title=f"Stages of {definition.model}")
     for title in ("stage", "sites", "supported activations"):
         stages.add_column(title, overflow="fold", justify="right" if title == "sites" else "left")
@@ -127,16 +98,12 @@ def _print_rungs(definition: Search, output: Path, slots: Sequence[Slot]) -> Non
     rungs = Table(title=f"Rungs in {output}")
     for title in ("rung", "plans", "epochs each", "seeds", "epochs", "about"):
         rungs.add_column(title, justify="left" if title == "rung" else "right")
-    total = 0.0
     for rung in definition.rungs:
-        runs = rung.plans * len(rung.seeds)
-        time = runs * (STARTUP_SECONDS + pace * rung.epochs) / min(len(slots), runs)
-        total += time
         cells = (rung.plans, rung.epochs, len(rung.seeds), rung.cost)
-        rungs.add_row(rung.name, *map(str, cells), format_seconds(time))
+        rungs.add_row(rung.name, *map(str, cells), format_seconds(estimate.seconds[rung.name]))
     console = Console()
     console.print(stages)
     console.print(rungs)
     spent = sum(rung.cost for rung in definition.rungs)
     print(f"{spent} epochs of training, of a budget of {definition.budget}")
-    print(f"about {format_seconds(total)} with {len(slots)} at once on this machine, measured on random images")
+    print_duration(estimate.total, estimate.slots)

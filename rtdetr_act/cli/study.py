@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +13,11 @@ from rtdetr_act.cli.completion import complete_data, complete_word
 from rtdetr_act.cli.grammar import command
 from rtdetr_act.cli.options import Acts, From, Models, Output, choose_model_and_data, require, split_variants
 from rtdetr_act.cli.printing import print_files
-from rtdetr_act.errors import InputError, Interrupted, TrainingError, quote
+from rtdetr_act.errors import InputError, TrainingError, quote
 
 if TYPE_CHECKING:
-    from rtdetr_act.study.engines import Engine
-    from rtdetr_act.study.grid import RunConfig, Study
-    from rtdetr_act.study.leaderboard import LeaderboardRow
-    from rtdetr_act.study.local import Slot
+    from rtdetr_act.study.grid import Study
+    from rtdetr_act.study.report import StudyReport
 
 
 @command(
@@ -57,10 +54,9 @@ def study(
     lr0=[0.01,0.02], and multiplies the runs. Results go to runs/study; the same command continues an interrupted
     study, and more act= and seeds= extend it.
     """
-    from rtdetr_act.study.engines import open_engine, parse_engine
+    from rtdetr_act.study.engines import parse_engine
     from rtdetr_act.study.grid import make_study
-    from rtdetr_act.study.preparation import is_study_finished, prepare_runs
-    from rtdetr_act.study.storage import REPORT_FILES, check_writable_files, lock_folder
+    from rtdetr_act.study.runner import run_study
 
     options = {
         "activations": split_variants(act) if act else None, "where": where, "seeds": seeds, "baseline": baseline,
@@ -71,28 +67,15 @@ def study(
     definition = make_study(given, defaults={"model": source, "data": dataset})
     output = output or Path("runs/study")
     engine_name = parse_engine(engine, address, halving)
-    device = definition.arguments.get("device")
     if dry_run:
-        _print_runs(definition, output, device, cpus)
+        _print_runs(definition, output, cpus)
         return
-    check_writable_files(output, REPORT_FILES)
-    opening = open_engine(
-        engine_name,
-        device=device,
-        cpus=cpus,
-        retries=retries,
-        address=address,
-        halving=definition.baseline if halving else None,
+    interrupt_on_sigterm()
+    written = run_study(
+        definition, output, cpus=cpus, retries=retries, engine=engine_name, address=address, halving=halving
     )
-    with ExitStack() as stack:
-        # The report of a finished study needs no engine, such as the cluster that it ran on.
-        run = None if is_study_finished(definition, output) else stack.enter_context(opening)
-        stack.enter_context(lock_folder(output))
-        folders = prepare_runs(definition, output)
-        if run:
-            run_with_display(folders, run)
-        rows = _write_report(output, measure=True)
-    if failed := sum(row.failed for row in rows):
+    _print_report(written)
+    if failed := sum(row.failed for row in written.rows):
         raise TrainingError(
             f"{failed} runs gave no score: {output / 'leaderboard.md'} counts them, report.html says why"
         )
@@ -107,8 +90,10 @@ def report(
 
     Leaderboard and HTML page, from the folder of a study, or from one with run folders of Ultralytics.
     """
+    from rtdetr_act.study.report import report_study
+
     found = require(folder, "report needs the folder of a study or of runs", "rtdetr-act report runs/study")
-    _write_report(Path(found), baseline=baseline)
+    _print_report(report_study(found, baseline=baseline))
 
 
 def _parse_words(words: Sequence[str]) -> dict[str, Any]:
@@ -125,85 +110,48 @@ def _parse_words(words: Sequence[str]) -> dict[str, Any]:
     return {**(read_study_file(Path(files[0])) if files else {}), **({"model": models} if models else {}), **given}
 
 
-def run_with_display(folders: Sequence[Path], run: Engine) -> None:
-    """Run all unfinished runs of a study, and show the progress.
-
-    Args:
-        folders: Run folders of the study.
-        run: Engine, as `open_engine` yields it.
-
-    Raises:
-        Interrupted: The user pressed Ctrl-C, or the process received SIGTERM.
-        InputError: The disk is full.
-    """
-    from rtdetr_act.study.display import Display
-
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM end the command as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _raise_interrupt)
-    try:
-        with Display(folders) as display:
-            run(folders, watch=display)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; nothing is lost: the same command continues") from None
-    except OSError as error:
-        raise InputError(f"the study stopped: {error.strerror or error}; the same command continues") from error
 
 
 def _raise_interrupt(*_: object) -> None:
-    """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt
 
 
-def _write_report(folder: Path, *, baseline: str | None = None, measure: bool = False) -> Sequence[LeaderboardRow]:
-    """Write the report of a study, print the leaderboard, and return its rows."""
+def _print_report(written: StudyReport) -> None:
+    """Print the leaderboard, and the files of the report."""
     from rich.console import Console
 
     from rtdetr_act.study.leaderboard import make_leaderboard_table
-    from rtdetr_act.study.report import write_report
 
-    written = write_report(folder, baseline=baseline, measure=measure)
     Console().print(make_leaderboard_table(written.rows, written.metric))
     print_files(written.files)
-    return written.rows
 
 
-def _print_runs(definition: Study, folder: Path, device: Any, cpus: int | None) -> None:
-    """Print the runs of a study and their estimated duration on this machine; downloads and writes nothing."""
+def _print_runs(definition: Study, folder: Path, cpus: int | None) -> None:
+    """Print the runs of a study and their estimated duration on this machine."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from rtdetr_act.integrations.ultralytics.downloads import no_downloads
     from rtdetr_act.study.display import format_seconds
-    from rtdetr_act.study.local import find_slots
-    from rtdetr_act.study.preparation import check_study
+    from rtdetr_act.study.estimates import estimate_study
 
-    slots = find_slots(device, cpus)
-    with no_downloads():
-        runs, _ = check_study(definition, folder, read_only=True)
-        seconds = estimate_run_seconds(runs, folder, slots)
-    table = Table(title=escape(f"{len(runs)} runs in {folder}"))
+    estimate = estimate_study(definition, folder, cpus=cpus)
+    table = Table(title=escape(f"{len(estimate.runs)} runs in {folder}"))
     for title in ("run", "activation", "seed", "settings", "alone"):
         table.add_column(title, overflow="fold")
-    for run in runs:
-        time = format_seconds(seconds[run.name]) if seconds[run.name] else "finished"
+    for run in estimate.runs:
+        seconds = estimate.seconds[run.name]
+        time = format_seconds(seconds) if seconds else "finished"
         table.add_row(*map(escape, (run.name, run.variant, str(run.seed), run.setting, time)))
     Console().print(table)
-    total = sum(seconds.values()) / min(len(slots), max(1, sum(map(bool, seconds.values()))))
-    print(f"about {format_seconds(total)} with {len(slots)} at once on this machine, measured on random images")
+    print_duration(estimate.total, estimate.slots)
 
 
-def estimate_run_seconds(runs: Sequence[RunConfig], folder: Path, slots: Sequence[Slot]) -> dict[str, float]:
-    """Return the estimated duration of each run in seconds, by name, on the first of some slots.
+def print_duration(seconds: float, slots: int) -> None:
+    """Print the estimated duration of a study or a search, with the number of runs at once."""
+    from rtdetr_act.study.display import format_seconds
 
-    Args:
-        runs: The runs.
-        folder: Folder of the study, which need not exist.
-        slots: Slots of this machine.
-    """
-    import torch
-
-    from rtdetr_act.study.preparation import estimate_seconds
-
-    first = slots[0].device.split(",")[0]
-    torch.set_num_threads(slots[0].threads or torch.get_num_threads())
-    return estimate_seconds(runs, folder, device=f"cuda:{first}" if first.isdigit() else first)
+    print(f"about {format_seconds(seconds)} with {slots} at once on this machine, measured on random images")

@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
 from rtdetr_act.errors import InputError, RtdetrActError, SpecError, quote, suggest
 from rtdetr_act.integrations.ultralytics.arguments import check_arguments
+from rtdetr_act.integrations.ultralytics.configs import DEFAULT_MODEL
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_variant
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
@@ -38,6 +40,7 @@ from rtdetr_act.surgery.plan import Plan, Scope, check_scope
 RESERVED_ARGUMENTS = ("model", "data", "seed", "name", "project", "exist_ok", "task", "mode", "resume", "save", "time")
 _STUDY_KEYS = ("model", "data", "activations", "where", "baseline", "seeds", "scope", "act_lr")
 EMBEDDED_DATA = "shapes"  # the embedded data set, generated at first use
+DEFAULTS = MappingProxyType({"model": DEFAULT_MODEL, "data": EMBEDDED_DATA})
 MAX_RUNS = 10_000  # each has a folder and a process
 _MAX_SEED = 2**31 - 1  # Ultralytics adds the rank of the process, and NumPy takes 32 bits
 _SIZE_ARGUMENTS = ("epochs", "batch", "imgsz")
@@ -133,6 +136,21 @@ def is_study_file(word: str) -> bool:
     return path.suffix in (".yaml", ".yml") and path.is_file() and not is_model_yaml(read_yaml_mapping(path))
 
 
+def define_study(study: Mapping[str, Any] | str | Path) -> Study:
+    """Return the study that a study file defines, or a mapping with what one contains.
+
+    Args:
+        study: Path of the file, or the mapping.
+
+    Raises:
+        RtdetrActError: The file does not exist, or a key or a value is malformed.
+    """
+    if not isinstance(study, Mapping):
+        return make_study(read_study_file(Path(study)))
+    _check_keys("the study", study)
+    return make_study(study)
+
+
 def read_study_file(path: Path) -> dict[str, Any]:
     """Return the keys and values of a study file; only the names of the keys are checked.
 
@@ -141,21 +159,26 @@ def read_study_file(path: Path) -> dict[str, Any]:
             Ultralytics argument.
     """
     data = read_yaml_mapping(path)
-    for key in data:
-        if key not in _STUDY_KEYS and key not in DEFAULT_CFG_DICT:
-            raise InputError(
-                f"'{path}' has an unknown key {quote(key)}{suggest(key, [*_STUDY_KEYS, *DEFAULT_CFG_DICT])}"
-            )
+    _check_keys(f"'{path}'", data)
     return data
 
 
-def make_study(given: Mapping[str, Any], *, defaults: Mapping[str, Any]) -> Study:
+def _check_keys(owner: str, data: Iterable[Any]) -> None:
+    """Check that every key is one of a study or an Ultralytics argument; raises InputError that names the owner."""
+    for key in data:
+        if key not in _STUDY_KEYS and key not in DEFAULT_CFG_DICT:
+            raise InputError(
+                f"{owner} has an unknown key {quote(key)}{suggest(key, [*_STUDY_KEYS, *DEFAULT_CFG_DICT])}"
+            )
+
+
+def make_study(given: Mapping[str, Any], *, defaults: Mapping[str, Any] = DEFAULTS) -> Study:
     """Return the study defined by the keys of a study file or by command-line options.
 
     Args:
         given: Values of `activations`, `model`, `data`, `where`, `seeds`, `baseline`, `scope` and `act_lr`, and
             Ultralytics arguments.
-        defaults: Default values of `model` and `data`.
+        defaults: Default values of `model` and `data`; the embedded ones if not given.
 
     Raises:
         RtdetrActError: A value is malformed or given twice.

@@ -71,7 +71,7 @@ class StudyReport(TableResult):
         return frame.columns, frame.iter_rows()
 
 
-def write_report(folder: Path, *, baseline: str | None = None, measure: bool = False) -> StudyReport:
+def report_study(folder: Path | str, *, baseline: str | None = None, measure: bool = False) -> StudyReport:
     """Write the leaderboard and the HTML page from the run folders, all files or none, and return the report.
 
     Args:
@@ -83,6 +83,7 @@ def write_report(folder: Path, *, baseline: str | None = None, measure: bool = F
         InputError: There is no run or no such baseline, the folder is that of a search, a file in it is damaged, or it
             is not writable.
     """
+    folder = Path(folder)
     if folder_exists(folder) and (folder / SEARCH_FILE).exists():
         raise InputError(
             f"'{folder}' is a search, whose rungs do not compare: give '{folder / 'final'}', or a rung of it"

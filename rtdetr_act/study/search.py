@@ -25,10 +25,18 @@ from ultralytics.cfg import DEFAULT_CFG_DICT
 
 from rtdetr_act.activations.registry import resolve
 from rtdetr_act.errors import InputError, TrainingError, quote
-from rtdetr_act.integrations.ultralytics.arguments import check_arguments
+from rtdetr_act.integrations.ultralytics.arguments import check_arguments, check_positive_integers
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_model
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
-from rtdetr_act.study.grid import MAX_RUNS, RESERVED_ARGUMENTS, Study, check_act_lr, check_sizes, normalize_arguments
+from rtdetr_act.study.grid import (
+    DEFAULTS,
+    MAX_RUNS,
+    RESERVED_ARGUMENTS,
+    Study,
+    check_act_lr,
+    check_sizes,
+    normalize_arguments,
+)
 from rtdetr_act.study.leaderboard import choose_metric
 from rtdetr_act.study.preparation import prepare_runs
 from rtdetr_act.study.run_folders import read_runs
@@ -51,6 +59,7 @@ REDUCTION_FACTOR = 3  # factor between the lengths of rungs, and between their n
 _MIN_EPOCHS = 3  # of the shortest rung, where warm-up takes one (shapes) to three epochs (Ultralytics' default)
 _DEFAULT_TRAININGS = 14  # default budget in complete trainings, without the final
 _SAMPLING_SEED = 0  # of the sampled plans
+_SEARCH_KEYS = ("model", "data", "budget", "seeds", "scope", "act_lr")
 
 Assignment = tuple[str, ...]  # activation of each stage, in the order of the stages
 
@@ -140,25 +149,42 @@ class Effect:
     error: float
 
 
+def define_search(given: Mapping[str, Any]) -> Search:
+    """Return the search that a mapping defines: the arguments of `make_search`, and Ultralytics arguments.
+
+    Raises:
+        RtdetrActError: A value is malformed, or there are no activations.
+    """
+    if not given.get("activations"):
+        raise InputError("a search needs 'activations' to place, such as ['arelu', 'silu']")
+    own = {**DEFAULTS, **{key: given[key] for key in _SEARCH_KEYS if given.get(key) is not None}}
+    for key in ("model", "data"):
+        if not isinstance(own[key], str):
+            raise InputError(f"'{key}' of a search must be one name of a file, not {quote(own[key])}")
+    named = given["activations"]
+    rest = {key: value for key, value in given.items() if key not in ("activations", *_SEARCH_KEYS)}
+    return make_search([named] if isinstance(named, str) else named, arguments=rest, **own)
+
+
 def make_search(
     activations: Sequence[str],
     *,
     model: str,
     data: str,
-    budget: int | None,
-    seeds: int,
-    scope: str,
-    act_lr: float,
     arguments: Mapping[str, Any],
+    budget: int | None = None,
+    seeds: int = 3,
+    scope: str = "conv",
+    act_lr: float = 1.0,
 ) -> Search:
-    """Return the search defined by command-line options, after checking them.
+    """Return the search defined by some settings, after checking them.
 
     Args:
         activations: Activations, each string with one or several separated by commas.
         model, data, scope, act_lr: As in `Study`.
+        arguments: Ultralytics arguments; `epochs` is the length of a complete training.
         budget: Total epochs of all trainings; None for fourteen complete trainings and the final.
         seeds: Number of runs of each of the two plans in the final.
-        arguments: Ultralytics arguments; `epochs` is the length of a complete training.
 
     Raises:
         RtdetrActError: An activation, an argument or the model is invalid, or the budget is too small.
@@ -166,6 +192,7 @@ def make_search(
     names = parse_activations(activations)
     checked_scope = check_scope(scope)
     check_act_lr(act_lr)
+    check_positive_integers(seeds=seeds, **({} if budget is None else {"budget": budget}))
     if seeds > MAX_RUNS:
         raise InputError(f"seeds={quote(seeds)} are too many: a study has {MAX_RUNS:,} runs at most")
     arguments = normalize_arguments(arguments)
@@ -492,7 +519,7 @@ def check_search_folder(search: Search, folder: Path) -> bool:
     return True
 
 
-def run_search(search: Search, folder: Path, run: Callable[[Study, Sequence[Path]], None]) -> list[Trial]:
+def run_rungs(search: Search, folder: Path, run: Callable[[Study, Sequence[Path]], None]) -> list[Trial]:
     """Run the unfinished rungs of a search, and return all trials.
 
     The candidates of a rung are written to its folder before it runs, so that a resumed search has the same ones.

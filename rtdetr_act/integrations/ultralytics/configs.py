@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+DEFAULT_MODEL = "rtdetr-n.yaml"  # of commands and studies that name none
+
 
 def configs_folder() -> Path:
     """Return the folder of the shipped YAMLs: inside an installed package, or at the root of a checkout."""
