@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rtdetr_act.activations.registry import names as names
     from rtdetr_act.activations.registry import register as register
     from rtdetr_act.analysis.diagnosis import Diagnosis as Diagnosis
-    from rtdetr_act.analysis.diagnosis import diagnose as diagnose
     from rtdetr_act.deploy.fold import FoldReport as FoldReport
     from rtdetr_act.deploy.fold import fold_activations as fold_activations
     from rtdetr_act.integrations.ultralytics.hooks.tasks import default_act as default_act
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from rtdetr_act.surgery.refit import refit as refit
     from rtdetr_act.surgery.sites import Site as Site
     from rtdetr_act.surgery.sites import find_sites as find_sites
+    from rtdetr_act.workflows.diagnose import diagnose as diagnose
 
 _MODULES = {
     "create": "activations.registry",
@@ -39,7 +39,7 @@ _MODULES = {
     "register": "activations.registry",
     "DynamicConv2d": "activations.dynamic_conv",
     "Diagnosis": "analysis.diagnosis",
-    "diagnose": "analysis.diagnosis",
+    "diagnose": "workflows.diagnose",
     "FoldReport": "deploy.fold",
     "fold_activations": "deploy.fold",
     "default_act": "integrations.ultralytics.hooks.tasks",

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -282,6 +283,46 @@ def test_every_task_has_labelled_batches_and_a_loss(task: str, data: Data, tmp_p
     )
     found = diagnose(model, batches)
     assert len(found.sites) == len(find_sites(model)) and all(site.gradient_in > 0 for site in found.sites)
+
+
+def test_data_names_the_images_of_an_ultralytics_model(data: Data, stock_run: Run) -> None:
+    model = RTDETR(str(stock_run.pt))  # which was trained at 64 pixels
+    model.model.train()
+    random.seed(3)
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    found = diagnose(model, data=str(data.detect), images=3, batch=2)
+    assert random.getstate() == before[0] and np.array_equal(np.random.get_state()[1], before[1])
+    assert torch.equal(torch.get_rng_state(), before[2]) and model.model.training
+    batches = load_batches(model, check_data(str(data.detect), "detect"), 3, 64, 2)
+    assert found == diagnose(model, batches) and found.batches == 2
+    assert found != diagnose(model, data=str(data.detect), images=3, imgsz=96, batch=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({}, "diagnose needs images: give data=, such as data='coco8.yaml', or batches"),
+        ({"data": "shapes", "batches": []}, "batches and data= are two sources of images"),
+        ({"data": "coco9.yaml"}, "there is no data set 'coco9.yaml'"),
+        ({"data": "coco8.yaml", "images": 0}, "images must be one positive integer here, not 0"),
+        ({"data": "detect", "imgsz": [64, 64]}, "imgsz must be one positive integer here"),
+    ],
+)
+def test_data_that_cannot_be_used_is_one_sentence(
+    settings: dict[str, Any], error: str, data: Data, stock_yaml: Path
+) -> None:
+    if settings.get("data") in ("detect", "coco8.yaml"):
+        settings = {**settings, "data": str(data.detect)}
+    with pytest.raises(InputError, match=error):
+        diagnose(RTDETR(str(stock_yaml)), **settings)
+
+
+def test_data_is_for_models_that_know_their_task_and_classes(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="data= is for RTDETR and YOLO objects, which know their task, not for a Skip"):
+        diagnose(make(), data=str(data.detect))
+    one_class = tiny.write_yaml(tmp_path / "one.yaml", {**tiny.RTDETR, "nc": 1})
+    with pytest.raises(InputError, match=r"' has 2 classes, and the model only 1: give data like its own"):
+        diagnose(RTDETR(str(one_class)), data=str(data.detect))
 
 
 def test_command_prints_tables_and_writes_rows_and_a_figure(data: Data, patched_run: Run, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ class Diagnosis(TableResult):
         return [field.name for field in fields(SiteDiagnosis)], map(astuple, self.sites)
 
 
-def diagnose(
+def diagnose_batches(
     model: Any, batches: Iterable[Any], loss: Loss | None = None, *, example_input: Any = None, seed: int = 0
 ) -> Diagnosis:
     """Measure gradients and features at every activation of a model, on real batches in training mode.
@@ -146,9 +146,9 @@ def diagnose(
 
     >>> from rtdetr_act import patch_model
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
-    >>> diagnoses = [diagnose(net, [torch.randn(16, 4)], lambda model, x: model(x).square().mean())]
+    >>> diagnoses = [diagnose_batches(net, [torch.randn(16, 4)], lambda model, x: model(x).square().mean())]
     >>> report = patch_model(net, "arelu", scope="all")
-    >>> diagnoses += [diagnose(net, [torch.randn(16, 4)], lambda model, x: model(x).square().mean())]
+    >>> diagnoses += [diagnose_batches(net, [torch.randn(16, 4)], lambda model, x: model(x).square().mean())]
     >>> [round(each.sites[0].gain_active, 4) for each in diagnoses]
     [1.0, 1.8808]
     """

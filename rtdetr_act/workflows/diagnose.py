@@ -1,22 +1,96 @@
-"""Diagnose variants of a model on the same labelled images."""
+"""Diagnose a model, or variants of models on the same labelled images."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rtdetr_act.analysis.diagnosis import Diagnosis, diagnose, preserve_random_state, seed_all
+from rtdetr_act.analysis.diagnosis import Diagnosis, Loss, diagnose_batches, preserve_random_state, seed_all
 from rtdetr_act.analysis.diagnosis_report import write_diagnosis
-from rtdetr_act.errors import InputError
+from rtdetr_act.errors import InputError, quote
 from rtdetr_act.files import output_folder
 from rtdetr_act.integrations.ultralytics.arguments import move_to
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
 from rtdetr_act.integrations.ultralytics.images import load_batches, training_imgsz
 from rtdetr_act.integrations.ultralytics.models import load_variant
 from rtdetr_act.integrations.ultralytics.shapes import SIDE
+from rtdetr_act.surgery.modules import unwrap
 from rtdetr_act.surgery.plan import Scope
+
+
+def diagnose(
+    model: Any,
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    *,
+    example_input: Any = None,
+    seed: int = 0,
+    data: str | None = None,
+    images: int = 16,
+    imgsz: int | None = None,
+    batch: int = 4,
+) -> Diagnosis:
+    """Measure gradients and features at every activation of a model, on real batches in training mode.
+
+    The measurement runs in a copy of the model: weights, gradients, modes, BatchNorm statistics, in-place flags and
+    the random state are left unchanged. It takes the memory of forward and backward pass of one batch, and of a copy
+    of the weights.
+
+    Args:
+        model: RTDETR, YOLO, a task model or any module.
+        batches: Batches in the form that `loss` takes; for an Ultralytics model, those of its data loaders with images
+            scaled to [0, 1]. Default: None, batches of `data`.
+        loss: Function of (model, batch) that returns a scalar tensor; it must call the model it is given. Default: the
+            training loss of an Ultralytics model.
+        example_input: Input with which to call a model other than Ultralytics', to find channels and layouts.
+        seed: Seed of the first batch; each following batch has the next integer.
+        data: For an RTDETR or YOLO object in place of `batches`: a data set as in Ultralytics, or "shapes". Its
+            validation images are loaded without augmentation. Default: None.
+        images: Number of labelled images of `data`, taken at equal distances. Default: 16.
+        imgsz: Side of these images, in pixels. Default: None, the size that the model was trained with, and for an
+            untrained one 640 (128 with "shapes").
+        batch: Images of a batch. Default: 4.
+
+    Returns:
+        The measurements of each site, averaged over the batches.
+
+    Raises:
+        ModelError: The model is exported, wrapped or compiled, has no activation site, or cannot be copied.
+        InputError: There is no batch, `data` cannot be used with the model, or the loss is not a scalar or does not
+            depend on the model given.
+        TrainingError: The loss is not finite.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    >>> diagnose(net, [torch.randn(16, 4)], lambda model, x: model(x).square().mean())
+    <Diagnosis: 1 site on 1 batch>
+    """
+    if batches is not None and data is not None:
+        raise InputError("batches and data= are two sources of images: give either")
+    if data is not None:
+        batches = _load_batches_for(model, data, images, imgsz, batch)
+    if batches is None:
+        raise InputError("diagnose needs images: give data=, such as data='coco8.yaml', or batches")
+    return diagnose_batches(model, batches, loss, example_input=example_input, seed=seed)
+
+
+def _load_batches_for(model: Any, data: str, images: int, imgsz: int | None, batch: int) -> list[dict[str, Any]]:
+    """Return batches of a data set for an RTDETR or YOLO object, on its device; the random state is restored."""
+    module = unwrap(model)
+    if module is model:
+        raise InputError(
+            f"data= is for RTDETR and YOLO objects, which know their task, not for a {type(model).__name__}: give "
+            "batches"
+        )
+    dataset = check_data(resolve_data(data), str(model.task))
+    own, count = int(module.yaml["nc"]), int(dataset["nc"])  # type: ignore[index]
+    if count > own:
+        raise InputError(f"{quote(data)} has {count} classes, and the model only {own}: give data like its own")
+    size = training_imgsz(model, _default_imgsz(data)) if imgsz is None else imgsz
+    with preserve_random_state():
+        return load_batches(model, dataset, images, size, batch, str(next(module.parameters()).device))
 
 
 def diagnose_variants(
@@ -72,12 +146,14 @@ def diagnose_variants(
                     name, model = load_variant(source, activation, scope=scope)
                     dataset = dataset or check_data(resolve_data(data), str(model.task))
                     _fit_classes(model, source, data, int(dataset["nc"]), seed)
-                size = _default_imgsz(model, source, data) if imgsz is None else imgsz
+                default = _default_imgsz(data)
+                trained = training_imgsz(model, default) if source.endswith(".pt") else default
+                size = trained if imgsz is None else imgsz
                 module = move_to(model.model, device)
                 batches = batches or load_batches(model, dataset, images, size, batch, device)
                 name = name if len(sources) == 1 else run_name(source)
                 name = f"{name} {len(diagnoses) + 1}" if name in diagnoses else name
-                diagnoses[name] = diagnose(module, batches, seed=seed)
+                diagnoses[name] = diagnose_batches(module, batches, seed=seed)
         if show:
             show(diagnoses)
         return diagnoses, write_diagnosis(diagnoses, output, title_of(sources, data))
@@ -103,9 +179,9 @@ def run_name(source: str) -> str:
     return path.parts[-3] if len(path.parts) > 2 and path.parts[-2] == "weights" else path.stem
 
 
-def _default_imgsz(model: Any, source: str, data: str) -> int:
-    default = SIDE if data in ("shapes", "shapes.yaml") else 640
-    return training_imgsz(model, default) if source.endswith(".pt") else default
+def _default_imgsz(data: str) -> int:
+    """Return the side of the images that an untrained model is diagnosed on."""
+    return SIDE if data in ("shapes", "shapes.yaml") else 640
 
 
 def _fit_classes(model: Any, source: str, data: str, count: int, seed: int) -> None:
