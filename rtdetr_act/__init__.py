@@ -16,11 +16,30 @@ if TYPE_CHECKING:
     from rtdetr_act.activations.registry import create as create
     from rtdetr_act.activations.registry import names as names
     from rtdetr_act.activations.registry import register as register
+    from rtdetr_act.analysis.curves import plot_activations as plot_activations
     from rtdetr_act.analysis.diagnosis import Diagnosis as Diagnosis
     from rtdetr_act.deploy.fold import FoldReport as FoldReport
     from rtdetr_act.deploy.fold import fold_activations as fold_activations
+    from rtdetr_act.errors import FoldError as FoldError
+    from rtdetr_act.errors import InputError as InputError
+    from rtdetr_act.errors import Interrupted as Interrupted
+    from rtdetr_act.errors import ModelError as ModelError
+    from rtdetr_act.errors import RtdetrActError as RtdetrActError
+    from rtdetr_act.errors import SelectionError as SelectionError
+    from rtdetr_act.errors import SpecError as SpecError
+    from rtdetr_act.errors import TrainingError as TrainingError
+    from rtdetr_act.integrations.ultralytics.costs import Cost as Cost
     from rtdetr_act.integrations.ultralytics.hooks.tasks import default_act as default_act
+    from rtdetr_act.integrations.ultralytics.latency import Latency as Latency
+    from rtdetr_act.integrations.ultralytics.models import load_model as load_model
+    from rtdetr_act.integrations.ultralytics.runs import Outcome as Outcome
     from rtdetr_act.integrations.ultralytics.shapes import shapes as shapes
+    from rtdetr_act.study.leaderboard import LeaderboardRow as LeaderboardRow
+    from rtdetr_act.study.report import StudyReport as StudyReport
+    from rtdetr_act.study.report import report_study as report_study
+    from rtdetr_act.study.runner import SearchReport as SearchReport
+    from rtdetr_act.study.runner import run_search as run_search
+    from rtdetr_act.study.runner import run_study as run_study
     from rtdetr_act.surgery.calibrate import calibrate as calibrate
     from rtdetr_act.surgery.epochs import set_epoch as set_epoch
     from rtdetr_act.surgery.patcher import PatchReport as PatchReport
@@ -31,19 +50,53 @@ if TYPE_CHECKING:
     from rtdetr_act.surgery.refit import refit as refit
     from rtdetr_act.surgery.sites import Site as Site
     from rtdetr_act.surgery.sites import find_sites as find_sites
+    from rtdetr_act.workflows.activations import ActivationListing as ActivationListing
+    from rtdetr_act.workflows.activations import list_activations as list_activations
+    from rtdetr_act.workflows.bench import bench_exports as bench_exports
+    from rtdetr_act.workflows.bench import bench_training as bench_training
     from rtdetr_act.workflows.diagnose import diagnose as diagnose
+    from rtdetr_act.workflows.diagnose import diagnose_variants as diagnose_variants
+    from rtdetr_act.workflows.export import export_checkpoint as export_checkpoint
+    from rtdetr_act.workflows.fold import fold_checkpoint as fold_checkpoint
+    from rtdetr_act.workflows.learned import Learned as Learned
+    from rtdetr_act.workflows.learned import read_learned as read_learned
+    from rtdetr_act.workflows.learned import report_learned as report_learned
+    from rtdetr_act.workflows.predict import predict_source as predict_source
+    from rtdetr_act.workflows.sites import SiteListing as SiteListing
+    from rtdetr_act.workflows.sites import list_sites as list_sites
+    from rtdetr_act.workflows.train import resume_training as resume_training
+    from rtdetr_act.workflows.train import train_variants as train_variants
+    from rtdetr_act.workflows.validate import validate_checkpoint as validate_checkpoint
 
 _MODULES = {
+    "DynamicConv2d": "activations.dynamic_conv",
     "create": "activations.registry",
     "names": "activations.registry",
     "register": "activations.registry",
-    "DynamicConv2d": "activations.dynamic_conv",
+    "plot_activations": "analysis.curves",
     "Diagnosis": "analysis.diagnosis",
-    "diagnose": "workflows.diagnose",
     "FoldReport": "deploy.fold",
     "fold_activations": "deploy.fold",
+    "FoldError": "errors",
+    "InputError": "errors",
+    "Interrupted": "errors",
+    "ModelError": "errors",
+    "RtdetrActError": "errors",
+    "SelectionError": "errors",
+    "SpecError": "errors",
+    "TrainingError": "errors",
+    "Cost": "integrations.ultralytics.costs",
     "default_act": "integrations.ultralytics.hooks.tasks",
+    "Latency": "integrations.ultralytics.latency",
+    "load_model": "integrations.ultralytics.models",
+    "Outcome": "integrations.ultralytics.runs",
     "shapes": "integrations.ultralytics.shapes",
+    "LeaderboardRow": "study.leaderboard",
+    "StudyReport": "study.report",
+    "report_study": "study.report",
+    "SearchReport": "study.runner",
+    "run_search": "study.runner",
+    "run_study": "study.runner",
     "calibrate": "surgery.calibrate",
     "set_epoch": "surgery.epochs",
     "PatchReport": "surgery.patcher",
@@ -54,6 +107,23 @@ _MODULES = {
     "refit": "surgery.refit",
     "Site": "surgery.sites",
     "find_sites": "surgery.sites",
+    "ActivationListing": "workflows.activations",
+    "list_activations": "workflows.activations",
+    "bench_exports": "workflows.bench",
+    "bench_training": "workflows.bench",
+    "diagnose": "workflows.diagnose",
+    "diagnose_variants": "workflows.diagnose",
+    "export_checkpoint": "workflows.export",
+    "fold_checkpoint": "workflows.fold",
+    "Learned": "workflows.learned",
+    "read_learned": "workflows.learned",
+    "report_learned": "workflows.learned",
+    "predict_source": "workflows.predict",
+    "SiteListing": "workflows.sites",
+    "list_sites": "workflows.sites",
+    "resume_training": "workflows.train",
+    "train_variants": "workflows.train",
+    "validate_checkpoint": "workflows.validate",
 }
 __all__ = ["__version__", *sorted(_MODULES)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 from rtdetr_act.errors import SpecError, quote
@@ -76,6 +77,15 @@ class ActSpec:
             f"{key}={_format_literal(value)}" for key, value in self.kwargs
         ]
         return f"{self.name}({', '.join(parts)})" if parts else self.name
+
+
+def as_list(values: Any) -> list[Any]:
+    """Return one text, path or None as a list of it, and several as a list of them.
+
+    >>> as_list("arelu"), as_list(["stock", None]), as_list(None)
+    (['arelu'], ['stock', None], [None])
+    """
+    return [values] if values is None or isinstance(values, (str, PathLike)) else list(values)
 
 
 def split_at_commas(text: str) -> list[str]:

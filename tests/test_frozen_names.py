@@ -42,6 +42,8 @@ def _describe(parameter: inspect.Parameter) -> str:
     stars = "**" if parameter.kind is inspect.Parameter.VAR_KEYWORD else ""
     if parameter.default is inspect.Parameter.empty:
         return stars + parameter.name
+    if inspect.isroutine(parameter.default):
+        return f"{parameter.name}={parameter.default.__name__}"
     return f"{parameter.name}={'…' if 'factory' in repr(parameter.default) else repr(parameter.default)}"
 
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from rtdetr_act.activations import registry
 from rtdetr_act.analysis.figures import COLOURS, check_figure_path, write_figure
+from rtdetr_act.spec import as_list
 from rtdetr_act.surgery.tracing import embed_values
 
 _CHANNELS, _SIZE, _CONTEXTS = 16, 5, 64
 
 
-def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float = 4.0) -> Path:
+def plot_activations(specs: str | Sequence[str], output: Path | str, *, limit: float = 4.0) -> Path:
     """Plot activations (left) and their gradients (right) over [-limit, limit], and return the path of the figure.
 
     Learnable activations are drawn at their initial parameters. An activation whose output depends on more than the
@@ -25,7 +26,7 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
     initialised to zero, such as that of DY-ReLU, is reset to torch's default initialisation.
 
     Args:
-        specs: Names or specs of the zoo, such as "arelu" or "leaky_relu(0.1)".
+        specs: One or several names or specs of the zoo, such as "arelu" or "leaky_relu(0.1)".
         output: PNG, SVG or PDF file to write.
         limit: Half the width of the x axis.
 
@@ -37,7 +38,7 @@ def plot_activations(specs: Sequence[str], output: Path | str, *, limit: float =
         InputError: The suffix is not supported, or the file cannot be written.
     """
     path = check_figure_path(output)
-    names = [str(registry.resolve(spec)) for spec in specs]
+    names = [str(registry.resolve(spec)) for spec in as_list(specs)]
 
     x = torch.linspace(-limit, limit, 401)
     figure = Figure(figsize=(11, 4.2), layout="constrained")

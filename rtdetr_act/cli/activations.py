@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from rtdetr_act.cli.grammar import command
 from rtdetr_act.cli.options import Name, OutputFile, Project, open_file
 from rtdetr_act.cli.printing import print_files
 from rtdetr_act.errors import InputError
+
+if TYPE_CHECKING:
+    from rtdetr_act.workflows.activations import ActivationListing, ListedActivation
 
 
 @command("", "for=rknn")
@@ -28,57 +31,49 @@ def acts(
     from rich.table import Table
     from rich.text import Text
 
-    from rtdetr_act.activations.registry import get_entry, names
+    from rtdetr_act.workflows.activations import list_activations
 
-    if target:
-        _print_natives(target)
+    listing = list_activations(target or None)
+    if listing.target:
+        _print_natives(listing)
         return
     table = Table(title="x: input; C: channels at the site; parameters are those of one site", show_lines=True)
     table.add_column("name", no_wrap=True)
     table.add_column("on", no_wrap=True)
     table.add_column("formula, parameters, source")
-    for name in names():
-        item = get_entry(name)
-        lines = Text(f"{item.formula}\n{_describe_size(name)}; {item.paper}")
-        if item.note:
-            lines.append(f"\nnot meant for training: {item.note}", style="italic")
-        table.add_row(name, "maps, tokens" if item.tokens else "maps", lines)
+    for each in listing.activations:
+        lines = Text(f"{each.formula}\n{_describe_size(each)}; {each.paper}")
+        if each.note:
+            lines.append(f"\nnot meant for training: {each.note}", style="italic")
+        table.add_row(each.name, "maps, tokens" if each.tokens else "maps", lines)
     Console().print(table)
 
 
-def _describe_size(name: str) -> str:
+def _describe_size(activation: ListedActivation) -> str:
     """Return the number of parameters of an activation at a site, in words."""
-    from rtdetr_act.activations.registry import count_parameters
-    from rtdetr_act.errors import SpecError
-
-    try:
-        few, many = (count_parameters(name, channels) for channels in (64, 256))
-    except SpecError:  # it has arguments without defaults
+    few, many = activation.parameters_64, activation.parameters_256
+    if few is None or many is None:
         return "no parameters but its arguments"
     if few == many:
         return f"{few} parameters, learned" if few else "no parameters"
     return f"{few:,} parameters at C = 64, {many:,} at C = 256, learned"
 
 
-def _print_natives(name: str) -> None:
+def _print_natives(listing: ActivationListing) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rtdetr_act.activations.registry import names
-    from rtdetr_act.deploy.targets import get_native_support, get_target
+    from rtdetr_act.deploy.targets import get_target
 
-    target = get_target(name)
-    table = Table(title=f"native on {name}: {target.title}")
+    target = get_target(str(listing.target))
+    table = Table(title=f"native on {listing.target}: {target.title}")
     for title in ("activation", "condition", "source"):
         table.add_column(title, overflow="fold")
-    others = []
-    for activation in names():
-        if native := get_native_support(activation, name):
-            table.add_row(activation, native.note, native.source)
-        else:
-            others.append(activation)
+    for each in listing.activations:
+        if each.native:
+            table.add_row(each.name, each.native_condition, each.native_source)
     Console().print(table)
-    print(f"not native: {', '.join(others)}")
+    print(f"not native: {', '.join(each.name for each in listing.activations if not each.native)}")
     for sentence in filter(None, (target.otherwise, target.caveat)):
         print(sentence)
 

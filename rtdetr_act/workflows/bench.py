@@ -11,13 +11,14 @@ from rtdetr_act.integrations.ultralytics.costs import Cost, compare_costs, write
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
 from rtdetr_act.integrations.ultralytics.latency import TORCH, Latency, measure_latencies, write_latencies
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_variant, load_variants
+from rtdetr_act.spec import as_list
 from rtdetr_act.surgery.plan import Scope
 
 
 def bench_training(
-    source: str,
-    activations: Sequence[str],
-    output: Path,
+    source: str | Path,
+    activations: str | Sequence[str],
+    output: str | Path,
     *,
     imgsz: int = 224,
     batch: int = 8,
@@ -30,7 +31,7 @@ def bench_training(
 
     Args:
         source: Model YAML or checkpoint.
-        activations: Plans, as `patch_model` takes them.
+        activations: One plan or several, as `patch_model` takes them.
         output: Folder for `<model>.json` and the chart `<model>.png`, which is made if need be.
         imgsz: Side of the random images, in pixels.
         batch: Images of a training step; inference takes one.
@@ -45,24 +46,24 @@ def bench_training(
     Raises:
         RtdetrActError: The model, a plan or the device is wrong, or the folder cannot be written to.
     """
-    models = load_variants(source, [STOCK, *activations], scope=scope)
-    name = Path(source).stem
-    with output_folder(output):  # which is not made in vain, nor found wrong after minutes
+    models = load_variants(source, [STOCK, *as_list(activations)], scope=scope)
+    name, folder = Path(source).stem, Path(output)
+    with output_folder(folder):  # which is not made in vain, nor found wrong after minutes
         costs = compare_costs(models, imgsz=imgsz, batch=batch, device=device, rounds=rounds)
         if show:
             show(costs)
-        return costs, write_costs({name: costs}, output, name)
+        return costs, write_costs({name: costs}, folder, name)
 
 
 def bench_exports(
-    sources: Sequence[str],
-    activations: Sequence[str | None],
-    formats: Sequence[str],
-    output: Path,
+    sources: str | Path | Sequence[str | Path],
+    activations: str | Sequence[str | None] | None,
+    formats: str | Sequence[str],
+    output: str | Path,
     *,
     imgsz: int = 224,
     int8: bool = False,
-    data: str | None = None,
+    data: str | Path | None = None,
     rounds: int = 100,
     scope: Scope = "conv",
     show: Callable[[Sequence[Latency]], object] | None = None,
@@ -70,9 +71,10 @@ def bench_exports(
     """Export variants of models, and measure the latency, size and scores of the files on the CPU.
 
     Args:
-        sources: Model YAMLs or checkpoints.
-        activations: For each of them: plans, "stock", or None for the model as its file has it.
-        formats: Formats to export to, of "onnx", "openvino", "torchscript" and "ncnn". "torch" is always measured.
+        sources: One model YAML or checkpoint, or several.
+        activations: For each of them one or several: plans, "stock", or None for the model as its file has it.
+        formats: One format to export to or several, of "onnx", "openvino", "torchscript" and "ncnn". "torch" is always
+            measured.
         output: Folder for `formats.json`, with `data` the chart `formats.png`, and the exported files.
         imgsz: Side of the image, in pixels.
         int8: Also quantize to 8 bits, where the format can, calibrated on `data`.
@@ -88,17 +90,18 @@ def bench_exports(
         RtdetrActError: A model, a plan, a format or the data is wrong, or the folder cannot be written to.
     """
     models: dict[str, Any] = {}
-    for source in sources:
-        for activation in activations:
+    files, folder = as_list(sources), Path(output)
+    for source in files:
+        for activation in as_list(activations):
             name, model = load_variant(source, activation, scope=scope)
-            name = name if len(sources) == 1 or not activation else f"{Path(source).stem} {name}"
+            name = name if len(files) == 1 or not activation else f"{Path(source).stem} {name}"
             models[f"{name} {len(models) + 1}" if name in models else name] = model
     if data is not None:  # before minutes of exporting
         data = resolve_data(data)
         for task in {str(model.task) for model in models.values()}:
             check_data(data, task)
-    exported = [name for name in formats if name != TORCH]
-    latencies = measure_latencies(models, exported, output, imgsz=imgsz, rounds=rounds, int8=int8, data=data)
+    exported = [name for name in as_list(formats) if name != TORCH]
+    latencies = measure_latencies(models, exported, folder, imgsz=imgsz, rounds=rounds, int8=int8, data=data)
     if show:
         show(latencies)
-    return latencies, write_latencies(latencies, output, "formats")
+    return latencies, write_latencies(latencies, folder, "formats")

@@ -16,6 +16,7 @@ from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_dat
 from rtdetr_act.integrations.ultralytics.images import load_batches, training_imgsz
 from rtdetr_act.integrations.ultralytics.models import load_variant
 from rtdetr_act.integrations.ultralytics.shapes import SIDE
+from rtdetr_act.spec import as_list
 from rtdetr_act.surgery.modules import unwrap
 from rtdetr_act.surgery.plan import Scope
 
@@ -27,7 +28,7 @@ def diagnose(
     *,
     example_input: Any = None,
     seed: int = 0,
-    data: str | None = None,
+    data: str | Path | None = None,
     images: int = 16,
     imgsz: int | None = None,
     batch: int = 4,
@@ -76,7 +77,7 @@ def diagnose(
     return diagnose_batches(model, batches, loss, example_input=example_input, seed=seed)
 
 
-def _load_batches_for(model: Any, data: str, images: int, imgsz: int | None, batch: int) -> list[dict[str, Any]]:
+def _load_batches_for(model: Any, data: str | Path, images: int, imgsz: int | None, batch: int) -> list[dict[str, Any]]:
     """Return batches of a data set for an RTDETR or YOLO object, on its device; the random state is restored."""
     module = unwrap(model)
     if module is model:
@@ -87,17 +88,17 @@ def _load_batches_for(model: Any, data: str, images: int, imgsz: int | None, bat
     dataset = check_data(resolve_data(data), str(model.task))
     own, count = int(module.yaml["nc"]), int(dataset["nc"])  # type: ignore[index]
     if count > own:
-        raise InputError(f"{quote(data)} has {count} classes, and the model only {own}: give data like its own")
+        raise InputError(f"{quote(str(data))} has {count} classes, and the model only {own}: give data like its own")
     size = training_imgsz(model, _default_imgsz(data)) if imgsz is None else imgsz
     with preserve_random_state():
         return load_batches(model, dataset, images, size, batch, str(next(module.parameters()).device))
 
 
 def diagnose_variants(
-    sources: Sequence[str],
-    activations: Sequence[str | None],
-    data: str,
-    output: Path,
+    sources: str | Path | Sequence[str | Path],
+    activations: str | Sequence[str | None] | None,
+    data: str | Path,
+    output: str | Path,
     *,
     images: int = 16,
     imgsz: int | None = None,
@@ -113,8 +114,8 @@ def diagnose_variants(
     All variants are loaded once before the first of them is diagnosed, so that a wrong plan is reported at once.
 
     Args:
-        sources: Model YAMLs or checkpoints.
-        activations: For each of them: plans, "stock", or None for the model as its file has it.
+        sources: One model YAML or checkpoint, or several.
+        activations: For each of them one or several: plans, "stock", or None for the model as its file has it.
         data: Data set, as in Ultralytics; "shapes" for the embedded one.
         output: Folder for the CSV file and the figure, which is made if need be.
         images: Number of labelled images, taken at equal distances from the validation split.
@@ -132,31 +133,32 @@ def diagnose_variants(
     Raises:
         RtdetrActError: A model, a plan, the data or the device is wrong, or the folder cannot be written to.
     """
-    for source in sources:
-        for activation in activations:
+    files, plans, folder = list(map(str, as_list(sources))), as_list(activations), Path(output)
+    for source in files:
+        for activation in plans:
             load_variant(source, activation, scope=scope)
     diagnoses: dict[str, Diagnosis] = {}
     batches: list[dict[str, Any]] = []
     dataset: dict[str, Any] = {}
-    with output_folder(output):  # which is not made in vain, nor found wrong after minutes
-        for source in sources:
-            for activation in activations:
+    with output_folder(folder):  # which is not made in vain, nor found wrong after minutes
+        for source in files:
+            for activation in plans:
                 with preserve_random_state():
                     seed_all(seed)
                     name, model = load_variant(source, activation, scope=scope)
                     dataset = dataset or check_data(resolve_data(data), str(model.task))
-                    _fit_classes(model, source, data, int(dataset["nc"]), seed)
+                    _fit_classes(model, source, str(data), int(dataset["nc"]), seed)
                 default = _default_imgsz(data)
                 trained = training_imgsz(model, default) if source.endswith(".pt") else default
                 size = trained if imgsz is None else imgsz
                 module = move_to(model.model, device)
                 batches = batches or load_batches(model, dataset, images, size, batch, device)
-                name = name if len(sources) == 1 else run_name(source)
+                name = name if len(files) == 1 else run_name(source)
                 name = f"{name} {len(diagnoses) + 1}" if name in diagnoses else name
                 diagnoses[name] = diagnose_batches(module, batches, seed=seed)
         if show:
             show(diagnoses)
-        return diagnoses, write_diagnosis(diagnoses, output, title_of(sources, data))
+        return diagnoses, write_diagnosis(diagnoses, folder, title_of(files, str(data)))
 
 
 def title_of(sources: Sequence[str], data: str) -> str:
@@ -179,9 +181,9 @@ def run_name(source: str) -> str:
     return path.parts[-3] if len(path.parts) > 2 and path.parts[-2] == "weights" else path.stem
 
 
-def _default_imgsz(data: str) -> int:
+def _default_imgsz(data: str | Path) -> int:
     """Return the side of the images that an untrained model is diagnosed on."""
-    return SIDE if data in ("shapes", "shapes.yaml") else 640
+    return SIDE if str(data) in ("shapes", "shapes.yaml") else 640
 
 
 def _fit_classes(model: Any, source: str, data: str, count: int, seed: int) -> None:

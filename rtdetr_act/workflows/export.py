@@ -15,9 +15,9 @@ from rtdetr_act.integrations.ultralytics.models import load_checkpoint
 
 
 def export_checkpoint(
-    weights: str,
+    weights: str | Path,
     export_format: str = "onnx",
-    data: str | None = None,
+    data: str | Path | None = None,
     arguments: Mapping[str, Any] | None = None,
     *,
     int8: bool = False,

@@ -19,7 +19,7 @@ from rtdetr_act.surgery.modules import get_named_tensors
 from rtdetr_act.surgery.sites import find_sites
 
 
-def fold_checkpoint(source: str, output: Path | None = None) -> tuple[FoldReport, Path]:
+def fold_checkpoint(source: str | Path, output: str | Path | None = None) -> tuple[FoldReport, Path]:
     """Fold the activations of a checkpoint into its weights, and write another checkpoint.
 
     The folded checkpoint trains, validates, predicts and exports like any other. Tensors keep the dtype that they have
@@ -39,9 +39,11 @@ def fold_checkpoint(source: str, output: Path | None = None) -> tuple[FoldReport
         InputError: There is nothing to fold, the source is not a checkpoint, or the output cannot be written.
         ModelError: The checkpoint holds a class that is not installed.
     """
+    source = str(source)
     if Path(source).suffix != ".pt":
         raise InputError(f"{quote(source)} is not a checkpoint to fold: give a .pt file")
-    path = output or increment_path(Path(source).with_name(f"{Path(source).stem}-folded.pt"))
+    default = Path(source).with_name(f"{Path(source).stem}-folded.pt")
+    path = increment_path(default) if output is None else Path(output)
     if path.suffix != ".pt":
         raise InputError(f"{quote(str(path))} is not the name of a checkpoint: let it end in .pt")
     model = load_model(source)

@@ -62,9 +62,9 @@ class Learned(TableResult):
 
 
 def report_learned(
-    weights: str,
-    output: Path,
-    data: str | None = None,
+    weights: str | Path,
+    output: str | Path,
+    data: str | Path | None = None,
     *,
     show: Callable[[Learned], object] | None = None,
 ) -> tuple[Learned, Path]:
@@ -84,15 +84,15 @@ def report_learned(
         InputError: The checkpoint or the data set does not exist, the history is damaged, or the figure cannot be
             written.
     """
-    check_figure_path(output)
+    path = check_figure_path(output)
     found = read_learned(weights, data)
     if show:
         show(found)
     history = make_history(found.quantities) if found.history is None else found.history
-    return found, draw_history(history, output, weights)
+    return found, draw_history(history, path, str(weights))
 
 
-def read_learned(weights: str, data: str | None = None) -> Learned:
+def read_learned(weights: str | Path, data: str | Path | None = None) -> Learned:
     """Read what the activations of a checkpoint learned, with the history of its run where there is one.
 
     Coefficients that Dynamic ReLU and Meta-ACON generate depend on the image. They are measured on 16 validation images
@@ -106,6 +106,7 @@ def read_learned(weights: str, data: str | None = None) -> Learned:
         ModelError: The file is not a checkpoint, or none of its activations learns.
         InputError: The checkpoint or the data set does not exist, or the history is damaged.
     """
+    weights = str(weights)
     if not weights.endswith(".pt"):
         raise InputError(f"{quote(weights)} is not a checkpoint: give a .pt file")
     source = resolve_data(data) if data is not None else None

@@ -14,7 +14,7 @@ from rtdetr_act.integrations.ultralytics.models import load_checkpoint
 
 
 def predict_source(
-    weights: str,
+    weights: str | Path,
     source: Any,
     arguments: Mapping[str, Any] | None = None,
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from rtdetr_act.formatting import format_count
 from rtdetr_act.integrations.ultralytics.models import load_model
@@ -52,7 +53,7 @@ class SiteListing(TableResult):
         )
 
 
-def list_sites(source: str, activation: str | None = None, *, scope: Scope = "conv") -> SiteListing:
+def list_sites(source: str | Path, activation: str | None = None, *, scope: Scope = "conv") -> SiteListing:
     """List the activation sites of a model and, with a plan, what it would change there; no file is written.
 
     Args:

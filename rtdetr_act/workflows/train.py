@@ -15,6 +15,7 @@ from rtdetr_act.integrations.ultralytics.models import STOCK, load_checkpoint, l
 from rtdetr_act.integrations.ultralytics.results import read_scores
 from rtdetr_act.integrations.ultralytics.runs import Outcome, outcome_of, run_training, slug
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
+from rtdetr_act.spec import as_list
 from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.plan import Plan, SwapOptions
 
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def train_variants(
-    source: str,
-    activations: Sequence[str | None] = (None,),
-    data: str = "shapes",
+    source: str | Path,
+    activations: str | Sequence[str | None] | None = None,
+    data: str | Path = "shapes",
     arguments: Mapping[str, Any] | None = None,
     *,
     conv: str | None = None,
-    pretrained: str | None = None,
+    pretrained: str | Path | None = None,
     target: str | None = None,
     warn: Callable[[str], object] = warnings.warn,
     **options: Unpack[SwapOptions],
@@ -40,8 +41,8 @@ def train_variants(
 
     Args:
         source: Model YAML or checkpoint.
-        activations: Plans, as `patch_model` takes them; "stock" for the model without any swap, None (default) for the
-            model as its file has it.
+        activations: One plan or several, as `patch_model` takes them; "stock" for the model without any swap, None
+            (default) for the model as its file has it.
         data: Data set, as in Ultralytics; "shapes" (default) for the embedded one, with settings that suit it.
         arguments: Ultralytics' training arguments, such as {"epochs": 100, "imgsz": 640}. Results go to `runs/<task>`
             unless `project` says otherwise. With several variants, the name of each is appended to `name`.
@@ -59,18 +60,18 @@ def train_variants(
         RtdetrActError: The model, a plan, the data, the device or the target is wrong, or the only variant failed.
         Interrupted: The user pressed Ctrl-C.
     """
-    settings = dict(arguments or {})
+    settings, plans = dict(arguments or {}), as_list(activations)
     trained = pretrained or (source if Path(source).suffix == ".pt" else None)
     known = str(read_plan(load_model(trained).model)) if trained is not None else ""
     if data == "shapes":
         settings = {**SHAPES_SETTINGS, **settings}
-    variants = [_load(source, activation, pretrained, conv, options) for activation in activations]
+    variants = [_load(source, activation, pretrained, conv, options) for activation in plans]
     sentences = [line for _, model, _ in variants for line in list_target_warnings(model, target)] if target else []
-    swapped = [each for each in activations if each not in (None, STOCK, known)]
+    swapped = [each for each in plans if each not in (None, STOCK, known)]
     if trained and not all(Plan.parse(str(each), **options).needs_fit for each in swapped):
         sentences.append(
-            f"{quote(trained)} does not know its new activations, and a plain swap ruins what it learned: init=match "
-            "starts from that"
+            f"{quote(str(trained))} does not know its new activations, and a plain swap ruins what it learned: "
+            "init=match starts from that"
         )
     for sentence in sentences:
         warn(sentence)
@@ -96,17 +97,17 @@ def train_variants(
 
 
 def _load(
-    source: str, activation: str | None, pretrained: str | None, conv: str | None, options: SwapOptions
+    source: str | Path, activation: str | None, pretrained: str | Path | None, conv: str | None, options: SwapOptions
 ) -> tuple[str, Any, dict[str, str]]:
     """Load a variant; return its name, the model, and the training argument that takes `pretrained`, if any is left."""
     if pretrained is not None and activation not in (None, STOCK) and Plan.parse(activation, **options).needs_fit:
         # A fit starts from the pretrained weights, which must therefore be loaded before the swap.
         return *load_variant(source, activation, pretrained=pretrained, conv=conv, **options), {}
-    left = {} if pretrained is None else {"pretrained": pretrained}
+    left = {} if pretrained is None else {"pretrained": str(pretrained)}
     return *load_variant(source, activation, conv=conv, **options), left
 
 
-def resume_training(weights: str, arguments: Mapping[str, Any] | None = None) -> tuple[dict[str, float], Path]:
+def resume_training(weights: str | Path, arguments: Mapping[str, Any] | None = None) -> tuple[dict[str, float], Path]:
     """Go on with an interrupted training, to the epochs that it was started with.
 
     Args:
@@ -124,6 +125,8 @@ def resume_training(weights: str, arguments: Mapping[str, Any] | None = None) ->
     """
     model = load_checkpoint(weights)
     if (model.ckpt or {}).get("epoch", -1) < 0 or model.ckpt.get("optimizer") is None:
-        raise InputError(f"{quote(weights)} is of a finished training: resume takes the last.pt of an interrupted one")
+        raise InputError(
+            f"{quote(str(weights))} is of a finished training: resume takes the last.pt of an interrupted one"
+        )
     scores = read_scores(run_training(model, resume=True, **(arguments or {})))
     return scores, Path(model.trainer.save_dir)

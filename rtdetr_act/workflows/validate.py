@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rtdetr_act.deploy.fold import FoldReport, fold_activations
@@ -13,8 +14,8 @@ from rtdetr_act.integrations.ultralytics.results import read_scores
 
 
 def validate_checkpoint(
-    weights: str,
-    data: str | None = None,
+    weights: str | Path,
+    data: str | Path | None = None,
     arguments: Mapping[str, Any] | None = None,
     *,
     fold: bool = False,

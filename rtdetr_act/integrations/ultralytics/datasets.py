@@ -15,7 +15,7 @@ from rtdetr_act.integrations.ultralytics.model_yaml import BUILD_ERRORS
 from rtdetr_act.integrations.ultralytics.shapes import VERSION, shapes
 
 
-def resolve_data(source: str) -> str:
+def resolve_data(source: str | Path) -> str:
     """Return Ultralytics' `data` argument for a data set.
 
     Args:
@@ -25,6 +25,7 @@ def resolve_data(source: str) -> str:
     Raises:
         InputError: The data set does not exist, or "shapes" cannot be written.
     """
+    source = str(source)
     check_file_name(source)
     if source in ("shapes", "shapes.yaml") and not Path(source).exists():
         return str(shapes())

@@ -31,18 +31,56 @@ if TYPE_CHECKING:
 STOCK = "stock"  # the variant without any swap
 
 
-def load_model(source: str) -> Any:
-    """Load an RTDETR or YOLO object.
+def load_model(
+    source: str | Path,
+    activation: str | Plan | Mapping[str, Any] | None = None,
+    *,
+    pretrained: str | Path | None = None,
+    conv: str | None = None,
+    **options: Unpack[SwapOptions],
+) -> Any:
+    """Load an RTDETR or YOLO object by name, with its activations swapped if a plan is given.
 
     Args:
         source: Model YAML or .pt checkpoint: a path, a bare name of a shipped YAML such as "rtdetr-n.yaml", or a name
             that Ultralytics can download, such as "rtdetr-l.pt".
+        activation: A plan, as `patch_model` takes it or as plain data; "stock" to undo every swap. Default: None, the
+            model as its file has it.
+        pretrained: Checkpoint to take weights and, below the plan given, activations from. Default: None.
+        conv: Convolutions to replace, such as "dynamic_conv@backbone"; ignored if the activation is "stock". Default:
+            None.
+        **options: `scope`, `act_lr` and `init` of `patch_model`, for a plan given as text. A plan given as plain data
+            has its own scope and init, so that only `act_lr` (1.0 by default) is taken.
 
     Raises:
         InputError: The file does not exist, or is not a model YAML.
         ModelError: The file is not a checkpoint, or holds a class that is not installed.
-        SpecError: The model YAML names an activation or a module that does not exist.
+        SpecError: The model YAML or the plan names an activation or a module that does not exist.
+        SelectionError: The plan matches no site, or its activation cannot stand at one of its sites.
+
+    >>> from rtdetr_act import find_sites
+    >>> find_sites(load_model("rtdetr-n.yaml", "arelu@neck"))[-7].current
+    'arelu'
     """
+    model = _load(str(source))
+    if pretrained is not None:
+        if plan := read_plan(_load(str(pretrained)).model):
+            patch_model(model, plan)
+        model.load(str(pretrained))
+    if activation == STOCK:
+        unpatch_model(model)
+    elif isinstance(activation, Mapping):
+        plan = replace(Plan.from_yaml(activation), act_lr=options.get("act_lr", 1.0))
+        apply_plan(unwrap(model), plan, strict=True)
+    elif activation is not None:
+        patch_model(model, activation, **options)
+    if conv is not None and activation != STOCK:
+        apply_plan(unwrap(model), Plan.parse_convolutions(conv), strict=True)
+    return model
+
+
+def _load(source: str) -> Any:
+    """Load an RTDETR or YOLO object as its file has it."""
     check_file_name(source)
     suffix = Path(source).suffix.lower()
     if suffix in (".yaml", ".yml"):
@@ -57,15 +95,15 @@ def load_model(source: str) -> Any:
     )
 
 
-def load_checkpoint(weights: str) -> Any:
+def load_checkpoint(weights: str | Path) -> Any:
     """Load an RTDETR or YOLO object from a .pt checkpoint.
 
     Raises:
         InputError: The file does not exist, or its name does not end in .pt.
         ModelError: The file is not a checkpoint, or holds a class that is not installed.
     """
-    if not weights.endswith(".pt"):
-        raise InputError(f"{quote(weights)} is not a checkpoint: give a .pt file")
+    if not str(weights).endswith(".pt"):
+        raise InputError(f"{quote(str(weights))} is not a checkpoint: give a .pt file")
     return load_model(weights)
 
 
@@ -141,7 +179,7 @@ def _model_names() -> list[str]:
     return config_names() + [file.name for file in (ROOT / "cfg" / "models").rglob("*.yaml")]
 
 
-def load_variants(source: str, activations: Iterable[str], **options: Unpack[SwapOptions]) -> dict[str, Any]:
+def load_variants(source: str | Path, activations: Iterable[str], **options: Unpack[SwapOptions]) -> dict[str, Any]:
     """Load variants of a model, as `load_variant` does; return them by their activation, in the order given.
 
     Args:
@@ -156,23 +194,16 @@ def load_variants(source: str, activations: Iterable[str], **options: Unpack[Swa
 
 
 def load_variant(
-    source: str,
+    source: str | Path,
     activation: str | Mapping[str, Any] | None,
     *,
-    pretrained: str | None = None,
+    pretrained: str | Path | None = None,
     conv: str | None = None,
     **options: Unpack[SwapOptions],
 ) -> tuple[str, Any]:
-    """Load a variant of a model: its activations swapped, or the stock ones restored.
+    """Load a variant of a model, as `load_model` does, and name it.
 
-    Args:
-        source: Model YAML or checkpoint.
-        activation: A plan, as text or as plain data; "stock" for the model without any swap; None for the model as its
-            file has it.
-        pretrained: Checkpoint to take weights and, below the plan given, activations from.
-        conv: Convolutions to replace, such as "dynamic_conv@backbone"; ignored if the activation is "stock".
-        **options: `scope`, `act_lr` and `init` of `patch_model`, for a plan given as text. A plan given as plain data
-            has its own scope and init, so that only `act_lr` (1.0 by default) is taken.
+    Takes the arguments of `load_model`.
 
     Returns:
         The name of the variant, which is its plan as text or "stock", and the RTDETR or YOLO object.
@@ -180,19 +211,7 @@ def load_variant(
     Raises:
         RtdetrActError: The model, the checkpoint or the plan is wrong.
     """
-    model = load_model(source)
-    if pretrained is not None:
-        if plan := read_plan(load_model(pretrained).model):
-            patch_model(model, plan)
-        model.load(pretrained)
-    if activation == STOCK:
-        unpatch_model(model)
-    elif isinstance(activation, Mapping):
-        plan = replace(Plan.from_yaml(activation), act_lr=options.get("act_lr", 1.0))
-        apply_plan(unwrap(model), plan, strict=True)
-    elif activation is not None:
-        patch_model(model, activation, **options)
-    if conv is not None and activation != STOCK:
-        apply_plan(unwrap(model), Plan.parse_convolutions(conv), strict=True)
-        return (f"{activation}, {conv}" if isinstance(activation, str) else str(read_plan(model.model))), model
-    return activation if isinstance(activation, str) else str(read_plan(model.model)) or STOCK, model
+    model = load_model(source, activation, pretrained=pretrained, conv=conv, **options)
+    if not isinstance(activation, str):
+        return str(read_plan(model.model)) or STOCK, model
+    return activation if conv is None or activation == STOCK else f"{activation}, {conv}", model
