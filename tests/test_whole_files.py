@@ -91,7 +91,9 @@ def write_bench(folder: Path) -> None:
 def write_formats(folder: Path) -> None:
     scores = {"mAP50": 0.5, "mAP50-95": 0.25}
     names = [f"a variant of a long name {index}" for index in range(12)]
-    found = [Latency(name, "onnx", 1 + i, 2, Ratio(1, 1, 1, 1), 1, 1, 1, "x", scores) for i, name in enumerate(names)]
+    found = [
+        Latency(name, "onnx", 1 + i, 2, Ratio(1, 1, 1, 1), 1, 1, 1, "x", scores, 224, 1) for i, name in enumerate(names)
+    ]
     write_latencies(found, folder, "formats")
 
 
