@@ -217,7 +217,7 @@ def test_what_cannot_be_exported_is_refused_before_any_work(tmp_path: Path) -> N
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="has no INT8 export to torchscript"):
         check_export(model, "torchscript", int8=True)
-    with pytest.raises(InputError, match="name a data set with --data"):
+    with pytest.raises(InputError, match="name a data set with data="):
         export_model(model, "openvino" if find_spec("nncf") else "onnx", int8=True, imgsz=64)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 

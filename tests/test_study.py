@@ -147,7 +147,7 @@ def test_results_are_tables_and_a_page(study: tuple[Path, list[str]]) -> None:
     assert pl.read_parquet(folder / "leaderboard.parquet").columns == board.columns
     assert "no difference shown" in (folder / "leaderboard.md").read_text(encoding="utf-8")
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "rtdetr-act train --act arelu" in page
+    assert "rtdetr-act train model=" in page and " act=arelu " in page
     shapes = read_json(folder / "runs" / "arelu-s0" / "activations.json")
     assert len(shapes["sites"]) == 25
     site = shapes["sites"][0]
