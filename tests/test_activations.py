@@ -536,6 +536,11 @@ def test_softmaxes_act_over_the_channels(name: str, layout: str, sizes: list[int
         ("AconC", "aconc"),
         ("meta-acon", "meta_aconc"),
         (" relu ", "relu"),
+        ("leakyrelu", "leaky_relu"),
+        ("Leaky ReLU", "leaky_relu"),
+        ("lrelu", "leaky_relu"),
+        ("hard_swish", "hardswish"),
+        ("F.relu", "relu"),
     ],
 )
 def test_aliases(text: str, name: str) -> None:
@@ -565,7 +570,9 @@ def test_every_site_gets_its_own_instance() -> None:
     ("spec", "message"),
     [
         ("arlu", "did you mean 'arelu'"),
-        ("dyrelu", "did you mean 'dyrelu"),
+        ("dyrelu", "did you mean 'dyrelu_a', 'dyrelu_b' or 'dyrelu_c'"),
+        ("Dynamic ReLU", "did you mean 'dyrelu_a', 'dyrelu_b' or 'dyrelu_c'"),
+        ("soft", "did you mean 'soft"),  # too many begin with it to offer all of them
         ("dynamic_conv", "not an activation"),
         ("leaky_relu(slope=0.1)", r"takes \(negative_slope=0.01, inplace=False\)"),
         ("leaky_relu(0.1, False, 3)", "too many positional"),

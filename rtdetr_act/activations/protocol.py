@@ -56,7 +56,7 @@ class Entry:
         formula: The formula in one line of text.
         paper: Reference: the paper or documentation.
         note: Why it is not recommended as a drop-in for training a detector, if it is not.
-        aliases: Other names. Lookups ignore case, `_`, `-` and a leading `nn.` or `torch.nn.`.
+        aliases: Other names. Lookups ignore case, spaces, `_`, `-` and a leading `nn.`, `torch.nn.` or `F.`.
         replaces: "activation" (default) or "convolution". The factory of a convolution is called with the
             `torch.nn.Conv2d` that it replaces.
         tokens: Whether it accepts (B, N, C) tokens, True by default; False if it accepts (B, C, H, W) maps only.

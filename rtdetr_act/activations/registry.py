@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 GROUP = "rtdetr_act.activations"
+_MOST_VARIANTS = 4  # names offered for one that several begin with
 
 
 def names() -> list[str]:
@@ -46,7 +47,7 @@ def list_names(replaces: Replaces) -> list[str]:
 
 
 def get_entry(name: str) -> Entry:
-    """Return the entry with a name or alias, ignoring case, `_`, `-` and a leading `nn.` or `torch.nn.`.
+    """Return the entry with a name or alias, ignoring case, spaces, `_`, `-` and a leading `nn.`, `torch.nn.` or `F.`.
 
     Raises:
         SpecError: No entry has this name.
@@ -56,8 +57,7 @@ def get_entry(name: str) -> Entry:
     """
     found = _look_up(name) if isinstance(name, str) else None
     if found is None:
-        known = [*_entries, *(alias for item in _entries.values() for alias in item.aliases)]
-        raise SpecError(f"there is no activation {quote(name)} in the zoo{suggest(name, known)}")
+        raise SpecError(f"there is no activation {quote(name)} in the zoo{_suggest_names(name)}")
     return found
 
 
@@ -68,6 +68,16 @@ def is_known(name: str) -> bool:
     (True, False)
     """
     return _look_up(name) is not None
+
+
+def _suggest_names(name: object) -> str:
+    """Return the end of an error message: the variants of an activation, or else the most similar name."""
+    key = _normalise_name(name) if isinstance(name, str) else ""
+    variants = sorted({full for known, full in _names_by_key.items() if known.startswith(key)}) if len(key) > 2 else []
+    if 1 < len(variants) <= _MOST_VARIANTS:
+        *others, last = map(repr, variants)
+        return f"; did you mean {', '.join(others)} or {last}?"
+    return suggest(name, [*_entries, *(alias for item in _entries.values() for alias in item.aliases)])
 
 
 def resolve(spec: str | ActSpec, replaces: Replaces = "activation") -> ActSpec:
@@ -180,6 +190,16 @@ def get_replaced_kind(name: str) -> Replaces:
     """
     found = _look_up(name)
     return found.replaces if found else "activation"
+
+
+def get_registered_name(name: str) -> str:
+    """Return the registered name for a name or alias, or an unknown name as it is.
+
+    >>> get_registered_name("nn.SiLU"), get_registered_name("unknown")
+    ('silu', 'unknown')
+    """
+    found = _look_up(name)
+    return found.name if found else name
 
 
 def get_default_arguments(name: str) -> dict[str, Any]:
@@ -302,8 +322,8 @@ def _look_up(name: str) -> Entry | None:
 
 
 def _normalise_name(name: str) -> str:
-    """Return a name in lower case, without `nn.`, `_`, `-` and spaces."""
-    bare = re.sub(r"^(torch\.)?nn\.", "", name.strip().lower())
+    """Return a name in lower case, without `nn.` or `F.` before it, `_`, `-` and spaces."""
+    bare = re.sub(r"^((torch\.)?nn|f)\.", "", name.strip().lower())  # sites are listed as SiLU and as F.relu
     return re.sub(r"[_\-\s]", "", bare)
 
 
