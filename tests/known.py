@@ -26,6 +26,12 @@ SITES = {
     "yolo26n": (105, 105),
 }
 
+# model -> what its activation sites on maps hold
+HELD = {
+    "rtdetr-l": {"relu": 53, "silu": 24},  # HGNetv2's ReLUs; the SiLUs of 12 Conv and 12 RepConv
+    "yolo11n": {"silu": SITES["yolo11n"][0]},
+}
+
 
 class Twice(nn.Module):
     """Calls one ReLU at two widths."""

@@ -251,7 +251,8 @@ def test_shared_and_special_convolutions() -> None:
         ({"tau_epochs": "ten"}, SpecError, "tau_epochs is a positive number"),
         ({"layers": "3"}, SelectionError, "no Ultralytics layers"),
         ({"include": "nothing"}, SelectionError, "matches none of the 1 convolutions"),
-        ({"layers": "x"}, SpecError, "layers are indices and ranges"),
+        ({"layers": "x"}, SpecError, "'x' is not a section"),
+        ({"layers": "2-1"}, SpecError, "layers are indices and ranges"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(arguments: dict, error: type, words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from known import SITES, Twice
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from known import HELD, SITES, Twice
 from torch import nn
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import get_cfg
@@ -19,11 +22,14 @@ from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
 from rtdetr_act import default_act, find_sites, patch_model, unpatch_model
 from rtdetr_act.activations.arelu import AReLU
+from rtdetr_act.activations.placed import get_placement
 from rtdetr_act.activations.registry import names
 from rtdetr_act.errors import ModelError, RtdetrActError, SelectionError, SpecError
 from rtdetr_act.integrations.ultralytics.costs import draw_batch
-from rtdetr_act.surgery.plan import Plan
-from rtdetr_act.surgery.sites import iterate_placed_activations
+from rtdetr_act.surgery.functional_calls import FUNCTIONS
+from rtdetr_act.surgery.model_plan import mark_fitted, read_plan, set_plan, set_yaml_plan
+from rtdetr_act.surgery.plan import MAX_STAGES, Plan
+from rtdetr_act.surgery.sites import iterate_placed_activations, iterate_placed_convolutions
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -224,6 +230,12 @@ def test_default_act_that_reaches_nothing_is_an_error() -> None:
         ("frelu", {"scope": "all"}, SelectionError, "tokens"),
         ("dyrelu_c@11", {"scope": "all"}, SelectionError, "model.11.act"),
         ("arelu, mish@99", {}, SelectionError, "99"),
+        ("arelu from=mish", {}, SelectionError, "77 convolutional sites hold relu (53) and silu (24)"),
+        ("arelu@backbone from=silu", {}, SelectionError, "53 convolutional sites of '@backbone' hold relu (53)"),
+        ("arelu from=gelu", {}, SelectionError, "1 transformer site matches with scope='all'"),
+        ("arelu", {"replaces": ["mish"], "scope": "all"}, SelectionError, "92 sites of 'scope=all' hold relu"),
+        ("arelu from=relu, mish from=relu", {}, SelectionError, "would apply nowhere"),
+        ("arelu from=silo", {}, SpecError, "did you mean 'silu'"),
         ("arelu", {"scope": "everything"}, SpecError, "scope"),
         (3, {}, SpecError, "plan"),
     ],
@@ -239,7 +251,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     monkeypatch.chdir(tmp_path)
     model = _rtdetr()
     yaml = copy.deepcopy(model.yaml)
-    with pytest.raises(error, match=words.replace("(", r"\(")) as caught:
+    with pytest.raises(error, match=re.escape(words)) as caught:
         patch_model(model, activation, **more)
     assert "\n" not in str(caught.value)
     assert not list(iterate_placed_activations(model)) and model.yaml == yaml
@@ -319,6 +331,197 @@ def test_patching_rtdetr_x_is_quick() -> None:
     start = time.perf_counter()
     assert len(patch_model(model, "arelu", scope="all")) == 124
     assert time.perf_counter() - start < 10  # 0.04 s here; the bound only catches a probing pass or a quadratic walk
+
+
+# ---------------------------------------------------------------- what stands there now
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", HELD)
+def test_from_swaps_what_it_names_and_nothing_else(name: str) -> None:
+    model = (RTDETR if name.startswith("rtdetr") else YOLO)(f"{name}.yaml")
+    before = {site.name: site.module for site in find_sites(model)}
+    held = {site.name: site.activation for site in find_sites(model) if site.layout == "map"}
+    for activation, count in HELD[name].items():
+        report = patch_model(model, f"arelu from={activation}")
+        assert set(report.sites) == {site for site, found in held.items() if found == activation}
+        assert len(report) == count == tiny.count(model.model, AReLU)
+        assert f"plan: arelu from={activation}" in str(report)
+        rest = {site.name: site.module for site in find_sites(model) if site.name not in report.sites}
+        assert all(module is before[site] for site, module in rest.items())
+        rebuilt = type(model.model)(copy.deepcopy(model.model.yaml), verbose=False)
+        assert {site for site, _ in iterate_placed_activations(rebuilt)} == set(report.sites)
+        assert unpatch_model(model) == count and read_plan(model.model) == Plan()
+
+
+def test_from_reaches_transformer_sites_with_scope_all() -> None:
+    model = tiny_rtdetr()
+    assert patch_model(model, "arelu", replaces="gelu", scope="all").sites == ["model.9.act"]
+    report = patch_model(model, "mish from=relu", scope="all")
+    assert len(report) == tiny.CONV_SITES - tiny.SILU_SITES + tiny.TOKEN_SITES - 1
+    assert str(report.plan) == "arelu from=gelu scope=all, mish from=relu scope=all"
+
+
+def test_every_name_of_a_function_is_that_of_an_activation() -> None:
+    assert set(FUNCTIONS.values()) <= set(names())
+
+
+def test_from_in_a_model_that_is_not_from_ultralytics() -> None:
+    class Own(nn.SiLU):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(8, 8, 1), nn.functional.relu
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(self.conv(x))
+
+    def net() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 8, 1), nn.SiLU(), Block(), nn.Conv2d(8, 8, 1), nn.ReLU(), Own())
+
+    assert [site.activation for site in find_sites(net())] == ["silu", "relu", "relu"], "Own is not of a known module"
+    model = net()
+    assert patch_model(model, "mish from=F.relu").sites == ["2.act", "4"]
+    assert patch_model(model, "arelu", replaces=["mish", "silu"]).sites == ["1", "2.act", "4"]
+    resnet = torchvision.models.resnet18()
+    assert len(patch_model(resnet, "silu from=relu")) == 17
+    with pytest.raises(SelectionError, match=r"the model's 17 convolutional sites hold silu \(17\)"):
+        patch_model(resnet, "arelu from=relu")
+
+
+def test_one_plan_exchanges_two_activations() -> None:
+    model = tiny_rtdetr()
+    before = {site.name: site.activation for site in find_sites(model)}
+    report = patch_model(model, "relu from=silu, silu from=relu")
+    other = {"silu": "relu", "relu": "silu"}
+    now = {site.name: site.activation for site in find_sites(model)}
+    assert len(report) == tiny.CONV_SITES and {now[name] for name in report.sites} == {"silu", "relu"}
+    assert all(now[name] == other[before[name]] for name in report.sites)
+    rebuilt = RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False)
+    assert describe(rebuilt) == describe(model)
+
+
+def test_default_act_is_what_from_looks_at() -> None:
+    with default_act("mish"):
+        model = RTDETRDetectionModel(copy.deepcopy(tiny.RTDETR), verbose=False)
+    assert len(patch_model(model, "arelu from=mish")) == tiny.SILU_SITES
+    rebuilt = RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False)
+    assert describe(rebuilt) == describe(model)
+    stock = RTDETRDetectionModel({**copy.deepcopy(tiny.RTDETR), "activation": "nn.Hardswish()"}, verbose=False)
+    swapped = len(patch_model(stock, "arelu from=hardswish"))
+    assert swapped == tiny.SILU_SITES - 1  # a RepConv keeps a default of its own
+    assert describe(RTDETRDetectionModel(copy.deepcopy(stock.yaml), verbose=False)) == describe(stock)
+    assert unpatch_model(stock) == swapped and stock.yaml["activation"] == "nn.Hardswish()"
+
+
+def test_a_plan_with_a_base_reports_all_that_it_swaps() -> None:
+    model = tiny_rtdetr()
+    plan = replace(Plan.parse("arelu@backbone from=mish"), base=Plan.parse("mish"))
+    report = patch_model(model, plan)
+    assert len(report) == tiny.CONV_SITES == len(list(iterate_placed_activations(model)))
+    assert {(swap.before, swap.after) for swap in report.swaps} == {("ReLU", "arelu"), ("SiLU", "mish")}
+    assert report.plan == read_plan(model) and "plan: mish; then arelu@backbone from=mish" in str(report)
+    with tiny.logged() as lines:
+        RTDETRDetectionModel(copy.deepcopy(model.yaml))
+    assert [line for line in lines if f"{tiny.CONV_SITES} activations swapped: mish; then arelu@backbone" in line]
+
+
+def test_the_plan_of_a_model_patched_site_by_site_has_one_stage() -> None:
+    model = tiny_rtdetr()
+    sites = [site.name for site in find_sites(model) if site.layout == "map"]
+    for name in sites:
+        patch_model(model, "arelu", include=name, replaces=["relu", "silu"])
+    assert len(read_plan(model).stages) == 1
+    for _ in range(3):
+        patch_model(model, "mish from=arelu")
+        patch_model(model, "arelu from=mish")
+    assert len(read_plan(model).stages) == 1, "back where it was"
+    patch_model(model, "prelu from=arelu")
+    patch_model(model, "silu")
+    assert read_plan(model) == Plan.parse("silu"), "nothing of the others is left"
+    assert describe(RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False)) == describe(model)
+
+
+def test_what_a_slope_was_fitted_to_stays_in_the_plan() -> None:
+    model = tiny_rtdetr()
+    patch_model(model, "mish@backbone")
+    patch_model(model, "leaky_relu@backbone init=match")  # a slope for Mish, which is no parameter that a file keeps
+    mark_fitted(model)
+    patch_model(model, "arelu@neck")
+    assert len(read_plan(model).stages) == 2
+    assert describe(RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False)) == describe(model)
+
+
+def test_more_stages_than_a_model_yaml_may_have_are_refused() -> None:
+    model = RTDETRDetectionModel(copy.deepcopy(tiny.RTDETR), verbose=False)
+    plan = Plan.parse("leaky_relu(0.5)")
+    for _ in range(MAX_STAGES - 1):
+        plan = replace(Plan.parse("leaky_relu(0.5) init=match"), base=plan)
+    set_plan(model, plan)
+    assert read_plan(model) == plan
+    before = copy.deepcopy(model.yaml)
+    with pytest.raises(ModelError, match="unpatch the model"):
+        patch_model(model, "leaky_relu init=match")
+    assert model.yaml == before and not list(iterate_placed_activations(model))
+
+
+def describe(model: nn.Module) -> dict[str, object]:
+    """Return what each site holds: the class, its arguments and parameters, and what the swap says of it."""
+    found: dict[str, object] = {}
+    for site in find_sites(model):
+        values = {}
+        if isinstance(site.module, nn.Module):
+            values = {name: value.tolist() for name, value in site.module.state_dict().items()}
+        found[site.name] = (repr(site.module), values, site.activation, get_placement(site.module) is None)
+    return found
+
+
+@st.composite
+def steps(draw: st.DrawFn, model: nn.Module) -> tuple[str, dict]:
+    """Give a plan, mostly with rules for what the model holds now, and options of `patch_model`."""
+    held = sorted({site.activation for site in find_sites(model) if site.activation})
+    rules = []
+    for _ in range(draw(st.sampled_from([1, 1, 2]))):
+        activation = draw(st.sampled_from(["arelu", "silu", "relu", "mish", "leaky_relu", "leaky_relu(0.2)", "prelu"]))
+        where = draw(st.sampled_from(["", "", "", "@backbone", "@neck", "@2-3", "@neck+0"]))
+        names = draw(st.sets(st.sampled_from(held), max_size=2))
+        words = [f" from={'+'.join(sorted(names))}"] if names else []
+        words += draw(st.sampled_from([[], [], [], [" init=match"]]))
+        rules.append(f"{activation}{where}{''.join(words)}")
+    return ", ".join(rules), {"scope": draw(st.sampled_from(["conv", "all"]))}
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_a_model_patched_step_by_step_is_rebuilt_from_its_yaml(data: st.DataObject) -> None:
+    model = tiny_rtdetr()
+    before_fits = [describe(model)]
+    for _ in range(data.draw(st.integers(2, 6))):
+        start, carried = describe(model), copy.deepcopy(model.yaml)
+        other = data.draw(st.sampled_from([None] * 8 + ["unpatch", "fitted", "dynamic_conv(kernels=2)@2-3"]))
+        text, options = (other, {}) if other else data.draw(steps(model))
+        if text == "unpatch":
+            unpatch_model(model)
+        elif text == "fitted":
+            mark_fitted(model)
+        else:
+            try:
+                patch_model(model, text, **options)
+            except SelectionError:
+                assert describe(model) == start and model.yaml == carried
+            else:
+                before_fits += [start] if "init=match" in text else []
+    plan = read_plan(model)
+    rebuilt = RTDETRDetectionModel(copy.deepcopy(model.yaml), verbose=False)
+    assert describe(rebuilt) == describe(model), plan
+    convolutions = [[name for name, _ in iterate_placed_convolutions(each)] for each in (model, rebuilt)]
+    assert convolutions[0] == convolutions[1]
+    if plan.needs_fit:
+        reference = RTDETRDetectionModel(set_yaml_plan(tiny.RTDETR, plan.reference), verbose=False)
+        assert describe(reference) in before_fits, plan
 
 
 # ---------------------------------------------------------------- in place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import replace
 from typing import NamedTuple
@@ -37,6 +38,7 @@ class Place(NamedTuple):
     section: str
     layout: str = "map"
     replaces: str = "activation"
+    activation: str | None = "relu"
 
 
 def test_words_behind_a_rule_say_how_it_starts() -> None:
@@ -50,6 +52,104 @@ def test_words_behind_a_rule_say_how_it_starts() -> None:
     assert [rule.init for rule in Plan.parse("prelu, mish", init="match").rules] == ["match", "match"]
     with pytest.raises(SpecError, match="did you mean 'match'"):
         Plan.parse("arelu init=mach")
+
+
+def test_from_names_what_stands_there_now() -> None:
+    plan = Plan.parse("hardswish@backbone init=match from=nn.SiLU()+ReLU, mish from=DyReLU-B, prelu, dynamic_conv@neck")
+    assert [rule.holding for rule in plan.rules] == [("nn.SiLU", "ReLU"), ("DyReLU-B",), (), ()]
+    assert plan.rules[0].init == "match" and plan.rules[0].where == "@backbone from=nn.SiLU+ReLU"
+    assert str(plan.rules[0]) == "hardswish@backbone from=nn.SiLU+ReLU init=match"
+    assert Plan.parse(str(plan)) == plan == Plan.from_yaml(yaml.safe_load(yaml.safe_dump(plan.to_yaml())))
+    given = Plan.parse("mish from=relu, prelu, dynamic_conv", replaces=["silu", "swish"])
+    assert [rule.holding for rule in given.rules] == [("relu",), ("silu", "swish"), ()]
+    assert [str(rule) for rule in resolve_plan(given).rules] == ["mish from=relu", "prelu from=silu", "dynamic_conv"]
+    rule = plan.rules[0]
+    assert rule.selects(Place("a", 0, "backbone", activation="silu"))
+    assert not rule.selects(Place("a", 0, "backbone", activation="mish"))
+    assert not rule.selects(Place("a", 0, "backbone", activation=None))
+    assert not rule.selects(Place("a", 9, "neck", activation="silu"))
+
+
+@pytest.mark.parametrize("names", ["silu+relu", ["silu", "relu"], ("nn.SiLU()", "nn.ReLU()")])
+@pytest.mark.parametrize("form", ["key", "text", "row"])
+def test_from_in_a_model_yaml(names: str | list[str], form: str) -> None:
+    text = "arelu from=" + (names if isinstance(names, str) else "+".join(names))
+    model_yaml = copy.deepcopy(MODEL)
+    if form == "row":
+        model_yaml["backbone"][1][4] = text
+    else:
+        value = {"rules": [{"activation": "arelu", "from": list(names) if isinstance(names, tuple) else names}]}
+        model_yaml["activation"] = value if form == "key" else text
+    plan = resolve_plan(split_model_yaml(model_yaml)[1])
+    expected = Rule(ActSpec("arelu"), holding=("silu", "relu"))
+    if form == "row":
+        expected = replace(expected, layers=(1,), scope="all")
+    assert expected in plan.rules
+    assert Plan.from_yaml(plan.to_yaml()) == plan
+
+
+def test_a_row_takes_the_words_of_a_rule_but_no_place() -> None:
+    def read(text: str) -> Rule:
+        return split_model_yaml({**MODEL, "backbone": [[-1, 1, "Conv", [8, 3, 2], text]]})[1].rules[0]
+
+    assert read("prelu init=match") == Rule(ActSpec("prelu"), (0,), scope="all", init="match")
+    assert read("dynamic_conv init=match").init == "paper"
+    with pytest.raises(SpecError, match="row 0 of 'backbone' in the model YAML: 'arelu@3' names layers"):
+        read("arelu@3")
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "words"),
+    [
+        ("arelu from=silo", {}, "from= is wrong: .*did you mean 'silu'"),
+        ("arelu from=dynamic_conv", {}, "'dynamic_conv' replaces a convolution"),
+        ("dynamic_conv from=silu", {}, "'dynamic_conv from=silu' replaces convolutions"),
+        ("dynamic_conv", {"replaces": "silu"}, "'dynamic_conv' replaces convolutions"),
+        ("arelu from=", {}, "from= takes names of activations"),
+        ("arelu from=silu+", {}, "from= takes names of activations"),
+        ("arelu from=leaky_relu(0.1)", {}, "is not an activation"),
+        ("arelu from=silu from=relu", {}, "from= twice"),
+        ("arelu init=match init=match", {}, "init= twice"),
+        ("arelu form=silu", {}, "'form=silu' is not a word of a rule.*did you mean 'from'"),
+        ("arelu scope=all", {}, "'scope=all' is not a word of a rule"),
+        ("arelu", {"replaces": []}, "replaces= is empty"),
+        ("arelu", {"replaces": ""}, "replaces= takes names"),
+        ("arelu", {"replaces": [1]}, "replaces= takes names"),
+        ("arelu", {"replaces": 3}, "replaces= takes names"),
+        ("arelu", {"replaces": {"silu": 1}}, "replaces= takes names"),
+        ("arelu mish", {}, "no activation 'arelu mish' in the zoo"),
+        ("Dynamic ReLU", {}, "'dyrelu_a', 'dyrelu_b' or 'dyrelu_c'"),
+        ("dyrelu@backbone", {}, "'dyrelu_a', 'dyrelu_b' or 'dyrelu_c'"),
+    ],
+)
+def test_a_wrong_word_is_one_sentence(text: str, more: dict, words: str) -> None:
+    with pytest.raises(SpecError, match=words) as caught:
+        resolve_plan(Plan.parse(text, **more))
+    assert "\n" not in str(caught.value)
+
+
+def test_sections_can_be_given_as_layers() -> None:
+    for text in ("backbone", "backbone+12", "neck+backbone+0-3"):
+        assert Plan.parse("arelu", layers=text) == Plan.parse(f"arelu@{text}")
+        assert Plan.from_yaml({"rules": [{"activation": "arelu", "layers": text}]}) == Plan.parse(f"arelu@{text}")
+    mixed = Rule.from_yaml({"activation": "arelu", "layers": "backbone, 12", "sections": ["backbone", "head"]})
+    assert (mixed.layers, mixed.sections) == ((12,), ("backbone", "head"))
+    with pytest.raises(SpecError, match="names its layers already"):
+        Plan.parse("arelu@3", layers="backbone")
+    with pytest.raises(SpecError, match="did you mean 'backbone'"):
+        Plan.parse("arelu", layers="bakbone+12")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("nn.Mish", "mish"), ("nn.Mish()", "mish"), ("torch.nn.Mish()", "mish"), ("F.silu", "silu"), ("AReLU", "arelu"),
+     ("leakyrelu", "leaky_relu"), ("Leaky ReLU(0.1)", "leaky_relu(0.1)"), ("hard swish@neck", "hardswish@neck"),
+     ("Dynamic ReLU-B@backbone from=silu", "dyrelu_b@backbone from=silu"), ("lrelu", "leaky_relu")],
+)  # fmt: skip
+def test_other_spellings_mean_the_same(text: str, name: str) -> None:
+    plan = Plan.parse(text)
+    assert str(resolve_plan(plan)) == name
+    assert Plan.parse(str(plan)) == plan
 
 
 @given(specs)
@@ -193,7 +293,8 @@ def test_layers_read_back_from_ranges(layers: set[int]) -> None:
 @given(rules, st.integers(0, 60), st.sampled_from(SECTIONS), st.sampled_from(["map", "tokens"]))
 def test_a_rule_selects_what_it_says(rule: Rule, layer: int, section: str, layout: str) -> None:
     selected = rule.selects(Place("model.1.cv2.act", layer, section, layout))
-    if layout == "tokens" and rule.scope == "conv":
+    hidden = layout == "tokens" and rule.scope == "conv"
+    if hidden or (rule.holding and "nn.ReLU" not in rule.holding):
         assert not selected
     elif not (rule.layers or rule.sections or rule.include or rule.exclude):
         assert selected
@@ -310,6 +411,38 @@ def test_patching_again_replaces_a_rule_with_the_same_selection() -> None:
     assert str(first.followed_by(second)) == "mish@neck, dyrelu_b"
 
 
+def test_from_looks_at_what_stood_there_before_its_plan() -> None:
+    first, second = Plan.parse("mish from=silu, dynamic_conv"), Plan.parse("arelu from=mish", act_lr=0.5)
+    plan = first.followed_by(second)
+    assert str(plan) == "mish from=silu; then dynamic_conv, arelu from=mish"
+    assert plan.base == Plan.parse("mish from=silu") and plan.act_lr == 0.5
+    assert Plan.from_yaml(plan.to_yaml()) == plan
+    assert (
+        str(plan.followed_by(Plan.parse("relu@neck")))
+        == "mish from=silu; then dynamic_conv, arelu from=mish, relu@neck"
+    )
+    assert [str(stage) for stage in plan.stages] == ["mish from=silu", "dynamic_conv, arelu from=mish"]
+    assert Plan.parse("dynamic_conv").followed_by(second).base is None, "there is nothing that it could look at"
+
+
+def test_a_fit_that_is_due_stays_due_under_another_stage() -> None:
+    due = Plan.parse("mish").followed_by(Plan.parse("prelu init=match"))
+    above = due.followed_by(Plan.parse("arelu@neck from=prelu"))
+    assert above.needs_fit and above.reference == Plan.parse("mish")
+    assert not replace(above, fitted=True).needs_fit
+    assert not replace(due, fitted=True).followed_by(Plan.parse("arelu@neck from=prelu")).needs_fit
+    both = due.followed_by(Plan.parse("arelu@neck from=prelu init=match"))
+    assert both.needs_fit and both.reference == due
+    assert Plan.parse("mish").followed_by(Plan.parse("arelu from=mish")).reference == Plan()
+
+
+def test_schedules_below_another_stage_go_on_and_end() -> None:
+    plan = Plan.parse("dyrelu_c(tau_start=30.0, tau_epochs=5)").followed_by(Plan.parse("arelu@neck from=dyrelu_c"))
+    assert plan.schedule_ends() == (5.0,)
+    assert plan.without_finished_schedules(4) == plan
+    assert str(plan.without_finished_schedules(5)) == "dyrelu_c; then arelu@neck from=dyrelu_c"
+
+
 # --- what a user gets wrong -----------------------------------------------------------------------------------------
 
 CYCLE: dict = {"rules": [{"activation": "arelu"}]}
@@ -326,7 +459,7 @@ PLACES = [
     lambda wrong: {"rules": [{"activation": wrong}]},
     *(
         lambda wrong, key=key: {"rules": [{"activation": "arelu", key: wrong}]}
-        for key in ("layers", "sections", "include", "exclude", "scope", "init", "unknown")
+        for key in ("layers", "sections", "include", "exclude", "from", "scope", "init", "unknown")
     ),
     *(
         lambda wrong, key=key: {"rules": [{"activation": "arelu"}], key: wrong}
@@ -350,7 +483,7 @@ def test_a_wrong_value_is_a_sentence_or_a_plan_that_survives(place, wrong) -> No
         assert str(error).isprintable() and len(str(error)) < 500
 
 
-@given(st.text(alphabet="arelu_b@()[]{},=+-0129.'\" \n\\:*#", max_size=40))
+@given(st.text(alphabet="arelu_b@()[]{},=+-0129.'\" \n\\:*#fom", max_size=40))
 def test_any_text_is_a_sentence_or_a_plan_that_survives(text: str) -> None:
     try:
         plan = Plan.parse(text)

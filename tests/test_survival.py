@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,36 @@ def test_train_after_patching_a_stock_checkpoint(data: Data, stock_run: Run, tmp
     assert_plan(
         trained, [{"activation": "arelu", "sections": ["backbone"]}, {"activation": "mish", "sections": ["neck"]}]
     )
+
+
+@pytest.mark.integration
+def test_train_after_two_swaps_of_which_the_second_looks_at_the_first(
+    data: Data, stock_yaml: Path, tmp_path: Path
+) -> None:
+    model = RTDETR(str(stock_yaml))
+    patch_model(model, "mish@1+3, hardswish from=silu")
+    patch_model(model, "arelu from=mish, prelu", replaces="hardswish")
+    plan = {
+        "rules": [{"activation": "arelu", "from": ["mish"]}, {"activation": "prelu", "from": ["hardswish"]}],
+        "base": {"rules": [{"activation": "mish", "layers": "1+3"}, {"activation": "hardswish", "from": ["silu"]}]},
+    }
+    assert model.model.yaml["activation"] == plan
+    trained = tiny.load(tiny.train(model, data.detect, tmp_path))
+    again = tiny.load(
+        tiny.train(RTDETR(str(tmp_path / "run" / "weights" / "last.pt")), data.detect, tmp_path / "again")
+    )
+    rebuilt = tasks.RTDETRDetectionModel(copy.deepcopy(again.yaml), verbose=False)
+    for network in (trained, again, rebuilt):
+        assert network.yaml["activation"] == plan
+        assert tiny.count(network.model[1], AReLU) == tiny.count(network.model[3], AReLU) == 4
+        assert tiny.count(network.model[10], PReLU) + tiny.count(network.model[13], PReLU) == tiny.SILU_SITES
+        kinds = Counter(type(module) for _, module in network.named_modules(remove_duplicate=False))
+        assert (kinds[nn.Mish], kinds[nn.Hardswish], kinds[nn.SiLU]) == (0, 0, 0)
+        assert (kinds[AReLU], kinds[PReLU]) == (8, tiny.SILU_SITES)
+        assert kinds[nn.ReLU] == tiny.CONV_SITES - 8 - tiny.SILU_SITES + tiny.TOKEN_SITES - 1
+    assert_arelu_trained(trained, 8)
+    assert_arelu_trained(again, 8, trained)
+    rebuilt.load_state_dict(again.state_dict())
 
 
 @pytest.mark.integration
@@ -575,7 +606,8 @@ def test_ddp_workers_train_a_model_patched_and_refitted_in_memory(data: Data, st
     from cpu_ddp import CpuDdpTrainer
 
     model = RTDETR(str(stock_yaml))
-    patch_model(model, "prelu@backbone, relu@neck", act_lr=0.5, init="match")
+    patch_model(model, "mish@backbone")
+    patch_model(model, "prelu from=mish, relu@neck", act_lr=0.5, init="match")
     start = model.model.model[0].stem1.act.weight.clone()
     model.train(trainer=CpuDdpTrainer, **tiny.train_args(data.detect, tmp_path))
     # Only gradients pass between the workers once training has begun, and the first one alone does the fit of the
@@ -584,8 +616,9 @@ def test_ddp_workers_train_a_model_patched_and_refitted_in_memory(data: Data, st
         assert tiny.count(trained, PReLU) == tiny.CONV_SITES - tiny.SILU_SITES
         assert tiny.count(trained, nn.SiLU) == 0
         assert not torch.allclose(trained.model[0].stem1.act.weight, start, atol=1e-3)
-        rules = [("prelu", "backbone"), ("relu", "neck")]
-        assert_plan(trained, [{"activation": act, "sections": [where], "init": "match"} for act, where in rules])
+        rules = [{"activation": "prelu", "from": ["mish"]}, {"activation": "relu", "sections": ["neck"]}]
+        assert_plan(trained, [{**rule, "init": "match"} for rule in rules])
+        assert read_plan(trained).base == Plan.parse("mish@backbone")
         assert read_plan(trained).fitted
     checkpoint = torch.load(tmp_path / "run" / "weights" / "last.pt", map_location="cpu", weights_only=False)
     groups = checkpoint["optimizer"]["param_groups"]  # built in a worker, by our hook there

@@ -557,6 +557,34 @@ def test_a_second_swap_gets_a_start_of_its_own(stock_yaml: Path, data: Data, tmp
 
 
 @pytest.mark.integration
+def test_a_fit_that_is_due_is_made_under_another_swap(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
+    model = RTDETR(str(stock_yaml))
+    patch_model(model, "relu@neck init=match")
+    patch_model(model, "mish from=relu", exclude="model.10.*")
+    plan = read_plan(model.model)
+    assert len(plan.stages) == 2 and plan.needs_fit and not plan.reference
+    with tiny.logged() as lines:
+        tiny.train(model, data.detect, tmp_path)
+    assert any("convolutions fitted to what they gave before the swap" in line for line in lines)
+    trained = tiny.load(tmp_path / "run" / "weights" / "last.pt")
+    assert read_plan(trained) == replace(plan, fitted=True)
+    assert tiny.count(trained, nn.Mish) == tiny.CONV_SITES - 1
+
+
+@pytest.mark.parametrize("text", ["mish", "mish; then arelu@2-3 from=mish"])
+def test_weights_of_the_network_before_the_swap_are_still_fitted(text: str) -> None:
+    source, model, other = task_model(), task_model(), task_model()
+    for network in (source, model):
+        for plan in text.split("; then "):
+            patch_model(network, plan)
+    for network, activation in ((model, "hardswish"), (other, "relu")):
+        patch_model(network, activation, init="match")
+        network.load(source, verbose=False)
+    assert read_plan(model).needs_fit, "the weights are those that it was to be fitted to"
+    assert not read_plan(other).needs_fit, "they are from another network"
+
+
+@pytest.mark.integration
 def test_training_says_where_it_calibrates_only(stock_yaml: Path, data: Data, tmp_path: Path) -> None:
     model = RTDETR(str(stock_yaml))
     patch_model(model, "arelu")

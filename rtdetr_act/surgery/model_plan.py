@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from rtdetr_act.errors import SpecError, quote
-from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery.plan import Plan, Rule
 
 
@@ -15,8 +14,8 @@ def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Pla
     """Split a model YAML into a stock one, with four items per row and no `activation`, and its plan.
 
     The top-level `activation:` covers the convolutional sites of all rows. The activation of a row overrides it, and
-    covers the transformer sites of that row too. `convolution:` is the plan of the convolutions, such as
-    `dynamic_conv@backbone`.
+    covers the transformer sites of that row too; `from=` and `init=` may follow it. `convolution:` is the plan of the
+    convolutions, such as `dynamic_conv@backbone`.
 
     Args:
         model_yaml: The model YAML, which is not modified.
@@ -47,13 +46,21 @@ def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Pla
                 )
             if len(row) == 5:
                 try:
-                    rules.append(Rule(ActSpec.parse(row[4]), layers=(index,), scope="all"))
+                    rules.append(_parse_row_rule(row[4], index))
                 except SpecError as error:
                     raise SpecError(f"row {number} of '{part}' in the model YAML: {error}") from None
             rows.append(list(row[:4]))
             index += 1
         stock[part] = rows
     return stock, replace(plan, rules=plan.rules + tuple(rules))
+
+
+def _parse_row_rule(text: str, index: int) -> Rule:
+    """Parse the activation of a row, such as `arelu from=relu`, into the rule of its layer."""
+    rule = Rule.parse(text)
+    if rule.layers or rule.sections:
+        raise SpecError(f"{quote(text)} names layers, but stands in the row of its own layer: leave out '@…'")
+    return replace(rule, layers=(index,), scope="all", init="paper" if rule.replaces == "convolution" else rule.init)
 
 
 def normalise_model_yaml(model_yaml: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ from rtdetr_act.activations import registry
 from rtdetr_act.activations.placed import Placement, get_placement, set_placement
 from rtdetr_act.activations.protocol import Entry, Replaces
 from rtdetr_act.activations.temperature import TAU_EPOCHS, TAU_START
-from rtdetr_act.errors import ModelError, SelectionError
+from rtdetr_act.errors import ModelError, SelectionError, SpecError, quote
 from rtdetr_act.formatting import format_count, join_words
 from rtdetr_act.results import Result, Table, TableResult, to_plain
 from rtdetr_act.spec import ActSpec
@@ -23,8 +24,9 @@ from rtdetr_act.surgery.functional_calls import find_unreachable_calls
 from rtdetr_act.surgery.match import match
 from rtdetr_act.surgery.model_plan import is_task_model, read_plan, set_plan
 from rtdetr_act.surgery.modules import set_child, unwrap
-from rtdetr_act.surgery.plan import Init, Plan, Rule, Scope, SwapOptions, check_overrides, format_layers
+from rtdetr_act.surgery.plan import MAX_STAGES, Init, Plan, Rule, Scope, SwapOptions, check_overrides, format_layers
 from rtdetr_act.surgery.rewired import rewire, unwire
+from rtdetr_act.surgery.simplify import simplify_plan
 from rtdetr_act.surgery.sites import (
     Site,
     collect_sites,
@@ -160,6 +162,8 @@ class PatchReport(TableResult):
             lines.append(f"{len(convolutions)} convolutions replaced{kept}, {size}")
         if activations and convolutions:
             lines.append(f"{len(self.kept)} sites kept")
+        if self.plan.base or any(rule.holding for rule in self.plan.rules):
+            lines.append(f"plan: {self.plan}")
         return "\n".join([*lines, *([f"not reached: {', '.join(self.unseen)}"] if self.unseen else [])])
 
 
@@ -174,6 +178,7 @@ def patch_model(
     act_lr: float = 1.0,
     init: Init = "paper",
     example_input: Any = None,
+    replaces: str | Iterable[str] | None = None,
 ) -> PatchReport:
     """Swap the activations of a model in place; each site gets a separate instance.
 
@@ -186,7 +191,8 @@ def patch_model(
         model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
         activation: A name such as "arelu" or "leaky_relu(negative_slope=0.1)", or a whole plan such as
             "dyrelu_b@backbone, dyrelu_c@neck, silu@22-27".
-        layers: Indices of Ultralytics layers, as "0-9", "0-3+7", 5 or a list. Default: None, all layers.
+        layers: Ultralytics layers, as "0-9", "0-3+7", "backbone", "backbone+12", 5 or a list of indices. Default: None,
+            all layers.
         include: Glob pattern(s) on qualified site names, of which one must match. Default: None.
         exclude: Glob pattern(s) on qualified site names, of which none may match. Default: None.
         scope: "conv" (default) for convolutional sites, "all" for transformer sites too.
@@ -196,6 +202,8 @@ def patch_model(
             With "match" the next training with Ultralytics begins with `refit`, for any activation.
         example_input: Input of a model that is not from Ultralytics, a tensor or a tuple of arguments, for a forward
             pass that determines channels and layouts. Default: None, zeros (1, C, 224, 224).
+        replaces: Name(s) of activations, such as "silu" or ["silu", "relu"]: only sites that hold one of them now are
+            swapped. Default: None, whatever they hold.
 
     Returns:
         The report; `len(report)` is the number of swapped sites, and `print(report)` prints a table.
@@ -214,7 +222,7 @@ def patch_model(
     root = unwrap(model)
     if isinstance(activation, Plan):
         return apply_plan(root, activation, example_input=example_input)
-    how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init}
+    how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "replaces": replaces}
     plan = Plan.parse(activation, layers=layers, include=include, exclude=exclude, **how)
     return apply_plan(root, plan, example_input=example_input, strict=True)
 
@@ -241,7 +249,8 @@ def patch_convs(
     Args:
         model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
         kernels: Number K of kernels per convolution. Default: 4.
-        layers: Indices of Ultralytics layers, as "0-9", "0-3+7", 5 or a list. Default: None, all layers.
+        layers: Ultralytics layers, as "0-9", "0-3+7", "backbone", "backbone+12", 5 or a list of indices. Default: None,
+            all layers.
         include: Glob pattern(s) on qualified names of convolutions, of which one must match. Default: None.
         exclude: Glob pattern(s), of which none may match. Default: None.
         reduction: Reduction of the channels in the hidden layer of the attention. Default: 4.
@@ -288,18 +297,28 @@ def apply_plan(root: nn.Module, plan: Plan, *, example_input: Any = None, strict
     Raises:
         SpecError: An activation is unknown, or its arguments are invalid.
         SelectionError: A rule matches no site, or its activation does not support one of its sites.
-        ModelError: A BatchNorm was folded into a dynamic convolution.
+        ModelError: A BatchNorm was folded into a dynamic convolution, or too many swaps build on one another.
     """
     plan = resolve_plan(plan)
     sites = collect_sites(root, "", getattr(root, "yaml", None), KINDS, example_input)
-    carried = read_plan(root)
-    for stage in _get_stages(plan):
-        carried = prune_overridden(sites, carried.followed_by(stage))
+    carried = _extend_plan(sites, read_plan(root), plan) if is_task_model(root) else None
     report = swap_sites(sites, plan, strict=strict)
-    if is_task_model(root):
+    if carried is not None:
         set_plan(root, carried)
         report = replace(report, plan=carried)
     return replace(report, unseen=tuple(find_unreachable_calls(root)))
+
+
+def _extend_plan(sites: Sequence[Site], carried: Plan, plan: Plan) -> Plan:
+    """Return the plan that a model carries after another one has been applied to it."""
+    for stage in plan.stages:
+        carried = simplify_plan(sites, carried.followed_by(stage))
+    if len(carried.stages) > MAX_STAGES:
+        raise ModelError(
+            f"more than {MAX_STAGES} swaps with from= or init='match' would build on one another: unpatch the model "
+            "before this one"
+        )
+    return carried
 
 
 def swap_sites(sites: Sequence[Site], plan: Plan, *, strict: bool = False) -> PatchReport:
@@ -311,56 +330,65 @@ def swap_sites(sites: Sequence[Site], plan: Plan, *, strict: bool = False) -> Pa
         strict: As in `apply_plan`.
 
     Returns:
-        The report, whose plan has no base.
+        The report.
 
     Raises:
         SelectionError: A rule matches no site, or its activation does not support one of its sites.
         ModelError: A BatchNorm was folded into a dynamic convolution.
     """
-    stages = _get_stages(plan)
-    if strict:
-        check_overrides(stages[-1].rules, sites)
+    stages = plan.stages
     now = {site.name: site for site in sites}
     swaps: dict[str, Swap] = {}
     # A swap must not change the random state, so that a patched run has the same other weights, data order and
     # augmentations as the stock run with the same seed, and the two can be compared as a pair.
     with torch.random.fork_rng(devices=[]):
         for stage in stages:
-            _check_selections(sites, stage.rules)
-            swaps = {}
+            current = list(now.values())
+            _check_selections(current, stage.rules)
+            if strict and stage is stages[-1]:
+                check_overrides(stage.rules, current)
             shared: dict[int, nn.Module] = {}  # a convolution that is used at several sites has one replacement
-            for site in now.values():
+            for site in current:
                 if rule := stage.find_rule(site):
-                    swaps[site.name] = _build_swap(site, rule, shared)
-            now.update({name: replace(now[name], module=new.site.module) for name, new in swaps.items()})
+                    swap = _build_swap(site, rule, shared)
+                    now[site.name] = swap.site
+                    if earlier := swaps.get(site.name):
+                        swap = replace(swap, before=earlier.before, parameters_before=earlier.parameters_before)
+                    swaps[site.name] = swap
     for site in sites:
-        if now[site.name].module is not site.module:
-            _insert(site, now[site.name].module)
-    kinds = {rule.replaces for rule in stages[-1].rules}
+        if site.name in swaps:
+            _insert(site, swaps[site.name].site.module)
+    kinds = {rule.replaces for stage in stages for rule in stage.rules}
     kept = tuple(site.name for site in sites if site.replaces in kinds and site.name not in swaps)
-    return PatchReport(tuple(swaps.values()), kept, stages[-1])
-
-
-def _get_stages(plan: Plan) -> list[Plan]:
-    """Return a plan and its bases in the order in which they are applied, each without its base."""
-    bases = [] if plan.base is None else _get_stages(plan.base)
-    return [*bases, replace(plan, base=None)]
+    return PatchReport(tuple(swaps[site.name] for site in sites if site.name in swaps), kept, plan)
 
 
 def resolve_plan(plan: Plan) -> Plan:
     """Return a plan with registered names for aliases, after validating all arguments, those of its base included.
 
     Raises:
-        SpecError: An activation is unknown, or its arguments are invalid.
+        SpecError: An activation is unknown, its arguments are invalid, or a rule for convolutions has `from`.
     """
-    rules = (replace(rule, activation=registry.resolve(rule.activation, rule.replaces)) for rule in plan.rules)
-    return replace(plan, rules=tuple(rules), base=None if plan.base is None else resolve_plan(plan.base))
+    rules = tuple(map(_resolve_rule, plan.rules))
+    return replace(plan, rules=rules, base=None if plan.base is None else resolve_plan(plan.base))
 
 
-def prune_overridden(sites: Sequence[Site], plan: Plan) -> Plan:
-    """Return a plan without the rules that apply to none of the sites, so that repeated patching keeps it short."""
-    winners = [plan.find_rule(site) for site in sites]
-    return replace(plan, rules=tuple(rule for rule in plan.rules if any(rule is winner for winner in winners)))
+def _resolve_rule(rule: Rule) -> Rule:
+    """Return a rule with registered names for aliases."""
+    kind = rule.replaces
+    spec = registry.resolve(rule.activation, kind)
+    if rule.holding and kind == "convolution":
+        raise SpecError(f"{quote(str(rule))} replaces convolutions, but from= selects by activation: leave it out")
+    names = []
+    for name in rule.holding:
+        try:
+            entry = registry.get_entry(name)
+        except SpecError as error:
+            raise SpecError(f"from= is wrong: {error}") from None
+        if entry.replaces == "convolution":
+            raise SpecError(f"from= takes names of activations, but '{entry.name}' replaces a convolution")
+        names.append(entry.name)
+    return replace(rule, activation=spec, holding=tuple(dict.fromkeys(names)))
 
 
 def unpatch_model(model: Any) -> int:
@@ -435,10 +463,23 @@ def _check_selections(sites: Sequence[Site], rules: Iterable[Rule]) -> None:
                 f"'{rule}' matches none of the {len(kind)} convolutions that can be replaced (the first one, RepConvs "
                 "and the predictions of the head cannot)"
             )
-        wider = replace(rule, scope="all")
-        others = sum(wider.selects(site) for site in kind)
-        hint = f"; {others} transformer sites match with scope='all'" if others else f" of the {len(kind)} in the model"
-        raise SelectionError(f"'{rule}' matches no activation site{hint}")
+        raise SelectionError(f"'{rule}' matches no activation site{_describe_others(rule, kind)}")
+
+
+def _describe_others(rule: Rule, sites: Sequence[Site]) -> str:
+    """Return the end of a message that says which activation sites there are for a rule that matches none."""
+    wider = replace(rule, scope="all")
+    if others := sum(wider.selects(site) for site in sites):
+        return f"; {others} transformer site{'s match' if others > 1 else ' matches'} with scope='all'"
+    anything = replace(rule, holding=())
+    if rule.holding and (found := [site for site in sites if anything.selects(site)]):
+        held = Counter(site.activation or site.current for site in found).most_common()
+        *rest, last = [f"{name} ({count})" for name, count in held]
+        held_as_text = f"{', '.join(rest)} and {last}" if rest else last
+        which = "convolutional sites" if rule.scope == "conv" else "sites"
+        where = f"{len(found)} {which} of '{anything.where}'" if anything.where else f"model's {len(found)} {which}"
+        return f": the {where} hold {held_as_text}"
+    return f" of the {len(sites)} in the model"
 
 
 def _build_swap(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:

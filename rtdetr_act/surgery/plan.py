@@ -30,13 +30,14 @@ Init = Literal["paper", "match"]
 SECTIONS = ("backbone", "neck", "head")
 SCOPES: tuple[Scope, ...] = ("conv", "all")
 INITS: tuple[Init, ...] = ("paper", "match")
-_RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "scope", "init")
+_RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "from", "scope", "init")
 _PLAN_KEYS = ("rules", "default_act", "act_lr", "base", "fitted")
 _MAX_LAYERS = 10_000
 _MAX_NUMBER = 1e9  # largest absolute value of a number in a plan
-_MAX_BASE_DEPTH = 50  # of nested bases
 _CALL = f"{PREFIX}Plan("  # of a plan as model YAMLs store it
 _LONGEST_FORM = 1_000_000  # characters; a rule for each of the 165 sites of yolo26x takes 20,000
+MAX_STAGES = 51  # a plan and its nested bases
+_WORDS = ("from", "init")  # what may follow an activation and its sites in the text of a rule
 _SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments without effect once a schedule has finished
 
 
@@ -53,6 +54,8 @@ class Rule:
         scope: "conv" (default) for convolutional sites (feature maps), "all" for transformer sites too.
         init: "paper" (default) for the activation's default initialisation, "match" to fit it, and the network, to the
             network before the swap.
+        holding: Names of activations, `from` in text and YAML. If there are any, only sites match that hold one of them
+            before the plan is applied.
     """
 
     activation: ActSpec
@@ -62,6 +65,7 @@ class Rule:
     exclude: tuple[str, ...] = ()
     scope: Scope = "conv"
     init: Init = "paper"
+    holding: tuple[str, ...] = ()
 
     @property
     def replaces(self) -> Replaces:
@@ -73,20 +77,23 @@ class Rule:
         return get_replaced_kind(self.activation.name)
 
     def selects(self, site: Selectable) -> bool:
-        """Return whether the rule matches a site, by its kind, name, layer, section and layout."""
+        """Return whether the rule matches a site, by its kind, name, layer, section, layout and present activation."""
         if site.replaces != self.replaces or (self.scope == "conv" and site.layout != "map"):
             return False
         if (self.layers or self.sections) and site.layer not in self.layers and site.section not in self.sections:
             return False
         if self.include and not any(fnmatchcase(site.name, pattern) for pattern in self.include):
             return False
-        return not any(fnmatchcase(site.name, pattern) for pattern in self.exclude)
+        if any(fnmatchcase(site.name, pattern) for pattern in self.exclude):
+            return False
+        return not self.holding or site.activation in [_get_registered_name(name) for name in self.holding]
 
     @property
     def where(self) -> str:
-        """The selection as text, such as "@backbone exclude=*.cv2.*"; empty if the rule matches all sites in scope."""
+        """The selection as text, such as "@backbone from=silu"; empty if the rule matches all sites in scope."""
         parts = [*self.sections, *([format_layers(self.layers)] if self.layers else [])]
         words = ["@" + "+".join(parts)] if parts else []
+        words += [f"from={'+'.join(self.holding)}"] if self.holding else []
         words += [f"include={pattern}" for pattern in self.include]
         words += [f"exclude={pattern}" for pattern in self.exclude]
         words += ["scope=all"] if self.scope == "all" else []
@@ -110,6 +117,8 @@ class Rule:
         for key in ("sections", "include", "exclude"):
             if values := getattr(self, key):
                 data[key] = list(values)
+        if self.holding:
+            data["from"] = list(self.holding)
         if self.scope != "conv":
             data["scope"] = self.scope
         if self.init != "paper":
@@ -122,18 +131,42 @@ class Rule:
         if not isinstance(data, Mapping) or "activation" not in data:
             raise SpecError(f"a rule is a mapping with the key 'activation', not {quote(data)}")
         _check_keys("rule", data, _RULE_KEYS)
+        layers, sections = _parse_places(data.get("layers"))
         return cls(
             ActSpec.parse(data["activation"]),
-            parse_layers(data.get("layers")),
-            _check_sections(_to_strings(data.get("sections"))),
+            layers,
+            tuple(dict.fromkeys((*_check_sections(_to_strings(data.get("sections"))), *sections))),
             _to_strings(data.get("include")),
             _to_strings(data.get("exclude")),
             check_scope(data.get("scope", "conv")),
             check_init(data.get("init", "paper")),
+            _parse_names("from", data.get("from")),
         )
 
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """Parse one rule: `activation[@section or layers] [from=names] [init=match]`, the words in any order.
+
+        Raises:
+            SpecError: The text is not a rule.
+
+        >>> Rule.parse("hardswish@backbone init=match from=silu+relu").where
+        '@backbone from=silu+relu'
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise SpecError(f"a rule is an activation such as 'arelu' or 'leaky_relu(0.1)@backbone', not {quote(text)}")
+        if len(text) > LONGEST_RULE:  # the pattern below takes seconds for longer ones
+            raise SpecError(f"a rule has {LONGEST_RULE:,} characters at most, not {len(text):,}: {quote(text)}")
+        head, words = _split_words(text)
+        match = re.fullmatch(r"(?P<act>[^@]+?|.*\))\s*(?:@\s*(?P<where>[^@()]*))?", head, re.DOTALL)
+        if match is None:
+            raise SpecError(f"{quote(text)} is not a rule: write activation, activation@section or activation@layers")
+        layers, sections = _parse_places(match["where"])
+        names, init = _parse_names("from", words.get("from")), check_init(words.get("init", "paper"))
+        return cls(_parse_activation(match["act"]), layers, sections, init=init, holding=names)
+
     def __str__(self) -> str:
-        """Return e.g. `dyrelu_b@backbone`, `arelu exclude=model.28.*` or `mish init=match`."""
+        """Return e.g. `dyrelu_b@backbone`, `arelu from=silu exclude=model.28.*` or `mish init=match`."""
         where = self.where
         words = [f"{self.activation}{'' if where.startswith('@') or not where else ' '}{where}"]
         words += [f"init={self.init}"] if self.init != "paper" else []
@@ -146,6 +179,7 @@ class SwapOptions(TypedDict, total=False):
     scope: Scope
     act_lr: float
     init: Init
+    replaces: str | Iterable[str] | None
 
 
 @dataclass(frozen=True)
@@ -156,8 +190,8 @@ class Plan:
         rules: The rules.
         default_act: A stock `activation:` such as "nn.ReLU()", which applies where no rule does. Default: None.
         act_lr: Factor on the learning rate of scalar and per-channel activation parameters. Default: 1.0.
-        base: The plan of the network before the swap, to which rules with `init="match"` are fitted. Default: None, the
-            stock network.
+        base: The plan of the network before the swap: rules with `init="match"` are fitted to what stood at their sites
+            then, and those with `from` select sites by it. Default: None, the stock network.
         fitted: Whether the network has been fitted already; training does it once. Default: False.
 
     >>> plan = Plan.parse("dyrelu_b@backbone, dyrelu_c@neck, silu@22-27")
@@ -184,17 +218,22 @@ class Plan:
         scope: Scope = "conv",
         act_lr: float = 1.0,
         init: Init = "paper",
+        replaces: str | Iterable[str] | None = None,
     ) -> Plan:
-        """Parse a plan from text: `activation[@section or layers] [init=match][, …]`.
+        """Parse a plan from text: `activation[@section or layers] [from=names] [init=match][, …]`.
 
         Args:
-            text: The rules. Sections and layer ranges are joined by `+`, as in `arelu@backbone+12+22-27`.
-            layers: Layer indices of all rules, which must then have none of their own. Default: None.
+            text: The rules. Sections and layer ranges are joined by `+`, as in `arelu@backbone+12+22-27`, and so are
+                the names of the activations to replace, as in `arelu from=silu+relu`.
+            layers: Layers of all rules, which must then have none of their own: indices, or text such as "0-9" and
+                "backbone+12". Default: None.
             include: Glob pattern(s) on site names, of all rules. Default: None.
             exclude: Glob pattern(s) on site names, of all rules. Default: None.
             scope: "conv" (default) or "all", for rules of activations.
             act_lr: See `Plan`. Default: 1.0.
             init: "paper" (default) or "match", for rules of activations without `init=` in the text.
+            replaces: Name(s) of activations: only sites match that hold one of them before the plan is applied; for
+                rules of activations without `from=` in the text. Default: None.
 
         Raises:
             SpecError: The text, a section, a layer range or a keyword argument is invalid.
@@ -202,24 +241,30 @@ class Plan:
         if not isinstance(text, str):
             raise SpecError(f"a plan is a string such as 'dyrelu_b@backbone, dyrelu_c@neck', not {quote(text)}")
         _check_length(text, LONGEST_PLAN)
-        narrowed = parse_layers(layers)
-        if layers is not None and not narrowed:
+        indices, sections = _parse_places(layers)
+        if layers is not None and not indices and not sections:
             raise SpecError("layers= is empty: give indices such as '0-9', or leave it out")
+        names = _parse_names("replaces", replaces)
+        if replaces is not None and not names:
+            raise SpecError("replaces= is empty: give names of activations such as 'silu', or leave it out")
+        check_scope(scope)
+        check_init(init)
         rules = []
         for part in _split_rules(text):
-            rule = _parse_rule(part)
-            if narrowed and (rule.layers or rule.sections):
-                raise SpecError(f"{quote(part)} names its layers already: drop either '@…' or layers=")
-            rule = replace(
-                rule, layers=rule.layers or narrowed, include=_to_strings(include), exclude=_to_strings(exclude)
-            )
-            check_scope(scope)
-            check_init(init)
+            rule = Rule.parse(part)
+            if layers is not None:
+                if rule.layers or rule.sections:
+                    raise SpecError(f"{quote(part)} names its layers already: drop either '@…' or layers=")
+                rule = replace(rule, layers=indices, sections=sections)
+            rule = replace(rule, include=_to_strings(include), exclude=_to_strings(exclude))
             if rule.replaces == "activation":
-                rule = replace(rule, scope=scope, init=rule.init if rule.init != "paper" else init)
+                init_of_rule = rule.init if rule.init != "paper" else init
+                rule = replace(rule, scope=scope, init=init_of_rule, holding=rule.holding or names)
             else:  # it is initialised as the convolution that it replaces
                 rule = replace(rule, init="paper")
             rules.append(rule)
+        if names and all(rule.replaces == "convolution" for rule in rules):
+            raise SpecError(f"replaces= selects by activation, but {quote(text)} replaces convolutions: leave it out")
         return cls(tuple(rules), act_lr=_check_act_lr(act_lr))
 
     @classmethod
@@ -253,8 +298,8 @@ class Plan:
 
     @classmethod
     def _from_yaml(cls, data: object, depth: int) -> Plan:
-        if depth > _MAX_BASE_DEPTH:
-            raise SpecError(f"'base' under 'activation' is nested more than {_MAX_BASE_DEPTH} deep, or contains itself")
+        if depth >= MAX_STAGES:
+            raise SpecError(f"'base' under 'activation' is nested {MAX_STAGES} deep or more, or contains itself")
         if data is None:
             return cls()
         if isinstance(data, str):
@@ -322,9 +367,28 @@ class Plan:
             return False
 
     @property
+    def stages(self) -> list[Plan]:
+        """The plan and its nested bases, in the order in which they are applied, each without its base."""
+        bases = [] if self.base is None else self.base.stages
+        return [*bases, replace(self, base=None)]
+
+    @property
     def needs_fit(self) -> bool:
         """Whether the next training must fit the network to the one before the swap."""
-        return not self.fitted and any(rule.init == "match" for rule in self.rules)
+        if self.fitted:
+            return False
+        return self._matches or (self.base is not None and self.base.needs_fit)
+
+    @property
+    def reference(self) -> Plan:
+        """The plan of the network before the last swap with `init="match"`; one without rules is the stock network."""
+        if self._matches or self.base is None:
+            return self.base or Plan()
+        return self.base.reference
+
+    @property
+    def _matches(self) -> bool:
+        return any(rule.init == "match" for rule in self.rules)
 
     def find_rule(self, site: Selectable) -> Rule | None:
         """Return the last rule that matches a site, or None."""
@@ -333,16 +397,17 @@ class Plan:
     def followed_by(self, other: Plan) -> Plan:
         """Return this plan with the rules of `other` appended; they replace rules with the same selection.
 
-        If `other` has rules with `init="match"`, the rules of activations in this plan become the base of the result.
+        If `other` has rules with `init="match"` or `from`, the rules of activations in this plan become the base of the
+        result. The base of `other` is left out: apply its `stages` one after the other.
         """
-        act_lr = other.act_lr if any(rule.replaces == "activation" for rule in other.rules) else self.act_lr
-        if any(rule.init == "match" for rule in other.rules):
-            base = self.without_finished_schedules()
-            base = replace(base, rules=tuple(rule for rule in base.rules if rule.replaces == "activation"))
-            kept = tuple(rule for rule in self.rules if rule.replaces == "convolution")
-            rules = _merge_rules(kept, other.rules)
-            return replace(other, rules=rules, default_act=self.default_act, base=base or None)
-        return replace(self, rules=_merge_rules(self.rules, other.rules), act_lr=act_lr)
+        if not any(rule.init == "match" or rule.holding for rule in other.rules):
+            act_lr = other.act_lr if any(rule.replaces == "activation" for rule in other.rules) else self.act_lr
+            return replace(self, rules=merge_rules(self.rules, other.rules), act_lr=act_lr)
+        base = self.without_finished_schedules() if other._matches else self
+        base = replace(base, rules=tuple(rule for rule in base.rules if rule.replaces == "activation"))
+        kept = tuple(rule for rule in self.rules if rule.replaces == "convolution")
+        rules = merge_rules(kept, other.rules)
+        return replace(other, rules=rules, default_act=self.default_act, base=base if base else base.base)
 
     def without_finished_schedules(self, epoch: float = math.inf) -> Plan:
         """Return the plan without the schedules that have finished after a number of epochs; by default, without any.
@@ -351,11 +416,12 @@ class Plan:
         >>> str(plan.without_finished_schedules(4)), str(plan.without_finished_schedules(5))
         ('dyrelu_c(tau_start=30.0, tau_epochs=5)', 'dyrelu_c')
         """
-        return replace(self, rules=tuple(rule.without_finished_schedules(epoch) for rule in self.rules))
+        rules = tuple(rule.without_finished_schedules(epoch) for rule in self.rules)
+        return replace(self, rules=rules, base=self.base and self.base.without_finished_schedules(epoch))
 
     def schedule_ends(self) -> tuple[float, ...]:
-        """Return the epochs at which schedules of the plan finish, in ascending order."""
-        ends = {_schedule_end(rule.activation) for rule in self.rules}
+        """Return the epochs at which schedules of the plan and its bases finish, in ascending order."""
+        ends = {_schedule_end(rule.activation) for stage in self.stages for rule in stage.rules}
         return tuple(sorted(end for end in ends if end is not None))
 
     def __bool__(self) -> bool:
@@ -363,8 +429,11 @@ class Plan:
         return bool(self.rules)
 
     def __str__(self) -> str:
-        """Return the rules as text that `parse` accepts, such as `dyrelu_b@backbone, silu@22-27`."""
-        return ", ".join(map(str, self.rules))
+        """Return the rules as text, such as `dyrelu_b@backbone, silu@22-27`; with a base, `mish; then arelu from=mish`.
+
+        `parse` accepts it if there are no base, `include`, `exclude` and `scope`.
+        """
+        return "; then ".join(", ".join(map(str, stage.rules)) for stage in self.stages)
 
 
 class Selectable(Protocol):
@@ -380,6 +449,8 @@ class Selectable(Protocol):
     def layout(self) -> Layout: ...  # noqa: D102
     @property
     def replaces(self) -> Replaces: ...  # noqa: D102
+    @property
+    def activation(self) -> str | None: ...  # noqa: D102
 
 
 def check_overrides(rules: Sequence[Rule], sites: Iterable[Selectable]) -> None:
@@ -402,7 +473,7 @@ def check_overrides(rules: Sequence[Rule], sites: Iterable[Selectable]) -> None:
             )
 
 
-def _merge_rules(rules: tuple[Rule, ...], later: tuple[Rule, ...]) -> tuple[Rule, ...]:
+def merge_rules(rules: tuple[Rule, ...], later: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """Append later rules to rules, which they replace where the selection is the same."""
 
     def selection(rule: Rule) -> tuple[Rule, Replaces]:
@@ -423,7 +494,10 @@ def parse_layers(value: str | int | Iterable[int] | None) -> tuple[int, ...]:
     """
     if value is None:
         return ()
-    wrong = SpecError(f"layers are indices and ranges such as '0-9' or '3+22-27', not {quote(value)}")
+    wrong = SpecError(
+        "layers are indices and ranges such as '0-9' or '3+22-27', and sections such as 'backbone+12', not "
+        f"{quote(value)}"
+    )
     if isinstance(value, str):
         indices: list[int] = []
         for part in re.split(r"[+,]", value[:LONGEST_PLAN]):
@@ -441,6 +515,20 @@ def parse_layers(value: str | int | Iterable[int] | None) -> tuple[int, ...]:
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < _MAX_LAYERS for i in indices):
         raise wrong
     return tuple(sorted(set(indices)))
+
+
+def _parse_places(value: str | int | Iterable[int] | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Parse what `parse_layers` takes, and text that names sections too; return the layer indices and the sections.
+
+    >>> _parse_places("backbone+12+22-27")
+    ((12, 22, 23, 24, 25, 26, 27), ('backbone',))
+    """
+    if not isinstance(value, str):
+        return parse_layers(value), ()
+    parts = [part.strip() for part in re.split(r"[+,]", value[:LONGEST_PLAN])]
+    named = [part for part in parts if part[:1].isalpha()]
+    numbered = [part for part in parts if not part[:1].isalpha()]
+    return parse_layers("+".join(numbered) if numbered else None), _check_sections(tuple(dict.fromkeys(named)))
 
 
 def format_layers(layers: Iterable[int]) -> str:
@@ -480,32 +568,55 @@ def _evaluate_argument(text: str) -> object:
         ) from None
 
 
-def _parse_rule(text: str) -> Rule:
-    if len(text) > LONGEST_RULE:  # the patterns below take seconds for longer ones
-        raise SpecError(f"a rule has {LONGEST_RULE:,} characters at most, not {len(text):,}: {quote(text)}")
-    head, init = _split_init(text)
-    match = re.fullmatch(r"(?P<act>[^@]+?|.*\))\s*(?:@\s*(?P<where>[^@()]*))?", head, re.DOTALL)
-    if match is None:
-        raise SpecError(f"{quote(text)} is not a rule: write activation, activation@section or activation@layers")
-    layers: tuple[int, ...] = ()
-    sections: tuple[str, ...] = ()
-    if match["where"] is not None:
-        for part in (part.strip() for part in match["where"].split("+")):
-            if part[:1].isdigit():
-                layers += parse_layers(part)
-            else:
-                sections += _check_sections((part,))
-    return Rule(ActSpec.parse(match["act"]), tuple(sorted(set(layers))), sections, init=check_init(init))
+def _split_words(text: str) -> tuple[str, dict[str, str]]:
+    """Split the words `from=…` and `init=…` off the end of a rule; return the rest, and the values by key.
 
-
-def _split_init(text: str) -> tuple[str, str]:
-    """Split a final `init=…` off a rule, and return both; the init is "paper" if there is none.
-
-    >>> _split_init("prelu(init=0.1)@backbone init=match")
-    ('prelu(init=0.1)@backbone', 'match')
+    >>> _split_words("prelu(init=0.1)@backbone from=silu init=match")
+    ('prelu(init=0.1)@backbone', {'init': 'match', 'from': 'silu'})
     """
-    found = re.fullmatch(r"(.*\S)\s+init=([^\s()]+)", text, re.DOTALL)
-    return (found[1], found[2]) if found else (text, "paper")
+    head, words = text.strip(), dict[str, str]()
+    while len(parts := head.rsplit(None, 1)) == 2:
+        match = re.fullmatch(r"(\w+)=((?:[^()]|\(\))*)", parts[1])  # within arguments, a closing bracket follows
+        if match is None:
+            break
+        head, key = parts[0], match[1]
+        if key not in _WORDS:
+            known = " and ".join(f"{word}=" for word in _WORDS)
+            raise SpecError(f"{quote(parts[1])} is not a word of a rule, which takes {known}{suggest(key, _WORDS)}")
+        if key in words:
+            raise SpecError(f"{quote(text)} has {key}= twice")
+        words[key] = match[2]
+    return head, words
+
+
+def _parse_activation(text: str) -> ActSpec:
+    """Parse an activation, whose name may have spaces if the registry knows it, as in `Leaky ReLU(0.1)`."""
+    name, bracket, arguments = text.partition("(")
+    parts = name.split()
+    if len(parts) < 2 or not all(re.fullmatch(r"[\w.-]+", part) for part in parts):
+        return ActSpec.parse(text)
+    from rtdetr_act.activations.registry import get_entry  # brings torch, which the command line starts without
+
+    get_entry(" ".join(parts))
+    return ActSpec.parse("_".join(parts) + bracket + arguments)
+
+
+def _parse_names(key: str, value: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Parse 'silu', 'silu+relu', 'nn.SiLU()' or a list of them into names; None becomes ().
+
+    Args:
+        key: What the value was given as, for the error message.
+        value: The value.
+    """
+    parts = value.split("+") if isinstance(value, str) else value
+    if parts is None:
+        return ()
+    if isinstance(parts, Iterable) and not isinstance(parts, (bytes, Mapping)):
+        parts = list(parts)
+        names = [part.strip().removesuffix("()") for part in parts if isinstance(part, str)]
+        if len(names) == len(parts) and all(re.fullmatch(r"[A-Za-z_][\w.-]*", name) for name in names):
+            return tuple(dict.fromkeys(names))
+    raise SpecError(f"{key}= takes names of activations such as 'silu' or 'silu+relu', not {quote(value)}")
 
 
 def _split_rules(text: str) -> list[str]:
@@ -534,7 +645,7 @@ def _check_sections(sections: tuple[str, ...]) -> tuple[str, ...]:
     for section in sections:
         if section not in SECTIONS:
             raise SpecError(
-                f"{quote(f'@{section}')} is not a section: use backbone, neck, head or layer indices such as 0-9"
+                f"{quote(section)} is not a section: use backbone, neck, head or layer indices such as 0-9"
                 f"{suggest(section, SECTIONS)}"
             )
     return sections
@@ -587,6 +698,14 @@ def _get_default_arguments(name: str) -> dict[str, Any]:
     )
 
     return get_default_arguments(name)
+
+
+def _get_registered_name(name: str) -> str:
+    from rtdetr_act.activations.registry import (
+        get_registered_name,  # brings torch, which the command line starts without
+    )
+
+    return get_registered_name(name)
 
 
 def _check_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -13,8 +13,10 @@ from torch import nn
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
 from rtdetr_act.activations.placed import get_placement
 from rtdetr_act.activations.protocol import Layout, Replaces
+from rtdetr_act.activations.registry import find_entry, get_registered_name
 from rtdetr_act.activations.temperature import Scheduled
 from rtdetr_act.results import Result
+from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery.functional_calls import FUNCTIONS
 from rtdetr_act.surgery.model_plan import is_model_yaml
 from rtdetr_act.surgery.modules import evaluation_mode, find_frozen, get_example_inputs, set_child, unwrap
@@ -86,6 +88,18 @@ class Site(Result):
         if self.replaces == "convolution":
             return _describe_convolution(self.module)
         return type(self.module).__name__ if isinstance(self.module, nn.Module) else f"F.{FUNCTIONS[self.module]}"
+
+    @property
+    def activation(self) -> str | None:
+        """The registered name of the activation that it holds, such as "silu"; None for others and for convolutions."""
+        if self.replaces == "convolution":
+            return None
+        if placed := get_placement(self.module):
+            return get_registered_name(ActSpec.parse(placed.spec).name)
+        if not isinstance(self.module, nn.Module):
+            return FUNCTIONS[self.module]
+        entry = find_entry(self.module)
+        return entry.name if entry else None
 
     def _summarise(self) -> str:
         """Return name, module and channels."""

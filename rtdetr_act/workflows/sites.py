@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +54,20 @@ class SiteListing(TableResult):
         )
 
 
-def list_sites(source: str | Path, activation: str | None = None, *, scope: Scope = "conv") -> SiteListing:
+def list_sites(
+    source: str | Path,
+    activation: str | None = None,
+    *,
+    scope: Scope = "conv",
+    replaces: str | Iterable[str] | None = None,
+) -> SiteListing:
     """List the activation sites of a model and, with a plan, what it would change there; no file is written.
 
     Args:
         source: Model YAML or checkpoint.
         activation: Activation or plan, as `patch_model` takes it; None to list the sites only.
         scope: "conv" for convolutional sites, "all" to swap at transformer sites too. All sites are listed with both.
+        replaces: Name(s) of activations: swap only at sites that hold one of them. Default: None.
 
     Raises:
         InputError: The model file does not exist or is not a model YAML.
@@ -72,4 +80,4 @@ def list_sites(source: str | Path, activation: str | None = None, *, scope: Scop
     sites = tuple(find_sites(model))
     if activation is None:
         return SiteListing(sites, unreachable=tuple(find_unreachable_calls(unwrap(model))))
-    return SiteListing(sites, patch_model(model, activation, scope=scope))
+    return SiteListing(sites, patch_model(model, activation, scope=scope, replaces=replaces))

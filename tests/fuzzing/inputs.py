@@ -43,14 +43,15 @@ rules = st.builds(
     patterns,
     st.sampled_from(["conv", "all"]),
     st.sampled_from(["paper", "match"]),
+    st.lists(st.sampled_from(["silu", "nn.ReLU", "DyReLU-B"]), max_size=2, unique=True).map(tuple),
 )
-plans = st.builds(
-    Plan,
+_plan_arguments = (
     st.lists(rules, min_size=1, max_size=4).map(tuple),
     st.sampled_from([None, "nn.ReLU()", "torch.nn.LeakyReLU(0.1)"]),
     st.floats(0.001, 100),
-    fitted=st.booleans(),
 )
+_bases = st.one_of(st.none(), st.none(), st.builds(Plan, *_plan_arguments))
+plans = st.builds(Plan, *_plan_arguments, base=_bases, fitted=st.booleans())
 
 # --- texts ----------------------------------------------------------------------------------------------------------
 
@@ -58,7 +59,7 @@ ODD_TEXTS = [
     "", " ", "\n", "\r", "\t", "\0", "\x1b[2J", "\u202e", "\ud800", "é", "e\u0301", "ａ", "𝔞", "١", "²", "'", '"', "\\",
     "`", "(", ")", "[", "]", "{", "}", ",", ",,", "@", "@@", "+", "-", "=", "*", "**", "#", ":", ".", "_", "1e999",
     "nan", "inf", "-1", "0x", "9" * 50, "9" * 5000, "1" * 400, "x" * 300, "x" * 3000, "True", "None", "lambda: 1", "1j",
-    "b'x'", " for x in y", "init=", "init=match", "stock",
+    "b'x'", " for x in y", "init=", "init=match", "from=", " from=silu+relu", " from=nn.SiLU()", "form=", "stock",
     f"__import__('os').system('touch {PLANTED}')", f"open('{PLANTED}', 'w')",
 ]  # fmt: skip
 
@@ -120,7 +121,10 @@ wheres = st.one_of(
     st.sampled_from(["", "@neck", "@0-3+neck", "@2-1", "@tail"]),
     st.builds("@{}-{}".format, st.integers(0, 99), st.integers(0, 99999)),
 )
-endings = st.sampled_from([" init=match", " init=paper", " init=match init=match", " init=x"])
+endings = st.sampled_from([
+    " init=match", " init=paper", " init=match init=match", " init=x", " from=silu", " from=relu+nn.SiLU init=match",
+    " init=match from=mish", " from=silu from=silu", " from=silo", " from=+", " from=dynamic_conv", " scope=all",
+])  # fmt: skip
 
 
 @st.composite
@@ -129,7 +133,9 @@ def plan_texts(draw: st.DrawFn) -> str:
     if draw(st.booleans()):
         first = draw(st.builds("{}{}".format, simple_specs, st.one_of(st.just(""), usual_wheres)))
         more = draw(st.lists(st.builds("{}{}".format, simple_specs, usual_wheres), max_size=2))
-        return ", ".join([first, *more]) + draw(st.sampled_from(["", "", " init=match", ", dynamic_conv@0-2"]))
+        return ", ".join([first, *more]) + draw(
+            st.sampled_from(["", "", " init=match", " from=silu", ", dynamic_conv@0-2"])
+        )
     specs, ending = st.one_of(simple_specs, spec_texts()), st.one_of(st.just(""), endings)
     parts = draw(st.lists(st.builds("{}{}{}".format, specs, wheres, ending), min_size=1, max_size=3))
     parts += draw(st.sampled_from([[], [], ["dynamic_conv"], ["dynamic_conv(kernels=2)@backbone"]]))
@@ -138,7 +144,7 @@ def plan_texts(draw: st.DrawFn) -> str:
 
 spec_inputs = st.one_of(spec_texts(), spec_texts(), damaged(spec_texts()), st.text(max_size=30))
 plan_inputs = st.one_of(
-    plan_texts(), plan_texts(), damaged(plan_texts()), st.text(alphabet="arelu_b@()[]{},=+-0129.'\" \n\\:*#")
+    plan_texts(), plan_texts(), damaged(plan_texts()), st.text(alphabet="arelu_b@()[]{},=+-0129.'\" \n\\:*#fom")
 )
 
 # --- plain data and YAML --------------------------------------------------------------------------------------------
@@ -155,7 +161,7 @@ MODEL_YAMLS = [
     {**tiny.yolo(), "activation": "arelu"},
     {**tiny.RTDETR, "activation": {"rules": [{"activation": "arelu", "layers": "0-3"}], "act_lr": 0.5}},
     {**tiny.yolo(), "activation": "rtdetr_act.Plan({'rules': [{'activation': 'arelu', 'layers': '0-3'}]})"},
-    tiny.with_rows(tiny.yolo(), {0: "mish"}, scales={"n": [0.33, 0.25, 1024]}),
+    tiny.with_rows(tiny.yolo(), {0: "mish", 2: "arelu from=silu"}, scales={"n": [0.33, 0.25, 1024]}),
 ]
 
 
@@ -235,7 +241,8 @@ activation_inputs = yaml_texts(
               plans.map(Plan.to_yaml), plans.map(Plan.to_yaml)),
               damaged(st.one_of(plans.map(lambda plan: plan.to_model_yaml() or ""),
                                 plan_texts().map("rtdetr_act.{}".format)))),
-    [*WRONG, {"rules": []}, ["arelu"], "0-99999", "5-2", "neck", "match", "rtdetr_act.Plan('arelu@0')"],
+    [*WRONG, {"rules": []}, ["arelu"], "0-99999", "5-2", "neck", "match", "silu+relu", ["silu"],
+     "arelu from=silu", "rtdetr_act.Plan('arelu@0')"],
 )  # fmt: skip
 
 # Most of what a mutated row has is refused by its form alone; these are right in form.

@@ -94,8 +94,8 @@ def _refit(trainer: Any, model: nn.Module, plan: Plan) -> None:
     """Fit a swapped network to the network before the swap, and copy the result to the EMA."""
     original = copy.deepcopy(model)
     unpatch_model(original)
-    if plan.base:
-        patch_model(original, plan.base)
+    if plan.reference:
+        patch_model(original, plan.reference)
     if any([*module.parameters()] for _, module in iterate_placed_activations(original)):
         # Their trained parameters are lost: the new network is built from a YAML and a state dict.
         _calibrate(trainer, model)

@@ -185,7 +185,7 @@ def load_variants(source: str | Path, activations: Iterable[str], **options: Unp
     Args:
         source: Model YAML or checkpoint.
         activations: Plans, or "stock".
-        **options: `scope`, `act_lr` and `init` of `patch_model`.
+        **options: `scope`, `act_lr`, `init` and `replaces` of `patch_model`.
 
     Raises:
         RtdetrActError: The model or a plan is wrong.

@@ -204,7 +204,7 @@ def _load(
             log(f"{count} dynamic convolutions start from plain ones")
     if plan.needs_fit:
         source = read_plan(model)
-        if source != plan and source.rules != (plan.base or Plan()).rules:
+        if source != plan and [s.rules for s in source.stages] != [s.rules for s in plan.reference.stages]:
             mark_fitted(self)  # the weights are from another network than the one before the swap
     if verbose and plan:
         from rtdetr_act.surgery.sites import iterate_placed_activations
