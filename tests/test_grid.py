@@ -58,6 +58,18 @@ def test_places_cross_activations_but_not_stock() -> None:
     ]  # fmt: skip
 
 
+def test_a_location_stands_before_what_follows_an_activation() -> None:
+    rows = rows_of(activations=["arelu from=relu init=match", "mish"], where=["backbone", "0+9", "all"], seeds=1)
+    assert [row.activation for row in rows] == [
+        "arelu@backbone from=relu init=match",
+        "arelu@0+9 from=relu init=match",
+        "arelu from=relu init=match",
+        "mish@backbone",
+        "mish@0+9",
+        "mish",
+    ]
+
+
 def test_whole_plans_models_and_data_sets_are_variants() -> None:
     plan = {"rules": [{"activation": "dyrelu_b", "sections": ["backbone"]}]}
     rows = rows_of(activations=[STOCK, plan], model=["a.yaml", "b.yaml"], data=["x.yaml", "y.yaml"], seeds=1)

@@ -317,12 +317,17 @@ def _place_activations(activations: Sequence[Any], locations: Sequence[str]) -> 
                 f"{quote(format_activation(activation))} has a location: leave out where=, or the location"
             )
         everywhere = activation == STOCK or not locations
-        plans += [activation] if everywhere else [f"{activation}@{p}" if p != "all" else activation for p in locations]
+        plans += [activation] if everywhere else [_place_activation(activation, p) for p in locations]
     # Plans with equal strings are one variant; plans of plain data may differ in parts that the string omits.
     repeated = [name for name, count in Counter(map(format_activation, plans)).items() if count > 1]
     if repeated:
         raise InputError(f"{quote(repeated[0])} is given twice: an activation is one variant of a study")
     return plans
+
+
+def _place_activation(activation: str, location: str) -> str:
+    """Return a plan with a location; `from=` and `init=` stay behind it."""
+    return activation if location == "all" else str(Plan.parse(activation, layers=location))
 
 
 def expand_study(study: Study) -> list[RunConfig]:
