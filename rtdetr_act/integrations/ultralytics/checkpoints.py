@@ -9,7 +9,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +23,18 @@ _MAX_COMPRESSION = 100
 # Ultralytics maps module names of its older releases, and has its own error message for those of YOLOv5.
 _LEFT_TO_ULTRALYTICS = ("ultralytics", "models", "utils", "numpy")
 _RENAMED = ("__builtin__", "copy_reg", "exceptions", "torch.tensor")  # old names that pickle and torch map
+# Packages that pickles of tensors and plain data refer to, beside torch outside of torch.nn.modules.
+_PLAIN_DATA = (
+    "collections",
+    "builtins",
+    "__builtin__",
+    "copyreg",
+    "copy_reg",
+    "_codecs",
+    "numpy",
+    "pathlib",
+    "argparse",
+)
 _MIN_MEMO_SIZE = 1000  # memo indices up to this are always accepted
 _LEGACY_HEAD = 3  # pickles before the object in files of torch before 1.6: magic number, protocol, system
 
@@ -39,16 +51,9 @@ def check_classes(weight: str | Path) -> None:
     Raises:
         ModelError: A class cannot be imported (the message names the first), or the file would exhaust memory.
     """
-    found: set[tuple[str, str]] = set()
-    try:
-        with _open_pickle(Path(weight)) as (file, count):
-            for _ in range(count):
-                start = file.tell()
-                _check_memo(file, weight)
-                file.seek(start)
-                _NameCollector(file, found).load()
-    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_UNPICKLING_ERRORS):
-        pass  # loading raises a more specific error
+    found = list_classes(weight)
+    if any(module.partition(".")[0] == "__torch__" for module, _ in found):
+        raise ModelError(f"{quote(str(weight))} is a TorchScript file: give the .pt that it was exported from")
     if missing := sorted(f"{module}.{name}" for module, name in found if not _is_importable(module, name)):
         if missing[0].startswith("rtdetr_act."):
             raise ModelError(
@@ -61,8 +66,67 @@ def check_classes(weight: str | Path) -> None:
         )
 
 
-# The exceptions that an unpickler raises for invalid data.
-_UNPICKLING_ERRORS = (
+def list_classes(weight: str | Path) -> list[tuple[str, str]]:
+    """Return (module, name) of each class and function that a checkpoint refers to, in the order of the file.
+
+    Nothing is imported. A file that cannot be read to its end gives those up to there, one that torch has not written
+    none.
+
+    Raises:
+        ModelError: Reading the file would exhaust memory.
+    """
+    found: dict[tuple[str, str], None] = {}
+    # Loading raises a more specific error.
+    with suppress(*_READING_ERRORS), _open_pickle(Path(weight)) as (file, count):
+        for _ in range(count):
+            start = file.tell()
+            _check_memo(file, weight)
+            file.seek(start)
+            _NameCollector(file, found).load()
+    return list(found)
+
+
+def find_needed_packages(weight: str | Path) -> dict[str, tuple[str, ...]]:
+    """Return the classes that loading a checkpoint takes beside those of torch and Ultralytics, by package."""
+    found: dict[str, list[str]] = {}
+    for module, name in list_classes(weight):
+        package = module.partition(".")[0]
+        if package not in ("torch", "torchvision", *_LEFT_TO_ULTRALYTICS, *_PLAIN_DATA, *_RENAMED):
+            found.setdefault(package, []).append(name)
+    return {package: tuple(names) for package, names in found.items()}
+
+
+def describe_foreign_file(weight: str | Path) -> str | None:
+    """Describe a file that Ultralytics could not load, by the classes that it refers to; None for one of Ultralytics.
+
+    >>> describe_foreign_file("no such file")
+    'it holds no network, or is damaged'
+    """
+    classes = list_classes(weight)
+    names = [f"{module}.{name}" for module, name in classes]
+    if any(name.startswith("ultralytics.") for name in names):
+        return None
+    if yolov5 := next((name for name in names if name.startswith(("models.yolo.", "models.common."))), None):
+        return f"it holds {quote(yolov5)} of YOLOv5 or YOLOv7, whose networks Ultralytics' package does not load"
+    if network := next((name for name in names if _can_be_network(name)), None):
+        return f"it holds {quote(network)}, which is not a network of Ultralytics"
+    if names:
+        return "it holds tensors only, such as a state dict: load them into a network and save that"
+    return "it holds no network, or is damaged"
+
+
+def _can_be_network(name: str) -> bool:
+    """Return whether a class may be a network, by its qualified name: it is not a part of tensors or plain data."""
+    package = name.partition(".")[0]
+    return name.startswith("torch.nn.modules.") if package == "torch" else package not in _PLAIN_DATA
+
+
+# The exceptions that reading a file raises that is not a checkpoint, those of an unpickler for invalid data included.
+_READING_ERRORS = (
+    OSError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    EOFError,
     ValueError,
     TypeError,
     AttributeError,
@@ -113,12 +177,12 @@ def _check_memo(file: IO[bytes], weight: str | Path) -> None:
 class _NameCollector(pickle.Unpickler):
     """Unpickler that collects the names of all classes and functions, and replaces each by an inert placeholder."""
 
-    def __init__(self, file: IO[bytes], found: set[tuple[str, str]]) -> None:
+    def __init__(self, file: IO[bytes], found: dict[tuple[str, str], None]) -> None:
         super().__init__(file)
         self.found = found
 
     def find_class(self, module: str, name: str) -> Any:
-        self.found.add((module, name))
+        self.found[module, name] = None
         return _Inert
 
     def persistent_load(self, pid: Any) -> Any:

@@ -18,6 +18,7 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from rtdetr_act.activations.registry import is_known
 from rtdetr_act.errors import InputError, ModelError, RtdetrActError, quote, raising_module, reason, suggest
 from rtdetr_act.integrations.ultralytics.arguments import check_file_name
+from rtdetr_act.integrations.ultralytics.checkpoints import describe_foreign_file
 from rtdetr_act.integrations.ultralytics.configs import config_names, find_config
 from rtdetr_act.integrations.ultralytics.model_yaml import BUILD_ERRORS, can_be_head, explain_forward_error
 from rtdetr_act.surgery.model_plan import read_plan, split_model_yaml
@@ -169,9 +170,9 @@ def _load_weights(source: str) -> Any:
     except Exception as error:  # unpickling a file that is not a checkpoint raises errors of many classes
         if raising_module(error).startswith("rtdetr_act."):
             raise
-        raise ModelError(
-            f"{quote(source)} is not an Ultralytics checkpoint ({type(error).__name__}: {reason(error)})"
-        ) from error
+        what = describe_foreign_file(source)
+        problem = f" ({type(error).__name__}: {reason(error)})" if what is None else f": {what}"
+        raise ModelError(f"{quote(source)} is not an Ultralytics checkpoint{problem}") from error
     return model
 
 
