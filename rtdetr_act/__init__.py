@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.train import resume_training as resume_training
     from rtdetr_act.workflows.train import train_variants as train_variants
     from rtdetr_act.workflows.validate import validate_checkpoint as validate_checkpoint
+    from rtdetr_act.workflows.doctor import examine as examine
+    from rtdetr_act.workflows.examination import Examination as Examination
 
 _MODULES = {
     "DynamicConv2d": "activations.dynamic_conv",
@@ -124,6 +126,8 @@ _MODULES = {
     "resume_training": "workflows.train",
     "train_variants": "workflows.train",
     "validate_checkpoint": "workflows.validate",
+    "examine": "workflows.doctor",
+    "Examination": "workflows.examination",
 }
 __all__ = ["__version__", *sorted(_MODULES)]
 

@@ -50,7 +50,7 @@ def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
-COMMANDS = "train val predict export fold resume acts sites plot learned bench diagnose study report".split()
+COMMANDS = "train val predict export fold resume acts sites plot learned bench diagnose doctor study report".split()
 HEAVY = "torch ultralytics numpy matplotlib polars plotly scipy".split()
 
 

@@ -36,7 +36,8 @@ _ALIASES = {"tensorrt": "engine", "trt": "engine", "mlpackage": "coreml", "mlmod
 # time, into the current environment.
 _ONNX = {"onnx": "onnx", "onnxslim": "onnxslim"}
 _TENSORFLOW = {"tensorflow": "tensorflow", "onnx2tf": "onnx2tf"}
-_REQUIREMENTS = {
+_REQUIREMENTS: dict[str, dict[str, str]] = {
+    "torchscript": {},
     "onnx": _ONNX,
     "openvino": {"openvino": "openvino"},
     "engine": {**_ONNX, "tensorrt": "tensorrt"},
@@ -371,6 +372,25 @@ def check_export(model: Any, export_format: str, *, int8: bool = False) -> str:
             f"Ultralytics {__version__} has no INT8 export to {name}: use openvino, or a newer Ultralytics"
         )
     return name
+
+
+def list_exports(model: Any) -> dict[str, str]:
+    """Return for each export format whether a model can be exported to it here: "" if so, else the reason if not.
+
+    Formats of which it is not known which packages they need are left out.
+
+    Args:
+        model: RTDETR or YOLO object.
+    """
+    found = {}
+    for name in list(exporter.export_formats()["Argument"])[1:]:
+        if name in _REQUIREMENTS:
+            try:
+                check_export(model, name)
+                found[name] = ""
+            except InputError as error:
+                found[name] = str(error)
+    return found
 
 
 def _int8_argument() -> dict[str, Any]:

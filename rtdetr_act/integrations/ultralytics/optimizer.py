@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
+from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.parameters import WEIGHT_LAYERS, find_scalar_and_channel_parameters
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -40,6 +41,25 @@ def separate_activation_parameters(optimizer: Optimizer, model: nn.Module, act_l
         settings = _copy_settings(home or optimizer.param_groups[-1])
         optimizer.add_param_group({**settings, "params": moved, "lr": settings["lr"] * act_lr, "weight_decay": 0.0})
     return len(moved)
+
+
+def find_decayed_parameters(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters to which a training applies weight decay.
+
+    Ultralytics exempts biases, normalization layers and parameters named `logit_scale`; this package exempts those that
+    `separate_activation_parameters` moves, in a model with a plan.
+
+    Args:
+        model: Task model.
+    """
+    exempt = {id(parameter) for parameter in find_scalar_and_channel_parameters(model)} if read_plan(model) else set()
+    found = set()
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{path}.{name}"
+            if not ("bias" in full or "logit_scale" in full or isinstance(module, _NORMS)):
+                found.add(id(parameter))
+    return found - exempt
 
 
 def exclude_dynamic_kernels_from_muon(optimizer: Optimizer, model: nn.Module) -> int:
