@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +12,12 @@ from ultralytics.utils import RANK
 
 from rtdetr_act.activations.temperature import Scheduled
 from rtdetr_act.errors import InputError
-from rtdetr_act.integrations.ultralytics.images import pick_images
 from rtdetr_act.integrations.ultralytics.log import log
 from rtdetr_act.integrations.ultralytics.trainers import task_model
-from rtdetr_act.surgery.calibrate import calibrate, has_batch_norms
+from rtdetr_act.integrations.ultralytics.warm_start import build_original, calibrate_networks, fit_to_original
 from rtdetr_act.surgery.epochs import find_scheduled_modules, set_epoch
 from rtdetr_act.surgery.model_plan import mark_fitted, read_plan
-from rtdetr_act.surgery.patcher import patch_model, unpatch_model
 from rtdetr_act.surgery.plan import Plan
-from rtdetr_act.surgery.refit import refit
-from rtdetr_act.surgery.sites import iterate_placed_activations
 
 _SCHEDULE = "activation_schedule"  # where a trainer keeps its `_Schedule`
 
@@ -63,12 +57,6 @@ def update_schedule(trainer: Any, event: str) -> None:
         _set_epoch(trainer, trainer.epoch + 1)
 
 
-_CALIBRATION_IMAGES = 128  # images for BatchNorm statistics
-
-
-_REFIT_PIXELS = 128 * 320 * 320  # pixels of the images for `refit`, which are one batch
-
-
 _MAX_FRACTION = 1 - 1e-6  # of an epoch: after an out-of-memory retry there are more batches than expected
 
 
@@ -92,42 +80,19 @@ def _start(trainer: Any) -> None:
 
 def _refit(trainer: Any, model: nn.Module, plan: Plan) -> None:
     """Fit a swapped network to the network before the swap, and copy the result to the EMA."""
-    original = copy.deepcopy(model)
-    unpatch_model(original)
-    if plan.reference:
-        patch_model(original, plan.reference)
-    if any([*module.parameters()] for _, module in iterate_placed_activations(original)):
-        # Their trained parameters are lost: the new network is built from a YAML and a state dict.
-        _calibrate(trainer, model)
-        log("convolutions not fitted, since the activations before the swap learned: BatchNorm statistics only")
+    dataset = trainer.train_loader.dataset
+    original = build_original(model, plan)
+    if original is None:
+        log(calibrate_networks([model, trainer.ema.ema] if trainer.ema else [model], dataset))
         return
     if RANK in (-1, 0):
-        images = _collect_images(trainer, max(_REFIT_PIXELS // trainer.args.imgsz**2, 1))
-        count = refit(model, images, original)
-        log(f"{count} convolutions fitted to what they gave before the swap, on {len(images)} training images")
+        log(fit_to_original(model, original, dataset, trainer.args.imgsz))
     state = model.state_dict()
     if RANK != -1:
         for tensor in state.values():
             torch.distributed.broadcast(tensor, 0)
     if trainer.ema:
         trainer.ema.ema.load_state_dict(state)
-
-
-def _calibrate(trainer: Any, model: nn.Module) -> None:
-    """Re-estimate the BatchNorm statistics of the model and of its EMA on training images."""
-    if not has_batch_norms(model):
-        return
-    images = _collect_images(trainer, _CALIBRATION_IMAGES)
-    for network in (model, trainer.ema.ema) if trainer.ema else (model,):
-        calibrate(network, images.split(16))
-
-
-def _collect_images(trainer: Any, count: int) -> torch.Tensor:
-    """Return up to `count` training images of the most common shape, (B, C, H, W) in 0..1."""
-    images = pick_images(trainer.train_loader.dataset, min(count, _CALIBRATION_IMAGES))
-    [(shape, _)] = Counter(image.shape for image in images).most_common(1)  # with rect=True each batch has its own
-    chosen = (image for image in images if image.shape == shape)
-    return torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image for image in chosen])
 
 
 def _set_epoch(trainer: Any, epoch: float) -> None:
