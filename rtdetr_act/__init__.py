@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.bench import bench_training as bench_training
     from rtdetr_act.workflows.diagnose import diagnose as diagnose
     from rtdetr_act.workflows.diagnose import diagnose_variants as diagnose_variants
+    from rtdetr_act.workflows.doctor import examine as examine
+    from rtdetr_act.workflows.examination import Examination as Examination
     from rtdetr_act.workflows.export import export_checkpoint as export_checkpoint
     from rtdetr_act.workflows.fold import fold_checkpoint as fold_checkpoint
     from rtdetr_act.workflows.learned import Learned as Learned
@@ -66,9 +68,10 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.sites import list_sites as list_sites
     from rtdetr_act.workflows.train import resume_training as resume_training
     from rtdetr_act.workflows.train import train_variants as train_variants
-    from rtdetr_act.workflows.validate import validate_checkpoint as validate_checkpoint
-    from rtdetr_act.workflows.doctor import examine as examine
-    from rtdetr_act.workflows.examination import Examination as Examination
+    from rtdetr_act.workflows.validate import Validation as Validation
+    from rtdetr_act.workflows.validate import ValidationTable as ValidationTable
+    from rtdetr_act.workflows.validate import validate_checkpoints as validate_checkpoints
+    from rtdetr_act.workflows.validate import validate_variants as validate_variants
 
 _MODULES = {
     "DynamicConv2d": "activations.dynamic_conv",
@@ -125,7 +128,10 @@ _MODULES = {
     "list_sites": "workflows.sites",
     "resume_training": "workflows.train",
     "train_variants": "workflows.train",
-    "validate_checkpoint": "workflows.validate",
+    "Validation": "workflows.validate",
+    "ValidationTable": "workflows.validate",
+    "validate_checkpoints": "workflows.validate",
+    "validate_variants": "workflows.validate",
     "examine": "workflows.doctor",
     "Examination": "workflows.examination",
 }

@@ -17,12 +17,12 @@ from rtdetr_act.cli.main import app
 from rtdetr_act.surgery.sites import find_sites
 
 FUNCTIONS = {
-    "train": ["train_variants"], "resume": ["resume_training"], "val": ["validate_checkpoint"],
+    "train": ["train_variants"], "resume": ["resume_training"], "val": ["validate_checkpoints", "validate_variants"],
     "predict": ["predict_source"], "export": ["export_checkpoint"], "fold": ["fold_checkpoint"],
     "diagnose": ["diagnose", "diagnose_variants"], "acts": ["list_activations"], "plot": ["plot_activations"],
     "sites": ["list_sites"], "learned": ["report_learned", "read_learned"],
     "bench": ["bench_training", "bench_exports"], "study": ["run_study"], "report": ["report_study"],
-    "search": ["run_search"],
+    "search": ["run_search"], "doctor": ["examine"],
 }  # fmt: skip
 
 

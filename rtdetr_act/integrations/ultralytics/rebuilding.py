@@ -14,6 +14,7 @@ from ultralytics.nn import tasks
 from ultralytics.nn.modules.conv import Conv, ConvTranspose, RepConv
 
 from rtdetr_act.errors import RtdetrActError, SpecError, reason
+from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 from rtdetr_act.integrations.ultralytics.model_yaml import BUILD_ERRORS
 from rtdetr_act.surgery.patcher import KINDS
 from rtdetr_act.surgery.sites import Site, collect_sites
@@ -37,7 +38,7 @@ class Rebuilt:
 
 
 def rebuild(model: Any) -> Rebuilt:
-    """Build the layers of a task model anew from its `model.yaml`, with fresh weights.
+    """Build the layers of a task model anew from its `model.yaml`, with fresh weights; nothing is downloaded.
 
     An edit of `Conv.default_act` in this process or installation is left out, since no file carries it. The random
     state is not changed.
@@ -50,7 +51,7 @@ def rebuild(model: Any) -> Rebuilt:
     """
     model_yaml = copy.deepcopy(model.yaml)
     channels = model_yaml.get("channels", model_yaml.get("ch", 3))
-    with torch.random.fork_rng(devices=[]), _shipped_default_act() as default:
+    with no_downloads(), torch.random.fork_rng(devices=[]), _shipped_default_act() as default:
         try:
             layers, _ = tasks.parse_model(model_yaml, channels, verbose=False)
         except RtdetrActError:
