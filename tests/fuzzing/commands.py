@@ -70,6 +70,7 @@ _VALUES: dict[str, list[str]] = {
     "address": ["10.0.0.1:1", "auto", ""],
     "formats": ["torchscript", "oonx", "", ",", "onnx,onnx"],
     "conv": ["dynamic_conv", "dynamic_conv(kernels=2)@backbone", "dynamic_con", "arelu", ""],
+    "checkpoints": [*_MODELS, *_PAIRS],
     "words": ["study.yaml", "tiny.yaml", "nowhere.yaml", "a.yaml", *_PAIRS],
     "pairs": _PAIRS,
     "cpus": ["1", "999", "0", "x"],

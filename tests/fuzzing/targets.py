@@ -135,7 +135,8 @@ def run_command_line(words: list[str]) -> None:
     assert code in (0, 1, 2, 130), f"exit code {code}: {said[-1000:]}"
     if code:
         sentences = _ERROR.findall(err.getvalue())
-        assert sentences or "Usage: " in said or "─ Error ─" in said, f"exit code {code} without a word: {said[-1000:]}"
+        said_why = sentences or any(word in said for word in ("verdict: ", "Usage: ", "─ Error ─"))
+        assert said_why, f"exit code {code} without a word: {said[-1000:]}"
         assert len(sentences) <= 1, f"several errors: {sentences}"
     if code == 2:  # a mistake, where 1 is a training that gave no result and keeps its records
         raise Refusal(sentences[0] if sentences else "usage")
