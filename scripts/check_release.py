@@ -806,7 +806,10 @@ def check_commands(folder: Path) -> Seen:
         (["sites", model, "--act", "arelu"], f"{tiny.CONV_SITES} sites swapped"),
         (["train", "--act", "arelu", "--model", model, "--data", data, "epochs=1", "name=run", *SHORT], "mAP50-95"),
         (["val", "runs/detect/run/weights/best.pt", "--data", data, "imgsz=64", "plots=False"], "mAP50"),
+        (["doctor", "runs/detect/run/weights/best.pt"], f"arelu stands at {tiny.CONV_SITES} of {tiny.CONV_SITES}"),
         (["fold", "runs/detect/run/weights/best.pt", "-o", "folded.pt"], "folded"),
+        (["val", "runs", "folded.pt", "--data", data, "imgsz=64", "plots=False", "-o", "table.csv"], "table.csv"),
+        (["checks"], "in place"),
     ]
     if find_spec("onnx"):
         asked.append((["export", "folded.pt", "format=onnx", "imgsz=64"], "file: "))

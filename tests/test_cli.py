@@ -50,7 +50,9 @@ def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
-COMMANDS = "train val predict export fold resume acts sites plot learned bench diagnose doctor study report".split()
+COMMANDS = (
+    "train val predict export fold resume acts sites plot learned bench diagnose doctor study report checks".split()
+)
 HEAVY = "torch ultralytics numpy matplotlib polars plotly scipy".split()
 
 

@@ -451,6 +451,21 @@ def _read_entries(file: str) -> Iterator[Entry]:
         yield from getattr(import_module(f"{folder.__name__}.{file}"), "ENTRIES", ())
 
 
+def list_plugins() -> dict[str, str]:
+    """Return the entry points that installed packages add activations by: the package and its version, by name.
+
+    One that cannot be loaded has the reason instead.
+    """
+    found = {}
+    for point in entry_points(group=GROUP):
+        try:
+            point.load()
+            found[point.name] = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        except Exception as error:
+            found[point.name] = f"left out: {type(error).__name__}: {reason(error)}"
+    return found
+
+
 def _load_plugins() -> None:
     for point in entry_points(group=GROUP):
         try:

@@ -351,15 +351,7 @@ def check_export(model: Any, export_format: str, *, int8: bool = False) -> str:
         name = "litert"  # since 8.4.83
     if name not in known:
         raise InputError(f"there is no export format {quote(name)} in Ultralytics {__version__}{suggest(name, known)}")
-    missing = [
-        package
-        for module, package in {
-            **_REQUIREMENTS.get(name, {}),
-            **(_INT8_REQUIREMENTS.get(name, {}) if int8 else {}),
-        }.items()
-        if find_spec(module) is None
-    ]
-    if missing:
+    if missing := _find_missing_packages(name, int8=int8):
         raise InputError(f"format={name} needs packages that are not installed: pip install {' '.join(missing)}")
     if name == "engine" and not torch.cuda.is_available():
         raise InputError("format=engine builds for the GPU it runs on, and there is none here")
@@ -374,6 +366,21 @@ def check_export(model: Any, export_format: str, *, int8: bool = False) -> str:
     return name
 
 
+def _find_missing_packages(name: str, *, int8: bool = False) -> list[str]:
+    """Return the packages that an export to a format needs and that are not installed."""
+    needed = {**_REQUIREMENTS.get(name, {}), **(_INT8_REQUIREMENTS.get(name, {}) if int8 else {})}
+    return [package for module, package in needed.items() if find_spec(module) is None]
+
+
+def list_missing_tools() -> dict[str, list[str]]:
+    """Return for each export format the packages that it needs and that are not installed here.
+
+    Formats of which it is not known which packages they need are left out.
+    """
+    known = list(exporter.export_formats()["Argument"])[1:]
+    return {name: _find_missing_packages(name) for name in known if name in _REQUIREMENTS}
+
+
 def list_exports(model: Any) -> dict[str, str]:
     """Return for each export format whether a model can be exported to it here: "" if so, else the reason if not.
 
@@ -383,13 +390,12 @@ def list_exports(model: Any) -> dict[str, str]:
         model: RTDETR or YOLO object.
     """
     found = {}
-    for name in list(exporter.export_formats()["Argument"])[1:]:
-        if name in _REQUIREMENTS:
-            try:
-                check_export(model, name)
-                found[name] = ""
-            except InputError as error:
-                found[name] = str(error)
+    for name in list_missing_tools():
+        try:
+            check_export(model, name)
+            found[name] = ""
+        except InputError as error:
+            found[name] = str(error)
     return found
 
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from ultralytics.utils import RANK
+from ultralytics.utils import RANK, SETTINGS
 
 from rtdetr_act.analysis.history import FIGURE_FILE, HISTORY_FILE, write_quantities
 from rtdetr_act.analysis.learned import Quantity, has_coefficients, read_quantities
@@ -211,3 +212,10 @@ _SENDERS = {
     "comet": _to_comet,
     "clearml": _to_clearml,
 }
+# Packages by the names of trackers in Ultralytics' settings.
+_PACKAGES = {name: name for name in ("tensorboard", "mlflow", "wandb", "clearml")} | {"comet": "comet_ml"}
+
+
+def list_trackers() -> dict[str, bool]:
+    """Return the trackers that are installed, each with whether it is on in Ultralytics' settings."""
+    return {name: SETTINGS.get(name) is True for name, module in _PACKAGES.items() if find_spec(module)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import wrapt
@@ -51,6 +52,20 @@ def remove() -> None:
     while replaced:
         owner, name, original = replaced.pop()
         setattr(owner, name, original)
+
+
+def list_hooks() -> dict[str, bool]:
+    """Return the wrapped functions by qualified name, each with whether the wrapper is still in place.
+
+    All modules with hooks are imported first. Empty after `remove`.
+    """
+    for name in _HOOKS:
+        import_module(name)
+    found = {}
+    for owner, name, original in replaced:
+        path = f"{owner.__module__}.{owner.__qualname__}" if isinstance(owner, type) else owner.__name__
+        found[f"{path}.{name}"] = getattr(owner, name, original) is not original
+    return found
 
 
 _HOOKS: dict[str, Callable[[Any], None]] = {
