@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.activations import list_activations as list_activations
     from rtdetr_act.workflows.bench import bench_exports as bench_exports
     from rtdetr_act.workflows.bench import bench_training as bench_training
+    from rtdetr_act.workflows.checks import collect_checks as collect_checks
     from rtdetr_act.workflows.diagnose import diagnose as diagnose
     from rtdetr_act.workflows.diagnose import diagnose_variants as diagnose_variants
     from rtdetr_act.workflows.doctor import examine as examine
@@ -116,6 +117,7 @@ _MODULES = {
     "list_activations": "workflows.activations",
     "bench_exports": "workflows.bench",
     "bench_training": "workflows.bench",
+    "collect_checks": "workflows.checks",
     "diagnose": "workflows.diagnose",
     "diagnose_variants": "workflows.diagnose",
     "export_checkpoint": "workflows.export",

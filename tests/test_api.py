@@ -23,6 +23,7 @@ FUNCTIONS = {
     "sites": ["list_sites"], "learned": ["report_learned", "read_learned"],
     "bench": ["bench_training", "bench_exports"], "study": ["run_study"], "report": ["report_study"],
     "search": ["run_search"], "doctor": ["examine"],
+    "checks": ["collect_checks"],
 }  # fmt: skip
 
 
@@ -78,8 +79,8 @@ def test_variants_of_one_model_are_diagnosed(stock_yaml: Path, data: Data, tmp_p
 
 def test_paths_of_checkpoints_are_taken(patched_run: Run, data: Data, tmp_path: Path) -> None:
     settings = {"imgsz": 64, "batch": 4, "workers": 0, "plots": False, "project": str(tmp_path), "device": "cpu"}
-    scores = rtdetr_act.validate_checkpoint(patched_run.pt, Path(data.detect), settings)
-    assert set(scores) == {"mAP50", "mAP50-95"}
+    (found,) = rtdetr_act.validate_checkpoints(patched_run.pt, Path(data.detect), settings)
+    assert set(found.scores or ()) == {"mAP50", "mAP50-95"} and found.folder is None, "no empty folder is left"
     report, path = rtdetr_act.fold_checkpoint(patched_run.pt, tmp_path / "folded.pt")
     assert len(report) == tiny.CONV_SITES and path.is_file()
     learned, figure = rtdetr_act.report_learned(patched_run.pt, str(tmp_path / "learned.png"))

@@ -99,6 +99,11 @@ def test_commas_separate_variants_where_a_plan_could_not_mean_both(values: list[
     assert split_variants(values) == variants
 
 
+def test_from_becomes_part_of_each_plan() -> None:
+    plans = split_variants(["stock,arelu", "mish@neck"], "silu, relu")
+    assert plans == ["stock", "arelu from=silu+relu", "mish@neck from=silu+relu"]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

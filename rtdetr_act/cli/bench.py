@@ -64,7 +64,7 @@ def bench(
     """
     from rtdetr_act.workflows.bench import bench_exports, bench_training
 
-    variants = split_variants(act or [])
+    variants = split_variants(act, replaces)
     known = ("imgsz",) if formats else ("imgsz", "batch", "device")
     arguments = parse_pairs(pairs)
     if unknown := set(arguments) - set(known):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from rtdetr_act.cli.app import app
+from rtdetr_act.cli.grammar import command
 
 
-@app.command()
+@command("", "> checks.txt")
 def checks() -> None:
-    """List versions, devices, hooks, plugins and tools, for the report of an issue; nothing is written."""
+    """Print versions, devices, hooks and tools.
+
+    For the report of an issue: what is installed, which hooks are in place, what can be exported. Nothing is written.
+    """
     from rtdetr_act.tables import align_columns
     from rtdetr_act.workflows.checks import collect_checks
 

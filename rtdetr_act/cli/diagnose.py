@@ -55,7 +55,7 @@ def diagnose(
     from rtdetr_act.integrations.ultralytics.models import STOCK
     from rtdetr_act.workflows.diagnose import diagnose_variants, title_of
 
-    variants = split_variants(act or [])
+    variants = split_variants(act, replaces)
     arguments = parse_pairs(pairs)
     if unknown := set(arguments) - {"imgsz", "batch", "device"}:
         raise InputError(f"diagnose takes imgsz, batch and device, not '{min(unknown)}'")

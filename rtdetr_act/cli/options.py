@@ -59,20 +59,32 @@ Project = Annotated[str | None, typer.Option("--project", help="Folder of result
 Name = Annotated[str | None, typer.Option("--name", help="Name of the result folder.")]
 
 
-def split_variants(values: Sequence[str]) -> list[str]:
+def split_variants(values: Sequence[str] | None, replaces: str | None = None) -> list[str]:
     """Return the variants that some words name: `stock,arelu,mish` are three, and a plan that names places is one.
 
     A plan of several rules for the whole network would apply only the last, so that commas between such rules
     separate variants.
 
+    Args:
+        values: The values of act=.
+        replaces: That of from=, which becomes part of each plan.
+
     Raises:
+        InputError: There is a from=, but nothing to put in.
         SpecError: A plan cannot be understood.
     """
     variants = []
-    for value in values:
+    for value in values or []:
         parts = split_at_commas(value)
         variants += parts if _are_variants(parts) else [value]
-    return variants
+    if replaces is None:
+        return variants
+    from rtdetr_act.surgery.plan import Plan
+
+    if set(variants) <= {"stock"}:
+        raise InputError("from= says what an activation replaces: name one with act=")
+    names = [name.strip() for name in split_at_commas(replaces)]
+    return [each if each == "stock" else str(Plan.parse(each, replaces=names)) for each in variants]
 
 
 def _are_variants(parts: Sequence[str]) -> bool:

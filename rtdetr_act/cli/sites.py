@@ -6,8 +6,21 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rtdetr_act.cli.grammar import command
-from rtdetr_act.cli.options import Act, Data, From, Model, Name, OutputFile, Project, ScopeOption, open_file, require
+from rtdetr_act.cli.options import (
+    Act,
+    Data,
+    From,
+    Model,
+    Name,
+    OutputFile,
+    Project,
+    ScopeOption,
+    open_file,
+    require,
+    split_variants,
+)
 from rtdetr_act.cli.printing import print_files
+from rtdetr_act.errors import InputError
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 from rtdetr_act.surgery.plan import check_scope
 
@@ -26,7 +39,10 @@ def sites(model: Model = None, act: Act = None, replaces: From = None, scope: Sc
     from rtdetr_act.workflows.sites import list_sites
 
     source = require(model, "sites needs a model", "rtdetr-act sites rtdetr-l.yaml act=arelu")
-    listing = list_sites(source, act or None, scope=check_scope(scope))
+    variants = split_variants([act] if act else None, replaces)
+    if len(variants) > 1:
+        raise InputError(f"sites shows one plan, not {len(variants)}: {', '.join(variants)}")
+    listing = list_sites(source, variants[0] if variants else None, scope=check_scope(scope))
     _print_sites(source, listing)
     if listing.report:
         print(listing.report)

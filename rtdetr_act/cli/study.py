@@ -59,7 +59,7 @@ def study(
     from rtdetr_act.study.runner import run_study
 
     options = {
-        "activations": split_variants(act) if act else None, "where": where, "seeds": seeds, "baseline": baseline,
+        "activations": split_variants(act, replaces) or None, "where": where, "seeds": seeds, "baseline": baseline,
         "model": model, "data": data, "scope": scope, "act_lr": act_lr,
     }  # fmt: skip
     given = {**_parse_words(words or []), **{key: value for key, value in options.items() if value is not None}}

@@ -68,7 +68,7 @@ def train(
     arguments = parse_pairs(pairs, reserved=("task", "mode", "resume"))
     add_output(arguments, output)
     options: SwapOptions = {"scope": check_scope(scope), "act_lr": act_lr, "init": check_init(init)}
-    variants = split_variants(act or [])
+    variants = split_variants(act, replaces)
     _check_options(variants, options, conv)
     if not THREADS_ARE_SET:
         use_all_cores(arguments.get("device"))

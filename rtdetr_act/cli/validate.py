@@ -53,9 +53,9 @@ def val(
     from rtdetr_act.workflows.validate import validate_checkpoints, validate_variants
 
     models = model or []
-    variants = split_variants(act or [])
+    variants = split_variants(act, replaces)
     arguments = parse_pairs(pairs, reserved=("task", "mode", "resume"))
-    options: SwapOptions = {"scope": check_scope(scope), "init": check_init(init), "replaces": replaces}
+    options: SwapOptions = {"scope": check_scope(scope), "init": check_init(init)}
     _check_words(models, variants, options, output)
     if variants:
         validations = validate_variants(models[0], variants, data, arguments, fold=fold, show_fold=print, **options)
@@ -75,8 +75,8 @@ def _check_words(models: Sequence[str], act: Sequence[str], options: SwapOptions
     require("".join(models), "val needs a checkpoint, or a folder of runs", "rtdetr-act val best.pt")
     if act and len(models) > 1:
         raise InputError("act= validates activations in one checkpoint: leave it out to compare several checkpoints")
-    if not act and options != {"scope": "conv", "init": "paper", "replaces": None}:
-        raise InputError("from=, scope= and init= say how an activation is swapped in: name one with act=")
+    if not act and options != {"scope": "conv", "init": "paper"}:
+        raise InputError("scope= and init= say how an activation is swapped in: name one with act=")
     if output is not None:
         if output.suffix != ".csv":
             raise InputError(f"{quote(str(output))} is not the name of a CSV file: let it end in .csv")
