@@ -152,7 +152,7 @@ def test_help_fits_a_screen_and_its_examples_are_commands(name: str) -> None:
     assert len(examples) == 2
     for program, command, *words in examples:
         assert (program, command) == ("rtdetr-act", name)
-        parse([command, *words])
+        parse([command, *(words[: words.index(">")] if ">" in words else words)])
     shown = {line.split()[0].rstrip(",") for line in lines[: lines.index("Examples:")] if line.startswith("  ")}
     assert {key_of(option) for command, option in OPTIONS if command == name} <= shown
 
