@@ -459,7 +459,7 @@ def test_command_and_yaml_train_it(data: Data, tmp_path: Path, monkeypatch: pyte
     file = tmp_path / "both" / "weights" / "last.pt"
     check_trained(file, data, YOLO)
     assert str(split_model_yaml(tiny.load(file).yaml)[1]) == "dynamic_conv@backbone, arelu"
-    with pytest.raises(InputError, match="leave --act out"):
+    with pytest.raises(InputError, match="leave act= out"):
         run("train", "--model", str(plain), "--act", "stock", "--conv", "dynamic_conv", *common)
 
 

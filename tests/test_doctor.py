@@ -301,7 +301,9 @@ def test_what_it_says_of_ultralytics_alone_is_so(mish_run: Run, shared_data: Dat
         "print('plugin', any(name.startswith('rtdetr_act') for name in sys.modules))\n"
     )
     result = tiny.run_python(code, tmp_path)
-    assert "stopped NameError name 'rtdetr_act' is not defined" in result.stdout and "plugin False" in result.stdout, result.stderr
+    assert "stopped NameError name 'rtdetr_act' is not defined" in result.stdout and "plugin False" in result.stdout, (
+        result.stderr
+    )
 
 
 class OfAnother(nn.Module):

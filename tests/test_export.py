@@ -250,7 +250,8 @@ def test_command_validates_and_predicts_folded(patched_run: Any, data: Any, tmp_
     arguments = ["imgsz=64", "batch=4", "workers=0", "plots=False", f"project={tmp_path}", "device=cpu"]
     plain = run("val", str(patched_run.pt), "--data", str(data.detect), *arguments)
     folded = run("val", str(patched_run.pt), "--data", str(data.detect), "--fold", *arguments)
-    assert plain.splitlines()[-2] == folded.splitlines()[-2] and "arelu -> leaky_relu" in folded  # before the files
+    assert plain.splitlines()[-1] == folded.splitlines()[-1] and "arelu -> leaky_relu" in folded
+    assert "mAP50-95" in plain.splitlines()[-1]
     folded = run("predict", str(patched_run.pt), "--fold", f"source={data.image}", f"project={tmp_path}", "imgsz=64")
     assert "arelu -> leaky_relu" in folded
 

@@ -170,14 +170,14 @@ def test_train_after_two_swaps_of_which_the_second_looks_at_the_first(
         "rules": [{"activation": "arelu", "from": ["mish"]}, {"activation": "prelu", "from": ["hardswish"]}],
         "base": {"rules": [{"activation": "mish", "layers": "1+3"}, {"activation": "hardswish", "from": ["silu"]}]},
     }
-    assert model.model.yaml["activation"] == plan
+    assert Plan.from_yaml(model.model.yaml["activation"]).to_yaml() == plan
     trained = tiny.load(tiny.train(model, data.detect, tmp_path))
     again = tiny.load(
         tiny.train(RTDETR(str(tmp_path / "run" / "weights" / "last.pt")), data.detect, tmp_path / "again")
     )
     rebuilt = tasks.RTDETRDetectionModel(copy.deepcopy(again.yaml), verbose=False)
     for network in (trained, again, rebuilt):
-        assert network.yaml["activation"] == plan
+        assert Plan.from_yaml(network.yaml["activation"]).to_yaml() == plan
         assert tiny.count(network.model[1], AReLU) == tiny.count(network.model[3], AReLU) == 4
         assert tiny.count(network.model[10], PReLU) + tiny.count(network.model[13], PReLU) == tiny.SILU_SITES
         kinds = Counter(type(module) for _, module in network.named_modules(remove_duplicate=False))
