@@ -54,6 +54,7 @@ COMMANDS = {
     "fold": ("train", f"fold {CHECKPOINT} -o folded.pt"),
     "plot": ("", "plot arelu silu -o curves.png"),
     "learned": ("train", f"learned {CHECKPOINT} -o learned.png"),
+    "val": ("train", f"val {CHECKPOINT} act=stock,relu imgsz=64 workers=0 plots=False data={{data}} -o table.csv"),
     "bench": ("", "bench --model tiny.yaml --act arelu --turns 2 imgsz=64 batch=2 -o bench"),
     "bench --format": ("train", f"bench --model {CHECKPOINT} --format torchscript --turns 2 imgsz=64 -o bench"),
     "diagnose": ("", f"diagnose {MODEL} --act arelu --images 4 imgsz=64 -o diagnosis"),
