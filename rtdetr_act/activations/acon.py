@@ -401,6 +401,10 @@ ENTRIES = (
         aliases=("acon_c", "acon"),
         fit=_fit,
         fold=_fold,
+        use_when=(
+            "To learn for each channel how linear it is. It can be silu exactly, which is where init=match starts in "
+            "a network trained with silu."
+        ),
     ),
     Entry(
         "meta_aconc",
@@ -412,5 +416,6 @@ ENTRIES = (
         maps_only_because=POOLS_OVER_POSITIONS,
         coefficients=MetaAconC.coefficients,
         held_at=MetaAconC.held_at,
+        use_when="As aconc, where the switch between linear and not should depend on the image.",
     ),
 )

@@ -224,5 +224,6 @@ ENTRIES = (
         fit=_fit,
         fold=_fold,
         exportable=_exportable,
+        use_when="To learn the shape of the gate with two parameters per site. It starts as silu exactly.",
     ),
 )

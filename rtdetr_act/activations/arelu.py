@@ -353,5 +353,9 @@ ENTRIES = (
         learned=_learned,
         backward_reads_result=lambda _: True,
         folds_to="leaky_relu",
+        use_when=(
+            "To learn both slopes with two parameters per site. It folds to leaky_relu and so costs nothing once "
+            "deployed. In a trained network, start it with init=match: swapped at once, it needs epochs to recover."
+        ),
     ),
 )

@@ -613,29 +613,43 @@ if triton is not None:
         return grad_x, None if attention is None else _reduce_like(attended.view(attention.shape), attention), *grads
 
 
-def _entry(name: str, factory: type[_DyReLU], formula: str, aliases: tuple[str, ...]) -> Entry:
+def _entry(name: str, factory: type[_DyReLU], formula: str, alias: str, use_when: str) -> Entry:
     return Entry(
         name,
         factory,
         formula,
         "Chen et al., ECCV 2020, arXiv:2003.10027",
-        aliases=aliases,
+        aliases=(alias,),
         tokens=False,
         maps_only_because=POOLS_OVER_POSITIONS,
         fit=_fit,
         exportable=ConvDyReLU,  # without comparisons, which NCNN lacks
         coefficients=factory.coefficients_by_name,
         held_at=factory.held_at,
+        use_when=use_when,
     )
 
 
 ENTRIES = (
-    _entry("dyrelu_a", DyReLUA, "max_k(aᵏ(x)·x + bᵏ(x)), a and b per image", ("dynamic_relu_a",)),
-    _entry("dyrelu_b", DyReLUB, "max_k(aᵏ(x)·x + bᵏ(x)), a and b per image and channel", ("dynamic_relu_b",)),
+    _entry(
+        "dyrelu_a",
+        DyReLUA,
+        "max_k(aᵏ(x)·x + bᵏ(x)), a and b per image",
+        "dynamic_relu_a",
+        "To let the slopes depend on the image, shared by all channels; the dynamic ReLU with the fewest parameters.",
+    ),
+    _entry(
+        "dyrelu_b",
+        DyReLUB,
+        "max_k(aᵏ(x)·x + bᵏ(x)), a and b per image and channel",
+        "dynamic_relu_b",
+        "To let the slopes depend on image and channel; its paper recommends it for backbones. It starts as relu.",
+    ),
     _entry(
         "dyrelu_c",
         DyReLUC,
         "min(HW/3·softmax(z/τ), 1)·max_k(aᵏ(x)·x + bᵏ(x)), z a 1×1 convolution",
-        ("dynamic_relu_c",),
+        "dynamic_relu_c",
+        "As dyrelu_b, with an attention over positions; its paper recommends it for heads that locate keypoints.",
     ),
 )

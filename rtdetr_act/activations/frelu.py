@@ -170,5 +170,6 @@ ENTRIES = (
         tokens=False,
         maps_only_because="it needs height and width",
         held_at=FReLU.held_at,
+        use_when="To compare each pixel with its neighbourhood, at the cost of a depthwise 3x3 convolution per site.",
     ),
 )

@@ -123,5 +123,8 @@ ENTRIES = (
         "a·σ(b), (a, b) = W·x + c with W a 1×1 convolution C → 2C",
         "Dauphin et al., arXiv:1612.08083; torch.nn.GLU",
         exportable=Gate,
+        use_when=(
+            "To gate by what a 1x1 convolution computes, at the cost of that convolution, C to 2C channels, per site."
+        ),
     ),
 )

@@ -310,5 +310,9 @@ ENTRIES = (
             "edgetpu": Native(AXIS, "one slope, or one per channel"),
             "openvino": Native(OPENVINO_FUSED),
         },
+        use_when=(
+            "To learn the negative slope, one per site, or one per channel with per_channel=True. Cross-layer "
+            "equalisation is possible."
+        ),
     ),
 )

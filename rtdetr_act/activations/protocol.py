@@ -80,6 +80,7 @@ class Entry:
             place only if the activation that it replaces does.
         targets: Edge targets that run it natively, by name.
         folds_to: Name of the activation that it always folds to, the one that targets run.
+        use_when: When to choose it, in a sentence or two for the documentation; "" (default) says nothing.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Entry:
     backward_reads_result: Callable[[Any], bool] | None = None
     targets: Mapping[str, Native] = field(default_factory=dict)
     folds_to: str = ""
+    use_when: str = ""
 
     @cached_property  # a model has hundreds of sites, and each would read the signature several times
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -141,3 +143,4 @@ class Answers(TypedDict, total=False):
     backward_reads_result: Callable[[Any], bool]
     targets: Mapping[str, Native]
     folds_to: str
+    use_when: str

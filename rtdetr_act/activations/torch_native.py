@@ -136,6 +136,10 @@ ENTRIES = (
             "vitis-dpu": Native(UG1414),
             "openvino": Native(OPENVINO_FUSED),
         },
+        use_when=(
+            "For NPUs and INT8: every target listed runs it natively, and cross-layer equalisation is possible. In a "
+            "network trained with another activation, start it with init=match."
+        ),
     ),
     _entry(
         "leaky_relu",
@@ -153,6 +157,10 @@ ENTRIES = (
             "vitis-dpu": Native(PG338, "the slope becomes 26/256 = 0.1016, whatever was trained"),
             "openvino": Native(OPENVINO_FUSED),
         },
+        use_when=(
+            "As relu, where no unit should stop learning: its gradient is nowhere 0. Cross-layer equalisation is "
+            "possible."
+        ),
     ),
     _entry(
         "rrelu",
@@ -161,6 +169,10 @@ ENTRIES = (
         fold=_fold_rrelu,
         homogeneous=True,
         folds_to="leaky_relu",
+        use_when=(
+            "As a regulariser: the negative slope is random in training, and 11/48 in evaluation, where it folds to "
+            "leaky_relu."
+        ),
     ),
     _entry(
         "hardtanh",
@@ -181,6 +193,7 @@ ENTRIES = (
             "vitis-dpu": Native(UG1414),
             "openvino": Native(OPENVINO_FUSED),
         },
+        use_when="For fixed-point targets that want a bounded range, else relu.",
     ),
     _entry(
         "sigmoid",
@@ -225,12 +238,14 @@ ENTRIES = (
         "x·σ(x)",
         aliases=("swish",),
         targets={"rknn": Native(RKNN), "hailo": Native(HAILO_STAFF), "openvino": Native(OPENVINO_FUSED)},
+        use_when="The activation of most Ultralytics networks, and so the baseline for the others.",
     ),
     _entry(
         "mish",
         nn.Mish,
         "x·tanh(ln(1 + eˣ))",
         targets={"rknn": Native(RKNN), "hailo": Native(HAILO_STAFF), "openvino": Native(OPENVINO_FUSED)},
+        use_when="As a smooth alternative to silu without parameters; checkpoints with it need no plugin.",
     ),
     _entry(
         "hardswish",
@@ -243,19 +258,28 @@ ENTRIES = (
             "vitis-dpu": Native(UG1414, "some were seen on the CPU: github.com/Xilinx/Vitis-AI/issues/1245"),
             "openvino": Native(OPENVINO_FUSED),
         },
+        use_when="To approximate silu without an exponential, on targets that run it natively.",
     ),
     _entry(
         "elu",
         nn.ELU,
         "x for x > 0, α·(eˣ − 1) for x ≤ 0, α = 1",
         targets={"rknn": Native(RKNN, "alpha = 1 only"), "hailo": Native(HAILO), "openvino": Native(OPENVINO_FUSED)},
+        use_when="Where the output should have a mean near 0; unusual in detectors, whose BatchNorm sees to that.",
     ),
-    _entry("celu", nn.CELU, "max(x, 0) + min(0, α·(e^(x/α) − 1)), α = 1", fold=_fold_celu),
+    _entry(
+        "celu",
+        nn.CELU,
+        "max(x, 0) + min(0, α·(e^(x/α) − 1)), α = 1",
+        fold=_fold_celu,
+        use_when="As elu, where alpha is not 1: the gradient does not jump at 0.",
+    ),
     _entry(
         "selu",
         nn.SELU,
         "1.0507·(x for x > 0, 1.6733·(eˣ − 1) for x ≤ 0)",
         targets={"openvino": Native(OPENVINO, _ALONE)},
+        use_when="In networks without BatchNorm, for which it was designed; unusual in detectors.",
     ),
     _entry(
         "gelu",
@@ -266,6 +290,7 @@ ENTRIES = (
             "hailo": Native(HAILO_STAFF, _PREVIEW),
             "openvino": Native(OPENVINO_FUSED),
         },
+        use_when="In transformer layers, where it is usual (AIFI has one); in convolutional ones it is close to silu.",
     ),
     _entry(
         "hardshrink",
@@ -293,6 +318,7 @@ ENTRIES = (
         nn.Softplus,
         "ln(1 + e^(βx)) / β, β = 1",
         targets={"rknn": Native(RKNN), "openvino": Native(OPENVINO, _ALONE)},
+        use_when="As a smooth relu that is positive everywhere; unusual in detectors.",
     ),
     _entry(
         "softsign",
