@@ -13,7 +13,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test test-quick test-ray test-oldest bench gpu parity chaos chaos-ray interruptions fuzz stock compat format clean
+.PHONY: demo test docs docs-code test-quick test-ray test-oldest bench gpu parity chaos chaos-ray interruptions fuzz stock compat format clean
 
 define uv
 	$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
@@ -109,9 +109,18 @@ compat:
 	$(call uv)
 	$(PYTHON) scripts/check_compat.py
 
+# The documentation as a site, docs/_build/html/index.html; a broken link or reference fails. About a minute.
+$(VENV)/docs-installed: pyproject.toml $(VENV)/installed
+	$(call environment,$(VENV),-e ".[dev$(,)export$(,)docs]")
+	@touch $@
+
+docs: $(VENV)/docs-installed
+	$(VENV)/$(BIN)/python -m sphinx -W --keep-going -n --quiet docs docs/_build/html
+	$(VENV)/$(BIN)/python scripts/check_site.py docs/_build/html
+
 format: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff format .
 	$(VENV)/$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(RAY) .venv-compat .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(RAY) .venv-compat docs/_build docs/activations .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
