@@ -118,6 +118,11 @@ docs: $(VENV)/docs-installed
 	$(VENV)/$(BIN)/python -m sphinx -W --keep-going -n --quiet docs docs/_build/html
 	$(VENV)/$(BIN)/python scripts/check_site.py docs/_build/html
 
+# Every code block and command of README.md and docs/, shrunk until each takes seconds; `make test` checks them without
+# running what trains. About 25 minutes.
+docs-code: $(VENV)/installed
+	$(VENV)/$(BIN)/python scripts/run_docs.py
+
 format: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff format .
 	$(VENV)/$(BIN)/ruff check --fix .

@@ -36,7 +36,7 @@ def _read_page(path: Path) -> list[str]:
 
 
 def _read_styles(text: str) -> Iterator[str]:
-    for quoted, bare in re.findall(r"""(?:url\(|@import)\s*(?:["']([^"']*)["']|([^)"';\s]+))""", text):
+    for quoted, bare in re.findall(r"""(?:url\(|@import(?!\s*url))\s*(?:["']([^"']*)["']|([^)"';\s]+))""", text):
         yield quoted or bare
 
 
