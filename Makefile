@@ -128,4 +128,4 @@ format: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(RAY) .venv-compat docs/_build docs/activations .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(RAY) .venv-compat docs/_build docs/_generated docs/activations .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

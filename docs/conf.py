@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import activation_pages  # noqa: E402
+import api_page  # noqa: E402
 
 from rtdetr_act.version import __version__  # noqa: E402
 
@@ -19,7 +20,7 @@ project = "rtdetr-act"
 author = "The rtdetr-act developers"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["_build", "example_activation", "activations/table.md"]
+exclude_patterns = ["_build", "_generated", "example_activation", "activations/table.md"]
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence"]
@@ -48,8 +49,10 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 def setup(app: Any) -> None:
-    """Write the pages of the activations before Sphinx reads the folder."""
-    activation_pages.write_pages(Path(__file__).parent / "activations")
+    """Write what is generated before Sphinx reads the folder."""
+    folder = Path(__file__).parent
+    activation_pages.write_pages(folder / "activations")
+    api_page.write_api(folder / "_generated" / "api.md")
     app.connect("autodoc-process-docstring", escape_plans)
 
 
