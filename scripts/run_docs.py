@@ -41,6 +41,7 @@ SHRINK = {
     r"\bimgsz=\d+": "imgsz=64",
     r"\bbatch=\d+": "batch=4",
     r"\bseeds=\d+": "seeds=2",
+    r'"epochs": \d+': '"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False',
     r"@22-27": "@10-13",  # the tiny RT-DETR has 14 layers
 }
 # By command: further arguments, where they are not given.

@@ -21,7 +21,7 @@ PAGES = docs_blocks.list_pages()
 BLOCKS = [block for page in PAGES for block in docs_blocks.read_blocks(page)]
 COMMANDS = [command for block in BLOCKS if block.language == "sh" for command in docs_blocks.read_commands(block)]
 # Pages whose Python trains, exports or compiles, and those that another test runs.
-HEAVY = (".train(", ".val(", ".export(", "check_activation(")
+HEAVY = (".train(", ".val(", ".export(", "train_variants(", "run_study(", "check_activation(")
 ELSEWHERE = {"CONTRIBUTING.md": "tests/test_contributing.py writes and runs its files"}
 
 
