@@ -15,7 +15,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.append(str(SCRIPTS))
 import activation_pages  # noqa: E402
 import docs_blocks  # noqa: E402
-from docs_blocks import ROOT, Block, Command, Session  # noqa: E402
+from docs_blocks import Block, Command, Session  # noqa: E402
 
 PAGES = docs_blocks.list_pages()
 BLOCKS = [block for page in PAGES for block in docs_blocks.read_blocks(page)]
