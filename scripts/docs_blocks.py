@@ -6,6 +6,8 @@ import contextlib
 import io
 import re
 import shlex
+import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +131,9 @@ class Session:
     """
 
     def __init__(self) -> None:
-        self.namespace: dict[str, Any] = {"__name__": "__main__"}
+        module = types.ModuleType("docs_page")
+        sys.modules[module.__name__] = module  # where pickle looks for the classes that a page defines
+        self.namespace = module.__dict__
 
     def run(self, block: Block, text: str | None = None) -> str:
         """Run a block in the current folder, and return what it printed.

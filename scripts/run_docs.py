@@ -28,6 +28,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 os.environ.update(YOLO_OFFLINE="True", YOLO_VERBOSE="False", OMP_NUM_THREADS="1", TF_BUILD="1", PYTHONWARNINGS="ignore")
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="docs-settings-")
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -42,7 +43,7 @@ SHRINK = {
     r"\bbatch=\d+": "batch=4",
     r"\bseeds=\d+": "seeds=2",
     r'"epochs": \d+': '"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False',
-    r"@22-27": "@10-13",  # the tiny RT-DETR has 14 layers
+    r"@22-27": "@13",  # the tiny RT-DETR has 14 layers
 }
 # By command: further arguments, where they are not given.
 TRAINING = "imgsz=64 batch=4 nbs=4 workers=0 device=cpu amp=False plots=False deterministic=False"
@@ -61,8 +62,8 @@ FURTHER = {
 CHANGED = {
     "train act=arelu": (r"$", " fraction=0.02"),  # the embedded data set has 400 images
     "search act=": (r"$", " cpus=1"),
-    "learned ": (r"best\.pt", "arelu.pt"),
-    "fold ": (r"best\.pt", "arelu.pt"),
+    "learned best": (r"best\.pt", "arelu.pt"),
+    "fold best": (r"best\.pt", "arelu.pt"),
 }
 # Models and data that pages name; each is the tiny one. yolo11n and rtdetr-n are small as they are.
 MODELS = ("rtdetr-l.yaml",)
