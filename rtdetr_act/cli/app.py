@@ -12,7 +12,6 @@ from rtdetr_act.errors import InputError, Interrupted, quote, suggest
 from rtdetr_act.integrations.ultralytics.downloads import ALLOW_CODE, ALLOW_CODE_FLAG
 from rtdetr_act.version import __version__
 
-THREADS_ARE_SET = "OMP_NUM_THREADS" in os.environ  # by the user; Ultralytics sets it to 1 when it is imported
 _TASKS = ("detect", "segment", "classify", "pose", "obb", "semantic")  # first words of the `yolo` command
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections import Counter
@@ -23,9 +22,6 @@ from rtdetr_act.errors import RtdetrActError
 
 def main() -> None:
     """Run the command line; a user error is one sentence on stderr and a non-zero exit code."""
-    # Read by OpenMP when torch is loaded. Threads that spin while they wait make a training with two threads twenty
-    # times as slow where another process uses a core, and leave little gained where none does.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with summarized_warnings():
             app()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rtdetr_act.cli.app import THREADS_ARE_SET
 from rtdetr_act.cli.completion import complete_model
 from rtdetr_act.cli.grammar import command, parse_pairs
 from rtdetr_act.cli.options import (
@@ -62,7 +61,6 @@ def train(
     Several variants train one after the other and end in one table. Any argument of Ultralytics passes: epochs, batch,
     device, project, name. Results go to runs/TASK/NAME.
     """
-    from rtdetr_act.integrations.ultralytics.arguments import use_all_cores
     from rtdetr_act.workflows.train import train_variants
 
     arguments = parse_pairs(pairs, reserved=("task", "mode", "resume"))
@@ -70,8 +68,6 @@ def train(
     options: SwapOptions = {"scope": check_scope(scope), "act_lr": act_lr, "init": check_init(init)}
     variants = split_variants(act, replaces)
     _check_options(variants, options, conv)
-    if not THREADS_ARE_SET:
-        use_all_cores(arguments.get("device"))
     source, dataset = choose_model_and_data(model, data)
     outcomes: list[Outcome] = []
     try:
@@ -116,13 +112,10 @@ def _read_pretrained(value: str | None, arguments: dict[str, Any]) -> str | None
 @command("runs/detect/rtdetr-l-arelu/weights/last.pt", "model=runs/detect/rtdetr-l-arelu/weights/last.pt device=0")
 def resume(pairs: Pairs = None, model: Model = None) -> None:
     """Go on with an interrupted training, from its last.pt."""
-    from rtdetr_act.integrations.ultralytics.arguments import use_all_cores
     from rtdetr_act.workflows.train import resume_training
 
     weights = require(model, "resume needs the last.pt of a training", "rtdetr-act resume runs/…/weights/last.pt")
     arguments = parse_pairs(pairs, reserved=("task", "mode", "resume", "data"))
-    if not THREADS_ARE_SET:
-        use_all_cores(arguments.get("device"))
     scores, folder = resume_training(weights, arguments)
     print_scores(scores)
     print(f"files: {folder}")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 from ultralytics.utils.torch_utils import select_device
 
@@ -149,22 +147,6 @@ def check_device(device: Any) -> None:
     """
     with translate_errors():
         select_device("" if device is None else device, verbose=False)
-
-
-def use_all_cores(device: Any) -> None:
-    """Let torch use all cores for a training on the CPU; Ultralytics sets it to one thread.
-
-    Args:
-        device: Ultralytics' `device`; None to let Ultralytics choose.
-
-    Raises:
-        InputError: The device does not exist here.
-    """
-    with translate_errors():
-        chosen = select_device("" if device is None else device, verbose=False)
-    if chosen.type == "cpu":
-        affinity = getattr(os, "sched_getaffinity", None)  # the cores of this process, which a container may limit
-        torch.set_num_threads(len(affinity(0)) if affinity else os.cpu_count() or 1)
 
 
 def move_to(module: nn.Module, device: Any) -> nn.Module:
