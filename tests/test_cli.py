@@ -97,8 +97,9 @@ def test_train_runs_several_variants_into_one_table(
     assert kinds == [set(), {"AReLU"}, {"AReLU", "Mish"}]
     best = str(folders[1] / "weights" / "best.pt")
     assert "mAP50" in run("val", best, "--data", str(data.detect), "imgsz=64", "plots=False")
-    shown = run("predict", best, f"source={data.image}", "imgsz=64", f"project={tmp_path / 'seen'}")
-    assert Path(re.search(r"^files: ([^{\n]+)$", shown, re.MULTILINE)[1].strip()).is_dir()
+    shown = run("predict", best, f"source={data.image}", "imgsz=64")
+    folder = Path(re.search(r"^files: ([^{\n]+)$", shown, re.MULTILINE)[1].strip())
+    assert folder.is_dir() and folder.parent == tmp_path / "runs" / "detect", "not in a runs_dir of another project"
     exported = run("export", best, "format=torchscript", "imgsz=64")
     assert Path(re.search(r"^file: ([^{\n]+)$", exported, re.MULTILINE)[1].strip()).is_file()
     with pytest.raises(InputError, match="finished"):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from rtdetr_act.cli.completion import complete_act, complete_data, complete_model, complete_target
 from rtdetr_act.cli.grammar import split_list
 from rtdetr_act.cli.main import app
-from rtdetr_act.cli.options import split_variants
+from rtdetr_act.cli.options import add_output, split_variants
 from rtdetr_act.deploy.targets import TARGETS
 from rtdetr_act.errors import RtdetrActError
 
@@ -124,6 +124,7 @@ def test_from_becomes_part_of_each_plan() -> None:
             ["train", "arelu", "data=shapes"],
             "'arelu' is not a model file: give a .yaml or a .pt; did you mean act=arelu?",
         ),
+        (["train", "act=relu", "pretrained=yes"], "pretrained is a .pt checkpoint, True or False, not 'yes'"),
         (["plot"], "plot needs activations"),
         (["plot", "silu", "-o", "x.png", "name=y"], "output= is project= and name= in one"),
         (["train", "act=relu", "-o", "x", "name=y"], "output= is project= and name= in one"),
@@ -168,6 +169,15 @@ def test_results_go_to_a_new_folder_each_time(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(RtdetrActError):
         CliRunner().invoke(app, ["plot", "silu", "sliu"], catch_exceptions=False)
     assert len(list((tmp_path / "runs").iterdir())) == 3, "what fails leaves no folder"
+
+
+def test_output_is_project_and_name_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments: dict[str, Any] = {"epochs": 1}
+    add_output(arguments, Path("papers/first"))
+    assert arguments == {"epochs": 1, "project": str(tmp_path / "papers"), "name": "first"}
+    add_output(arguments, None)
+    assert arguments["name"] == "first"
 
 
 def test_completion_offers_activations_models_and_data() -> None:

@@ -37,6 +37,7 @@ from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.plan import Plan
 from rtdetr_act.surgery.refit import fit_convolution
 from rtdetr_act.surgery.rescale import find_gain, rescale
+from rtdetr_act.workflows.train import train_variants
 
 
 def task_model() -> nn.Module:
@@ -103,6 +104,23 @@ def test_wrong_options_are_refused_in_one_sentence(options: list[str], message: 
     result = CliRunner().invoke(app, ["train", *options])
     assert result.exit_code != 0
     assert message in f"{result.output} {result.exception}"
+
+
+@pytest.mark.parametrize(
+    ("act", "options", "told"),
+    [
+        ("relu", {}, True),
+        ("relu init=match", {}, False),
+        ("relu", {"init": "match"}, False),
+        ("stock", {}, False),
+        ("mish", {}, False),  # as it is
+    ],
+)
+def test_a_plain_swap_of_a_trained_model_is_told(mish_run: Run, act: str, options: Any, told: bool) -> None:
+    sentences: list[str] = []
+    with pytest.raises(InputError, match="no data set"):  # which is looked for after the warnings
+        next(iter(train_variants(mish_run.pt, act, "nowhere.yaml", warn=sentences.append, **options)))
+    assert [("init=match starts from that" in sentence) for sentence in sentences] == [True] * told
 
 
 # --- fitting --------------------------------------------------------------------------------------------------------
