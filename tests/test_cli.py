@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import typer
 from torch import nn
 from typer.testing import CliRunner
 from ultralytics import YOLO
@@ -50,9 +51,7 @@ def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
-COMMANDS = (
-    "train val predict export fold resume acts sites plot learned bench diagnose doctor study report checks".split()
-)
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 HEAVY = "torch ultralytics numpy matplotlib polars plotly scipy".split()
 
 
