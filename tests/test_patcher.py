@@ -475,7 +475,9 @@ def describe(model: nn.Module) -> dict[str, object]:
         values = {}
         if isinstance(site.module, nn.Module):
             values = {name: value.tolist() for name, value in site.module.state_dict().items()}
-        found[site.name] = (repr(site.module), values, site.activation, get_placement(site.module) is None)
+        # Ultralytics lets stock activations work in place once a network is built; 8.3.0 shares that of the decoder.
+        text = re.sub(r"(, )?inplace=True", "", repr(site.module))
+        found[site.name] = (text, values, site.activation, get_placement(site.module) is None)
     return found
 
 

@@ -219,7 +219,7 @@ def test_function_runs_a_study_as_the_command_does(stock_yaml: Path, data: Data,
     assert all(path.is_file() for path in report.files)
     results = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("runs/*/result.json")}
     again = run_study(str(file), str(tmp_path / "study"))
-    assert again.rows == report.rows and len(results) == 2
+    assert again.to_dict() == report.to_dict() and len(results) == 2  # where unknown numbers are equal
     assert results == {path: path.stat().st_mtime_ns for path in results}, "what is done is not done again"
 
 

@@ -52,6 +52,7 @@ def classifier(activation: str | None, path: Path, data: Data, **arguments: Any)
     return save(model, path, data.classify, **arguments)
 
 
+@pytest.mark.integration  # older releases start loader processes
 def test_one_checkpoint_is_one_line_and_its_folder(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pt = classifier(None, tmp_path / "a" / "weights" / "best.pt", data)
@@ -61,6 +62,7 @@ def test_one_checkpoint_is_one_line_and_its_folder(data: Data, tmp_path: Path, m
     assert f"top1 {expected.top1:.4f}  top5 {expected.top5:.4f}\nfiles: {folder}\n" in output
 
 
+@pytest.mark.integration
 def test_a_table_has_the_scores_of_each_and_says_which_failed(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
