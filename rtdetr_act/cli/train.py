@@ -119,6 +119,7 @@ def resume(pairs: Pairs = None, model: Model = None) -> None:
     scores, folder = resume_training(weights, arguments)
     print_scores(scores)
     print(f"files: {folder}")
+    print_next(f"val {folder / 'weights' / 'best.pt'}")
 
 
 def _print_outcomes(title: str, outcomes: list[Outcome]) -> None:
