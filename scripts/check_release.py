@@ -816,7 +816,7 @@ def check_commands(folder: Path) -> Seen:
     for words, said in asked:
         output = call(place, *words).stdout
         expect(said in output, f"`rtdetr-act {words[0]}` does not say {said!r}")
-    wrong = call(place, "train", "--act", "areluu", code=2)
+    wrong = call(place, "train", model, "act=areluu", f"data={data}", code=2)
     expect(wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1, f"a mistake says {wrong.stderr!r}")
     return Seen(", ".join(words[0] for words, _ in asked))
 
