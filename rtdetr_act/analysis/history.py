@@ -71,6 +71,12 @@ def read_history(path: Path) -> polars.DataFrame:
         raise InputError(f"'{path}' cannot be read as the history of activations: {reason}") from None
 
 
+def get_initial_values(history: polars.DataFrame) -> dict[tuple[str, str], float]:
+    """Return the values before the first step, by site and quantity."""
+    first = history.filter(history["epoch"] == 0).select("site", "quantity", "value")
+    return {(site, quantity): value for site, quantity, value in first.iter_rows()}
+
+
 def make_history(quantities: Sequence[Quantity], epoch: int = 0) -> polars.DataFrame:
     """Return quantities as a data frame like that of `read_history`, all of one epoch."""
     rows = [(epoch, each.site, each.layer, each.activation, each.name, each.value) for each in quantities]

@@ -27,6 +27,7 @@ from rtdetr_act.cli.options import (
 from rtdetr_act.cli.printing import print_files
 from rtdetr_act.errors import InputError
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
+from rtdetr_act.integrations.ultralytics.results import list_score_names
 from rtdetr_act.surgery.plan import check_scope
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _print_latencies(latencies: Sequence[Latency]) -> None:
     from rich.table import Table
 
     base, imgsz = latencies[0].activation, latencies[0].imgsz
-    scores = list(dict.fromkeys(name for latency in latencies for name in latency.scores or {}))
+    scores = list_score_names(latency.scores for latency in latencies)
     table = Table(
         title=f"Latency of one image of {imgsz} x {imgsz} pixels on this CPU, median and 95th percentile",
         caption=f"/ {base}: {PAIRED}; GFLOPs (…): of one image of so many pixels a side",

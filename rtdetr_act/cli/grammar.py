@@ -83,9 +83,6 @@ class Command(TyperCommand):
         item = type(super().shell_complete(ctx, "--")[0])  # Click's class, or that of Typer's own copy of Click
         return [item(word) for word in complete_word(ctx, incomplete)]
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write nothing, since `format_help` writes the examples."""
-
 
 def _name(option: Any) -> str:
     """Return the name of an option as its help shows it, such as `output, -o` or `int8`."""

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from rtdetr_act.integrations.ultralytics.results import format_scores
+
 
 def print_scores(scores: Mapping[str, float]) -> None:
     """Print the scores of a validation in one line."""
-    print("  ".join(f"{name} {score:.4f}" for name, score in scores.items()))
+    print("  ".join(format_scores(scores)))
 
 
 def print_warning(sentence: str) -> None:

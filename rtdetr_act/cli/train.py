@@ -28,6 +28,7 @@ from rtdetr_act.cli.options import (
 )
 from rtdetr_act.cli.printing import print_next, print_scores, print_warning
 from rtdetr_act.errors import InputError, TrainingError, quote
+from rtdetr_act.integrations.ultralytics.results import list_score_names
 from rtdetr_act.surgery.plan import SwapOptions, check_init, check_scope
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _print_outcomes(title: str, outcomes: list[Outcome]) -> None:
 
     if not outcomes:
         return
-    scores = list(dict.fromkeys(name for outcome in outcomes for name in outcome.scores or {})) or ["mAP50", "mAP50-95"]
+    scores = list_score_names(outcome.scores for outcome in outcomes) or ["mAP50", "mAP50-95"]
     table = Table(title=f"{title}: scores of the best checkpoint")
     table.add_column("activation", overflow="fold")
     for title in ("sites", "parameters", "GFLOPs (640)", *scores, "s/epoch"):

@@ -26,6 +26,7 @@ from rtdetr_act.cli.options import (
 from rtdetr_act.cli.printing import print_scores, print_warning
 from rtdetr_act.errors import InputError, TrainingError, quote
 from rtdetr_act.files import check_writable
+from rtdetr_act.integrations.ultralytics.results import list_score_names
 from rtdetr_act.surgery.plan import SwapOptions, check_init, check_scope
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _print_validations(validations: Sequence[Validation], output: Path | None, *
     from rich.console import Console
     from rich.table import Table
 
-    from rtdetr_act.workflows.validate import ValidationTable, list_scores
+    from rtdetr_act.workflows.validate import ValidationTable
 
     if validations and output is not None:
         ValidationTable(tuple(validations)).to_csv(output)
@@ -97,7 +98,7 @@ def _print_validations(validations: Sequence[Validation], output: Path | None, *
         if validations[0].folder:
             print(f"files: {validations[0].folder}")
     elif validations:
-        scores = list_scores(validations) or ["mAP50", "mAP50-95"]
+        scores = list_score_names(each.scores for each in validations) or ["mAP50", "mAP50-95"]
         table = Table(title=_describe_settings(validations))
         for title in ("name", "activation"):
             table.add_column(title, overflow="fold")

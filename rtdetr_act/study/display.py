@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from rtdetr_act.errors import escape
+from rtdetr_act.integrations.ultralytics.results import format_scores
 from rtdetr_act.study.grid import count_epochs, read_run_config
 from rtdetr_act.study.process import read_attempts, read_progress
 from rtdetr_act.study.run_folders import read_run
@@ -148,7 +149,7 @@ def _read_planned_epochs(folder: Path) -> int:
 
 def _format_scores(record: RunRecord) -> str:
     """Return the scores of a run in one line."""
-    return "  ".join(f"{name} {score:.4f}" for name, score in record.scores.items())
+    return "  ".join(format_scores(record.scores))
 
 
 def format_seconds(seconds: float) -> str:

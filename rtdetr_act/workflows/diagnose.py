@@ -15,6 +15,7 @@ from rtdetr_act.integrations.ultralytics.arguments import move_to
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
 from rtdetr_act.integrations.ultralytics.images import load_batches, training_imgsz
 from rtdetr_act.integrations.ultralytics.models import load_variant
+from rtdetr_act.integrations.ultralytics.run_folders import name_checkpoints
 from rtdetr_act.integrations.ultralytics.shapes import SIDE
 from rtdetr_act.spec import as_list
 from rtdetr_act.surgery.modules import unwrap
@@ -153,7 +154,7 @@ def diagnose_variants(
                 size = trained if imgsz is None else imgsz
                 module = move_to(model.model, device)
                 batches = batches or load_batches(model, dataset, images, size, batch, device)
-                name = name if len(files) == 1 else run_name(source)
+                name = name if len(files) == 1 else name_checkpoints([Path(source)])[0]
                 name = f"{name} {len(diagnoses) + 1}" if name in diagnoses else name
                 diagnoses[name] = diagnose_batches(module, batches, seed=seed)
         if show:
@@ -167,18 +168,8 @@ def title_of(sources: Sequence[str], data: str) -> str:
     >>> title_of(["rtdetr-n.yaml"], "shapes"), title_of(["a.pt", "b.pt"], "sets/coco8.yaml")
     ('rtdetr-n on shapes', '2 models on coco8')
     """
-    models = run_name(sources[0]) if len(sources) == 1 else f"{len(sources)} models"
+    models = name_checkpoints([Path(sources[0])])[0] if len(sources) == 1 else f"{len(sources)} models"
     return f"{models} on {Path(data).stem}"
-
-
-def run_name(source: str) -> str:
-    """Return the name that tells a model from others: the run of a checkpoint `…/run/weights/best.pt`, else the stem.
-
-    >>> run_name("runs/detect/rtdetr-n-arelu/weights/best.pt"), run_name("rtdetr-n.yaml")
-    ('rtdetr-n-arelu', 'rtdetr-n')
-    """
-    path = Path(source)
-    return path.parts[-3] if len(path.parts) > 2 and path.parts[-2] == "weights" else path.stem
 
 
 def _default_imgsz(data: str | Path) -> int:

@@ -15,7 +15,7 @@ from torch import nn
 
 from rtdetr_act.activations import registry
 from rtdetr_act.activations.placed import get_placement
-from rtdetr_act.analysis.history import HISTORY_FILE, read_history
+from rtdetr_act.analysis.history import HISTORY_FILE, get_initial_values, read_history
 from rtdetr_act.analysis.inventory import (
     Difference,
     Learnable,
@@ -213,8 +213,7 @@ def _read_learnable(network: _Network) -> Learnable:
     starts = {site.name: site.module for site in network.rebuilt.sites} if network.rebuilt else {}
     moved: set[str] = set()
     if network.history is not None:
-        first = network.history.filter(network.history["epoch"] == 0).select("site", "quantity", "value")
-        start = {(site, name): value for site, name, value in first.iter_rows()}
+        start = get_initial_values(network.history)
         for each in read_quantities(network.root):
             if not math.isclose(each.value, start.get((each.site, each.name), each.value), rel_tol=2e-3, abs_tol=1e-6):
                 moved.add(each.site)

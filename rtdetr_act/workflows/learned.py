@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtdetr_act.analysis.figures import check_figure_path
-from rtdetr_act.analysis.history import HISTORY_FILE, make_history, read_history
+from rtdetr_act.analysis.history import HISTORY_FILE, get_initial_values, make_history, read_history
 from rtdetr_act.analysis.history_figure import draw_history
 from rtdetr_act.analysis.learned import Quantity, has_coefficients, read_quantities
 from rtdetr_act.errors import InputError, ModelError, quote
@@ -119,10 +119,7 @@ def read_learned(weights: str | Path, data: str | Path | None = None) -> Learned
         )
     path = Path(weights).absolute().parent.parent / HISTORY_FILE
     history = read_history(path) if path.is_file() else None
-    start, note = {}, ""
-    if history is not None:
-        first = history.filter(history["epoch"] == 0).select("site", "quantity", "value")
-        start = {(site, name): value for site, name, value in first.iter_rows()}
+    start, note = {} if history is None else get_initial_values(history), ""
     if has_coefficients(model):
         if source is not None:
             _, dataset = open_validation(loaded, check_data(source, str(loaded.task)), training_imgsz(loaded, 640))

@@ -62,13 +62,14 @@ def train_variants(
     """
     settings, plans = dict(arguments or {}), as_list(activations)
     trained = pretrained or (source if Path(source).suffix == ".pt" else None)
-    known = str(read_plan(load_model(trained).model)) if trained is not None else ""
+    if pretrained is not None:
+        load_model(pretrained)
     if data == "shapes":
         settings = {**SHAPES_SETTINGS, **settings}
     variants = [_load(source, activation, pretrained, conv, options) for activation in plans]
     sentences = [line for _, model, _ in variants for line in list_target_warnings(model, target)] if target else []
-    swapped = [each for each in plans if each not in (None, STOCK, known)]
-    if trained and not all(Plan.parse(str(each), **options).needs_fit for each in swapped):
+    plain = {each for each in plans if each not in (None, STOCK) and not Plan.parse(str(each), **options).needs_fit}
+    if trained and plain and plain - {str(read_plan(load_model(trained).model))}:
         sentences.append(
             f"{quote(str(trained))} does not know its new activations, and a plain swap ruins what it learned: "
             "init=match starts from that"

@@ -22,7 +22,7 @@ from rtdetr_act.integrations.ultralytics.images import open_validation, training
 from rtdetr_act.integrations.ultralytics.log import log
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_checkpoint, load_variant
 from rtdetr_act.integrations.ultralytics.rebuilding import rebuild
-from rtdetr_act.integrations.ultralytics.results import read_scores
+from rtdetr_act.integrations.ultralytics.results import format_scores, list_score_names, read_scores
 from rtdetr_act.integrations.ultralytics.run_folders import find_checkpoints, name_checkpoints
 from rtdetr_act.integrations.ultralytics.runs import count_sites, slug
 from rtdetr_act.integrations.ultralytics.warm_start import build_original, calibrate_networks, fit_to_original
@@ -73,7 +73,7 @@ class Validation(Result):
 
     def _summarise(self) -> str:
         """Return the name, and the scores or why there are none."""
-        scores = [f"{name} {score:.4f}" for name, score in (self.scores or {}).items()]
+        scores = format_scores(self.scores)
         return ", ".join([self.name, *([f"failed: {self.failure}"] if self.failure else scores)])
 
 
@@ -93,7 +93,7 @@ class ValidationTable(TableResult):
 
     def _make_table(self) -> Table:
         """Return a row per validation; of one that failed, what was counted and scored is unknown."""
-        scores = list_scores(self.validations)
+        scores = list_score_names(each.scores for each in self.validations)
         counts = ("sites", "parameters", "gflops_640")
         columns = ("name", "activation", *counts, *scores, "imgsz", "data", "source", "folder", "failure")
         return columns, (
@@ -224,11 +224,6 @@ def validate_variants(
 
     for activation in ordered:
         yield _attempt(validate, activation, source, several=several)
-
-
-def list_scores(validations: Sequence[Validation]) -> list[str]:
-    """Return the names of all scores of some validations, in their order."""
-    return list(dict.fromkeys(name for each in validations for name in each.scores or {}))
 
 
 def _find_files(sources: Sequence[str | Path]) -> list[str]:

@@ -36,7 +36,7 @@ from rtdetr_act.integrations.ultralytics.arguments import check_positive_integer
 from rtdetr_act.integrations.ultralytics.datasets import training_data
 from rtdetr_act.integrations.ultralytics.export import check_export, export_model, without_stage
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
-from rtdetr_act.integrations.ultralytics.results import read_scores
+from rtdetr_act.integrations.ultralytics.results import format_scores, read_scores
 from rtdetr_act.integrations.ultralytics.runs import slug
 from rtdetr_act.results import Result, to_plain
 from rtdetr_act.timing import Ratio, compute_ratios, time_rounds
@@ -92,7 +92,7 @@ class Latency(Result):
 
     def _summarise(self) -> str:
         """Return activation, format, time and scores."""
-        scores = [f"{name} {score:.4f}" for name, score in (self.scores or {}).items()]
+        scores = format_scores(self.scores)
         return ", ".join([self.activation, self.format, f"{self.median:.2f} ms", *scores])
 
 

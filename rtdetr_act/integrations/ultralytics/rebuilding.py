@@ -51,7 +51,7 @@ def rebuild(model: Any) -> Rebuilt:
     """
     model_yaml = copy.deepcopy(model.yaml)
     channels = model_yaml.get("channels", model_yaml.get("ch", 3))
-    with no_downloads(), torch.random.fork_rng(devices=[]), _shipped_default_act() as default:
+    with no_downloads(), torch.random.fork_rng(devices=[]), shipped_default_act() as default:
         try:
             layers, _ = tasks.parse_model(model_yaml, channels, verbose=False)
         except RtdetrActError:
@@ -71,8 +71,8 @@ def find_edited_defaults() -> list[str]:
 
 
 @contextmanager
-def _shipped_default_act() -> Iterator[nn.Module]:
-    """Let every `default_act` be one SiLU inside the block, as Ultralytics ships it; yield that."""
+def shipped_default_act() -> Iterator[nn.Module]:
+    """Let every `default_act` be one new SiLU inside the block, like the one that Ultralytics ships; yield it."""
     default = nn.SiLU()
     before = [(cls, cls.default_act) for cls in _DEFAULT_OWNERS]
     for cls, _ in before:

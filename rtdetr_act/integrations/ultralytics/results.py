@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,24 @@ def _parse_line(names: list[str], line: str) -> Epoch | None:
         scores={name: score for name, score in read_scores(values).items() if math.isfinite(score)},
         loss=sum(losses) if losses else math.nan,
     )
+
+
+def format_scores(scores: Mapping[str, float] | None) -> list[str]:
+    """Return scores as text, one by one; none for None.
+
+    >>> format_scores({"mAP50": 0.75, "mAP50-95": 0.5})
+    ['mAP50 0.7500', 'mAP50-95 0.5000']
+    """
+    return [f"{name} {score:.4f}" for name, score in (scores or {}).items()]
+
+
+def list_score_names(scores: Iterable[Mapping[str, float] | None]) -> list[str]:
+    """Return the names of all scores of several models, in their order; None stands for a model without any.
+
+    >>> list_score_names([{"mAP50": 0.75}, None, {"mAP50": 0.5, "mAP50-95": 0.25}])
+    ['mAP50', 'mAP50-95']
+    """
+    return list(dict.fromkeys(name for each in scores for name in each or {}))
 
 
 def read_scores(metrics: Any) -> dict[str, float]:

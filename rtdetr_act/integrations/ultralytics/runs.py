@@ -20,7 +20,7 @@ from rtdetr_act.integrations.ultralytics.failures import (
     remove_empty_folders,
     translate,
 )
-from rtdetr_act.integrations.ultralytics.results import read_results, read_scores
+from rtdetr_act.integrations.ultralytics.results import format_scores, read_results, read_scores
 from rtdetr_act.integrations.ultralytics.trainers import started_here
 from rtdetr_act.results import Result
 from rtdetr_act.surgery.modules import unwrap
@@ -54,7 +54,7 @@ class Outcome(Result):
 
     def _summarise(self) -> str:
         """Return the activation, and its scores or why there are none."""
-        scores = [f"{name} {score:.4f}" for name, score in (self.scores or {}).items()]
+        scores = format_scores(self.scores)
         return ", ".join([self.activation, *([f"failed: {self.failure}"] if self.failure else scores)])
 
 

@@ -269,20 +269,13 @@ def default_act(activation: str, *, act_lr: float = 1.0) -> Iterator[None]:
     >>> sorted({type(module).__name__ for module in model.modules()} & {"SiLU", "Mish"})
     ['Mish']
     """
-    from torch import nn
-    from ultralytics.nn.modules.conv import Conv, ConvTranspose, RepConv
-
     from rtdetr_act.activations.registry import resolve
+    from rtdetr_act.integrations.ultralytics.rebuilding import shipped_default_act
 
     spec = str(resolve(activation))
-    placeholder = nn.SiLU()
-    before = [(cls, cls.default_act) for cls in (Conv, ConvTranspose, RepConv)]
-    for cls, _ in before:
-        cls.default_act = placeholder
-    _defaults.append((placeholder, spec, act_lr))
-    try:
-        yield
-    finally:
-        _defaults.pop()
-        for cls, module in before:
-            cls.default_act = module
+    with shipped_default_act() as placeholder:
+        _defaults.append((placeholder, spec, act_lr))
+        try:
+            yield
+        finally:
+            _defaults.pop()
