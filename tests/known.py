@@ -34,11 +34,13 @@ HELD = {
 
 
 class Twice(nn.Module):
-    """Calls one ReLU at two widths."""
+    """Calls one ReLU at two widths, by the same line of code."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.relu = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.relu(self.b(self.relu(self.a(x))))
+        for conv in (self.a, self.b):
+            x = self.relu(conv(x))
+        return x

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rtdetr_act.activations.checks import channel_dim, check_count
 from rtdetr_act.activations.fitting import fit_curve
-from rtdetr_act.activations.protocol import GRID, POOLS_OVER_POSITIONS, Entry, Folded, Layout
+from rtdetr_act.activations.protocol import GRID, POOLS_A_POOLED_MAP, POOLS_OVER_POSITIONS, Entry, Folded, Layout
 from rtdetr_act.activations.torch_native import SILU
 from rtdetr_act.errors import quote
 from rtdetr_act.kernels.aten import sigmoid_backward_
@@ -414,6 +414,7 @@ ENTRIES = (
         aliases=("meta_acon_c", "meta_acon"),
         tokens=False,
         maps_only_because=POOLS_OVER_POSITIONS,
+        not_pooled_because=POOLS_A_POOLED_MAP,
         coefficients=MetaAconC.coefficients,
         held_at=MetaAconC.held_at,
         use_when="As aconc, where the switch between linear and not should depend on the image.",

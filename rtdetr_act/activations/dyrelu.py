@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rtdetr_act.activations.checks import check_count, check_positive
 from rtdetr_act.activations.exporting import copy_scaled, linear_to_conv
 from rtdetr_act.activations.fitting import fit_curve
-from rtdetr_act.activations.protocol import GRID, POOLS_OVER_POSITIONS, Entry
+from rtdetr_act.activations.protocol import GRID, POOLS_A_POOLED_MAP, POOLS_OVER_POSITIONS, Entry
 from rtdetr_act.activations.temperature import TAU_EPOCHS, Temperature
 from rtdetr_act.kernels.aten import zero_unless_positive
 from rtdetr_act.kernels.backend import (
@@ -622,6 +622,7 @@ def _entry(name: str, factory: type[_DyReLU], formula: str, alias: str, use_when
         aliases=(alias,),
         tokens=False,
         maps_only_because=POOLS_OVER_POSITIONS,
+        not_pooled_because=POOLS_A_POOLED_MAP,
         fit=_fit,
         exportable=ConvDyReLU,  # without comparisons, which NCNN lacks
         coefficients=factory.coefficients_by_name,

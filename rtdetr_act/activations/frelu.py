@@ -169,6 +169,7 @@ ENTRIES = (
         aliases=("funnel_relu",),
         tokens=False,
         maps_only_because="it needs height and width",
+        not_pooled_because="around a single position, its convolution sees nothing but padding",
         held_at=FReLU.held_at,
         use_when="To compare each pixel with its neighbourhood, at the cost of a depthwise 3x3 convolution per site.",
     ),

@@ -20,6 +20,7 @@ from rtdetr_act.activations.edge_targets import Native
 from rtdetr_act.spec import ActSpec
 
 Layout = Literal["map", "tokens"]
+SiteLayout = Literal["map", "tokens", "pooled"]
 Replaces = Literal["activation", "convolution"]
 LAYOUTS: tuple[Layout, ...] = ("map", "tokens")
 # Activations are fitted on this grid. They are smooth except for a few kinks, so a grid is enough, and BatchNorm makes
@@ -30,6 +31,7 @@ POOLS_OVER_POSITIONS = (
     "it pools over positions, and pooling over decoder queries would mix the denoising ones, which hold ground truth, "
     "with the others"
 )
+POOLS_A_POOLED_MAP = "it computes its coefficients from the pooled input, which a single position already is"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Entry:
             `torch.nn.Conv2d` that it replaces.
         tokens: Whether it accepts (B, N, C) tokens, True by default; False if it accepts (B, C, H, W) maps only.
         maps_only_because: The reason for `tokens=False`.
+        not_pooled_because: Why it makes no sense on maps pooled to a single position, (B, C, 1, 1), such as those in
+            squeeze-and-excitation; "" (default) if it does.
         classes: Module classes, or their qualified names, that this entry describes; the factory by default, if that is
             a class.
         fit: Sets the parameters of a module so that it is closest to a target curve, the target's values on `GRID`, and
@@ -92,6 +96,7 @@ class Entry:
     replaces: Replaces = "activation"
     tokens: bool = True
     maps_only_because: str = ""
+    not_pooled_because: str = ""
     classes: tuple[type | str, ...] = ()
     fit: Callable[[Any, Tensor], Tensor] | None = None
     fold: Callable[[Any], Folded | None] | None = None
@@ -132,6 +137,7 @@ class Answers(TypedDict, total=False):
     aliases: tuple[str, ...]
     tokens: bool
     maps_only_because: str
+    not_pooled_because: str
     classes: tuple[type | str, ...]
     fit: Callable[[Any, Tensor], Tensor]
     fold: Callable[[Any], Folded | None]

@@ -29,7 +29,7 @@ from rtdetr_act.formatting import format_count
 from rtdetr_act.results import Result, Table, TableResult
 from rtdetr_act.surgery.functional_calls import find_unreachable_calls
 from rtdetr_act.surgery.modules import set_child, unwrap
-from rtdetr_act.surgery.rewired import rewire
+from rtdetr_act.surgery.rewiring import is_rewired, rewire
 from rtdetr_act.surgery.sites import Observer, Site, find_sites
 
 Loss = Callable[[Any, Any], Tensor]
@@ -188,9 +188,9 @@ def _insert_probes(model: nn.Module, example_input: Any) -> list[_Probe]:
     sites = find_sites(model, example_input)
     if not sites:
         raise ModelError("this model has no activation site to diagnose")
-    for owner in {id(site.owner): site.owner for site in sites if site.hidden}.values():
-        if not hasattr(owner, "hidden_calls"):
-            rewire(owner)
+    for site in sites:
+        if site.hidden and not is_rewired(site.owner):
+            rewire(site.owner, site.hidden_calls)
     probes = [_Probe(site, getattr(site.owner, site.attribute)) for site in sites]
     for probe in probes:
         set_child(probe.site.owner, probe.site.attribute, Observer(probe.activation, probe.call))
@@ -341,7 +341,7 @@ class _Probe:
 
     def _to_columns(self, t: Tensor) -> Tensor:
         """Return a tensor reshaped to (channels, positions of all images)."""
-        return t.movedim(1 if self.site.layout == "map" and t.ndim > 1 else -1, 0).flatten(1)
+        return t.movedim(1 if self.site.input_layout == "map" and t.ndim > 1 else -1, 0).flatten(1)
 
 
 def _accumulation_dtype(t: Tensor) -> torch.dtype:

@@ -46,6 +46,7 @@ From = Annotated[
     typer.Option("--from", help="Replace only these, such as silu.", autocompletion=complete_act),
 ]
 ScopeOption = Annotated[str, typer.Option("--scope", help="conv, or all for transformer sites too.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Count the activations that really run.")]
 ActLr = Annotated[float, typer.Option("--act-lr", help="Factor on the learning rate of slopes.")]
 Init = Annotated[str, typer.Option("--init", help="paper, or match to start as the trained network.")]
 TargetOption = Annotated[

@@ -15,6 +15,7 @@ from rtdetr_act.cli.options import (
     OutputFile,
     Project,
     ScopeOption,
+    Verify,
     open_file,
     require,
     split_variants,
@@ -29,9 +30,15 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.sites import SiteListing
 
 
-@command("rtdetr-l.yaml act=arelu from=silu", "best.pt")
+@command("rtdetr-l.yaml act=arelu from=silu", "best.pt verify=true")
 @no_downloads()
-def sites(model: Model = None, act: Act = None, replaces: From = None, scope: ScopeOption = "conv") -> None:
+def sites(
+    model: Model = None,
+    act: Act = None,
+    replaces: From = None,
+    scope: ScopeOption = "conv",
+    verify: Verify = False,
+) -> None:
     """List the activation sites of a model.
 
     With act=, also what a plan would change there; nothing is written.
@@ -42,12 +49,14 @@ def sites(model: Model = None, act: Act = None, replaces: From = None, scope: Sc
     variants = split_variants([act] if act else None, replaces)
     if len(variants) > 1:
         raise InputError(f"sites shows one plan, not {len(variants)}: {', '.join(variants)}")
-    listing = list_sites(source, variants[0] if variants else None, scope=check_scope(scope))
+    listing = list_sites(source, variants[0] if variants else None, scope=check_scope(scope), verify=verify)
     _print_sites(source, listing)
     if listing.report:
         print(listing.report)
     elif listing.unreachable:
         print(f"no swap reaches: {', '.join(listing.unreachable)}")
+    if listing.coverage:
+        print(listing.coverage)
 
 
 def _print_sites(model: str, listing: SiteListing) -> None:

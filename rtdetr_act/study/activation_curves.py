@@ -46,5 +46,7 @@ def sample_learned_curves(model: nn.Module) -> SampledCurves:
         if get_placement(module) is None or not site.channels or next(module.parameters(), None) is None:
             continue
         classes[site.name] = type(module).__name__
-        values[site.name] = [round(value, 4) for value in sample_curve(module, x, site.channels, site.layout).tolist()]
+        values[site.name] = [
+            round(value, 4) for value in sample_curve(module, x, site.channels, site.input_layout).tolist()
+        ]
     return SampledCurves([round(value, 4) for value in x.tolist()], classes, values)

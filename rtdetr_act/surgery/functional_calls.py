@@ -1,63 +1,628 @@
-"""Find calls of functional activations in the source code of blocks."""
+"""Find the activations that the source code of a block calls where no module of their own stands.
+
+Three kinds of calls are found in the methods of a class: functions (`F.relu(x)`, an alias of it, `torch.relu`), methods
+of tensors (`x.relu()`), and a child module or function attribute that one method calls several times. `rewiring` turns
+each into the call of a module of its own.
+"""
 
 from __future__ import annotations
 
 import ast
+import dis
+import functools
 import inspect
+import linecache
 import textwrap
-from collections import Counter
-from types import FunctionType
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rtdetr_act.surgery.rewired import rewired_class
+from rtdetr_act.activations.registry import get_entry
+from rtdetr_act.formatting import format_count
 
-FUNCTIONS = {
-    getattr(space, name): name
+# Names of the activations in the zoo that torch has as functions.
+_NAMES = (
+    "relu", "gelu", "silu", "mish", "leaky_relu", "elu", "selu", "celu", "hardswish", "relu6", "hardtanh", "tanh",
+    "softplus", "softsign", "tanhshrink", "softshrink", "hardshrink", "logsigmoid",
+)  # fmt: skip
+FUNCTIONS: dict[Callable[..., Any], str] = {
+    getattr(space, written): name
     for space in (F, torch)
-    for name in ("relu", "gelu", "silu", "mish", "leaky_relu", "elu", "selu", "hardswish", "relu6", "tanh")
-    if hasattr(space, name)
+    for name in _NAMES
+    for written in (name, f"{name}_")
+    if hasattr(space, written)
 }
+_IDS = set(map(id, FUNCTIONS))
+_TENSOR_METHODS = {f"{name}{end}": name for name in ("relu", "tanh", "hardshrink") for end in ("", "_")}
+
+
+@dataclass(frozen=True)
+class HiddenCall:
+    """An activation that a method of a block calls, and that a module can replace.
+
+    Attributes:
+        activation: Name of the function; "" for a child that is called several times.
+        arguments: Keyword arguments of the function beside its input.
+        child: Name of that child; "" for a function.
+        producer: Qualified name, below the block, of the child whose result is the input; "" if unknown.
+        attribute: Name of the attribute that holds the module in a rewired block.
+    """
+
+    activation: str
+    arguments: tuple[tuple[str, Any], ...]
+    child: str
+    producer: str
+    attribute: str = ""
+
+    def build_original(self, owner: nn.Module) -> nn.Module:
+        """Return a module that computes what the call computes in a block without this module."""
+        if not self.child:
+            return build_equivalent(self.activation, dict(self.arguments))
+        held = getattr(owner, self.child)
+        return held if isinstance(held, nn.Module) else build_equivalent(*describe_function(held))
+
+    def find_producer(self, owner: nn.Module) -> nn.Module | None:
+        """Return the child of a block whose result is the input of the call, None if unknown."""
+        try:
+            found = owner.get_submodule(self.producer) if self.producer else None
+        except AttributeError:
+            return None
+        return found
+
+
+@dataclass(frozen=True)
+class UnreachableCall:
+    """An activation in the source code of a class that no module can replace.
+
+    Attributes:
+        activation: Name of the function.
+        file: Path of the file.
+        line: Line of the file.
+        reason: Why it cannot be replaced.
+    """
+
+    activation: str
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with hidden calls.
+
+    Attributes:
+        function: The function.
+        tree: Its source code.
+        places: The attribute of each hidden call, by the place of the call in `tree`.
+    """
+
+    function: FunctionType
+    tree: ast.FunctionDef
+    places: dict[tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class BlockSource:
+    """What the source code of a class calls.
+
+    Attributes:
+        calls: The hidden calls, in the order of their first appearance.
+        unreachable: The calls that no module can replace.
+        methods: The methods with hidden calls, by name.
+    """
+
+    calls: tuple[HiddenCall, ...] = ()
+    unreachable: tuple[UnreachableCall, ...] = ()
+    methods: dict[str, Method] = field(default_factory=dict)
+
+
+def find_hidden_calls(
+    owner: nn.Module, is_activation: Callable[[str, nn.Module, nn.Module], bool]
+) -> tuple[HiddenCall, ...]:
+    """Return the hidden calls of a block that is not rewired, with the attributes for their modules.
+
+    Args:
+        owner: The block.
+        is_activation: Whether a child is an activation, as a function of its attribute, the block and the child.
+    """
+    names_function, repeated = _summarise_class(type(owner))
+    # Copies of a child with parameters would no longer share them.
+    children = []
+    for name in repeated:
+        held = owner._modules.get(name) or vars(owner).get(name)
+        if isinstance(held, nn.Module):
+            leaf = not held._modules and not held._parameters
+            if leaf and is_activation(name, owner, held):
+                children.append(name)
+        elif callable(held) and is_activation_function(held):
+            children.append(name)
+    return read_block(type(owner), tuple(children)).calls if names_function or children else ()
+
+
+def build_equivalent(activation: str, arguments: dict[str, Any]) -> nn.Module:
+    """Return torch's module for a function with the given keyword arguments."""
+    module: nn.Module = get_entry(activation).factory(**arguments)
+    return module
+
+
+def describe_function(value: Any) -> tuple[str, dict[str, Any]]:
+    """Return the name and the keyword arguments of a function such as `F.relu` or `partial(F.leaky_relu, …)`.
+
+    Raises:
+        KeyError: It is not an activation, or its arguments cannot be bound.
+
+    >>> describe_function(functools.partial(F.leaky_relu, negative_slope=0.2))
+    ('leaky_relu', {'negative_slope': 0.2})
+    """
+    if isinstance(value, functools.partial):
+        name, given = describe_function(value.func)
+        if value.args:
+            raise KeyError("positional arguments come before the input")
+        return name, {**given, **value.keywords}
+    name = FUNCTIONS[value]
+    inplace = value.__name__.endswith("_") and "inplace" in get_entry(name).parameters
+    return name, {"inplace": True} if inplace else {}
+
+
+def is_activation_function(value: Any) -> bool:
+    """Return whether a value is an activation function of torch, or a partial application of one."""
+    try:
+        describe_function(value)
+    except (KeyError, TypeError):  # TypeError: it cannot be hashed
+        return False
+    return True
+
+
+def read_block(cls: type, children: tuple[str, ...] = ()) -> BlockSource:
+    """Return what the source code of a class calls; nothing for classes of torch and of this package.
+
+    Args:
+        cls: The class of a block.
+        children: Its children and function attributes that are activations, in alphabetical order. Default: (), which
+            leaves out the calls of children.
+    """
+    found = _read.setdefault(cls, {})
+    if children not in found:
+        found[children] = _read_block(cls, children)
+    return found[children]
 
 
 def find_unreachable_calls(root: nn.Module) -> list[str]:
-    """Return descriptions of the functional activations that cannot be swapped, such as `relu in Block (2 modules)`."""
-    blocks = Counter(type(module) for module in root.modules() if rewired_class(module) is None)
+    """Return descriptions of the activations in source code that no swap reaches, by class.
+
+    Such as `relu in Block (block.py:12, 2 modules)`. Only what is written as a call of a function or of a tensor's
+    method is found; `measure_coverage` counts whatever runs.
+    """
+    blocks = Counter(type(module) for module in root.modules())
     found = []
     for cls, count in blocks.items():
-        modules = f"{count} module{'s' if count > 1 else ''}"
-        found += [f"{name} in {cls.__name__} ({modules})" for name in _find_called_functions(cls)]
+        for call in read_block(getattr(cls, "rewired_from", cls)).unreachable:
+            where = f"{Path(call.file).name}:{call.line}, {format_count(count, 'module')}"
+            found.append(f"{call.activation} in {cls.__name__} ({where})")
     return found
 
 
-def _find_called_functions(cls: type) -> tuple[str, ...]:
-    """Return the names of the activation functions that the methods of a class call; none for classes of torch."""
-    if cls.__module__.startswith(("torch.nn.", "rtdetr_act.")):
-        return ()
-    known = set(FUNCTIONS.values())
-    found: set[str] = set()
-    for method in vars(cls).values():
-        # The names in the bytecode exclude most methods: reading the source of every block takes 0.8 s for rtdetr-l.
-        if inspect.isfunction(method) and known & {name.rstrip("_") for name in method.__code__.co_names}:
-            found |= known & _find_called_names(method)
-    return tuple(sorted(found))
+_read: WeakKeyDictionary[type, dict[tuple[str, ...], BlockSource]] = WeakKeyDictionary()
 
 
-def _find_called_names(method: FunctionType) -> set[str]:
-    """Return the names that a method calls as `F.name(…)` or `tensor.name(…)`, without calls of child modules."""
+def _read_block(cls: type, children: tuple[str, ...]) -> BlockSource:
+    scans = []
+    unreachable: list[UnreachableCall] = []
+    for name, function, reason in _iterate_methods(cls):
+        if not (_names_activation(function) or set(children) & set(_list_repeated(function))):
+            continue
+        tree = _parse(function)
+        if tree is None:
+            continue
+        scan = _Scan(name, function, tree, children)
+        scan.run()
+        reason = reason or ("its method is decorated" if tree.decorator_list else "")
+        if reason:
+            unreachable += [_describe_unreachable(call, reason) for call in scan.calls if call.activation]
+        else:
+            unreachable += [
+                _describe_unreachable(call, call.problem) for call in scan.calls if call.activation and call.problem
+            ]
+            scans.append(scan)
+    return _join_scans(cls, scans, unreachable)
+
+
+def _describe_unreachable(call: _Call, reason: str) -> UnreachableCall:
+    return UnreachableCall(call.activation, call.file, call.line, reason)
+
+
+def _iterate_methods(cls: type) -> Iterator[tuple[str, FunctionType, str]]:
+    """Yield (name, function, reason why it cannot be rewritten) for the methods of a class that may run."""
+    hiding: dict[str, FunctionType] = {}
+    for base in cls.__mro__:
+        if base.__module__.startswith(("torch.", "rtdetr_act.")) or base is object:
+            continue
+        for name, value in vars(base).items():
+            reason = ""
+            function = value
+            if isinstance(value, (staticmethod, classmethod)):
+                function, reason = value.__func__, "its method has no self"
+            if isinstance(function, FunctionType) and hasattr(function, "__wrapped__"):
+                function, reason = inspect.unwrap(function), "its method is decorated"
+            if not isinstance(function, FunctionType) or (name.startswith("__") and name != "__call__"):
+                continue
+            if name in hiding:
+                if "super" not in hiding[name].__code__.co_names:
+                    continue
+                reason = "a method of the same name calls it by super()"
+            hiding[name] = function
+            yield name, function, reason
+
+
+def _summarise_class(cls: type) -> tuple[bool, list[str]]:
+    """Return whether methods of a class name an activation, and the attributes that one of them reads several times.
+
+    Their bytecode excludes most classes: parsing the source of every block would take 0.8 s for rtdetr-l.
+    """
+    if cls not in _summaries:
+        methods = [function for _, function, _ in _iterate_methods(cls)]
+        repeated = {name for function in methods for name in _list_repeated(function)}
+        _summaries[cls] = any(map(_names_activation, methods)), sorted(repeated)
+    return _summaries[cls]
+
+
+_summaries: WeakKeyDictionary[type, tuple[bool, list[str]]] = WeakKeyDictionary()
+
+
+def _names_activation(function: FunctionType) -> bool:
+    """Return whether the bytecode of a function names an activation."""
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [each for each in code.co_consts if isinstance(each, type(code))]
+        for name in code.co_names:
+            if name.rstrip("_") in _NAMES or id(function.__globals__.get(name)) in _IDS:
+                return True
+    return any(id(_get_cell(cell)) in _IDS for cell in function.__closure__ or ())
+
+
+def _list_repeated(function: FunctionType) -> list[str]:
+    """Return the attributes that the bytecode of a function reads more than once."""
+    steps = dis.get_instructions(function.__code__)
+    reads = Counter(str(step.argval) for step in steps if step.opname in ("LOAD_ATTR", "LOAD_METHOD"))
+    return [name for name, count in reads.items() if count > 1]
+
+
+def _get_cell(cell: Any) -> Any:
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
-    except (OSError, SyntaxError):  # the source is unavailable, as for a class defined in an interpreter
-        return set()
-    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
-    named = (call for call in calls if isinstance(call, ast.Attribute) and not _is_child_call(call))
-    return {call.attr.rstrip("_") for call in named}
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
 
 
-def _is_child_call(node: ast.expr) -> bool:
-    """Return whether a called expression is an attribute of self, such as `self.a.b`."""
-    while isinstance(node, ast.Attribute):
-        node = node.value
-    return isinstance(node, ast.Name) and node.id == "self"
+def _parse(function: FunctionType) -> ast.FunctionDef | None:
+    """Return the source code of a function, with the line numbers of its file, or None if it cannot be read."""
+    code = function.__code__
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    try:
+        source = "".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))
+        tree = ast.parse(textwrap.dedent(source))
+    except (SyntaxError, IndexError, EOFError):
+        return None
+    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
+        return None
+    ast.increment_lineno(tree, code.co_firstlineno - 1)
+    return tree.body[0]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call in the source code of a method.
+
+    Attributes:
+        activation: Name of the function; "" for a child.
+        arguments: Keyword arguments of the function.
+        child: Name of the child; "" for a function.
+        producer: As in `HiddenCall`.
+        number: How many calls of the same function or child come before it on its path through the method. Calls in
+            branches of which only one runs may have the same number.
+        place: Line and column of its start and end in the tree.
+        file: Path of the file.
+        problem: Why a module cannot replace it; "" if it can.
+    """
+
+    activation: str
+    arguments: tuple[tuple[str, Any], ...]
+    child: str
+    producer: str
+    number: int
+    place: tuple[int, ...]
+    file: str
+    problem: str = ""
+
+    @property
+    def line(self) -> int:
+        """Line of the file."""
+        return self.place[0]
+
+
+class _Scan:
+    """Follows the statements of a method, and collects the calls of activations and of children."""
+
+    def __init__(self, name: str, function: FunctionType, tree: ast.FunctionDef, children: tuple[str, ...]) -> None:
+        self.name, self.function, self.tree, self._children = name, function, tree, children
+        arguments = [*tree.args.posonlyargs, *tree.args.args]
+        self.me = arguments[0].arg if arguments else ""
+        self.calls: list[_Call] = []
+        self.other_uses: set[str] = set()  # attributes that are read, but not only called
+        self._numbers: Counter[Any] = Counter()
+        self._producers: dict[str, str] = {}
+        self._gates: set[int] = set()
+        self._called: set[int] = set()
+        self._dropped: set[int] = set()
+
+    def run(self) -> None:
+        """Collect the calls."""
+        self._visit_block(self.tree.body)
+
+    def _visit_block(self, statements: Sequence[ast.AST]) -> bool:
+        """Visit statements; return whether the path ends in them."""
+        return any(self._visit(statement) for statement in statements)  # up to the first that ends it
+
+    def _visit(self, node: ast.AST) -> bool:
+        """Visit a node in the order of evaluation; return whether the path ends there."""
+        if isinstance(node, ast.If):
+            self._visit(node.test)
+            return self._visit_branches([node.body, node.orelse])
+        if isinstance(node, ast.IfExp):
+            self._visit(node.test)
+            self._visit_branches([[node.body], [node.orelse]])
+            return False
+        if isinstance(node, ast.Match):
+            self._visit(node.subject)
+            return self._visit_branches([*(case.body for case in node.cases), []])
+        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)):
+            self._visit_assignment(node)
+            return False
+        if isinstance(node, (ast.For, ast.While)):
+            self._forget_producers(*node.body)  # the second time round, they are those of the first
+        if isinstance(node, ast.Expr):
+            self._dropped.add(id(node.value))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.MatMult)):
+            for side, other in ((node.left, node.right), (node.right, node.left)):
+                if self._may_be_features(other):
+                    self._mark_gate(side)
+        if isinstance(node, ast.Call):
+            self._called.add(id(node.func))
+        for child in ast.iter_child_nodes(node):
+            self._visit(child)
+        if isinstance(node, ast.Call):
+            self._visit_call(node)
+        elif isinstance(node, ast.Attribute) and self._is_me(node.value) and id(node) not in self._called:
+            self.other_uses.add(node.attr)
+        return isinstance(node, (ast.Return, ast.Raise, ast.Continue, ast.Break))
+
+    def _mark_gate(self, node: ast.expr) -> None:
+        """Mark an expression as a factor, and the functions in it that are applied one after the other."""
+        self._gates.add(id(node))
+        if isinstance(node, ast.BinOp):
+            self._mark_gate(node.left)
+            self._mark_gate(node.right)
+        elif isinstance(node, ast.Call) and (name := self._find_tensor_method(node)) and name:
+            self._mark_gate(node.func.value)  # type: ignore[attr-defined]
+        elif isinstance(node, ast.Call) and id(self._resolve(node.func)) in _IDS:
+            for argument in node.args[:1]:
+                self._mark_gate(argument)
+
+    def _visit_branches(self, branches: Sequence[Sequence[ast.AST]]) -> bool:
+        """Visit branches of which one runs; return whether the path ends in every one."""
+        numbers, producers = Counter(self._numbers), dict(self._producers)
+        ends = []
+        for branch in branches:
+            self._numbers, self._producers = Counter(numbers), dict(producers)
+            ended = self._visit_block(branch)
+            ends.append((ended, self._numbers, self._producers))
+        going_on = [each for each in ends if not each[0]] or ends
+        self._numbers = Counter()
+        for _, after, _ in going_on:
+            self._numbers |= after
+        known = [each[2] for each in going_on]
+        self._producers = {key: value for key, value in known[0].items() if all(k.get(key) == value for k in known)}
+        return all(ended for ended, _, _ in ends)
+
+    def _visit_assignment(self, node: ast.Assign | ast.AnnAssign | ast.NamedExpr) -> None:
+        if node.value is None:
+            return
+        self._visit(node.value)
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        for target in targets:
+            self._visit(target)
+            self._forget_producers(target)
+            if isinstance(target, ast.Name) and (producer := self._find_producer(node.value)):
+                self._producers[target.id] = producer
+
+    def _forget_producers(self, *nodes: ast.AST) -> None:
+        """Forget what the names that are assigned in some nodes hold."""
+        for name in (each for node in nodes for each in ast.walk(node)):
+            if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store):
+                self._producers.pop(name.id, None)
+
+    def _visit_call(self, node: ast.Call) -> None:
+        function = node.func
+        if isinstance(function, ast.Attribute) and self._is_me(function.value):
+            if function.attr not in self._children:
+                return
+            argument = node.args[0] if len(node.args) == 1 and not node.keywords else None
+            problem = "" if argument is not None and id(node) not in self._dropped else "other arguments"
+            self._add(node, "", (), function.attr, argument, problem)
+            return
+        if (name := self._find_tensor_method(node)) and isinstance(function, ast.Attribute):
+            inplace = (("inplace", True),) if function.attr == "relu_" else ()
+            self._add(node, name, inplace, "", function.value, self._find_problem(node))
+            return
+        value = self._resolve(function)
+        if id(value) not in _IDS:
+            return
+        name, given = describe_function(value)
+        argument, arguments = _bind(name, node)
+        problem = self._find_problem(node) if argument is not None else "its arguments are not constants"
+        self._add(node, name, tuple({**given, **arguments}.items()), "", argument, problem)
+
+    def _find_problem(self, node: ast.Call) -> str:
+        return "only its effect in place is used" if id(node) in self._dropped else ""
+
+    def _find_tensor_method(self, node: ast.Call) -> str:
+        """Return the activation of a call such as `x.relu()`, "" for others."""
+        function = node.func
+        if not isinstance(function, ast.Attribute) or node.args or node.keywords:
+            return ""
+        root: ast.expr = function.value
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        # `self.relu()` is a method of the block, and `self.weight.relu()` maps a parameter.
+        return "" if self._is_me(root) else _TENSOR_METHODS.get(function.attr, "")
+
+    def _add(
+        self,
+        node: ast.Call,
+        activation: str,
+        arguments: tuple[tuple[str, Any], ...],
+        child: str,
+        argument: ast.expr | None,
+        problem: str,
+    ) -> None:
+        if activation and id(node) in self._gates:  # its result gates another tensor: it is not an activation
+            return
+        key = (activation, arguments, child)
+        self._numbers[key] += 1
+        producer = self._find_producer(argument) if argument is not None else ""
+        place = get_place(node)
+        file = self.function.__code__.co_filename
+        self.calls.append(_Call(activation, arguments, child, producer, self._numbers[key], place, file, problem))
+
+    def _is_me(self, node: ast.expr) -> bool:
+        return isinstance(node, ast.Name) and node.id == self.me != ""
+
+    def _may_be_features(self, node: ast.expr) -> bool:
+        """Return whether an operand may be a tensor computed from the input: not a constant or attribute."""
+        if isinstance(node, ast.UnaryOp):
+            return self._may_be_features(node.operand)
+        if isinstance(node, ast.BinOp):
+            return self._may_be_features(node.left) or self._may_be_features(node.right)
+        if isinstance(node, ast.Attribute):
+            return False
+        return isinstance(node, (ast.Name, ast.Call, ast.Subscript, ast.IfExp))
+
+    def _find_producer(self, node: ast.expr) -> str:
+        """Return the qualified name of the child whose result an expression has the channels of, or ""."""
+        if isinstance(node, ast.Name):
+            return self._producers.get(node.id, "")
+        if isinstance(node, ast.BinOp):
+            return self._find_producer(node.left) or self._find_producer(node.right)
+        if isinstance(node, ast.NamedExpr):
+            return self._find_producer(node.value)
+        if not isinstance(node, ast.Call):
+            return ""
+        path, function = [], node.func
+        while isinstance(function, ast.Attribute):
+            path.append(function.attr)
+            function = function.value
+        if self._is_me(function):
+            return ".".join(reversed(path))
+        if self._find_tensor_method(node) and isinstance(node.func, ast.Attribute):
+            return self._find_producer(node.func.value)
+        if id(self._resolve(node.func)) in _IDS and node.args:
+            return self._find_producer(node.args[0])
+        return ""
+
+    def _resolve(self, node: ast.expr) -> Any:
+        """Return the object that a name, or an attribute of an imported module, stands for, else None."""
+        if isinstance(node, ast.Attribute):
+            base = self._resolve(node.value)
+            return getattr(base, node.attr, None) if isinstance(base, ModuleType) else None
+        if not isinstance(node, ast.Name):
+            return None
+        code = self.function.__code__
+        if node.id in code.co_varnames or node.id in code.co_cellvars:
+            return None
+        if node.id in code.co_freevars and self.function.__closure__:
+            return _get_cell(self.function.__closure__[code.co_freevars.index(node.id)])
+        return self.function.__globals__.get(node.id)
+
+
+def _bind(activation: str, node: ast.Call) -> tuple[ast.expr | None, dict[str, Any]]:
+    """Return the input of a call and its other arguments; the input is None if these are not constants."""
+    positional = list(node.args)
+    named = {keyword.arg: keyword.value for keyword in node.keywords}
+    given = named.pop("input", None) if not positional else positional.pop(0)
+    if given is None or isinstance(given, ast.Starred) or None in named:
+        return None, {}
+    try:
+        values = [ast.literal_eval(value) for value in positional]
+        keywords = {str(name): ast.literal_eval(value) for name, value in named.items()}
+        bound = inspect.signature(get_entry(activation).factory).bind(*values, **keywords).arguments
+    except (ValueError, TypeError):  # not a constant, or not arguments of the module
+        return None, {}
+    return (None, {}) if any(isinstance(value, (tuple, dict)) for value in bound.values()) else (given, dict(bound))
+
+
+def get_place(node: ast.expr) -> tuple[int, ...]:
+    """Return line and column of the start and the end of an expression."""
+    return node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0
+
+
+def _join_scans(cls: type, scans: Sequence[_Scan], unreachable: Sequence[UnreachableCall]) -> BlockSource:
+    """Return the hidden calls of all methods; calls of which only one runs become one.
+
+    Their modules are `act`, or `act1`, `act2`, … for several.
+    """
+    users: defaultdict[str, set[str]] = defaultdict(set)  # of a child: the methods that call it
+    unusable = set()  # children that are not only called, or with other arguments
+    for scan in scans:
+        for call in scan.calls:
+            users[call.child].add(_get_group(scan.name))
+            if call.problem:
+                unusable.add(call.child)
+        unusable |= scan.other_uses
+    several = {call.child for scan in scans for call in scan.calls if call.child and call.number > 1}
+    several = {child for child in several - unusable if len(users[child]) == 1}
+    chosen: dict[tuple[Any, ...], HiddenCall] = {}
+    found: dict[_Scan, dict[tuple[int, ...], tuple[Any, ...]]] = {}
+    for scan in scans:
+        places = {}
+        for call in scan.calls:
+            if not call.problem and (call.activation or call.child in several):
+                key = (_get_group(scan.name), call.activation, call.arguments, call.child, call.number)
+                chosen.setdefault(key, HiddenCall(call.activation, call.arguments, call.child, call.producer))
+                places[call.place] = key
+        if places:
+            found[scan] = places
+    names = dict(zip(chosen, _list_free_names(cls, len(chosen)), strict=True))
+    calls = tuple(replace(call, attribute=names[key]) for key, call in chosen.items())
+    methods = {
+        scan.name: Method(scan.function, scan.tree, {place: names[key] for place, key in places.items()})
+        for scan, places in found.items()
+    }
+    return BlockSource(calls, tuple(unreachable), methods)
+
+
+def _get_group(method: str) -> str:
+    """Return what is common to methods of which a block calls one or the other: `forward` and `forward_fuse`."""
+    return "forward" if "forward" in method and "fuse" in method else method
+
+
+def _list_free_names(cls: type, count: int) -> list[str]:
+    """Return names for attributes that the source code of a class does not use."""
+    taken = set(dir(cls))
+    for base in cls.__mro__:
+        for value in vars(base).values():
+            if isinstance(value, FunctionType):
+                taken |= set(value.__code__.co_names)
+    stem = "act"
+    while taken & {stem, *(f"{stem}{i}" for i in range(1, count + 1))}:
+        stem += "_"
+    return [stem] if count == 1 else [f"{stem}{i}" for i in range(1, count + 1)]

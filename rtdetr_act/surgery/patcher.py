@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,12 +21,13 @@ from rtdetr_act.formatting import format_count, join_words
 from rtdetr_act.results import Result, Table, TableResult, to_plain
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery.convolutions import get_original_convolution
+from rtdetr_act.surgery.coverage import Coverage, measure_coverage
 from rtdetr_act.surgery.functional_calls import find_unreachable_calls
 from rtdetr_act.surgery.match import match
 from rtdetr_act.surgery.model_plan import is_task_model, read_plan, set_plan
 from rtdetr_act.surgery.modules import set_child, unwrap
 from rtdetr_act.surgery.plan import MAX_STAGES, Init, Plan, Rule, Scope, SwapOptions, check_overrides, format_layers
-from rtdetr_act.surgery.rewired import rewire, unwire
+from rtdetr_act.surgery.rewiring import is_rewired, rewire, unwire
 from rtdetr_act.surgery.simplify import simplify_plan
 from rtdetr_act.surgery.sites import (
     Site,
@@ -88,13 +90,31 @@ class PatchReport(TableResult):
         swaps: One entry per swapped site, in module order.
         kept: Names of the unchanged sites, of the kinds (activations, convolutions) that the plan has rules for.
         plan: The whole plan of the model after the swap.
+        pooled: Names of those unchanged only because they stand on maps that were pooled to a single position, as in
+            squeeze-and-excitation, which scope="conv" leaves out.
         unseen: Functional activations in the code of blocks, which cannot be swapped.
+        measure: Measures `coverage`.
     """
 
     swaps: tuple[Swap, ...]
     kept: tuple[str, ...] = ()
     plan: Plan = field(default_factory=Plan)
+    pooled: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    measure: Callable[[], Coverage] | None = field(default=None, compare=False)
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """How many activations run in a forward pass, how many of them are swapped, and which are not.
+
+        It is measured when it is first read, in two forward passes of the stock model.
+
+        Raises:
+            ModelError: The model cannot be called; `example_input` of `patch_model` is its input.
+        """
+        if self.measure is None:
+            raise ModelError("this report was not made by a swap, so there is no model to count in")
+        return self.measure()
 
     def __len__(self) -> int:
         """Return the number of swapped sites."""
@@ -126,6 +146,7 @@ class PatchReport(TableResult):
             "swaps": to_plain(self.swaps),
             "kept": list(self.kept),
             "plan": self.plan.to_yaml(),
+            "pooled": list(self.pooled),
             "unseen": list(self.unseen),
             "parameters": self.parameters,
         }
@@ -162,6 +183,9 @@ class PatchReport(TableResult):
             lines.append(f"{len(convolutions)} convolutions replaced{kept}, {size}")
         if activations and convolutions:
             lines.append(f"{len(self.kept)} sites kept")
+        if self.pooled:
+            left = format_count(len(self.pooled), "site")
+            lines.append(f"{left} on maps pooled to one position (squeeze-and-excitation) kept: scope='all' swaps them")
         if self.plan.base or any(rule.holding for rule in self.plan.rules):
             lines.append(f"plan: {self.plan}")
         return "\n".join([*lines, *([f"not reached: {', '.join(self.unseen)}"] if self.unseen else [])])
@@ -179,6 +203,7 @@ def patch_model(
     init: Init = "paper",
     example_input: Any = None,
     replaces: str | Iterable[str] | None = None,
+    treat_as: Mapping[Any, str] | None = None,
 ) -> PatchReport:
     """Swap the activations of a model in place; each site gets a separate instance.
 
@@ -204,6 +229,8 @@ def patch_model(
             pass that determines channels and layouts. Default: None, zeros (1, C, 224, 224).
         replaces: Name(s) of activations, such as "silu" or ["silu", "relu"]: only sites that hold one of them now are
             swapped. Default: None, whatever they hold.
+        treat_as: "activation" or "other" by class, or by its qualified or bare name, for modules of your own that
+            `find_sites` takes for something else. Default: None.
 
     Returns:
         The report; `len(report)` is the number of swapped sites, and `print(report)` prints a table.
@@ -223,7 +250,7 @@ def patch_model(
     if isinstance(activation, Plan):
         return apply_plan(root, activation, example_input=example_input)
     how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "replaces": replaces}
-    plan = Plan.parse(activation, layers=layers, include=include, exclude=exclude, **how)
+    plan = Plan.parse(activation, layers=layers, include=include, exclude=exclude, treat_as=treat_as, **how)
     return apply_plan(root, plan, example_input=example_input, strict=True)
 
 
@@ -300,13 +327,17 @@ def apply_plan(root: nn.Module, plan: Plan, *, example_input: Any = None, strict
         ModelError: A BatchNorm was folded into a dynamic convolution, or too many swaps build on one another.
     """
     plan = resolve_plan(plan)
-    sites = collect_sites(root, "", getattr(root, "yaml", None), KINDS, example_input)
+    treat_as = {**dict(read_plan(root).treat_as), **dict(plan.treat_as)}
+    sites = collect_sites(root, "", getattr(root, "yaml", None), KINDS, example_input, treat_as)
+    if not sites and any(rule.replaces == "activation" for rule in plan.rules):
+        raise SelectionError(f"the model has no activation site{_describe_leaves(root)}")
     carried = _extend_plan(sites, read_plan(root), plan) if is_task_model(root) else None
     report = swap_sites(sites, plan, strict=strict)
     if carried is not None:
         set_plan(root, carried)
         report = replace(report, plan=carried)
-    return replace(report, unseen=tuple(find_unreachable_calls(root)))
+    measure = partial(measure_coverage, root, example_input)
+    return replace(report, unseen=tuple(find_unreachable_calls(root)), measure=measure)
 
 
 def _extend_plan(sites: Sequence[Site], carried: Plan, plan: Plan) -> Plan:
@@ -360,7 +391,10 @@ def swap_sites(sites: Sequence[Site], plan: Plan, *, strict: bool = False) -> Pa
             _insert(site, swaps[site.name].site.module)
     kinds = {rule.replaces for stage in stages for rule in stage.rules}
     kept = tuple(site.name for site in sites if site.replaces in kinds and site.name not in swaps)
-    return PatchReport(tuple(swaps[site.name] for site in sites if site.name in swaps), kept, plan)
+    everywhere = [replace(rule, scope="all") for stage in stages for rule in stage.rules]
+    left = (site for site in sites if site.layout == "pooled" and site.name not in swaps)
+    pooled = tuple(site.name for site in left if any(rule.selects(site) for rule in everywhere))
+    return PatchReport(tuple(swaps[site.name] for site in sites if site.name in swaps), kept, plan, pooled)
 
 
 def resolve_plan(plan: Plan) -> Plan:
@@ -435,7 +469,7 @@ def unpatch_model(model: Any) -> int:
         set_child(owner, attribute, placed.original)
         _update_fast_path(owner, placed.original)
     for module in list(root.modules()):
-        if hasattr(module, "hidden_calls"):
+        if is_rewired(module):
             unwire(module)
     set_plan(root, Plan(default_act=read_plan(root).default_act))
     return len(activations) + len(convolutions)
@@ -470,7 +504,10 @@ def _describe_others(rule: Rule, sites: Sequence[Site]) -> str:
     """Return the end of a message that says which activation sites there are for a rule that matches none."""
     wider = replace(rule, scope="all")
     if others := sum(wider.selects(site) for site in sites):
-        return f"; {others} transformer site{'s match' if others > 1 else ' matches'} with scope='all'"
+        pooled = all(site.layout == "pooled" for site in sites if wider.selects(site))
+        which = "site on a pooled map" if pooled else "transformer site"
+        plural = which.replace("site", "sites").replace("a pooled map", "pooled maps")
+        return f"; {others} {plural if others > 1 else which} match{'' if others > 1 else 'es'} with scope='all'"
     anything = replace(rule, holding=())
     if rule.holding and (found := [site for site in sites if anything.selects(site)]):
         held = Counter(site.activation or site.current for site in found).most_common()
@@ -480,6 +517,16 @@ def _describe_others(rule: Rule, sites: Sequence[Site]) -> str:
         where = f"{len(found)} {which} of '{anything.where}'" if anything.where else f"model's {len(found)} {which}"
         return f": the {where} hold {held_as_text}"
     return f" of the {len(sites)} in the model"
+
+
+def _describe_leaves(root: nn.Module) -> str:
+    """Return the end of a message that says which modules without parameters, and functions, there are instead."""
+    leaves = (type(m).__name__ for m in root.modules() if not m._modules and next(m.parameters(), None) is None)
+    held = [f"{name} ({count})" for name, count in Counter(leaves).most_common()]
+    found = f"; its modules without parameters are {join_words(held)}" if held else ""
+    unreachable = find_unreachable_calls(root)
+    found += f"; its code calls {join_words(unreachable)}" if unreachable else ""
+    return f"{found}: say treat_as={{'Class': 'activation'}} of a module that is one" if held else found
 
 
 def _build_swap(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:
@@ -494,15 +541,17 @@ def _build_swap(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:
     misfit = None
     if entry.replaces == "convolution":
         original = get_original_convolution(site.name, site.module)
-        module = shared.get(id(site.module)) or registry.build(rule.activation, site.channels, site.layout, original)
+        module = shared.get(id(site.module)) or registry.build(
+            rule.activation, site.channels, site.input_layout, original
+        )
         shared[id(site.module)] = module
     else:
         _check_support(site, entry)
         placed = get_placement(site.module)
         original = placed.original if placed else site.module
-        module = registry.build(rule.activation, site.channels, site.layout)
+        module = registry.build(rule.activation, site.channels, site.input_layout)
         if rule.init == "match":
-            misfit = match(module, site.module, site.channels, site.layout)
+            misfit = match(module, site.module, site.channels, site.input_layout)
         _set_inplace(module, site, rule, entry)
     set_placement(module, Placement(str(rule.activation), original, entry.replaces))
     counts = [_count_parameters(each) for each in (module, site.module)]
@@ -520,6 +569,11 @@ def _check_support(site: Site, entry: Entry) -> None:
         raise SelectionError(
             f"'{entry.name}' works on feature maps only, but {site.name} ({site.owner_class}) has tokens (B, N, C): "
             "use scope='conv', or exclude that site"
+        )
+    if site.layout == "pooled" and entry.not_pooled_because:
+        raise SelectionError(
+            f"'{entry.name}' makes no sense on maps pooled to a single position, as at {site.name} "
+            f"({site.owner_class}): {entry.not_pooled_because}; use scope='conv', or exclude that site"
         )
     if entry.needs_channels and site.channels is None:
         seen = sorted(set(site.widths))
@@ -547,8 +601,8 @@ def _set_inplace(module: nn.Module, site: Site, rule: Rule, entry: Entry) -> Non
 
 def _insert(site: Site, module: nn.Module) -> None:
     """Insert a module at a site, in place of the current one."""
-    if site.hidden and not hasattr(site.owner, "hidden_calls"):
-        rewire(site.owner)
+    if site.hidden and not is_rewired(site.owner):
+        rewire(site.owner, site.hidden_calls)
     if site.replaces == "activation":
         _move_like(module, getattr(site.owner, site.attribute), site.owner)
     set_child(site.owner, site.attribute, module)

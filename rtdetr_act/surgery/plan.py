@@ -22,16 +22,18 @@ from rtdetr_act.spec import LONGEST_PLAN, LONGEST_RULE, PREFIX, ActSpec, split_a
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-    from rtdetr_act.activations.protocol import Layout, Replaces
+    from rtdetr_act.activations.protocol import Replaces, SiteLayout
 
 
 Scope = Literal["conv", "all"]
 Init = Literal["paper", "match"]
+TreatAs = Literal["activation", "other"]
 SECTIONS = ("backbone", "neck", "head")
 SCOPES: tuple[Scope, ...] = ("conv", "all")
 INITS: tuple[Init, ...] = ("paper", "match")
+TREAT_AS: tuple[TreatAs, ...] = ("activation", "other")
 _RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "from", "scope", "init")
-_PLAN_KEYS = ("rules", "default_act", "act_lr", "base", "fitted")
+_PLAN_KEYS = ("rules", "default_act", "act_lr", "base", "fitted", "treat_as")
 _MAX_LAYERS = 10_000
 _MAX_NUMBER = 1e9  # largest absolute value of a number in a plan
 _CALL = f"{PREFIX}Plan("  # of a plan as model YAMLs store it
@@ -193,6 +195,7 @@ class Plan:
         base: The plan of the network before the swap: rules with `init="match"` are fitted to what stood at their sites
             then, and those with `from` select sites by it. Default: None, the stock network.
         fitted: Whether the network has been fitted already; training does it once. Default: False.
+        treat_as: What the user says about classes of modules, by name: that they are an "activation", or "other".
 
     >>> plan = Plan.parse("dyrelu_b@backbone, dyrelu_c@neck, silu@22-27")
     >>> plan.to_model_yaml()
@@ -206,6 +209,7 @@ class Plan:
     act_lr: float = 1.0
     base: Plan | None = None
     fitted: bool = False
+    treat_as: tuple[tuple[str, TreatAs], ...] = ()
 
     @classmethod
     def parse(
@@ -219,6 +223,7 @@ class Plan:
         act_lr: float = 1.0,
         init: Init = "paper",
         replaces: str | Iterable[str] | None = None,
+        treat_as: Mapping[Any, str] | None = None,
     ) -> Plan:
         """Parse a plan from text: `activation[@section or layers] [from=names] [init=match][, …]`.
 
@@ -234,6 +239,7 @@ class Plan:
             init: "paper" (default) or "match", for rules of activations without `init=` in the text.
             replaces: Name(s) of activations: only sites match that hold one of them before the plan is applied; for
                 rules of activations without `from=` in the text. Default: None.
+            treat_as: "activation" or "other" by class, or by its qualified or bare name. Default: None.
 
         Raises:
             SpecError: The text, a section, a layer range or a keyword argument is invalid.
@@ -265,7 +271,7 @@ class Plan:
             rules.append(rule)
         if names and all(rule.replaces == "convolution" for rule in rules):
             raise SpecError(f"replaces= selects by activation, but {quote(text)} replaces convolutions: leave it out")
-        return cls(tuple(rules), act_lr=_check_act_lr(act_lr))
+        return cls(tuple(rules), act_lr=_check_act_lr(act_lr), treat_as=tuple(parse_treat_as(treat_as).items()))
 
     @classmethod
     def parse_convolutions(cls, text: str) -> Plan:
@@ -322,6 +328,7 @@ class Plan:
             _check_act_lr(data.get("act_lr", 1.0)),
             (cls._from_yaml(data["base"], depth + 1) or None) if data.get("base") else None,  # as `to_yaml` writes it
             _check_fitted(data.get("fitted", False)),
+            tuple(parse_treat_as(data.get("treat_as")).items()),
         )
 
     def to_yaml(self) -> dict[str, Any] | str | None:
@@ -337,6 +344,8 @@ class Plan:
             data["base"] = self.base.to_yaml()
         if self.fitted:
             data["fitted"] = True
+        if self.treat_as:
+            data["treat_as"] = dict(self.treat_as)
         return data
 
     def to_model_yaml(self) -> str | None:
@@ -400,14 +409,16 @@ class Plan:
         If `other` has rules with `init="match"` or `from`, the rules of activations in this plan become the base of the
         result. The base of `other` is left out: apply its `stages` one after the other.
         """
+        treat_as = tuple({**dict(self.treat_as), **dict(other.treat_as)}.items())
         if not any(rule.init == "match" or rule.holding for rule in other.rules):
             act_lr = other.act_lr if any(rule.replaces == "activation" for rule in other.rules) else self.act_lr
-            return replace(self, rules=merge_rules(self.rules, other.rules), act_lr=act_lr)
+            return replace(self, rules=merge_rules(self.rules, other.rules), act_lr=act_lr, treat_as=treat_as)
         base = self.without_finished_schedules() if other._matches else self
         base = replace(base, rules=tuple(rule for rule in base.rules if rule.replaces == "activation"))
         kept = tuple(rule for rule in self.rules if rule.replaces == "convolution")
         rules = merge_rules(kept, other.rules)
-        return replace(other, rules=rules, default_act=self.default_act, base=base if base else base.base)
+        base_or_none = base if base else base.base
+        return replace(other, rules=rules, default_act=self.default_act, base=base_or_none, treat_as=treat_as)
 
     def without_finished_schedules(self, epoch: float = math.inf) -> Plan:
         """Return the plan without the schedules that have finished after a number of epochs; by default, without any.
@@ -446,7 +457,7 @@ class Selectable(Protocol):
     @property
     def section(self) -> str: ...  # noqa: D102
     @property
-    def layout(self) -> Layout: ...  # noqa: D102
+    def layout(self) -> SiteLayout: ...  # noqa: D102
     @property
     def replaces(self) -> Replaces: ...  # noqa: D102
     @property
@@ -675,6 +686,31 @@ def check_init(value: object) -> Init:
         if value == known:
             return known
     raise SpecError(f"init is 'paper' or 'match', not {quote(value)}{suggest(value, INITS)}")
+
+
+def parse_treat_as(given: Mapping[Any, str] | None) -> dict[str, TreatAs]:
+    """Return what a user says about classes, by name.
+
+    Args:
+        given: "activation" or "other" by class, qualified class name or bare class name.
+
+    Raises:
+        SpecError: A key is not a class or name, or a value is neither.
+
+    >>> parse_treat_as({"Swish": "activation"})
+    {'Swish': 'activation'}
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise SpecError(f"treat_as= is a mapping such as {{'Swish': 'activation'}}, not {quote(given)}")
+    found: dict[str, TreatAs] = {}
+    for key, value in (given or {}).items():
+        if not isinstance(key, (str, type)):
+            raise SpecError(f"treat_as= takes classes or their names, not {quote(key)}")
+        if value not in TREAT_AS:
+            raise SpecError(f"treat_as= says 'activation' or 'other' of a class, not {quote(value)}")
+        name = key if isinstance(key, str) else f"{key.__module__}.{key.__qualname__}"
+        found[name] = value
+    return found
 
 
 def _check_fitted(value: object) -> bool:

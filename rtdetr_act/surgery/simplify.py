@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rtdetr_act.activations.placed import get_placement
-from rtdetr_act.activations.protocol import Layout, Replaces
+from rtdetr_act.activations.protocol import Replaces, SiteLayout
 from rtdetr_act.activations.registry import get_registered_name
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery.plan import Plan, Rule, merge_rules
@@ -32,7 +32,7 @@ class _State:
     name: str
     layer: int | None
     section: str
-    layout: Layout
+    layout: SiteLayout
     replaces: Replaces
     activation: str | None
     spec: ActSpec | None = None
@@ -121,4 +121,5 @@ def _join(stages: Sequence[Plan]) -> Plan:
 
 def _with_options(plan: Plan, last: Plan) -> Plan:
     """Return a plan with the options of the last of several stages that it stands for."""
-    return replace(plan, default_act=last.default_act, act_lr=last.act_lr, fitted=plan.fitted or last.fitted)
+    fitted = plan.fitted or last.fitted
+    return replace(plan, default_act=last.default_act, act_lr=last.act_lr, fitted=fitted, treat_as=last.treat_as)

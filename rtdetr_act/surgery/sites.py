@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,24 +13,19 @@ from torch import nn
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
 from rtdetr_act.activations.placed import get_placement
-from rtdetr_act.activations.protocol import Layout, Replaces
+from rtdetr_act.activations.protocol import Layout, Replaces, SiteLayout
 from rtdetr_act.activations.registry import find_entry, get_registered_name
-from rtdetr_act.activations.temperature import Scheduled
 from rtdetr_act.results import Result
 from rtdetr_act.spec import ActSpec
-from rtdetr_act.surgery.functional_calls import FUNCTIONS
-from rtdetr_act.surgery.model_plan import is_model_yaml
+from rtdetr_act.surgery.functional_calls import HiddenCall, describe_function, is_activation_function
+from rtdetr_act.surgery.model_plan import is_model_yaml, read_plan
 from rtdetr_act.surgery.modules import evaluation_mode, find_frozen, get_example_inputs, set_child, unwrap
-from rtdetr_act.surgery.rewired import rewired_class
-from rtdetr_act.surgery.rewired.hidden_call import HiddenCall
+from rtdetr_act.surgery.operator_counter import OperatorCounter, SiteCall, no_fused_attention
+from rtdetr_act.surgery.plan import TreatAs, parse_treat_as
+from rtdetr_act.surgery.recognition import get_plugin_treatments, get_treatment, is_activation
+from rtdetr_act.surgery.rewiring import get_hidden_calls, is_rewired, rewire, unwire
 
 ACTIVATIONS: tuple[Replaces, ...] = ("activation",)
-# Functions that gate or normalise (attention, scores) are not activations to swap; GLU halves the channels.
-_NOT_SITES = (
-    nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention,
-    DynamicConv2d, Scheduled,
-)  # fmt: skip
-_ACTIVATION_MODULES = ("torch.nn.modules.activation", "ultralytics.nn.modules.activation", "rtdetr_act.activations")
 # The normalising flow in Ultralytics' Pose26 loss, whose SiLU and Tanh model a density and do not process features.
 _SKIPPED_CLASSES = ("RealNVP",)
 _TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.LayerNorm)
@@ -52,9 +48,11 @@ class Site(Result):
         layer: Index of the Ultralytics layer, None for other models.
         section: "backbone", "neck" or "head" for Ultralytics models and models with children of these names, else "".
         channels: Number of channels C; for a convolution, of its output. None if unknown or different between calls.
-        layout: "map" for (B, C, H, W), "tokens" for (B, N, C).
+        layout: "map" for (B, C, H, W), "tokens" for (B, N, C), "pooled" for maps (B, C, 1, 1) that were pooled to one
+            position, such as those inside squeeze-and-excitation.
         module: The current module, or function such as `F.relu`; for a hidden call, an equivalent module.
-        hidden: Whether it is a functional call in the owner's forward, or one of several calls of a shared module.
+        hidden_calls: If it is a functional call in the owner's code, or one of several calls of a shared module, all
+            such calls of the owner; else empty.
         widths: Channel counts observed in a forward pass, one per call; empty if none was needed.
         overwritable: Whether an activation may work in place: neither another layer nor the backward of the preceding
             layer reads its input. This holds after the BatchNorm of an Ultralytics convolution, and where the stock
@@ -68,12 +66,17 @@ class Site(Result):
     layer: int | None
     section: str
     channels: int | None
-    layout: Layout
+    layout: SiteLayout
     module: Any
-    hidden: bool = False
+    hidden_calls: tuple[HiddenCall, ...] = ()
     widths: tuple[int, ...] = ()
     overwritable: bool = False
     replaces: Replaces = "activation"
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it is a functional call in the owner's code, or one of several calls of a shared module."""
+        return bool(self.hidden_calls)
 
     @property
     def owner_class(self) -> str:
@@ -87,7 +90,16 @@ class Site(Result):
             return placed.spec
         if self.replaces == "convolution":
             return _describe_convolution(self.module)
-        return type(self.module).__name__ if isinstance(self.module, nn.Module) else f"F.{FUNCTIONS[self.module]}"
+        if isinstance(self.module, nn.Module):
+            return type(self.module).__name__
+        name, arguments = describe_function(self.module)
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        return f"F.{name}({given})" if given else f"F.{name}"
+
+    @property
+    def input_layout(self) -> Layout:
+        """Layout of the input as activations are built for it: that of a pooled map is "map"."""
+        return "tokens" if self.layout == "tokens" else "map"
 
     @property
     def activation(self) -> str | None:
@@ -97,7 +109,7 @@ class Site(Result):
         if placed := get_placement(self.module):
             return get_registered_name(ActSpec.parse(placed.spec).name)
         if not isinstance(self.module, nn.Module):
-            return FUNCTIONS[self.module]
+            return describe_function(self.module)[0]
         entry = find_entry(self.module)
         return entry.name if entry else None
 
@@ -119,8 +131,11 @@ class Site(Result):
         }
 
 
-def find_sites(model: nn.Module, example_input: Any = None) -> list[Site]:
+def find_sites(model: nn.Module, example_input: Any = None, treat_as: Mapping[Any, str] | None = None) -> list[Site]:
     """Return all activation sites of a model, including hidden functional calls, but not gates and softmaxes.
+
+    A module is an activation by its class, or by what it computes: without parameters and children, and elementwise. A
+    gate is one whose result is multiplied with another tensor computed from the input, or that maps to [0, 1].
 
     For Ultralytics models, the channels of a site are inferred from neighbouring layers. For other models, and where
     that fails, they are observed in a forward pass in evaluation mode.
@@ -129,22 +144,31 @@ def find_sites(model: nn.Module, example_input: Any = None) -> list[Site]:
         model: RTDETR, YOLO, a task model or any torch.nn.Module.
         example_input: Input of that forward pass, a tensor or a tuple of positional arguments. Default: None, zeros of
             the shape (1, C, 224, 224).
+        treat_as: "activation" or "other" by class, or by its qualified or bare name, where the rules above are wrong.
+            Default: None.
 
     Returns:
         The sites in module order.
 
     Raises:
         ModelError: The model is exported, wrapped or compiled.
+        SpecError: `treat_as` is invalid.
 
     >>> [site.name for site in find_sites(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.SiLU()))]
     ['1', '3']
     """
     root = unwrap(model)
-    return collect_sites(root, "", getattr(root, "yaml", None), ACTIVATIONS, example_input)
+    treatments = {**dict(read_plan(root).treat_as), **parse_treat_as(treat_as)}
+    return collect_sites(root, "", getattr(root, "yaml", None), ACTIVATIONS, example_input, treatments)
 
 
 def collect_sites(
-    root: nn.Module, name: str, model_yaml: Any, kinds: Collection[Replaces], example_input: Any = None
+    root: nn.Module,
+    name: str,
+    model_yaml: Any,
+    kinds: Collection[Replaces],
+    example_input: Any = None,
+    treat_as: Mapping[str, TreatAs] | None = None,
 ) -> list[Site]:
     """Return the sites of activations and convolutions in a module, in module order.
 
@@ -158,18 +182,28 @@ def collect_sites(
         model_yaml: The YAML of an Ultralytics model, else None.
         kinds: The kinds of sites, of "activation" and "convolution".
         example_input: As in `find_sites`.
+        treat_as: As `parse_treat_as` returns it. Default: None.
     """
+    ultralytics = is_model_yaml(model_yaml)
     found = []
-    for site, owner, attribute, module, call in _iterate_sites(root, name, set(), "convolution" in kinds):
-        where = (site, owner, attribute, *_get_layer_and_section(site, model_yaml))
+    treat_as = {**get_plugin_treatments(), **(treat_as or {})}
+    walk = _Walk("convolution" in kinds, treat_as, ultralytics)
+    for place in walk.iterate(root, name):
+        owner, attribute, module = place.owner, place.attribute, place.module
+        where = (place.name, owner, attribute, *_get_layer_and_section(place.name, model_yaml))
         if isinstance(module, (nn.Conv2d, DynamicConv2d)):
             found.append(Site(*where, module.out_channels, "map", module, replaces="convolution"))
         elif "activation" in kinds:
-            channels, layout = (call.channels(owner), call.layout) if call else _infer_channels(owner, attribute)
+            layout: SiteLayout
+            channels, layout = _infer_channels(owner, attribute, place.call)
+            # An Ultralytics model is built without a forward pass that could tell.
+            if place.in_gate and layout == "map":
+                layout = "pooled"
             over = _can_overwrite_input(owner, attribute, module)
-            found.append(Site(*where, channels, layout, module, hidden=call is not None, overwritable=over))
-    stays = _find_fixed_convolutions(root, found, is_model_yaml(model_yaml))
-    return _probe(root, [s for s in found if s.name not in stays], is_model_yaml(model_yaml), example_input)
+            found.append(Site(*where, channels, layout, module, place.calls, overwritable=over))
+    stays = _find_fixed_convolutions(root, found, ultralytics)
+    declared = {s.name for s in found if get_placement(s.module) or get_treatment(s.module, treat_as)}
+    return _probe(root, [s for s in found if s.name not in stays], declared, ultralytics, example_input)
 
 
 def _find_fixed_convolutions(root: nn.Module, sites: Sequence[Site], ultralytics: bool) -> set[str]:
@@ -219,45 +253,94 @@ def iterate_placed_convolutions(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def is_activation_site(attribute: str, owner: nn.Module, child: nn.Module) -> bool:
-    """Return whether a child module is an activation site.
+@dataclass(frozen=True)
+class _Place:
+    """An attribute that holds an activation or a convolution, or that will hold that of a hidden call.
 
-    It is if its class is an activation of torch, Ultralytics or this package, or if it is the `act` of an Ultralytics
-    convolution.
+    Attributes:
+        name: Qualified name.
+        owner: The module with the attribute.
+        attribute: The attribute.
+        module: The module or function; an equivalent module for a hidden call.
+        call: The hidden call, None for others.
+        calls: All hidden calls of the owner, if it is one.
+        in_gate: Whether it is inside a block that pools its input to a single position, and gates.
     """
-    if placement := get_placement(child):  # which may be a gate in the place of an activation
-        return placement.replaces == "activation"
-    if isinstance(child, _NOT_SITES):
+
+    name: str
+    owner: nn.Module
+    attribute: str
+    module: Any
+    call: HiddenCall | None = None
+    calls: tuple[HiddenCall, ...] = ()
+    in_gate: bool = False
+
+
+class _Walk:
+    """Visits the modules of a network, each once.
+
+    Args:
+        convolutions: Whether to yield convolutions too.
+        treat_as: As in `collect_sites`.
+        gates: Whether to look for blocks that gate.
+    """
+
+    def __init__(self, convolutions: bool, treat_as: Mapping[str, TreatAs], gates: bool) -> None:
+        self._convolutions, self._treat_as, self._gates = convolutions, treat_as, gates
+        self._seen: set[int] = set()
+
+    def iterate(
+        self, module: nn.Module, name: str, convolutions: bool = True, in_gate: bool = False
+    ) -> Iterator[_Place]:
+        """Yield the places in a module, in module order.
+
+        Args:
+            module: The module.
+            name: Its qualified name.
+            convolutions: Whether its convolutions may be replaced.
+            in_gate: As in `_Place`.
+        """
+        self._seen.add(id(module))
+        dot = f"{name}." if name else ""
+        calls = get_hidden_calls(module, self._is_activation)
+        covered = {name for call in calls for name in (call.attribute, call.child)}
+        reads_weights = any(hasattr(type(module), method) for method in _WEIGHT_READERS)
+        convolutions = convolutions and not reads_weights and type(module).__name__ not in _WEIGHT_READING_CLASSES
+        in_gate = in_gate or (self._gates and _is_gate_of_pooled_input(module))
+        for attribute, child in module._modules.items():
+            if child is None or attribute in covered:
+                continue
+            convolution = self._convolutions and convolutions and _is_convolution_site(child)
+            if convolution or self._is_activation(attribute, module, child):
+                yield _Place(dot + attribute, module, attribute, child, in_gate=in_gate)
+            elif id(child) not in self._seen and type(child).__name__ not in _SKIPPED_CLASSES:
+                yield from self.iterate(child, dot + attribute, convolutions, in_gate)
+        for call in calls:
+            attribute = call.attribute
+            held = module._modules[attribute] if is_rewired(module) else call.build_original(module)
+            yield _Place(dot + attribute, module, attribute, held, call, calls, in_gate)
+        for attribute, value in vars(module).items():
+            if callable(value) and attribute not in covered and is_activation_function(value):
+                yield _Place(dot + attribute, module, attribute, value, in_gate=in_gate)
+
+    def _is_activation(self, attribute: str, owner: nn.Module, child: nn.Module) -> bool:
+        return is_activation(attribute, owner, child, self._treat_as)
+
+
+def _is_gate_of_pooled_input(module: nn.Module) -> bool:
+    """Return whether a block pools its input to a single position and computes a gate from that, by its children."""
+    forward = getattr(type(module), "forward", None)
+    names = set(getattr(getattr(forward, "__code__", None), "co_names", ()))
+    children = list(module.children())
+    pools = bool(names & {"adaptive_avg_pool2d", "mean"}) or any(
+        isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)) for child in children
+    )
+    if not pools:
         return False
-    if type(child).__module__.startswith(_ACTIVATION_MODULES):
-        return True
-    return attribute == "act" and hasattr(type(owner), "default_act") and not isinstance(child, nn.Identity)
-
-
-def _iterate_sites(
-    module: nn.Module, name: str, seen: set[int], convolutions: bool
-) -> Iterator[tuple[str, nn.Module, str, Any, HiddenCall | None]]:
-    """Yield (qualified name, owner, attribute, module or function, hidden call) in module order, each owner once."""
-    seen.add(id(module))
-    dot = f"{name}." if name else ""
-    cls = rewired_class(module)
-    calls: dict[str, HiddenCall] = cls.hidden_calls if cls else {}
-    covered = (*calls, *getattr(cls, "unused", ()))
-    reads_weights = any(hasattr(type(module), method) for method in _WEIGHT_READERS)
-    convolutions = convolutions and not reads_weights and type(module).__name__ not in _WEIGHT_READING_CLASSES
-    for attribute, child in module._modules.items():
-        if child is None or attribute in covered:
-            continue
-        if is_activation_site(attribute, module, child) or (convolutions and _is_convolution_site(child)):
-            yield dot + attribute, module, attribute, child, None
-        elif id(child) not in seen and type(child).__name__ not in _SKIPPED_CLASSES:
-            yield from _iterate_sites(child, dot + attribute, seen, convolutions)
-    for attribute, call in calls.items():
-        activation = module._modules[attribute] if attribute in module._modules else call.original(module)
-        yield dot + attribute, module, attribute, activation, call
-    for attribute, value in vars(module).items():
-        if callable(value) and not isinstance(value, type) and _is_function(value):
-            yield dot + attribute, module, attribute, value, None
+    inside = list(module.modules())
+    gates = "sigmoid" in names or any("sigmoid" in type(each).__name__.lower() for each in inside)
+    wide = any(isinstance(each, _CONVS) and any(size > 1 for size in each.kernel_size) for each in inside)
+    return gates and not wide
 
 
 def _is_convolution_site(child: nn.Module) -> bool:
@@ -273,14 +356,6 @@ def _describe_convolution(conv: Any) -> str:
     return f"{size} depthwise" if depthwise else f"{size} in {conv.groups} groups" if conv.groups > 1 else size
 
 
-def _is_function(value: Any) -> bool:
-    """Return whether a value is a known functional activation."""
-    try:
-        return value in FUNCTIONS
-    except TypeError:  # unhashable callables
-        return False
-
-
 def _get_section(name: str, layer: int | None, rows: tuple[int, int] | None) -> str:
     """Return the section of a site from its layer, or from the first part of its name."""
     if layer is not None and rows is not None:
@@ -289,8 +364,12 @@ def _get_section(name: str, layer: int | None, rows: tuple[int, int] | None) -> 
     return first if first in ("backbone", "neck", "head") else ""
 
 
-def _infer_channels(owner: nn.Module, attribute: str) -> tuple[int | None, Layout]:
+def _infer_channels(owner: nn.Module, attribute: str, call: HiddenCall | None) -> tuple[int | None, Layout]:
     """Infer the channels (None if unknown) and the layout of an activation from the modules beside it."""
+    if call is not None:
+        producer = call.find_producer(owner)
+        out = None if producer is None else _out_channels(producer)
+        return (out, _layout_after(producer)) if out and producer is not None else (None, _guess_layout(owner))
     if isinstance(owner, nn.Sequential):
         before = list(owner._modules.values())[: list(owner._modules).index(attribute)]
         for module in reversed(before):
@@ -306,9 +385,14 @@ def _infer_channels(owner: nn.Module, attribute: str) -> tuple[int | None, Layou
     for producer in producers:
         if isinstance(producer, nn.Module) and (out := _out_channels(producer)):
             return out, _layout_after(producer)
+    return None, _guess_layout(owner)
+
+
+def _guess_layout(owner: nn.Module) -> Layout:
+    """Return the layout of what a block computes, from its children."""
     children = list(owner.children())
     linear = any(isinstance(child, nn.Linear) for child in children)
-    return None, "tokens" if linear and not any(isinstance(child, _CONVS) for child in children) else "map"
+    return "tokens" if linear and not any(isinstance(child, _CONVS) for child in children) else "map"
 
 
 def was_in_place(activation: Any) -> bool:
@@ -336,12 +420,16 @@ def _out_channels(module: nn.Module) -> int | None:
         return int(module.out_features)
     if isinstance(module, _NORMS):
         return int(module.num_features)
+    if isinstance(module, nn.Sequential):
+        return next((out for child in reversed(module) if (out := _out_channels(child))), None)
     inner = getattr(module, "bn", getattr(module, "conv", None))
     return _out_channels(inner) if isinstance(inner, nn.Module) else None
 
 
 def _layout_after(module: nn.Module) -> Layout:
     """Return the layout of a layer's output."""
+    if isinstance(module, nn.Sequential) and len(module):
+        return _layout_after(module[-1])
     return "tokens" if isinstance(module, nn.Linear) else "map"
 
 
@@ -369,70 +457,91 @@ def observe_activations(
     """Wrap the activations of sites in an `Observer` inside the block.
 
     Args:
-        sites: The sites.
+        sites: The sites; blocks with hidden ones are rewired for as long.
         observe: Returns the `observe` function for a site, as in `Observer`.
     """
     pairs = [(site, Observer(site.module, observe(site))) for site in sites]
+    rewired: dict[int, nn.Module] = {}
+    held = []
     try:
         for site, observer in pairs:
+            if site.hidden and not is_rewired(site.owner):
+                rewire(site.owner, site.hidden_calls)
+                rewired[id(site.owner)] = site.owner
+            held.append((site, getattr(site.owner, site.attribute)))
             set_child(site.owner, site.attribute, observer)
         yield
     finally:
-        for site, _ in pairs:
-            set_child(site.owner, site.attribute, site.module)
+        for site, activation in held:
+            if not (site.hidden and id(site.owner) in rewired):
+                set_child(site.owner, site.attribute, activation)
+        for owner in rewired.values():
+            unwire(owner)
 
 
-def _probe(root: nn.Module, sites: list[Site], ultralytics: bool, example_input: Any) -> list[Site]:
-    """Return the sites with the channels and layouts observed in a forward pass.
+def _probe(
+    root: nn.Module, sites: list[Site], declared: Collection[str], ultralytics: bool, example_input: Any
+) -> list[Site]:
+    """Return the sites with the channels and layouts observed in a forward pass, without those that are gates there.
 
-    Those without channels are observed; in a model that is not from Ultralytics, all that are not hidden.
+    Those without channels are observed; in a model that is not from Ultralytics, all of activations.
+
+    Args:
+        root: The model.
+        sites: The sites.
+        declared: Names of those that are activations whatever is done with their results.
+        ultralytics: Whether it is an Ultralytics model.
+        example_input: As in `find_sites`.
     """
-    unknown = [
-        site
-        for site in sites
-        if site.replaces == "activation" and not site.hidden and (not ultralytics or site.channels is None)
-    ]
+    unknown = [site for site in sites if site.replaces == "activation" and (not ultralytics or site.channels is None)]
     inputs = get_example_inputs(root, example_input) if unknown else None
     if inputs is None:
         return sites
-    shapes: dict[tuple[int, str], list[tuple[int, ...]]] = {}
+    try:
+        counter = count_operators(root, inputs, unknown)
+    except Exception:
+        if example_input is not None:
+            raise
+        return sites  # the model does not take an image: keep what was inferred from the owners
+    calls = {site.name: counter.calls.get(site.name, []) for site in sites}
+    gates = {name for name, own in calls.items() if own and not any(call.activation.counts for call in own)}
+    return [_add_calls(site, calls[site.name]) for site in sites if site.name not in gates or site.name in declared]
 
-    def observe(site: Site) -> Callable[..., torch.Tensor]:
-        """Return a function that records the input shape of each call of a site."""
-        seen = shapes.setdefault((id(site.owner), site.attribute), [])
 
-        def call(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            seen.append(tuple(x.shape))
-            result: torch.Tensor = module(x, *args, **kwargs)
-            return result
+def count_operators(root: nn.Module, inputs: tuple[Any, ...], sites: Sequence[Site]) -> OperatorCounter:
+    """Run a model in evaluation mode, and return the count of its activations, by site.
 
-        return call
-
+    Args:
+        root: The model.
+        inputs: Its positional arguments.
+        sites: The sites of which calls are recorded, by name.
+    """
+    counter = OperatorCounter(inputs)
     with (
-        observe_activations(unknown, observe),
+        observe_activations(sites, lambda site: partial(counter.call, site.name)),
         evaluation_mode(root),
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
+        no_fused_attention(),
+        counter,
     ):
-        try:
-            root(*inputs)
-        except Exception:
-            if example_input is not None:
-                raise
-            # The model does not take an image: keep what was inferred from the owners.
-    return [_add_shapes(site, shapes.get((id(site.owner), site.attribute), [])) for site in sites]
+        root(*inputs)
+    return counter
 
 
-def _add_shapes(site: Site, shapes: Sequence[tuple[int, ...]]) -> Site:
-    """Return a site with the channels and layout inferred from the input shapes of its calls."""
-    if not shapes:
+def _add_calls(site: Site, calls: Sequence[SiteCall]) -> Site:
+    """Return a site with the channels and layout of the inputs of its calls."""
+    if not calls:
         return site
-    shape = shapes[0]
+    shape = calls[0].shape
     # Neighbouring layers are more reliable than the shape: (B, C, L) after a Conv1d is a map, (B, H, W, C) after a
     # Linear (ConvNeXt, Swin) is tokens.
+    layout: SiteLayout
     if site.channels is not None and site.channels == shape[1 if site.layout == "map" else -1]:
         layout = site.layout
     else:
         layout = "map" if len(shape) >= 4 else "tokens"
-    widths = tuple(shape[1] if layout == "map" else shape[-1] for shape in shapes)
+    widths = tuple(call.shape[1] if layout == "map" else call.shape[-1] for call in calls)
+    if layout == "map" and all(call.pooled for call in calls):
+        layout = "pooled"
     return replace(site, layout=layout, channels=widths[0] if len(set(widths)) == 1 else None, widths=widths)

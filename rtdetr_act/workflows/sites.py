@@ -9,6 +9,7 @@ from pathlib import Path
 from rtdetr_act.formatting import format_count
 from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.results import Table, TableResult
+from rtdetr_act.surgery.coverage import Coverage, measure_coverage
 from rtdetr_act.surgery.functional_calls import find_unreachable_calls
 from rtdetr_act.surgery.modules import unwrap
 from rtdetr_act.surgery.patcher import PatchReport, patch_model
@@ -24,11 +25,13 @@ class SiteListing(TableResult):
         sites: All sites as they were before the swap, in module order.
         report: Report of the swap; None without a plan.
         unreachable: Functional activations that no swap can reach; empty with a plan, whose report names them.
+        coverage: How many activations run, are swapped, left and not reached; None if it was not counted.
     """
 
     sites: tuple[Site, ...]
     report: PatchReport | None = None
     unreachable: tuple[str, ...] = ()
+    coverage: Coverage | None = None
 
     def _summarise(self) -> str:
         """Return the numbers of sites and of swapped ones."""
@@ -60,6 +63,7 @@ def list_sites(
     *,
     scope: Scope = "conv",
     replaces: str | Iterable[str] | None = None,
+    verify: bool = False,
 ) -> SiteListing:
     """List the activation sites of a model and, with a plan, what it would change there; no file is written.
 
@@ -68,6 +72,7 @@ def list_sites(
         activation: Activation or plan, as `patch_model` takes it; None to list the sites only.
         scope: "conv" for convolutional sites, "all" to swap at transformer sites too. All sites are listed with both.
         replaces: Name(s) of activations: swap only at sites that hold one of them. Default: None.
+        verify: Count the activations that run in a forward pass, too. Default: False.
 
     Raises:
         InputError: The model file does not exist or is not a model YAML.
@@ -79,5 +84,7 @@ def list_sites(
     model = load_model(source)
     sites = tuple(find_sites(model))
     if activation is None:
-        return SiteListing(sites, unreachable=tuple(find_unreachable_calls(unwrap(model))))
-    return SiteListing(sites, patch_model(model, activation, scope=scope, replaces=replaces))
+        coverage = measure_coverage(model) if verify else None
+        return SiteListing(sites, None, tuple(find_unreachable_calls(unwrap(model))), coverage)
+    report = patch_model(model, activation, scope=scope, replaces=replaces)
+    return SiteListing(sites, report, coverage=report.coverage if verify else None)

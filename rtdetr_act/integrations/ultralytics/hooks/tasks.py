@@ -96,7 +96,7 @@ def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbo
                 raise
             raise explained from error
     if plan:
-        report = swap_sites(collect_sites(layers, "model", d, KINDS), plan)
+        report = swap_sites(collect_sites(layers, "model", d, KINDS, treat_as=dict(plan.treat_as)), plan)
         for layer in layers:
             layer.np = sum(parameter.numel() for parameter in layer.parameters())  # what info(detailed=True) prints
         if verbose:
@@ -156,10 +156,10 @@ def _allow_safe_load() -> None:
 
     from rtdetr_act.activations.registry import list_own_classes
     from rtdetr_act.activations.temperature import Temperature
-    from rtdetr_act.surgery.rewired import ultralytics as rewired
+    from rtdetr_act.surgery.rewiring import rebuild
 
     if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
-        own: list[Any] = [*list_own_classes(), *rewired.CLASSES.values(), Temperature]
+        own: list[Any] = [*list_own_classes(), rebuild, Temperature]
         torch.serialization.add_safe_globals(own)
 
 

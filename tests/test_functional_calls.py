@@ -1,0 +1,389 @@
+"""Functional calls: every form that becomes a module, on classes as people write them, and what is left and named."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as f_alias
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.functional import gelu
+from torch.nn.functional import relu as r
+
+from rtdetr_act import find_sites, patch_model, unpatch_model
+from rtdetr_act.surgery.functional_calls import find_unreachable_calls, read_block
+from rtdetr_act.surgery.rewiring import is_rewired, rebuild
+
+torchvision = pytest.importorskip("torchvision")
+resnet = torchvision.models.resnet
+
+
+class Block(nn.Module):
+    """A convolution, and whatever a subclass does with its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.bn = nn.BatchNorm2d(3)
+
+
+class Functional(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x))
+
+
+class Aliased(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return r(self.bn(self.conv(x)), inplace=True)
+
+
+class Renamed(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return f_alias.leaky_relu(self.conv(x), 0.2)
+
+
+class Imported(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(self.conv(x), approximate="tanh")
+
+
+class TorchFunction(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(input=self.conv(x))
+
+
+class WholePath(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.silu(self.conv(x))
+
+
+class TensorMethod(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu_()
+
+
+class Inherited(Functional):
+    pass
+
+
+class OtherMethod(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.feed_forward(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return F.hardswish(self.conv(x))
+
+
+class Partial(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = functools.partial(F.leaky_relu, negative_slope=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.conv(x))
+
+
+class Keywords(Block):
+    def forward(self, x: Tensor, *, scale: float = 2.0) -> Tensor:
+        y = F.elu(self.conv(x), alpha=0.5)
+        return y * scale
+
+
+class Nested(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        def inner(y: Tensor) -> Tensor:
+            return F.relu(self.conv(y))
+
+        return inner(x)
+
+
+class Super(Functional):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.mish((super().extra_repr() and x) or self.conv(x))
+
+
+class Mangled(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.__scale = 3.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x)) * self.__scale
+
+
+class Shared(Block):
+    """Calls one module three times, as residual blocks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.relu = nn.Conv2d(3, 6, 1), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn(self.conv(x)))
+        return self.relu(self.other(self.relu(y + x)))
+
+
+class SharedFunction(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = F.gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.conv(self.activation(self.bn(x))))
+
+
+ONE = [
+    (Functional, "ReLU"), (Aliased, "ReLU"), (Renamed, "LeakyReLU"), (Imported, "GELU"), (TorchFunction, "ReLU"),
+    (WholePath, "SiLU"), (TensorMethod, "ReLU"), (Inherited, "ReLU"), (OtherMethod, "Hardswish"),
+    (Keywords, "ELU"), (Nested, "ReLU"), (Super, "Mish"), (Mangled, "ReLU"),
+]  # fmt: skip
+SEVERAL = [(Shared, 3), (SharedFunction, 2)]
+ALL = [*(cls for cls, _ in ONE), Partial, *(cls for cls, _ in SEVERAL)]
+
+
+def make(cls: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(cls()).eval()
+
+
+@pytest.mark.parametrize(("cls", "current"), ONE)
+def test_a_functional_call_is_a_site(cls: type[nn.Module], current: str) -> None:
+    (site,) = find_sites(make(cls))
+    assert (site.name, site.current, site.hidden, site.channels, site.layout) == ("0.act", current, True, 3, "map")
+
+
+def test_a_partial_is_a_site_with_its_arguments() -> None:
+    model = make(Partial)
+    before = model[0].activation
+    (site,) = find_sites(model)
+    assert (site.name, site.current, site.activation) == (
+        "0.activation",
+        "F.leaky_relu(negative_slope=0.3)",
+        "leaky_relu",
+    )
+    patch_model(model, "arelu")
+    unpatch_model(model)
+    assert model[0].activation is before
+
+
+@pytest.mark.parametrize(("cls", "count"), SEVERAL)
+def test_every_call_of_one_module_gets_an_instance(cls: type[nn.Module], count: int) -> None:
+    model = make(cls)
+    assert [site.name for site in find_sites(model)] == [f"0.act{i}" for i in range(1, count + 1)]
+    patch_model(model, "arelu", scope="all")
+    placed = [module for module in model.modules() if type(module).__name__ == "AReLU"]
+    assert len(placed) == count and len({id(each.alpha) for each in placed}) == count
+
+
+def test_each_call_of_one_module_has_channels_of_its_own() -> None:
+    assert [site.channels for site in find_sites(make(Shared))] == [3, 3, 6]
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_rewired_block_computes_what_the_original_did_and_is_undone_exactly(cls: type[nn.Module]) -> None:
+    model, x = make(cls), torch.randn(2, 3, 5, 5)
+    expected, block = model(x.clone()), model[0]
+    attributes, children = dict(vars(block)), dict(block._modules)
+    sites = find_sites(model)
+    assert type(block) is cls and not is_rewired(block), "looking for sites leaves the block as it is"
+    for site in sites:  # one at a time, with what it computed already: the others stay as they were
+        patch_model(model, "tanhshrink", include=site.name)
+        assert not torch.allclose(model(x.clone()), expected)
+        unpatch_model(model)
+        assert type(block) is cls and dict(block._modules) == children
+        assert vars(block).keys() == attributes.keys()
+        assert torch.equal(model(x.clone()), expected)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_copies_pickles_and_restricted_loads_of_a_rewired_block(cls: type[nn.Module]) -> None:
+    model, x = make(cls), torch.randn(2, 3, 5, 5)
+    stock = model(x.clone())
+    patch_model(model, "relu6", scope="all")
+    expected = model(x.clone())
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)]
+    if cls not in (Partial, SharedFunction):  # a restricted load allows no partial and no function
+        file.seek(0)
+        held = {type(module) for module in model.modules() if not is_rewired(module)}
+        originals = [
+            type(site) for each in model.modules() if (site := getattr(each, "_rtdetr_act", {}).get("original"))
+        ]
+        with torch.serialization.safe_globals([cls, rebuild, *held, *originals]):
+            copies.append(torch.load(file, weights_only=True))
+    for other in copies:
+        assert torch.equal(other(x.clone()), expected)
+        unpatch_model(other)
+        assert type(other[0]) is cls and torch.equal(other(x.clone()), stock)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("cls", ALL)
+def test_compile_and_export(cls: type[nn.Module]) -> None:
+    model, x = make(cls), torch.randn(2, 3, 5, 5)
+    patch_model(model, "arelu", scope="all")
+    expected = model(x.clone())
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x.clone()), expected)
+    torch.testing.assert_close(torch.export.export(model, (x.clone(),)).module()(x.clone()), expected)
+
+
+@pytest.mark.parametrize("cls", [Functional, Aliased, TorchFunction, TensorMethod, Inherited, Shared, Renamed])
+def test_torchscript_compiles_what_the_block_calls_now(cls: type[nn.Module]) -> None:
+    model, x = make(cls), torch.randn(2, 3, 5, 5)
+    patch_model(model, "hardswish", scope="all")
+    torch.testing.assert_close(torch.jit.script(model)(x.clone()), model(x.clone()))
+
+
+def test_a_subclass_of_a_torchvision_block() -> None:
+    class Own(resnet.Bottleneck):
+        def forward(self, x: Tensor) -> Tensor:
+            return resnet.Bottleneck.forward(self, x)
+
+    class Plain(resnet.Bottleneck):
+        pass
+
+    model = nn.Sequential(Plain(64, 16))
+    assert [(site.name, site.channels) for site in find_sites(model)] == [
+        ("0.act1", 16),
+        ("0.act2", 16),
+        ("0.act3", 64),
+    ]
+    assert len(patch_model(model, "prelu(per_channel=True)")) == 3
+    # What calls the forward of its parent is left: its own source code has no activation.
+    left = nn.Sequential(Own(64, 16))
+    assert [site.name for site in find_sites(left)] == ["0.relu"]
+
+
+class Branches(Block):
+    """Calls a function in branches of which one runs, and again behind them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            y = F.relu(self.conv(x))
+        elif x.shape[0] > 1:
+            y = F.relu(self.bn(x))
+        else:
+            return F.relu(x)
+        return F.relu(y if self.training else y + 1)
+
+
+def test_branches_share_the_module_of_the_call_that_they_stand_for() -> None:
+    model, x = make(Branches), torch.randn(2, 3, 4, 4)
+    assert len(read_block(Branches).calls) == 2
+    patch_model(model, "arelu", example_input=x)
+    assert sum(p.numel() for m in model.modules() if type(m).__name__ == "AReLU" for p in m.parameters()) == 4
+
+
+class Fused(Block):
+    """Has a second forward for the time after fusing, as Ultralytics' and YOLOv5's blocks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.bn(self.conv(x)))
+
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        return F.silu(self.conv(x))
+
+
+def test_the_forward_after_fusing_calls_the_same_module() -> None:
+    model = make(Fused)
+    assert len(patch_model(model, "arelu")) == 1
+    model[0].act.alpha.data.fill_(0.5)
+    x = torch.randn(1, 3, 4, 4)
+    assert torch.equal(model[0].forward_fuse(x), model[0].act(model[0].conv(x)))
+
+
+class SharedLearnable(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.prelu = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prelu(self.conv(self.prelu(x)))
+
+
+def test_a_shared_module_with_parameters_stays_shared() -> None:
+    (site,) = find_sites(make(SharedLearnable))
+    assert (site.name, len(site.widths)) == ("0.prelu", 2)
+
+
+class Decorated(Block):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x))
+
+
+class WithVariable(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.conv(x), self.conv.kernel_size[0] * 0.1)
+
+
+class InPlaceOnly(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        F.relu_(y)
+        return y
+
+
+class Calls(Functional):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("cls", [Decorated, WithVariable, InPlaceOnly, Calls])
+def test_what_cannot_be_rewritten_is_named_with_its_line(cls: type[nn.Module]) -> None:
+    model = nn.Sequential(cls(), nn.ReLU())
+    (named,) = find_unreachable_calls(model)
+    assert cls.__name__ in named and "test_functional_calls.py:" in named
+    report = patch_model(model, "arelu")
+    assert len(report) == 1 and f"not reached: {named}" in str(report)
+    (counted,) = report.coverage.unreached
+    line = int(named.partition(".py:")[2].partition(",")[0])
+    assert (counted.line, counted.count) == (line, 1), "the count and the source code agree on the line"
+
+
+def test_gates_in_source_code_are_no_sites() -> None:
+    class SwiGLU(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 16), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.up(x).chunk(2, dim=-1)
+            return self.down(F.silu(a) * b)
+
+    assert find_sites(nn.Sequential(SwiGLU())) == [] and find_unreachable_calls(nn.Sequential(SwiGLU())) == []
+
+
+def test_names_that_the_block_uses_are_avoided() -> None:
+    class Taken(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.SiLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.act(self.conv(x)))
+
+    model = make(Taken)
+    assert [site.name for site in find_sites(model)] == ["0.act", "0.act_"]
+    patch_model(model, "mish")
+    assert {type(model[0].act).__name__, type(model[0].act_).__name__} == {"Mish"}
+
+
+@pytest.mark.parametrize("build", [torchvision.models.resnet18, torchvision.models.densenet121])
+def test_state_dicts_of_the_stock_model_are_kept(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    before = list(model.state_dict())
+    find_sites(model)
+    assert list(model.state_dict()) == before
+    patch_model(model, "mish")
+    assert list(model.state_dict()) == before
