@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rtdetr_act.errors import Interrupted as Interrupted
     from rtdetr_act.errors import ModelError as ModelError
     from rtdetr_act.errors import RtdetrActError as RtdetrActError
+    from rtdetr_act.errors import RtdetrActWarning as RtdetrActWarning
     from rtdetr_act.errors import SelectionError as SelectionError
     from rtdetr_act.errors import SpecError as SpecError
     from rtdetr_act.errors import TrainingError as TrainingError
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from rtdetr_act.study.runner import run_search as run_search
     from rtdetr_act.study.runner import run_study as run_study
     from rtdetr_act.surgery.calibrate import calibrate as calibrate
+    from rtdetr_act.surgery.carried_plan import plan_of as plan_of
     from rtdetr_act.surgery.epochs import set_epoch as set_epoch
     from rtdetr_act.surgery.patcher import PatchReport as PatchReport
     from rtdetr_act.surgery.patcher import patch_convs as patch_convs
@@ -88,6 +90,7 @@ _MODULES = {
     "Interrupted": "errors",
     "ModelError": "errors",
     "RtdetrActError": "errors",
+    "RtdetrActWarning": "errors",
     "SelectionError": "errors",
     "SpecError": "errors",
     "TrainingError": "errors",
@@ -104,6 +107,7 @@ _MODULES = {
     "run_search": "study.runner",
     "run_study": "study.runner",
     "calibrate": "surgery.calibrate",
+    "plan_of": "surgery.carried_plan",
     "set_epoch": "surgery.epochs",
     "PatchReport": "surgery.patcher",
     "patch_convs": "surgery.patcher",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
+import sys
+import warnings
 from collections.abc import Iterable
 
 _MAX_VALUE_CHARS = 80  # of a value quoted in a message
@@ -66,6 +68,29 @@ class Interrupted(RtdetrActError):
     """The user stopped a command with Ctrl-C; the message says how to resume it."""
 
     exit_code = 130
+
+
+class RtdetrActWarning(UserWarning):
+    """A model is trained or loaded in a way that leaves its swap without effect; the program goes on.
+
+    Args:
+        message: One sentence without a final period.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape(message))
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user's code that called torch or this package.
+
+    Args:
+        message: One sentence without a final period.
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and str(frame.f_globals.get("__name__", "")).startswith(("torch.", "rtdetr_act.")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, RtdetrActWarning, stacklevel=level)
 
 
 def suggest(word: object, known: Iterable[str]) -> str:

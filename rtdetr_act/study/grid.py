@@ -32,9 +32,9 @@ from rtdetr_act.study.naming import (
     to_single_line,
 )
 from rtdetr_act.study.storage import RUN_FILE, make_damaged_error, read_json
-from rtdetr_act.study.yaml_files import read_yaml_mapping
 from rtdetr_act.surgery.model_plan import is_model_yaml
 from rtdetr_act.surgery.plan import Plan, Scope, check_scope
+from rtdetr_act.yaml_files import read_yaml_mapping
 
 # Ultralytics arguments that a study sets itself; `save=False` would leave no checkpoint to score.
 RESERVED_ARGUMENTS = ("model", "data", "seed", "name", "project", "exist_ok", "task", "mode", "resume", "save", "time")

@@ -16,8 +16,8 @@ from rtdetr_act.integrations.ultralytics.runs import count_sites
 from rtdetr_act.study.decode import MAX_INT, is_json_value
 from rtdetr_act.study.naming import name_values, to_single_line
 from rtdetr_act.study.run_record import RunRecord
-from rtdetr_act.study.yaml_files import read_yaml_mapping
 from rtdetr_act.surgery.model_plan import read_plan
+from rtdetr_act.yaml_files import read_yaml_mapping
 
 # Ultralytics arguments that do not distinguish variants.
 _IGNORED_ARGUMENTS = frozenset(

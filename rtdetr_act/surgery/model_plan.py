@@ -1,13 +1,17 @@
-"""Read and write the plan in the `yaml` of an Ultralytics model."""
+"""Read and write the plan of a model: in the `yaml` of an Ultralytics model, in an attribute of any other one."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from rtdetr_act.errors import SpecError, quote
 from rtdetr_act.surgery.plan import Plan, Rule
+
+METADATA_KEY = "rtdetr_act"  # under which the metadata of a state dict holds the plan of a module
+_ATTRIBUTE = "_rtdetr_act_plan"
 
 
 def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
@@ -86,14 +90,29 @@ def is_task_model(model: Any) -> bool:
 
 
 def read_plan(model: Any) -> Plan:
-    """Return the plan in the `yaml` of a task model, or an empty plan for any other model."""
-    return split_model_yaml(model.yaml)[1] if is_task_model(model) else Plan()
+    """Return the plan that a model carries, an empty one for a model that is not patched."""
+    if is_task_model(model):
+        return split_model_yaml(model.yaml)[1]
+    return Plan.from_yaml(getattr(model, _ATTRIBUTE, None))
 
 
 def set_plan(model: Any, plan: Plan) -> None:
-    """Let a task model carry a plan, which replaces the one that it has; other models carry none."""
+    """Let a model carry a plan, which replaces the one that it has.
+
+    A task model carries it in its `yaml`. Any other model carries it as plain data in an attribute, which deepcopy and
+    pickle keep and state dicts leave out.
+    """
     if is_task_model(model):
         model.yaml = set_yaml_plan(model.yaml, plan)
+    elif plan:
+        setattr(model, _ATTRIBUTE, plan.to_yaml())
+    else:
+        vars(model).pop(_ATTRIBUTE, None)
+
+
+def read_plain_plan(model: Any) -> dict[str, Any] | None:
+    """Return a copy of the plain data that a model other than a task model carries; None for one without a plan."""
+    return copy.deepcopy(getattr(model, _ATTRIBUTE, None))
 
 
 def mark_fitted(model: Any) -> None:

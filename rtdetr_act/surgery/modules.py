@@ -34,6 +34,19 @@ def unwrap(model: Any) -> nn.Module:
     return root
 
 
+def unwrap_parallel(model: Any) -> nn.Module:
+    """Return the module inside DataParallel, DistributedDataParallel or torch.compile, else what `unwrap` returns.
+
+    Raises:
+        ModelError: The model is exported, or is not a module.
+    """
+    while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or (
+        type(model).__name__ == "OptimizedModule"
+    ):
+        model = model._orig_mod if type(model).__name__ == "OptimizedModule" else model.module
+    return unwrap(model)
+
+
 def get_example_inputs(root: nn.Module, example_input: Any) -> tuple[Any, ...] | None:
     """Return the positional arguments of a test call of a model.
 

@@ -36,6 +36,7 @@ from rtdetr_act.surgery.sites import (
     iterate_placed_convolutions,
     was_in_place,
 )
+from rtdetr_act.surgery.state_dicts import add_state_dict_hooks, remove_state_dict_hooks
 from rtdetr_act.tables import align_columns
 
 KINDS: tuple[Replaces, ...] = ("activation", "convolution")
@@ -208,9 +209,10 @@ def patch_model(
     """Swap the activations of a model in place; each site gets a separate instance.
 
     Device, dtype, training mode, memory format and all other weights are kept. For an Ultralytics model the plan is
-    stored in `model.yaml`, so that training, resuming and checkpoints keep it. A later call replaces the activations at
-    the sites it selects. If an error is raised, the model is not changed. In a custom training loop, patch the model
-    before building the optimizer, which otherwise lacks the new parameters.
+    stored in `model.yaml`, so that training, resuming and checkpoints keep it; for any other model, `plan_of` reads it
+    from the model and from its state dicts. A later call replaces the activations at the sites it selects. If an error
+    is raised, the model is not changed. In a custom training loop, patch the model before building the optimizer, which
+    otherwise lacks the new parameters.
 
     Args:
         model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
@@ -269,9 +271,9 @@ def patch_convs(
 
     Each one is initialised as the convolution that it replaces. For an Ultralytics model the plan is stored in
     `model.yaml`, so that training, resuming and checkpoints keep it. In a custom training loop, patch the model before
-    building the optimizer, and call `set_epoch(model, epoch)` during training. The first convolution is kept, as in the
-    paper, and so are frozen ones, the prediction layers of an Ultralytics head, and those whose blocks read their
-    weights (RepConv).
+    building the optimizer and call `set_epoch(model, epoch)` during training. The first
+    convolution is kept, as in the paper, and so are frozen ones, the prediction layers of an Ultralytics head, and
+    those whose blocks read their weights (RepConv).
 
     Args:
         model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
@@ -331,13 +333,13 @@ def apply_plan(root: nn.Module, plan: Plan, *, example_input: Any = None, strict
     sites = collect_sites(root, "", getattr(root, "yaml", None), KINDS, example_input, treat_as)
     if not sites and any(rule.replaces == "activation" for rule in plan.rules):
         raise SelectionError(f"the model has no activation site{_describe_leaves(root)}")
-    carried = _extend_plan(sites, read_plan(root), plan) if is_task_model(root) else None
+    carried = _extend_plan(sites, read_plan(root), plan)
     report = swap_sites(sites, plan, strict=strict)
-    if carried is not None:
-        set_plan(root, carried)
-        report = replace(report, plan=carried)
+    set_plan(root, carried)
+    if carried and not is_task_model(root):
+        add_state_dict_hooks(root)
     measure = partial(measure_coverage, root, example_input)
-    return replace(report, unseen=tuple(find_unreachable_calls(root)), measure=measure)
+    return replace(report, plan=carried, unseen=tuple(find_unreachable_calls(root)), measure=measure)
 
 
 def _extend_plan(sites: Sequence[Site], carried: Plan, plan: Plan) -> Plan:
@@ -430,7 +432,7 @@ def unpatch_model(model: Any) -> int:
 
     This also works for copies and loaded checkpoints, since each inserted module keeps a reference to the one that it
     replaced. If a dynamic convolution has been trained or loaded since, its Conv2d gets the mean of its kernels. The
-    plan is removed from `model.yaml`, so that the next training is stock again.
+    plan is removed from `model.yaml`, or from the model, so that the next training is stock again.
 
     Args:
         model: A model as accepted by `patch_model`.
@@ -471,7 +473,9 @@ def unpatch_model(model: Any) -> int:
     for module in list(root.modules()):
         if is_rewired(module):
             unwire(module)
-    set_plan(root, Plan(default_act=read_plan(root).default_act))
+    for module in root.modules():
+        remove_state_dict_hooks(module)
+        set_plan(module, Plan(default_act=read_plan(module).default_act))
     return len(activations) + len(convolutions)
 
 

@@ -14,9 +14,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
-from rtdetr_act.errors import SelectionError, SpecError, quote, suggest
+from rtdetr_act.errors import InputError, SelectionError, SpecError, quote, suggest
+from rtdetr_act.files import convert_write_errors, write_atomically
 from rtdetr_act.spec import LONGEST_PLAN, LONGEST_RULE, PREFIX, ActSpec, split_at_commas
 
 if TYPE_CHECKING:
@@ -347,6 +349,47 @@ class Plan:
         if self.treat_as:
             data["treat_as"] = dict(self.treat_as)
         return data
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a YAML file, whole or not at all; `load` reads it.
+
+        Args:
+            path: The file, which is replaced if it exists.
+
+        Raises:
+            InputError: The file cannot be written.
+
+        >>> folder = getfixture("tmp_path")
+        >>> Plan.parse("arelu@backbone").save(folder / "plan.yaml")
+        >>> str(Plan.load(folder / "plan.yaml"))
+        'arelu@backbone'
+        """
+        import yaml  # the command line starts without it
+
+        plain = self.to_yaml()
+        data = plain if isinstance(plain, dict) else {"rules": [], **({"default_act": plain} if plain else {})}
+        with convert_write_errors(Path(path)):
+            write_atomically(Path(path), yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a file that `save` wrote, or from one in JSON with the plain data of `to_yaml`.
+
+        Nothing in the file is executed.
+
+        Raises:
+            InputError: The file cannot be read, is not YAML, or is not a plan.
+            SpecError: A rule or an option in it is invalid.
+        """
+        from rtdetr_act.yaml_files import read_yaml_mapping  # brings yaml, which the command line starts without
+
+        data = read_yaml_mapping(Path(path))
+        if "rules" not in data:
+            raise InputError(f"{quote(str(path))} is not a plan, which has 'rules': give a file that Plan.save wrote")
+        try:
+            return cls.from_yaml(data)
+        except SpecError as error:
+            raise SpecError(f"{quote(str(path))} is not a plan: {error}") from None
 
     def to_model_yaml(self) -> str | None:
         """Return the value for `activation:` in a model YAML, on which stock Ultralytics fails.
