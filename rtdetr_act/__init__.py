@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rtdetr_act.surgery.calibrate import calibrate as calibrate
     from rtdetr_act.surgery.carried_plan import plan_of as plan_of
     from rtdetr_act.surgery.epochs import set_epoch as set_epoch
+    from rtdetr_act.surgery.optimizer import add_to_optimizer as add_to_optimizer
     from rtdetr_act.surgery.patcher import PatchReport as PatchReport
     from rtdetr_act.surgery.patcher import patch_convs as patch_convs
     from rtdetr_act.surgery.patcher import patch_model as patch_model
@@ -109,6 +110,7 @@ _MODULES = {
     "calibrate": "surgery.calibrate",
     "plan_of": "surgery.carried_plan",
     "set_epoch": "surgery.epochs",
+    "add_to_optimizer": "surgery.optimizer",
     "PatchReport": "surgery.patcher",
     "patch_convs": "surgery.patcher",
     "patch_model": "surgery.patcher",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from rtdetr_act.activations import registry
 from rtdetr_act.activations.placed import Placement, get_placement, set_placement
@@ -26,6 +27,7 @@ from rtdetr_act.surgery.functional_calls import find_unreachable_calls
 from rtdetr_act.surgery.match import match
 from rtdetr_act.surgery.model_plan import is_task_model, read_plan, set_plan
 from rtdetr_act.surgery.modules import set_child, unwrap
+from rtdetr_act.surgery.optimizer import add_to_optimizer, check_optimizer, remove_from_optimizer
 from rtdetr_act.surgery.plan import MAX_STAGES, Init, Plan, Rule, Scope, SwapOptions, check_overrides, format_layers
 from rtdetr_act.surgery.rewiring import is_rewired, rewire, unwire
 from rtdetr_act.surgery.simplify import simplify_plan
@@ -37,6 +39,7 @@ from rtdetr_act.surgery.sites import (
     was_in_place,
 )
 from rtdetr_act.surgery.state_dicts import add_state_dict_hooks, remove_state_dict_hooks
+from rtdetr_act.surgery.untrained import watch_optimizers
 from rtdetr_act.tables import align_columns
 
 KINDS: tuple[Replaces, ...] = ("activation", "convolution")
@@ -205,14 +208,15 @@ def patch_model(
     example_input: Any = None,
     replaces: str | Iterable[str] | None = None,
     treat_as: Mapping[Any, str] | None = None,
+    optimizer: Optimizer | None = None,
 ) -> PatchReport:
     """Swap the activations of a model in place; each site gets a separate instance.
 
     Device, dtype, training mode, memory format and all other weights are kept. For an Ultralytics model the plan is
     stored in `model.yaml`, so that training, resuming and checkpoints keep it; for any other model, `plan_of` reads it
     from the model and from its state dicts. A later call replaces the activations at the sites it selects. If an error
-    is raised, the model is not changed. In a custom training loop, patch the model before building the optimizer, which
-    otherwise lacks the new parameters.
+    is raised, the model is not changed. In a custom training loop, patch the model before building the optimizer and
+    call `add_to_optimizer`, or give the optimizer here.
 
     Args:
         model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
@@ -233,6 +237,8 @@ def patch_model(
             swapped. Default: None, whatever they hold.
         treat_as: "activation" or "other" by class, or by its qualified or bare name, for modules of your own that
             `find_sites` takes for something else. Default: None.
+        optimizer: The optimizer that trains the model, which gets the new parameters as by `add_to_optimizer`, and no
+            longer holds those of activations that were replaced. Default: None.
 
     Returns:
         The report; `len(report)` is the number of swapped sites, and `print(report)` prints a table.
@@ -240,7 +246,9 @@ def patch_model(
     Raises:
         SpecError: The activation, its arguments or the selection is invalid.
         SelectionError: A rule matches no site, or its activation does not support one of its sites.
-        ModelError: The model is exported, wrapped or compiled.
+        ModelError: The model is exported, wrapped or compiled, or the optimizer is another model's or has a scheduler
+            that cannot learn of a new group.
+        InputError: `optimizer` is not an optimizer of torch.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
     >>> len(patch_model(net, "arelu"))
@@ -250,10 +258,10 @@ def patch_model(
     """
     root = unwrap(model)
     if isinstance(activation, Plan):
-        return apply_plan(root, activation, example_input=example_input)
+        return _patch(root, activation, optimizer, example_input)
     how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "replaces": replaces}
     plan = Plan.parse(activation, layers=layers, include=include, exclude=exclude, treat_as=treat_as, **how)
-    return apply_plan(root, plan, example_input=example_input, strict=True)
+    return _patch(root, plan, optimizer, example_input, strict=True)
 
 
 def patch_convs(
@@ -266,12 +274,13 @@ def patch_convs(
     tau: float = 1.0,
     tau_start: float | None = TAU_START,
     tau_epochs: float = TAU_EPOCHS,
+    optimizer: Optimizer | None = None,
 ) -> PatchReport:
     """Replace the convolutions of a model by dynamic convolutions, in place.
 
     Each one is initialised as the convolution that it replaces. For an Ultralytics model the plan is stored in
     `model.yaml`, so that training, resuming and checkpoints keep it. In a custom training loop, patch the model before
-    building the optimizer and call `set_epoch(model, epoch)` during training. The first
+    building the optimizer or give the optimizer here, and call `set_epoch(model, epoch)` during training. The first
     convolution is kept, as in the paper, and so are frozen ones, the prediction layers of an Ultralytics head, and
     those whose blocks read their weights (RepConv).
 
@@ -286,6 +295,7 @@ def patch_convs(
         tau: Final temperature of the attention. Default: 1.
         tau_start: Initial temperature, None for a constant temperature `tau`. Default: 30.
         tau_epochs: Epochs over which the temperature is annealed linearly. Default: 10.
+        optimizer: The optimizer that trains the model, as in `patch_model`. Default: None.
 
     Returns:
         The report; `len(report)` is the number of replaced convolutions, and `print(report)` prints a table.
@@ -307,7 +317,22 @@ def patch_convs(
     plan = Plan.parse("dynamic_conv", layers=layers, include=include, exclude=exclude)
     spec = ActSpec("dynamic_conv", (), tuple(given.items()))
     rules = tuple(replace(rule, activation=spec) for rule in plan.rules)
-    return apply_plan(unwrap(model), replace(plan, rules=rules), strict=True)
+    return _patch(unwrap(model), replace(plan, rules=rules), optimizer, strict=True)
+
+
+def _patch(
+    root: nn.Module, plan: Plan, optimizer: Optimizer | None, example_input: Any = None, strict: bool = False
+) -> PatchReport:
+    """Apply a plan to a model, and let an optimizer, if there is one, follow."""
+    if optimizer is None:
+        return apply_plan(root, plan, example_input=example_input, strict=strict)
+    check_optimizer(root, optimizer, new_group=True)  # before the model is changed
+    before = list(root.parameters())
+    report = apply_plan(root, plan, example_input=example_input, strict=strict)
+    kept = {id(parameter) for parameter in root.parameters()}
+    remove_from_optimizer(optimizer, [parameter for parameter in before if id(parameter) not in kept])
+    add_to_optimizer(root, optimizer)
+    return report
 
 
 def apply_plan(root: nn.Module, plan: Plan, *, example_input: Any = None, strict: bool = False) -> PatchReport:
@@ -391,6 +416,8 @@ def swap_sites(sites: Sequence[Site], plan: Plan, *, strict: bool = False) -> Pa
     for site in sites:
         if site.name in swaps:
             _insert(site, swaps[site.name].site.module)
+    if any(swap.parameters for swap in swaps.values() if swap.site.replaces == "activation"):
+        watch_optimizers()
     kinds = {rule.replaces for stage in stages for rule in stage.rules}
     kept = tuple(site.name for site in sites if site.replaces in kinds and site.name not in swaps)
     everywhere = [replace(rule, scope="all") for stage in stages for rule in stage.rules]

@@ -273,7 +273,7 @@ class Plan:
             rules.append(rule)
         if names and all(rule.replaces == "convolution" for rule in rules):
             raise SpecError(f"replaces= selects by activation, but {quote(text)} replaces convolutions: leave it out")
-        return cls(tuple(rules), act_lr=_check_act_lr(act_lr), treat_as=tuple(parse_treat_as(treat_as).items()))
+        return cls(tuple(rules), act_lr=check_act_lr(act_lr), treat_as=tuple(parse_treat_as(treat_as).items()))
 
     @classmethod
     def parse_convolutions(cls, text: str) -> Plan:
@@ -327,7 +327,7 @@ class Plan:
         return cls(
             tuple(map(Rule.from_yaml, rules or ())),
             default_act,
-            _check_act_lr(data.get("act_lr", 1.0)),
+            check_act_lr(data.get("act_lr", 1.0)),
             (cls._from_yaml(data["base"], depth + 1) or None) if data.get("base") else None,  # as `to_yaml` writes it
             _check_fitted(data.get("fitted", False)),
             tuple(parse_treat_as(data.get("treat_as")).items()),
@@ -713,7 +713,8 @@ def check_scope(scope: object) -> Scope:
     raise SpecError(f"scope is 'conv' or 'all', not {quote(scope)}")
 
 
-def _check_act_lr(value: object) -> float:
+def check_act_lr(value: object) -> float:
+    """Return `value` as a float if it is a positive number, else raise SpecError."""
     if not _is_number(value) or value <= 0:
         raise SpecError(f"act_lr is a positive factor such as 0.1, not {quote(value)}")
     return float(value)

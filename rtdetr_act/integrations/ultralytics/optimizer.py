@@ -9,9 +9,7 @@ from torch.optim import Optimizer
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
 from rtdetr_act.surgery.model_plan import read_plan
-from rtdetr_act.surgery.parameters import WEIGHT_LAYERS, find_scalar_and_channel_parameters
-
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+from rtdetr_act.surgery.parameters import NORMS, WEIGHT_LAYERS, find_scalar_and_channel_parameters
 
 
 def separate_activation_parameters(optimizer: Optimizer, model: nn.Module, act_lr: float = 1.0) -> int:
@@ -34,7 +32,7 @@ def separate_activation_parameters(optimizer: Optimizer, model: nn.Module, act_l
     moved = _remove_parameters(optimizer.param_groups, chosen)
     if not moved:
         return 0
-    home = _find_group(optimizer.param_groups, _get_parameter_ids(model, "weight", _NORMS), decays=False)
+    home = _find_group(optimizer.param_groups, _get_parameter_ids(model, "weight", NORMS), decays=False)
     if home is not None and act_lr == 1.0:
         home["params"].extend(moved)
     else:
@@ -57,7 +55,7 @@ def find_decayed_parameters(model: nn.Module) -> set[int]:
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{path}.{name}"
-            if not ("bias" in full or "logit_scale" in full or isinstance(module, _NORMS)):
+            if not ("bias" in full or "logit_scale" in full or isinstance(module, NORMS)):
                 found.add(id(parameter))
     return found - exempt
 
