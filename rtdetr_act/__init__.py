@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rtdetr_act.errors import RtdetrActError as RtdetrActError
     from rtdetr_act.errors import RtdetrActWarning as RtdetrActWarning
     from rtdetr_act.errors import SelectionError as SelectionError
+    from rtdetr_act.errors import ShapeError as ShapeError
     from rtdetr_act.errors import SpecError as SpecError
     from rtdetr_act.errors import TrainingError as TrainingError
     from rtdetr_act.integrations.ultralytics.costs import Cost as Cost
@@ -93,6 +94,7 @@ _MODULES = {
     "RtdetrActError": "errors",
     "RtdetrActWarning": "errors",
     "SelectionError": "errors",
+    "ShapeError": "errors",
     "SpecError": "errors",
     "TrainingError": "errors",
     "Cost": "integrations.ultralytics.costs",

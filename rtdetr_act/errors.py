@@ -40,6 +40,12 @@ class SelectionError(RtdetrActError):
     exit_code = 2
 
 
+class ShapeError(RtdetrActError, ValueError):
+    """An activation is called with a tensor of a shape that it is not built for."""
+
+    exit_code = 2
+
+
 class ModelError(RtdetrActError):
     """The model given cannot be patched, loaded or rebuilt."""
 

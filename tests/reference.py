@@ -6,6 +6,7 @@ keyword arguments of the activation, and returns what the module must return in 
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -40,7 +41,7 @@ def arelu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
 
 
 def dyrelu_deltas(x: Array, p: dict[str, Array]) -> Array:
-    pooled = x.mean(axis=(2, 3))
+    pooled = x.reshape(*x.shape[:2], -1).mean(axis=2)
     hidden = np.maximum(pooled @ p["squeeze.weight"].T + p["squeeze.bias"], 0)
     return 2 * sigmoid(hidden @ p["expand.weight"].T + p["expand.bias"]) - 1
 
@@ -85,13 +86,13 @@ def dyrelu_c(
     tau: float = 10.0,
     **_: Any,
 ) -> Array:
-    batch, channels, height, width = x.shape
+    batch, channels, *sizes = x.shape
     deltas = dyrelu_deltas(x, p).reshape(batch, 2 * k, channels)
     y = np.empty_like(x)
     for image in range(batch):
         z = np.tensordot(p["spatial.weight"].reshape(channels), x[image], axes=1) + p["spatial.bias"][0]
         e = np.exp((z - z.max()) / tau)
-        pi = np.minimum(height * width / 3 * e / e.sum(), 1)
+        pi = np.minimum(math.prod(sizes) / 3 * e / e.sum(), 1)
         for c in range(channels):
             branches = []
             for i in range(k):
@@ -107,12 +108,12 @@ def prelu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
 
 
 def frelu_funnel(x: Array, p: dict[str, Array]) -> Array:
-    _, _, height, width = x.shape
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    sizes = x.shape[2:]
+    padded = np.pad(x, ((0, 0), (0, 0), *((1, 1) for _ in sizes)))
     funnel = np.zeros_like(x)
-    for i in range(3):
-        for j in range(3):
-            funnel += p["conv.weight"][None, :, 0, i, j, None, None] * padded[:, :, i : i + height, j : j + width]
+    for at in itertools.product(range(3), repeat=len(sizes)):
+        moved = tuple(slice(i, i + size) for i, size in zip(at, sizes, strict=True))
+        funnel += along(p["conv.weight"][(slice(None), 0, *at)], x, 1) * padded[(slice(None),) * 2 + moved]
     return funnel
 
 
@@ -120,7 +121,8 @@ def frelu(x: Array, p: dict[str, Array], axis: int, training: bool = False, **_:
     funnel = frelu_funnel(x, p)
     mean, var = p["bn.running_mean"], p["bn.running_var"]
     if training:
-        mean, var = funnel.mean(axis=(0, 2, 3)), funnel.var(axis=(0, 2, 3))
+        others = (0, *range(2, x.ndim))
+        mean, var = funnel.mean(axis=others), funnel.var(axis=others)
     normal = (funnel - along(mean, x, 1)) / np.sqrt(along(var, x, 1) + 1e-5)
     return np.maximum(x, normal * along(p["bn.weight"], x, 1) + along(p["bn.bias"], x, 1))
 
@@ -132,8 +134,8 @@ def aconc(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
 
 def meta_aconc(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
     p1, p2 = along(p["p1"], x, 1), along(p["p2"], x, 1)
-    hidden = x.mean(axis=(2, 3)) @ p["squeeze.weight"].T + p["squeeze.bias"]
-    beta = sigmoid(hidden @ p["expand.weight"].T + p["expand.bias"])[:, :, None, None]
+    hidden = x.reshape(*x.shape[:2], -1).mean(axis=2) @ p["squeeze.weight"].T + p["squeeze.bias"]
+    beta = sigmoid(hidden @ p["expand.weight"].T + p["expand.bias"]).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
     return (p1 - p2) * x * sigmoid(beta * (p1 - p2) * x) + p2 * x
 
 

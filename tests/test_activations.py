@@ -36,6 +36,7 @@ from rtdetr_act.activations.registry import (
     register,
     resolve,
 )
+from rtdetr_act.activations.torch_native import Softmax2d
 from rtdetr_act.errors import SelectionError, SpecError
 from rtdetr_act.kernels.pool import global_avg_pool
 from rtdetr_act.spec import ActSpec
@@ -552,7 +553,8 @@ def test_aliases(text: str, name: str) -> None:
 @pytest.mark.parametrize("cls", [n for n in nn.modules.activation.__all__ if n != "MultiheadAttention"])
 def test_every_torch_activation_is_there_under_its_class_name(cls: str) -> None:
     module = create(f"nn.{cls}", 6, **ARGUMENTS.get(cls.lower(), {}))
-    ours = {"GLU": GatedLinearUnit, "PReLU": PReLU}  # the latter is a torch.nn.PReLU with a faster backward
+    # The latter two are subclasses of torch's: with a faster backward, and with channels in dimension 1 at any shape.
+    ours = {"GLU": GatedLinearUnit, "PReLU": PReLU, "Softmax2d": Softmax2d}
     assert type(module) is ours.get(cls, getattr(nn, cls))
     assert cls == "GLU" or isinstance(module, getattr(nn, cls))
 

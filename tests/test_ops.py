@@ -305,6 +305,36 @@ def test_new_memory_is_not_filled_first_and_the_setting_comes_back() -> None:
         torch.use_deterministic_algorithms(False)
 
 
+# ---------------------------------------------------------------- other numbers of dimensions
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("sizes", [(45,), (3, 5, 3)], ids=["1-d", "3-d"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "spec",
+    ["arelu", "prelu", "prelu(per_channel=True)", "aconc", "meta_aconc", "dyrelu_a", "dyrelu_b", "dyrelu_c", "glu"],
+)
+def test_positions_may_have_any_number_of_dimensions(
+    spec: str, channels_last: bool, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "ELEMENTS_PER_THREAD", 200)
+    module, image = create(spec, 5), draw_map((3, 5, 9, 5), channels_last=channels_last)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = image.movedim(1, -1).reshape(3, *sizes, 5).movedim(-1, 1) if channels_last else image.reshape(3, 5, *sizes)
+    assert x.is_contiguous() != channels_last
+    found, expected = module(x.requires_grad_()), module(image.requires_grad_())
+    torch.testing.assert_close(found.reshape(image.shape), expected, rtol=1e-5, atol=1e-5)
+    grads, expected_grads = (
+        torch.autograd.grad(y.square().sum(), [of, *module.parameters()]) for y, of in ((found, x), (expected, image))
+    )
+    torch.testing.assert_close(grads[0].reshape(image.shape), expected_grads[0], rtol=1e-4, atol=1e-4)
+    for one, other in zip(grads[1:], expected_grads[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
 # ---------------------------------------------------------------- Triton
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdetr_act.activations.checks import channel_dim, check_count
+from rtdetr_act.activations.checks import channel_dim, check_count, check_map
 from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, POOLS_A_POOLED_MAP, POOLS_OVER_POSITIONS, Entry, Folded, Layout
 from rtdetr_act.activations.torch_native import SILU
@@ -51,7 +51,7 @@ INITS = ("paper", "silu")
 class AconC(nn.Module):
     """Take a smooth maximum of two linear functions per channel: `(p1 - p2) x * sigmoid(beta (p1 - p2) x) + p2 x`.
 
-    Shapes: (B, C, H, W), or (..., C) with layout "tokens", to the same. `p1`, `p2` and `beta` are (C,).
+    Shapes: (B, C, ...), or (..., C) with layout "tokens", to the same. `p1`, `p2` and `beta` are (C,).
 
     Args:
         channels: C.
@@ -93,7 +93,7 @@ class MetaAconC(nn.Module):
     The BatchNorms of the published network are omitted: they fail at batch size 1, where a pooled channel is a single
     value, and make training unstable (YOLOv5 removed them too).
 
-    Shapes: (B, C, H, W) to the same. `p1` and `p2` are (C,).
+    Shapes: (B, C, L), (B, C, H, W) or (B, C, D, H, W) to the same. `p1` and `p2` are (C,).
 
     Args:
         channels: C.
@@ -119,7 +119,7 @@ class MetaAconC(nn.Module):
         self.expand = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of the feature map x, (B, C, H, W), in the dtype of x."""
+        """Return the activation of the feature map x, (B, C, ...), in the shape and dtype of x."""
         return self.held_at(x)(x)
 
     def held_at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -127,7 +127,12 @@ class MetaAconC(nn.Module):
         return partial(acon, p1=self.p1, p2=self.p2, beta=self.compute_beta(x))
 
     def compute_beta(self, x: Tensor) -> Tensor:
-        """Return the beta of each image and channel for x, (B, C, H, W): (B, C) in 0..1."""
+        """Return the beta of each image and channel for x, (B, C, ...): (B, C) in 0..1.
+
+        Raises:
+            ShapeError: x is not a feature map with C channels.
+        """
+        check_map(x, self.channels)
         pooled = global_avg_pool(x, self.squeeze.weight.dtype)
         return torch.sigmoid(self.expand(self.squeeze(pooled)))
 

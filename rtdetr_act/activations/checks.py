@@ -1,6 +1,7 @@
 """Validation of the arguments of activations.
 
-Feature maps (layout "map") are (B, C, H, W), with channels in dimension 1; tokens are (B, N, C) or (B, C).
+Feature maps (layout "map") are (B, C, L), (B, C, H, W) or (B, C, D, H, W), with channels in dimension 1; tokens are
+(B, N, C) or (B, C).
 """
 
 from __future__ import annotations
@@ -8,9 +9,14 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from rtdetr_act.activations.protocol import LAYOUTS, Layout
-from rtdetr_act.errors import quote
+from rtdetr_act.errors import ShapeError, quote
+from rtdetr_act.kernels.aten import is_tracing
+
+# The shapes of feature maps by their number of spatial dimensions.
+MAP_SHAPES = {1: "(B, C, L)", 2: "(B, C, H, W)", 3: "(B, C, D, H, W)"}
 
 
 def channel_dim(layout: Layout) -> int:
@@ -22,6 +28,41 @@ def channel_dim(layout: Layout) -> int:
     if layout not in LAYOUTS:
         raise ValueError(f"layout is 'map' or 'tokens', not {quote(layout)}")
     return 1 if layout == "map" else -1
+
+
+def check_map(x: Tensor, channels: int | None = None, dims: int | None = None) -> None:
+    """Raise ShapeError if x is not a feature map.
+
+    Args:
+        x: The input of an activation.
+        channels: The number of channels that the activation was built for, None (default) for any.
+        dims: The number of spatial dimensions that it was built for, None (default) for 1, 2 or 3.
+
+    >>> check_map(torch.zeros(2, 8), 8)
+    Traceback (most recent call last):
+    rtdetr_act.errors.ShapeError: the input has the shape (2, 8): this activation takes (B, C, L), (B, C, H, W) or \
+(B, C, D, H, W) with C = 8
+    """
+    fits = x.ndim - 2 in MAP_SHAPES if dims is None else x.ndim - 2 == dims
+    # In a recorded graph, sizes are not plain numbers; there the weights of the activation raise an error of torch.
+    if fits and (channels is None or torch.compiler.is_compiling() or is_tracing() or x.shape[1] == channels):
+        return
+    *others, last = MAP_SHAPES.values() if dims is None else [MAP_SHAPES[dims]]
+    shapes = f"{', '.join(others)} or {last}" if others else last
+    width = "" if channels is None else f" with C = {channels}"
+    raise ShapeError(f"the input has the shape {tuple(x.shape)}: this activation takes {shapes}{width}")
+
+
+def check_dims(dims: int) -> int:
+    """Return a number of spatial dimensions if it is 1, 2 or 3, else raise ValueError.
+
+    >>> check_dims(4)
+    Traceback (most recent call last):
+    ValueError: dims is 1, 2 or 3, not 4
+    """
+    if isinstance(dims, bool) or dims not in MAP_SHAPES:
+        raise ValueError(f"dims is 1, 2 or 3, not {quote(dims)}")
+    return dims
 
 
 def check_count(name: str, value: int, at_least: int = 1) -> int:

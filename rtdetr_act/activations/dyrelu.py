@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rtdetr_act.activations.checks import check_count, check_positive
+from rtdetr_act.activations.checks import check_count, check_map, check_positive
 from rtdetr_act.activations.exporting import copy_scaled, linear_to_conv
 from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, POOLS_A_POOLED_MAP, POOLS_OVER_POSITIONS, Entry
@@ -31,8 +31,10 @@ from rtdetr_act.kernels.backend import (
 )
 from rtdetr_act.kernels.blocks import (
     Block,
+    as_map,
     block_size,
     empty_like,
+    from_map,
     is_small,
     make_dense,
     map_blocks,
@@ -52,6 +54,9 @@ class _DyReLU(nn.Module):
     The last Linear is initialised to zero, so that the module is initially ReLU exactly: the paper's alpha = (1, 0, …)
     and beta = 0. Its gradient reaches the first Linear from the second step on. With K > 2 the terms from the second on
     would stay equal, so the weight is then drawn from N(0, 0.001²).
+
+    The formula has no notion of height and width, so maps of 1 or 3 spatial dimensions are viewed as (B, C, P, 1) with
+    P positions, and the parameters do not depend on the number of dimensions.
     """
 
     per_channel = True
@@ -75,7 +80,7 @@ class _DyReLU(nn.Module):
             nn.init.zeros_(self.expand.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of the feature map x, (B, C, H, W), in the dtype of x."""
+        """Return the activation of the feature map x, (B, C, ...), in the shape and dtype of x."""
         return self.held_at(x)(x)
 
     def held_at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -84,17 +89,25 @@ class _DyReLU(nn.Module):
         return partial(dyrelu, slopes=slopes, intercepts=intercepts)
 
     def coefficients(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the K slopes and K intercepts for x, (B, C, H, W): each (B, C, 1, 1), in variant A (B, 1, 1, 1)."""
+        """Return the K slopes and K intercepts for x, which broadcast over x.
+
+        For x (B, C, H, W) each is (B, C, 1, 1), in variant A (B, 1, 1, 1); they have as many dimensions as x.
+
+        Raises:
+            ShapeError: x is not a feature map with C channels.
+        """
+        check_map(x, self.channels)
         pooled = global_avg_pool(x, self.squeeze.weight.dtype)
         # The paper's 2 * sigmoid(z) - 1 is tanh(z / 2), which is accurate near 0: in bfloat16 the former is a multiple
         # of 0.004.
         deltas = torch.tanh(0.5 * self.expand(F.relu(self.squeeze(pooled))))
-        parts = deltas[:, :, None, None].chunk(2 * self.k, 1)
+        for_each_position = (slice(None), slice(None), *(None,) * (x.ndim - 2))
+        parts = deltas[for_each_position].chunk(2 * self.k, 1)
         slopes = [_scale(part, self.lambda_a) for part in parts[: self.k]]
         return [slopes[0] + 1, *slopes[1:]], [_scale(part, self.lambda_b) for part in parts[self.k :]]
 
     def coefficients_by_name(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the coefficients for x by name: `a1` … `aK` and `b1` … `bK`, each (B, C, 1, 1) or (B, 1, 1, 1).
+        """Return the coefficients for x by name: `a1` … `aK` and `b1` … `bK`, in the shapes of `coefficients`.
 
         >>> list(DyReLUB(8).coefficients_by_name(torch.randn(2, 8, 3, 3)))
         ['a1', 'a2', 'b1', 'b2']
@@ -113,7 +126,7 @@ class _DyReLU(nn.Module):
 class DyReLUA(_DyReLU):
     """Dynamic ReLU, variant A: one set of 2K coefficients per image, shared by its channels and positions.
 
-    Shapes: (B, C, H, W) to the same. Initially it is ReLU exactly.
+    Shapes: (B, C, L), (B, C, H, W) or (B, C, D, H, W) to the same. Initially it is ReLU exactly.
 
     Args:
         channels: C.
@@ -138,7 +151,7 @@ class DyReLUA(_DyReLU):
 class DyReLUB(_DyReLU):
     """Dynamic ReLU, variant B: 2K coefficients per image and channel, shared by the positions.
 
-    Shapes: (B, C, H, W) to the same. Initially it is ReLU exactly.
+    Shapes: (B, C, L), (B, C, H, W) or (B, C, D, H, W) to the same. Initially it is ReLU exactly.
 
     Args:
         channels: C.
@@ -164,12 +177,13 @@ class DyReLUB(_DyReLU):
 class DyReLUC(_DyReLU):
     """Dynamic ReLU, variant C: the coefficients of variant B times a spatial attention pi.
 
-    `pi = min(gamma * softmax_over_HW(z / tau), 1)`, where gamma = H * W / 3 and z is a 1x1 convolution to one channel.
+    `pi = min(gamma * softmax(z / tau), 1)` over all positions of an image, where gamma is a third of their number
+    (H * W / 3) and z is a 1x1 convolution to one channel.
 
     The softmax sums to 1, so the mean of pi is at most 1/3, and initially the module is about ReLU / 3. That is the
     paper's formula; the BatchNorm after the next convolution compensates for the factor.
 
-    Shapes: (B, C, H, W) to the same.
+    Shapes: (B, C, L), (B, C, H, W) or (B, C, D, H, W) to the same.
 
     Args:
         channels: C.
@@ -213,16 +227,18 @@ class DyReLUC(_DyReLU):
         return partial(dyrelu, slopes=slopes, intercepts=intercepts, attention=self.attention(x))
 
     def coefficients_by_name(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the coefficients of variant B for x by name, and the attention `pi`, (B, 1, H, W)."""
+        """Return the coefficients of variant B for x by name, and the attention `pi`, (B, 1, ...)."""
         return {**super().coefficients_by_name(x), "pi": self.attention(x)}
 
     def attention(self, x: Tensor) -> Tensor:
-        """Return the spatial attention pi for x: (B, 1, H, W) in 0..1, in float32 for half types."""
+        """Return the spatial attention pi for x, (B, C, ...): (B, 1, ...) in 0..1, in float32 for half types."""
         # The softmax is over all positions of an image; a widely copied implementation reshapes z to (N, C, -1). Half
         # types need float32, because 1 / (H * W) of a 160x160 map is below the smallest normal number of float16.
-        z = compute_logits(x, self.spatial.weight, cast(Tensor, self.spatial.bias))
+        maps = as_map(x, "map")
+        z = compute_logits(maps, self.spatial.weight, cast(Tensor, self.spatial.bias))
         share = torch.softmax(z.flatten(1) / self.temperature(), dim=1)
-        return (share * (x.shape[2] * x.shape[3] / 3)).clamp(max=1).view_as(z)
+        pi = (share * (maps.shape[2] * maps.shape[3] / 3)).clamp(max=1)
+        return pi.view_as(z) if x.ndim == 4 else pi.view(x.shape[0], 1, *x.shape[2:])
 
 
 def _scale(part: Tensor, factor: float) -> Tensor:
@@ -265,7 +281,7 @@ class ConvDyReLU(nn.Module):
     The attention of variant C, `min(HW/3 * softmax(z), 1)` over all positions, is computed as
     `min(e / (3 mean(e)), 1)` with `e = exp(z - max(z))`, which needs neither a reshape nor the size of the map.
 
-    Shapes: (B, C, H, W) to the same.
+    Shapes: (B, C, H, W) to the same; (B, C, L) and (B, C, D, H, W) are reshaped to it and back.
 
     Args:
         activation: The module to convert.
@@ -281,7 +297,9 @@ class ConvDyReLU(nn.Module):
             self.spatial = copy_scaled(activation.spatial, 1 / float(activation.temperature()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of the feature map x, (B, C, H, W)."""
+        """Return the activation of the feature map x, (B, C, ...)."""
+        if x.ndim != 4:
+            return from_map(self(as_map(x, "map")), x.shape, "map")
         hidden = F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))
         # Not chunk, since an exporter would compute its sizes from the shape at run time.
         parts = torch.tanh(self.expand(hidden)).split(self.expand.out_channels // (2 * self.k), 1)
@@ -309,10 +327,11 @@ def dyrelu(
     intercepts (0, 0) this is ReLU, including its gradient at 0.
 
     Args:
-        x: (B, C, H, W).
-        slopes: K tensors (B, C, 1, 1), or (B, 1, 1, 1) for slopes shared by all channels.
+        x: (B, C, ...).
+        slopes: K tensors (B, C, 1, ...) with as many dimensions as x, or (B, 1, 1, ...) for slopes shared by all
+            channels.
         intercepts: K tensors of the same shape.
-        attention: (B, 1, H, W), positive; where it is 0, it gets no gradient. Default: None, 1 everywhere.
+        attention: (B, 1, ...), positive; where it is 0, it gets no gradient. Default: None, 1 everywhere.
 
     Paper: Chen et al., ECCV 2020, arXiv:2003.10027.
 
@@ -320,6 +339,10 @@ def dyrelu(
     >>> dyrelu(torch.tensor([[[[-1.0, 2.0]]]]), [one, zero], [zero, zero])
     tensor([[[[0., 2.]]]])
     """
+    if x.ndim != 4:
+        a, b = ([as_map(each, "map") for each in some] for some in (slopes, intercepts))
+        y = dyrelu(as_map(x, "map"), a, b, None if attention is None else as_map(attention, "map"))
+        return from_map(y, x.shape, "map")
     coefficients = (*slopes, *intercepts)
     if needs_plain_ops(x) or not (x.is_cpu or can_use_triton(x)):
         return plain(x, attention, *coefficients)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rtdetr_act.activations.checks import check_count
+from rtdetr_act.activations.checks import check_count, check_dims, check_map
 from rtdetr_act.activations.protocol import Entry
 from rtdetr_act.kernels.aten import zero_unless_positive
 from rtdetr_act.kernels.backend import (
@@ -31,13 +31,14 @@ class FReLU(nn.Module):
 
     The depthwise convolution has no bias, which the BatchNorm would cancel.
 
-    Shapes: (B, C, H, W) to the same.
+    Shapes: (B, C, H, W) to the same; (B, C, L) with `dims=1`, (B, C, D, H, W) with `dims=3`.
 
     Args:
         channels: C.
+        dims: Number of spatial dimensions: 1 for a kernel of 3, 2 (default) for 3x3, 3 for 3x3x3.
 
     Raises:
-        ValueError: `channels` is below 1.
+        ValueError: `channels` is below 1, or `dims` is not 1, 2 or 3.
 
     Paper: Ma et al., ECCV 2020, arXiv:2007.11824.
 
@@ -47,23 +48,32 @@ class FReLU(nn.Module):
     True
     """
 
-    def __init__(self, channels: int) -> None:
+    dims = 2  # of modules in checkpoints from before there was a choice
+
+    def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__()
         self.channels = check_count("channels", channels)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
+        self.dims = check_dims(dims)
+        conv, norm = _LAYERS[dims]
+        self.conv = conv(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.bn = norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of the feature map x, (B, C, H, W), in the dtype of x."""
+        """Return the activation of the feature map x, in the shape and dtype of x."""
         return self.held_at(x)(x)
 
     def held_at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the activation as an elementwise function, with the funnel condition at x held constant."""
+        """Return the activation as an elementwise function, with the funnel condition at x held constant.
+
+        Raises:
+            ShapeError: x is not a feature map with C channels and `dims` spatial dimensions.
+        """
+        check_map(x, self.channels, self.dims)
         return partial(maximum, funnel=self._normalise(self.conv(x)))
 
     def _normalise(self, funnel: Tensor) -> Tensor:
         bn = self.bn
-        if bn.training and funnel.shape[0] * funnel.shape[2] * funnel.shape[3] == 1:
+        if bn.training and funnel.numel() == funnel.shape[1]:
             # torch raises for a single value per channel, which has no variance: use the running statistics.
             return F.batch_norm(funnel, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps)
         normalised: Tensor = bn(funnel)
@@ -71,7 +81,14 @@ class FReLU(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the arguments of the constructor."""
-        return f"{self.channels}"
+        return f"{self.channels}" if self.dims == 2 else f"{self.channels}, dims={self.dims}"
+
+
+_LAYERS: dict[int, tuple[type[Any], type[Any]]] = {
+    1: (nn.Conv1d, nn.BatchNorm1d),
+    2: (nn.Conv2d, nn.BatchNorm2d),
+    3: (nn.Conv3d, nn.BatchNorm3d),
+}
 
 
 # ---------------------------------------------------------------- op
@@ -168,7 +185,7 @@ ENTRIES = (
         "Ma et al., ECCV 2020, arXiv:2007.11824",
         aliases=("funnel_relu",),
         tokens=False,
-        maps_only_because="it needs height and width",
+        maps_only_because="it compares neighbouring positions",
         not_pooled_because="around a single position, its convolution sees nothing but padding",
         held_at=FReLU.held_at,
         use_when="To compare each pixel with its neighbourhood, at the cost of a depthwise 3x3 convolution per site.",

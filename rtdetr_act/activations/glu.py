@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rtdetr_act.activations.checks import channel_dim, check_count
+from rtdetr_act.activations.checks import channel_dim, check_count, check_map
 from rtdetr_act.activations.protocol import Entry, Layout
 from rtdetr_act.kernels.backend import compute_dtype, differentiable_grad, needs_autograd, needs_plain_ops
 from rtdetr_act.kernels.blocks import empty_like
@@ -19,8 +19,8 @@ class GatedLinearUnit(nn.Module):
 
     `torch.nn.GLU` halves the channels, so it cannot replace an activation on its own.
 
-    Shapes: (B, C, H, W), projected by a 1x1 convolution, or (..., C) with layout "tokens", projected by a Linear; the
-    output has the shape of the input.
+    Shapes: (B, C, L), (B, C, H, W) or (B, C, D, H, W), projected by a 1x1 convolution of the positions as (B, C, 1, P),
+    or (..., C) with layout "tokens", projected by a Linear; the output has the shape of the input.
 
     Args:
         channels: C.
@@ -45,8 +45,16 @@ class GatedLinearUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the gated projection of x, in the shape of x."""
-        return glu(self.proj(x), self.dim)
+        """Return the gated projection of x, in the shape of x; raises ShapeError if x is not a map but should be."""
+        if self.dim != 1:
+            return glu(self.proj(x), self.dim)
+        check_map(x)
+        return glu(self.proj(x)) if x.ndim == 4 else glu(self.proj(_as_row(x))).reshape(x.shape)
+
+
+def _as_row(x: Tensor) -> Tensor:
+    """View (B, C, ...) as (B, C, 1, P); P last, where convolutions recognise channels_last_3d as channels_last."""
+    return x.flatten(2).unsqueeze(2)
 
 
 # ---------------------------------------------------------------- callbacks of the entry
@@ -65,6 +73,9 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return one half times the sigmoid of the other."""
+        if self.dim == 1 and x.ndim != 4:
+            y: Tensor = self(_as_row(x))
+            return y.reshape(x.shape)
         value, gate = self.proj(x).chunk(2, self.dim)
         return value * torch.sigmoid(gate)
 

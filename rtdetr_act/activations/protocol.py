@@ -23,6 +23,7 @@ Layout = Literal["map", "tokens"]
 SiteLayout = Literal["map", "tokens", "pooled"]
 Replaces = Literal["activation", "convolution"]
 LAYOUTS: tuple[Layout, ...] = ("map", "tokens")
+SITE_PARAMETERS = ("channels", "layout", "dims")  # parameters of a factory that the site of an activation fills
 # Activations are fitted on this grid. They are smooth except for a few kinks, so a grid is enough, and BatchNorm makes
 # their inputs about standard normal, so that values beyond six standard deviations do not matter.
 GRID = torch.linspace(-6, 6, 1201).double()
@@ -53,15 +54,15 @@ class Entry:
 
     Attributes:
         name: The name that users type.
-        factory: A module class, or a callable that returns a module. `channels` (C at the site) and `layout` are passed
-            to parameters of these names only.
+        factory: A module class, or a callable that returns a module. `channels` (C at the site), `layout` and `dims`
+            (its number of spatial dimensions) are passed to parameters of these names only.
         formula: The formula in one line of text.
         paper: Reference: the paper or documentation.
         note: Why it is not recommended as a drop-in for training a detector, if it is not.
         aliases: Other names. Lookups ignore case, spaces, `_`, `-` and a leading `nn.`, `torch.nn.` or `F.`.
         replaces: "activation" (default) or "convolution". The factory of a convolution is called with the
             `torch.nn.Conv2d` that it replaces.
-        tokens: Whether it accepts (B, N, C) tokens, True by default; False if it accepts (B, C, H, W) maps only.
+        tokens: Whether it accepts (B, N, C) tokens, True by default; False if it accepts (B, C, ...) maps only.
         maps_only_because: The reason for `tokens=False`.
         not_pooled_because: Why it makes no sense on maps pooled to a single position, (B, C, 1, 1), such as those in
             squeeze-and-excitation; "" (default) if it does.
@@ -75,7 +76,7 @@ class Entry:
             module can be exported as it is.
         learned: Returns the numbers to record during training, scalar tensors by name. None (default): the mean of
             every scalar and per-channel parameter, and the norm of all others.
-        coefficients: Returns what a module computes from an input x, (B, C, H, W): tensors (B, C, ...) by name. None
+        coefficients: Returns what a module computes from an input x, (B, C, ...): tensors (B, C, ...) by name. None
             (default): nothing.
         held_at: Returns the elementwise function that a module applies to an input x, with everything computed from
             several elements of x (coefficients, neighbourhoods) held constant. None (default): it is elementwise.

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 import rtdetr_act.activations as folder
-from rtdetr_act.activations.protocol import LAYOUTS, Answers, Entry, Layout, Replaces
+from rtdetr_act.activations.checks import check_dims
+from rtdetr_act.activations.protocol import LAYOUTS, SITE_PARAMETERS, Answers, Entry, Layout, Replaces
 from rtdetr_act.errors import RtdetrActError, SelectionError, SpecError, quote, reason, suggest
 from rtdetr_act.spec import ActSpec
 
@@ -113,21 +114,26 @@ def resolve(spec: str | ActSpec, replaces: Replaces = "activation") -> ActSpec:
     return spec
 
 
-def create(spec: str | ActSpec, channels: int | None = None, layout: Layout = "map", **kwargs: Any) -> nn.Module:
+def create(
+    spec: str | ActSpec, channels: int | None = None, layout: Layout = "map", dims: int = 2, **kwargs: Any
+) -> nn.Module:
     """Build an activation by name: an instance of torch's class where torch has one, or of a subclass (PReLU).
 
     Args:
         spec: A name, a string with literal arguments such as `leaky_relu(negative_slope=0.1)`, or an `ActSpec`.
         channels: Number of channels C. Required by dynamic and per-channel activations, such as `dyrelu_b` and
             `prelu(per_channel=True)`. Default: None.
-        layout: "map" (default) for inputs (B, C, H, W), or "tokens" for (B, N, C) and (B, C).
+        layout: "map" (default) for inputs (B, C, H, W), (B, C, L) or (B, C, D, H, W), or "tokens" for (B, N, C) and
+            (B, C).
+        dims: Number of spatial dimensions of a map: 2 (default), 1 for (B, C, L) or 3 for (B, C, D, H, W). Only
+            `frelu`, whose kernel depends on it, needs to know; the others take all three.
         **kwargs: Arguments of the activation, which override those in `spec`.
 
     Returns:
         A new module in training mode.
 
     Raises:
-        SpecError: The name, an argument, `channels` or `layout` is invalid or missing.
+        SpecError: The name, an argument, `channels`, `layout` or `dims` is invalid or missing.
         SelectionError: The activation does not support this layout or number of channels.
 
     >>> create("mish"), create("leaky_relu(negative_slope=0.1)", negative_slope=0.2)
@@ -137,10 +143,10 @@ def create(spec: str | ActSpec, channels: int | None = None, layout: Layout = "m
     """
     if kwargs:
         spec = _override_arguments(spec, kwargs)
-    return build(resolve(spec), channels, layout)
+    return build(resolve(spec), channels, layout, dims=dims)
 
 
-def build(spec: ActSpec, channels: int | None, layout: Layout, replaced: Any = None) -> nn.Module:
+def build(spec: ActSpec, channels: int | None, layout: Layout, replaced: Any = None, dims: int = 2) -> nn.Module:
     """Build a module from a resolved spec, without validating its arguments again.
 
     Args:
@@ -148,9 +154,10 @@ def build(spec: ActSpec, channels: int | None, layout: Layout, replaced: Any = N
         channels: Number of channels C, None if unknown.
         layout: "map" or "tokens".
         replaced: What it replaces, which an entry that replaces convolutions is built from. Default: None.
+        dims: Number of spatial dimensions of a map. Default: 2.
 
     Raises:
-        SpecError: `channels` or `layout` is invalid or missing, or the factory fails.
+        SpecError: `channels`, `layout` or `dims` is invalid or missing, or the factory fails.
         SelectionError: The activation does not support this layout or number of channels.
     """
     found = get_entry(spec.name)
@@ -158,12 +165,16 @@ def build(spec: ActSpec, channels: int | None, layout: Layout, replaced: Any = N
         raise SpecError(f"layout is 'map' or 'tokens', not {quote(layout)}")
     if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
         raise SpecError(f"channels is an integer of at least 1, not {quote(channels)}")
+    try:
+        check_dims(dims)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
     if found.needs_channels and channels is None:
         raise SpecError(f"'{found.name}' needs the number of channels: create('{found.name}', channels=64)")
     if layout == "tokens" and not found.tokens:
         reason = f": {found.maps_only_because}" if found.maps_only_because else ""
-        raise SelectionError(f"'{found.name}' supports (B, C, H, W) feature maps only, not tokens{reason}")
-    return _build_module(found, spec, channels, layout, replaced)
+        raise SelectionError(f"'{found.name}' supports feature maps only, such as (B, C, H, W), not tokens{reason}")
+    return _build_module(found, spec, channels, layout, replaced, dims)
 
 
 def find_entry(module: object) -> Entry | None:
@@ -246,9 +257,10 @@ def count_parameters(spec: str | ActSpec, channels: int) -> int:
 def register(name: str, factory: Any = None, **answers: Unpack[Answers]) -> Any:
     """Register an activation under a name; usable as a decorator.
 
-    A factory with a parameter named `channels` (the number of channels at the site) or `layout` ("map" or "tokens")
-    gets that argument; the number of channels is required if `channels` has no default. Literal arguments of a spec, as
-    in `my_act(0.3)`, are bound to the remaining parameters.
+    A factory with a parameter named `channels` (the number of channels at the site), `layout` ("map" or "tokens") or
+    `dims` (the number of spatial dimensions of a map: 1, 2 or 3) gets that argument; the number of channels is required
+    if `channels` has no default. Literal arguments of a spec, as in `my_act(0.3)`, are bound to the remaining
+    parameters.
 
     To load a checkpoint that contains the class, its module must be importable under the same name.
 
@@ -327,12 +339,14 @@ def _normalise_name(name: str) -> str:
     return re.sub(r"[_\-\s]", "", bare)
 
 
-def _build_module(found: Entry, spec: ActSpec, channels: int | None, layout: Layout, replaced: Any = None) -> nn.Module:
+def _build_module(
+    found: Entry, spec: ActSpec, channels: int | None, layout: Layout, replaced: Any = None, dims: int = 2
+) -> nn.Module:
     """Build a module from a resolved spec and the properties of its site."""
     if found.replaces == "convolution":
         return _call_factory(found, spec, (replaced or nn.Conv2d(channels or 8, channels or 8, 1),), {})
-    site = {name: value for name, value in (("channels", channels), ("layout", layout)) if value is not None}
-    return _call_factory(found, spec, (), site)
+    site = zip(SITE_PARAMETERS, (channels, layout, dims), strict=True)
+    return _call_factory(found, spec, (), {name: value for name, value in site if value is not None})
 
 
 def _call_factory(found: Entry, spec: ActSpec, site: tuple[Any, ...], named: dict[str, Any]) -> nn.Module:
@@ -423,7 +437,7 @@ def _get_signature(found: Entry) -> inspect.Signature:
     parameters = list(found.parameters.values())
     if found.replaces == "convolution":
         return inspect.Signature(parameters[1:])
-    return inspect.Signature([p for p in parameters if p.name not in ("channels", "layout")])
+    return inspect.Signature([p for p in parameters if p.name not in SITE_PARAMETERS])
 
 
 _entries: dict[str, Entry] = {}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rtdetr_act.activations.checks import channel_dim
+from rtdetr_act.activations.checks import channel_dim, check_map
 from rtdetr_act.activations.edge_targets import (
     CORAL,
     HAILO,
@@ -72,6 +72,23 @@ def log_softmax(dim: int | None = None, *, layout: Layout = "map") -> nn.LogSoft
     LogSoftmax(dim=-1)
     """
     return nn.LogSoftmax(dim=channel_dim(layout) if dim is None else dim)
+
+
+class Softmax2d(nn.Softmax2d):
+    """A `torch.nn.Softmax2d` whose input always has a batch dimension.
+
+    torch's takes three dimensions as (C, H, W) and so normalises (B, C, L) over the batch.
+
+    Shapes: (B, C, L), (B, C, H, W) or (B, C, D, H, W) to the same, with a sum of 1 over the channels.
+
+    >>> Softmax2d()(torch.zeros(2, 4, 5))[0, :, 0]
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the softmax over the channels; raises ShapeError if x is not a feature map."""
+        check_map(x)
+        return torch.softmax(x, 1)
 
 
 # ---------------------------------------------------------------- callbacks of the entry
@@ -353,11 +370,12 @@ ENTRIES = (
     ),
     _entry(
         "softmax2d",
-        nn.Softmax2d,
+        Softmax2d,
         "eˣ / Σ eˣ over the channels of a map",
         _COMPETES,
         tokens=False,
-        maps_only_because="it needs height and width",
+        maps_only_because="softmax takes both",
+        classes=(Softmax2d, nn.Softmax2d),
         targets={"rknn": Native(RKNN, _ON_CPU), "openvino": Native(OPENVINO, _ALONE)},
     ),
     _entry(

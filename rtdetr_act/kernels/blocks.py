@@ -25,6 +25,8 @@ ELEMENTS_PER_THREAD = 1 << 19
 SMALL_NUMEL = 1 << 15
 _memory = threading.local()
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of dimensions
+
 Block = tuple[slice, slice, slice]
 WHOLE: Block = (slice(None), slice(None), slice(None))
 
@@ -48,16 +50,20 @@ def block_size() -> int:
 
 
 def make_dense(x: Tensor) -> Tensor:
-    """Return x if it is contiguous or channels_last, else a copy without gaps or overlaps in memory.
+    """Return x if it is contiguous, channels_last or channels_last_3d, else a copy without gaps or overlaps in memory.
 
     >>> x = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
     >>> make_dense(x) is x, make_dense(x[:, :2]).is_contiguous(memory_format=torch.channels_last)
     (True, True)
     """
-    if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+    if x.is_contiguous():
         return x
-    channels_last = x.ndim == 4 and x.stride(1) == 1 and x.shape[1] > 1
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    channels_last = _CHANNELS_LAST.get(x.ndim)
+    if channels_last is None:
+        return x.contiguous()
+    if x.is_contiguous(memory_format=channels_last):
+        return x
+    return x.contiguous(memory_format=channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format)
 
 
 def match_layout(x: Tensor, other: Tensor) -> Tensor:
@@ -168,8 +174,8 @@ def as_map(x: Tensor, layout: str) -> Tensor:
     """Reshape any input of an activation to (B, C, H, W) maps.
 
     Args:
-        x: (B, C, ...) with layout "map", which keep B and C; (..., C) with layout "tokens", which become one
-            channels_last map (1, C, N, 1).
+        x: (B, C, ...) with layout "map", which keep B and C, and channels_last_3d becomes channels_last; (..., C) with
+            layout "tokens", which become one channels_last map (1, C, N, 1).
         layout: "map" or "tokens".
 
     >>> as_map(torch.zeros(2, 8, 5), "map").shape, as_map(torch.zeros(2, 5, 8), "tokens").shape

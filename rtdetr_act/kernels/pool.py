@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from rtdetr_act.kernels.backend import needs_autograd, needs_plain_ops
+from rtdetr_act.kernels.blocks import as_map
 
 
 def global_avg_pool(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the mean over height and width.
+    """Return the mean over all positions.
 
     Half types are accumulated in float32, explicitly so that an exported graph does it too: a float16 sum over 160x160
     positions overflows from a mean of 2.6 on. The backward of `Tensor.mean` writes a map that autograd then adds to
     another; here it is an expanded view.
 
     Args:
-        x: (B, C, H, W).
+        x: (B, C, ...).
         dtype: Dtype of the result, that of the weights applied to it.
 
     Returns:
@@ -27,6 +28,7 @@ def global_avg_pool(x: Tensor, dtype: torch.dtype) -> Tensor:
     >>> global_avg_pool(torch.full((1, 2, 160, 160), 100.0, dtype=torch.float16), torch.float32)
     tensor([[100., 100.]])
     """
+    x = as_map(x, "map")
     if needs_autograd(x) and not needs_plain_ops(x):
         return _Mean.apply(x, dtype)
     return plain(x, dtype)

@@ -72,7 +72,11 @@ def _evaluate_embedded(activation: Callable[[Tensor], Tensor], x: Tensor, channe
     rows, channel, row, column = place
     position, lines = row * _SIZE + column, maps.flatten(2)
     if layout == "map":
-        shapes = {"(B, C, H, W)": (maps, place), "(B, C, L)": (lines, (rows, channel, position))}
+        shapes = {
+            "(B, C, H, W)": (maps, place),
+            "(B, C, L)": (lines, (rows, channel, position)),
+            "(B, C, D, H, W)": (maps.unsqueeze(2), (rows, channel, 0, row, column)),
+        }
     else:
         # (B, C) is tried first: torch's PReLU has its channels in dimension 1, which in (B, N, C) are the positions.
         tokens = lines.transpose(1, 2)
