@@ -66,7 +66,7 @@ def count_gflops(model: nn.Module, imgsz: int = DEFAULT_IMGSZ) -> float:
     5600
     """
     inputs = get_example_inputs(model, None)
-    if inputs is None:
+    if inputs is None or inputs[0].ndim != 4:  # a signal or a clip, of which imgsz is not the size
         return math.nan
     sites = [site for site in find_sites(model) if isinstance(site.module, nn.Module)]
     size = (1, inputs[0].shape[1], imgsz, imgsz)

@@ -240,6 +240,6 @@ def _build_twice(site: Site) -> list[nn.Module]:
         return []
     with torch.random.fork_rng(devices=[]):
         try:
-            return [registry.build(spec, site.channels, site.input_layout) for _ in range(2)]
+            return [registry.build(spec, site.channels, site.input_layout, dims=site.dims) for _ in range(2)]
         except RtdetrActError:  # it takes arguments that are not known here
             return []

@@ -111,7 +111,8 @@ def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
     Args:
         model: RTDETR, YOLO, an Ultralytics task model, or any torch.nn.Module.
         example_input: A tensor or a tuple of positional arguments to call the model with. Default: None, random inputs
-            (2, C, 224, 224).
+            (2, C, 224, 224), or (2, C, 4096) or (2, C, 16, 64, 64) if the first convolution is a `Conv1d` or a
+            `Conv3d`.
 
     Returns:
         The report; `len(report)` is the number of folded activations.

@@ -52,18 +52,25 @@ def get_example_inputs(root: nn.Module, example_input: Any) -> tuple[Any, ...] |
 
     Args:
         root: The model.
-        example_input: A tensor or a tuple of arguments, None for zeros of the shape (1, C, 224, 224).
+        example_input: A tensor or a tuple of arguments, None for zeros of the shape that the first convolution takes:
+            (1, C, 4096), (1, C, 224, 224) or (1, C, 16, 64, 64).
 
     Returns:
-        The arguments; None if none are given and the model has no 2-D convolution.
+        The arguments; None if none are given and the model has no convolution.
     """
     if example_input is not None:
         return example_input if isinstance(example_input, tuple) else (example_input,)
     parameter = next((p for p in root.parameters() if p.is_floating_point()), None)
-    conv = next((m for m in root.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))), None)
+    convs = (m for m in root.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    conv = next(convs, None)
     if parameter is None or conv is None:
         return None
-    return (torch.zeros(1, conv.in_channels, 224, 224, device=parameter.device, dtype=parameter.dtype),)
+    size = _EXAMPLE_SIZES[len(conv.kernel_size)]
+    return (torch.zeros(1, conv.in_channels, *size, device=parameter.device, dtype=parameter.dtype),)
+
+
+# Spatial sizes of an example input by their number: a signal that survives a stride of a thousand, an image, a clip.
+_EXAMPLE_SIZES = {1: (4096,), 2: (224, 224), 3: (16, 64, 64)}
 
 
 def find_frozen(parameters: Iterable[torch.Tensor]) -> set[int]:

@@ -42,6 +42,12 @@ _PASSING = {
     "as_strided", "constant_pad_nd", "repeat", "repeat_interleave", "cat", "stack", "chunk", "lift_fresh", "roll",
     "_reshape_alias", "expand_as", "copy",
 }  # fmt: skip
+# Whether a layer computes a map; the others compute tokens.
+_LAYERS = {
+    "convolution": True, "_convolution": True, "native_batch_norm": True, "_native_batch_norm_legit": True,
+    "_native_batch_norm_legit_no_training": True, "cudnn_batch_norm": True, "mkldnn_convolution": True,
+    "cudnn_convolution": True, "addmm": False, "mm": False, "linear": False, "native_layer_norm": False,
+}  # fmt: skip
 _PRODUCTS = {"mul", "bmm", "mm", "baddbmm", "addbmm"}
 _POOLS = {"mean", "sum", "amax", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "max", "var",
           "_adaptive_avg_pool3d", "adaptive_max_pool3d"}  # fmt: skip
@@ -76,11 +82,14 @@ class SiteCall:
     Attributes:
         shape: Shape of its input.
         pooled: Whether the input is a map that was pooled to a single position.
+        dims: Number of spatial dimensions if the input comes from a convolution or BatchNorm, 0 if it comes from a
+            matrix product or LayerNorm, with nothing but elementwise functions in between; else None.
         activation: What ran there.
     """
 
     shape: tuple[int, ...]
     pooled: bool
+    dims: int | None
     activation: Activation
 
 
@@ -97,15 +106,17 @@ class _State:
         leaf: Whether it is a parameter, a buffer or a constant, or a view of one.
         gate: Whether it holds the values of a sigmoid or softmax.
         pooled: Whether it was pooled to a single position.
+        dims: As in `SiteCall`.
     """
 
-    __slots__ = ("ancestors", "curved", "features", "gate", "leaf", "origin", "parts", "pooled", "result_of")
+    __slots__ = ("ancestors", "curved", "dims", "features", "gate", "leaf", "origin", "parts", "pooled", "result_of")
 
     def __init__(self) -> None:
         self.ancestors = 0
         self.result_of: int | None = None
         self.origin: object = self
         self.parts: tuple[int, ...] = ()
+        self.dims: int | None = None
         self.curved = self.features = self.gate = self.pooled = False
         self.leaf = True
 
@@ -143,7 +154,7 @@ class OperatorCounter(TorchDispatchMode):
         """
         outer, self._site, first = self._site, site, len(self.activations)
         before = self._get(x)
-        features, pooled = before.features or not before.leaf, before.pooled
+        features, pooled, dims = before.features or not before.leaf, before.pooled, before.dims
         shape = tuple(x.shape)
         try:
             result: Tensor = activation(x, *args, **kwargs)
@@ -157,8 +168,9 @@ class OperatorCounter(TorchDispatchMode):
             self.activations[i].counts = False
         state = self._get(result)
         state.ancestors |= 1 << number
+        state.dims = dims
         state.result_of, state.leaf, state.parts = number, False, (*before.parts, number)
-        self.calls.setdefault(site, []).append(SiteCall(shape, pooled, self.activations[number]))
+        self.calls.setdefault(site, []).append(SiteCall(shape, pooled, dims, self.activations[number]))
         return result
 
     def __torch_dispatch__(
@@ -183,6 +195,8 @@ class OperatorCounter(TorchDispatchMode):
         for tensor in _find_tensors([result]):
             single = tensor.ndim > 2 and all(size == 1 for size in tensor.shape[2:])
             own = _copy(made)
+            if name in _LAYERS:
+                own.dims = max(tensor.ndim - 2, 0) if _LAYERS[name] else 0
             own.pooled = single and (pooled or (pools and bool(shapes) and len(shapes[0]) == tensor.ndim))
             self._states[tensor] = own
         return result
@@ -204,6 +218,8 @@ class OperatorCounter(TorchDispatchMode):
         if not states:
             return made
         made.gate = name in _GATES
+        if features and (name in _POINTWISE or name == "cat") and len({state.dims for state in features}) == 1:
+            made.dims = features[0].dims
         if len(features) == 1 and (name in _POINTWISE or name in _PASSING):
             made.result_of = features[0].result_of
             made.gate |= features[0].gate

@@ -232,7 +232,8 @@ def patch_model(
             replaces, if it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, dyrelu_a, dyrelu_b, dyrelu_c).
             With "match" the next training with Ultralytics begins with `refit`, for any activation.
         example_input: Input of a model that is not from Ultralytics, a tensor or a tuple of arguments, for a forward
-            pass that determines channels and layouts. Default: None, zeros (1, C, 224, 224).
+            pass that determines channels and layouts. Default: None, zeros (1, C, 224, 224), or (1, C, 4096) or
+            (1, C, 16, 64, 64) if the first convolution is a `Conv1d` or a `Conv3d`.
         replaces: Name(s) of activations, such as "silu" or ["silu", "relu"]: only sites that hold one of them now are
             swapped. Default: None, whatever they hold.
         treat_as: "activation" or "other" by class, or by its qualified or bare name, for modules of your own that
@@ -580,7 +581,7 @@ def _build_swap(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:
         _check_support(site, entry)
         placed = get_placement(site.module)
         original = placed.original if placed else site.module
-        module = registry.build(rule.activation, site.channels, site.input_layout)
+        module = registry.build(rule.activation, site.channels, site.input_layout, dims=site.dims)
         if rule.init == "match":
             misfit = match(module, site.module, site.channels, site.input_layout)
         _set_inplace(module, site, rule, entry)

@@ -30,7 +30,12 @@ ACTIVATIONS: tuple[Replaces, ...] = ("activation",)
 _SKIPPED_CLASSES = ("RealNVP",)
 _TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.LayerNorm)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, DynamicConv2d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.SyncBatchNorm)
+_NORMS_BY_DIMS = {
+    1: (nn.BatchNorm1d, nn.InstanceNorm1d),
+    2: (nn.BatchNorm2d, nn.InstanceNorm2d),
+    3: (nn.BatchNorm3d, nn.InstanceNorm3d),
+}
+_NORMS = (*sum(_NORMS_BY_DIMS.values(), ()), nn.SyncBatchNorm)
 # Blocks that compute one kernel from several by reading the weights of the convolutions inside: RepConv, RepVGGDW and
 # Conv2 of Ultralytics, RepVGG and MobileOne of timm.
 _WEIGHT_READERS = ("get_equivalent_kernel_bias", "fuse_convs", "reparameterize", "switch_to_deploy")
@@ -48,8 +53,8 @@ class Site(Result):
         layer: Index of the Ultralytics layer, None for other models.
         section: "backbone", "neck" or "head" for Ultralytics models and models with children of these names, else "".
         channels: Number of channels C; for a convolution, of its output. None if unknown or different between calls.
-        layout: "map" for (B, C, H, W), "tokens" for (B, N, C), "pooled" for maps (B, C, 1, 1) that were pooled to one
-            position, such as those inside squeeze-and-excitation.
+        layout: "map" for (B, C, L), (B, C, H, W) or (B, C, D, H, W), "tokens" for (B, N, C) and (B, C), "pooled" for maps
+            that were pooled to a single position, (B, C, 1, 1), such as those inside squeeze-and-excitation.
         module: The current module, or function such as `F.relu`; for a hidden call, an equivalent module.
         hidden_calls: If it is a functional call in the owner's code, or one of several calls of a shared module, all
             such calls of the owner; else empty.
@@ -58,6 +63,7 @@ class Site(Result):
             layer reads its input. This holds after the BatchNorm of an Ultralytics convolution, and where the stock
             activation works in place.
         replaces: The kind of site, "activation" or "convolution".
+        dims: Number of spatial dimensions of a map: 1, 2 (default) or 3.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Site(Result):
     widths: tuple[int, ...] = ()
     overwritable: bool = False
     replaces: Replaces = "activation"
+    dims: int = 2
 
     @property
     def hidden(self) -> bool:
@@ -143,7 +150,8 @@ def find_sites(model: nn.Module, example_input: Any = None, treat_as: Mapping[An
     Args:
         model: RTDETR, YOLO, a task model or any torch.nn.Module.
         example_input: Input of that forward pass, a tensor or a tuple of positional arguments. Default: None, zeros of
-            the shape (1, C, 224, 224).
+            the shape (1, C, 224, 224), or (1, C, 4096) or (1, C, 16, 64, 64) if the first convolution is a `Conv1d` or
+            a `Conv3d`.
         treat_as: "activation" or "other" by class, or by its qualified or bare name, where the rules above are wrong.
             Default: None.
 
@@ -199,8 +207,8 @@ def collect_sites(
             # An Ultralytics model is built without a forward pass that could tell.
             if place.in_gate and layout == "map":
                 layout = "pooled"
-            over = _can_overwrite_input(owner, attribute, module)
-            found.append(Site(*where, channels, layout, module, place.calls, overwritable=over))
+            over, dims = _can_overwrite_input(owner, attribute, module), _infer_dims(owner, attribute)
+            found.append(Site(*where, channels, layout, module, place.calls, overwritable=over, dims=dims))
     stays = _find_fixed_convolutions(root, found, ultralytics)
     declared = {s.name for s in found if get_placement(s.module) or get_treatment(s.module, treat_as)}
     return _probe(root, [s for s in found if s.name not in stays], declared, ultralytics, example_input)
@@ -433,6 +441,26 @@ def _layout_after(module: nn.Module) -> Layout:
     return "tokens" if isinstance(module, nn.Linear) else "map"
 
 
+def _infer_dims(owner: nn.Module, attribute: str) -> int:
+    """Infer the number of spatial dimensions at an activation from the layers beside it, 2 if they do not say."""
+    beside = list(owner._modules.items())
+    place = next((i for i, (name, _) in enumerate(beside) if name == attribute), len(beside))
+    before, behind = beside[:place], beside[place:]
+    known = (_count_dims(child) for _, child in (*reversed(before), *behind) if child is not None)
+    return next((dims for dims in known if dims), 2)
+
+
+def _count_dims(module: nn.Module) -> int | None:
+    """Return the number of spatial dimensions of a layer's maps, None if unknown."""
+    if isinstance(module, (nn.modules.conv._ConvNd, DynamicConv2d)):
+        return len(module.kernel_size)
+    for dims, classes in _NORMS_BY_DIMS.items():
+        if isinstance(module, classes):
+            return dims
+    inner = getattr(module, "conv", getattr(module, "bn", None))
+    return _count_dims(inner) if isinstance(inner, nn.Module) else None
+
+
 class Observer(nn.Module):
     """Wrap an activation so that a function handles its calls.
 
@@ -502,7 +530,7 @@ def _probe(
     except Exception:
         if example_input is not None:
             raise
-        return sites  # the model does not take an image: keep what was inferred from the owners
+        return sites  # the model does not take such an input: keep what was inferred from the owners
     calls = {site.name: counter.calls.get(site.name, []) for site in sites}
     gates = {name for name, own in calls.items() if own and not any(call.activation.counts for call in own)}
     return [_add_calls(site, calls[site.name]) for site in sites if site.name not in gates or site.name in declared]
@@ -530,7 +558,7 @@ def count_operators(root: nn.Module, inputs: tuple[Any, ...], sites: Sequence[Si
 
 
 def _add_calls(site: Site, calls: Sequence[SiteCall]) -> Site:
-    """Return a site with the channels and layout of the inputs of its calls."""
+    """Return a site with the channels, layout and dimensions of the inputs of its calls."""
     if not calls:
         return site
     shape = calls[0].shape
@@ -540,8 +568,17 @@ def _add_calls(site: Site, calls: Sequence[SiteCall]) -> Site:
     if site.channels is not None and site.channels == shape[1 if site.layout == "map" else -1]:
         layout = site.layout
     else:
-        layout = "map" if len(shape) >= 4 else "tokens"
+        layout = _get_layout(calls[0])
     widths = tuple(call.shape[1] if layout == "map" else call.shape[-1] for call in calls)
+    dims = len(shape) - 2 if layout == "map" and 3 <= len(shape) <= 5 else site.dims
     if layout == "map" and all(call.pooled for call in calls):
         layout = "pooled"
-    return replace(site, layout=layout, channels=widths[0] if len(set(widths)) == 1 else None, widths=widths)
+    channels = widths[0] if len(set(widths)) == 1 else None
+    return replace(site, layout=layout, channels=channels, widths=widths, dims=dims)
+
+
+def _get_layout(call: SiteCall) -> Layout:
+    """Return the layout of the input of a call, from the layer that computed it, or else from its shape."""
+    if call.dims is not None:
+        return "map" if call.dims else "tokens"
+    return "map" if len(call.shape) >= 4 else "tokens"
