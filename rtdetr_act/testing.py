@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -29,6 +29,14 @@ from rtdetr_act.surgery.tracing import sample_curve
 
 Reference: TypeAlias = Callable[[np.ndarray, Mapping[str, np.ndarray], int], Any]
 HALF = (torch.float16, torch.bfloat16)
+# By number of spatial dimensions: the sizes of the maps drawn, the layers of a network, and the memory format.
+_SIZES: dict[int, tuple[int, ...]] = {1: (20,), 2: (5, 4), 3: (3, 4, 2)}
+_LAYERS: dict[int, tuple[Any, Any]] = {
+    1: (nn.Conv1d, nn.BatchNorm1d),
+    2: (nn.Conv2d, nn.BatchNorm2d),
+    3: (nn.Conv3d, nn.BatchNorm3d),
+}
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,17 @@ class _Case:
     layout: Layout
     channels: int
     reference: Reference | None
+    dims: int = 2
+
+    @property
+    def place(self) -> str:
+        """The layout as failures name it."""
+        return self.layout if self.layout == "tokens" or self.dims == 2 else f"{self.dims}-d map"
 
     def build(self, dtype: torch.dtype = torch.float32, channels: int | None = None) -> nn.Module:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            module = create(self.spec, channels or self.channels, self.layout)
+            module = create(self.spec, channels or self.channels, self.layout, self.dims)
             for parameter in module.parameters():
                 parameter.add_(0.2 * torch.rand_like(parameter))
             for name, buffer in module.named_buffers():
@@ -54,7 +68,7 @@ class _Case:
 
     def draw(self, dtype: torch.dtype = torch.float32, channels: int | None = None) -> Tensor:
         c = channels or self.channels
-        shape = (2, c, 5, 4) if self.layout == "map" else (2, 7, c)
+        shape = (2, c, *_SIZES[self.dims]) if self.layout == "map" else (2, 7, c)
         return (2 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).to(dtype)
 
     def expect(self, module: nn.Module, x: Tensor) -> Tensor:
@@ -69,7 +83,11 @@ class _Case:
 
 
 def check_activation(
-    activation: str | type[nn.Module], reference: Reference | None = None, *, channels: int = 6
+    activation: str | type[nn.Module],
+    reference: Reference | None = None,
+    *,
+    channels: int = 6,
+    dims: Sequence[int] = (2,),
 ) -> None:
     """Check that a registered activation has all properties that the package relies on.
 
@@ -86,15 +104,17 @@ def check_activation(
             state dict (float64 arrays by name) and the channel dimension to the output. Default: None, which compares
             with the module in float64 and does not check the formula itself.
         channels: Number of channels of the inputs. Default: 6.
+        dims: The numbers of spatial dimensions of the maps that it must accept. Default: (2,), which is (B, C, H, W);
+            1 is (B, C, L) and 3 is (B, C, D, H, W).
 
     Raises:
-        SpecError: The activation is unknown.
+        SpecError: The activation is unknown, or a number of dimensions is not 1, 2 or 3.
         AssertionError: A check failed; the message names the activation, the layout and the check.
     """
     resolved = resolve(activation if isinstance(activation, str) else _registered_name(activation))
     known = get_entry(resolved.name)
-    for layout in ("map", "tokens") if known.tokens else ("map",):
-        case = _Case(str(resolved), known, layout, channels, reference)
+    maps = [_Case(str(resolved), known, "map", channels, reference, count) for count in dims]
+    for case in [*maps, *([_Case(str(resolved), known, "tokens", channels, reference)] if known.tokens else [])]:
         for check in _CHECKS:
             with torch.random.fork_rng(devices=[]), _name_failures(case, check):
                 torch.manual_seed(0)
@@ -115,7 +135,7 @@ def _name_failures(case: _Case, check: Callable[[_Case], None]) -> Iterator[None
     except Exception as error:
         what = (check.__doc__ or check.__name__).strip().rstrip(".")
         said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-        raise AssertionError(f"{case.spec} ({case.layout}): {what}: {said}") from error
+        raise AssertionError(f"{case.spec} ({case.place}): {what}: {said}") from error
 
 
 # ---------------------------------------------------------------- computation
@@ -131,7 +151,8 @@ def _check_gradients(case: _Case) -> None:
     """Its gradients are those of finite differences."""
     channels = 3 if case.channels > 3 else case.channels
     module = case.build(torch.float64, channels)
-    x = case.draw(torch.float64, channels)[..., :3, :].contiguous()
+    x = case.draw(torch.float64, channels)
+    x = (x[..., :6] if case.place == "1-d map" else x[..., :3, :]).contiguous()
     x = torch.where(x.abs() < 0.05, 0.3, x).requires_grad_()  # away from a kink at 0
     keys = [key for key, _ in module.named_parameters()]
 
@@ -166,17 +187,23 @@ def _check_autocast(case: _Case) -> None:
 
 def _check_memory_format(case: _Case) -> None:
     """It keeps channels_last, except for torch's kernels, some of which return contiguous results."""
-    if case.layout == "map":
-        module, x = case.build(), case.draw().to(memory_format=torch.channels_last)
-        y = module(x)
-        kept = y.is_contiguous(memory_format=torch.channels_last)
-        assert kept or type(module).__module__.startswith("torch.nn."), "the result is contiguous"
-        torch.testing.assert_close(y, module(x.contiguous()), rtol=1e-4, atol=1e-5)
+    if case.layout == "tokens":
+        return
+    module, x = case.build(), case.draw()
+    if case.dims == 1:  # there is no such memory format, but (B, L, C) may be transposed
+        strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+        torch.testing.assert_close(module(strided), module(x), rtol=1e-4, atol=1e-5)
+        return
+    y = module(x.to(memory_format=_CHANNELS_LAST[case.dims]))
+    kept = y.is_contiguous(memory_format=_CHANNELS_LAST[case.dims])
+    of_torch = type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Softmax2d)
+    assert kept or of_torch, "the result is contiguous"
+    torch.testing.assert_close(y, module(x), rtol=1e-4, atol=1e-5)
 
 
 def _check_small_inputs(case: _Case) -> None:
     """It accepts one image of one pixel, also in training mode, and an empty batch."""
-    one = (1, case.channels, 1, 1) if case.layout == "map" else (1, 1, case.channels)
+    one = (1, case.channels, *(1,) * case.dims) if case.layout == "map" else (1, 1, case.channels)
     for training in (True, False):
         x = torch.randn(one, requires_grad=True)
         y = case.build().train(training)(x)
@@ -247,7 +274,8 @@ def _build_network(case: _Case) -> nn.Sequential:
     c = case.channels
     if case.layout == "tokens":
         return nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, 2))
-    return nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.SiLU(), nn.Conv2d(c, 2, 1))
+    conv, norm = _LAYERS[case.dims]
+    return nn.Sequential(conv(c, c, 1), norm(c), nn.SiLU(), conv(c, 2, 1))
 
 
 def _draw_input(case: _Case) -> Tensor:
@@ -301,7 +329,7 @@ def _check_fit(case: _Case) -> None:
     if case.entry.fit is None:
         return
     for old in (nn.SiLU(), nn.ReLU()):
-        module = create(case.spec, case.channels, case.layout)
+        module = create(case.spec, case.channels, case.layout, case.dims)
         target = sample_curve(old, GRID.float(), case.channels, case.layout).double()
         start = relative_error(sample_curve(module, GRID.float(), case.channels, case.layout).double(), target)
         curve = case.entry.fit(module, target)
@@ -322,7 +350,7 @@ def _check_inplace(case: _Case) -> None:
     for inplace in (False, True):
         module.inplace = inplace  # type: ignore[assignment]
         x = case.draw(torch.float64).requires_grad_()
-        norm = nn.BatchNorm1d(x.shape[1]).double() if x.ndim == 3 else nn.BatchNorm2d(x.shape[1]).double()
+        norm = _LAYERS[x.ndim - 2][1](x.shape[1]).double()
         y = module(norm(x))
         gradients.append(torch.autograd.grad(y.square().sum(), [x, *module.parameters()]))
     for plain, over in zip(*gradients, strict=True):

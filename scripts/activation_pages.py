@@ -15,7 +15,8 @@ import re
 from pathlib import Path
 
 import rtdetr_act
-from rtdetr_act.activations.protocol import Entry
+from rtdetr_act.activations.checks import MAP_SHAPES
+from rtdetr_act.activations.protocol import SITE_PARAMETERS, Entry
 from rtdetr_act.activations.registry import count_parameters, get_entry, names
 from rtdetr_act.analysis.curves import plot_activations
 from rtdetr_act.deploy.targets import TARGETS, get_native_support
@@ -140,15 +141,14 @@ def _describe_size(entry: Entry) -> str:
 
 
 def _describe_arguments(entry: Entry) -> str:
-    own = [each for name, each in entry.parameters.items() if name not in ("channels", "layout")]
+    own = [each for name, each in entry.parameters.items() if name not in SITE_PARAMETERS]
     text = ", ".join(str(each.replace(annotation=inspect.Parameter.empty)) for each in own)
     return f"`{entry.name}({text})`" if text else "none"
 
 
 def _describe_places(entry: Entry) -> str:
-    if entry.tokens:
-        return "feature maps (B, C, H, W) and tokens (B, N, C)"
-    return f"feature maps (B, C, H, W) only: {entry.maps_only_because}"
+    maps = f"feature maps {', '.join(MAP_SHAPES.values())}"
+    return f"{maps} and tokens (B, N, C)" if entry.tokens else f"{maps} only: {entry.maps_only_because}"
 
 
 def _describe_match(entry: Entry) -> str:

@@ -53,8 +53,8 @@ class Site(Result):
         layer: Index of the Ultralytics layer, None for other models.
         section: "backbone", "neck" or "head" for Ultralytics models and models with children of these names, else "".
         channels: Number of channels C; for a convolution, of its output. None if unknown or different between calls.
-        layout: "map" for (B, C, L), (B, C, H, W) or (B, C, D, H, W), "tokens" for (B, N, C) and (B, C), "pooled" for maps
-            that were pooled to a single position, (B, C, 1, 1), such as those inside squeeze-and-excitation.
+        layout: "map" for (B, C, L), (B, C, H, W) or (B, C, D, H, W), "tokens" for (B, N, C) and (B, C), "pooled" for a
+            map that was pooled to a single position, (B, C, 1, 1), such as those inside squeeze-and-excitation.
         module: The current module, or function such as `F.relu`; for a hidden call, an equivalent module.
         hidden_calls: If it is a functional call in the owner's code, or one of several calls of a shared module, all
             such calls of the owner; else empty.
