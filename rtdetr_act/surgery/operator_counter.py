@@ -46,7 +46,14 @@ _PASSING = {
 _LAYERS = {
     "convolution": True, "_convolution": True, "native_batch_norm": True, "_native_batch_norm_legit": True,
     "_native_batch_norm_legit_no_training": True, "cudnn_batch_norm": True, "mkldnn_convolution": True,
-    "cudnn_convolution": True, "addmm": False, "mm": False, "linear": False, "native_layer_norm": False,
+    "cudnn_convolution": True, "native_group_norm": True, "addmm": False, "mm": False, "linear": False, "native_layer_norm": False,
+}  # fmt: skip
+# The result is a map if the input is one; torch computes pooling in one dimension as that in two.
+_RESIZING = {
+    "squeeze", "unsqueeze", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d", "mean",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "constant_pad_nd",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_linear1d",
+    "upsample_trilinear3d", "upsample_bicubic2d", "pixel_shuffle", "slice",
 }  # fmt: skip
 _PRODUCTS = {"mul", "bmm", "mm", "baddbmm", "addbmm"}
 _POOLS = {"mean", "sum", "amax", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "max", "var",
@@ -197,6 +204,8 @@ class OperatorCounter(TorchDispatchMode):
             own = _copy(made)
             if name in _LAYERS:
                 own.dims = max(tensor.ndim - 2, 0) if _LAYERS[name] else 0
+            elif name in _RESIZING and states[0].dims:
+                own.dims = max(tensor.ndim - 2, 0)
             own.pooled = single and (pooled or (pools and bool(shapes) and len(shapes[0]) == tensor.ndim))
             self._states[tensor] = own
         return result
