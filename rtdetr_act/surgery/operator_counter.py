@@ -46,7 +46,8 @@ _PASSING = {
 _LAYERS = {
     "convolution": True, "_convolution": True, "native_batch_norm": True, "_native_batch_norm_legit": True,
     "_native_batch_norm_legit_no_training": True, "cudnn_batch_norm": True, "mkldnn_convolution": True,
-    "cudnn_convolution": True, "native_group_norm": True, "addmm": False, "mm": False, "linear": False, "native_layer_norm": False,
+    "cudnn_convolution": True, "native_group_norm": True, "addmm": False, "mm": False, "linear": False,
+    "native_layer_norm": False,
 }  # fmt: skip
 # The result is a map if the input is one; torch computes pooling in one dimension as that in two.
 _RESIZING = {

@@ -41,7 +41,7 @@ def is_activation(
         child: The module.
         treat_as: What the user says about classes, by qualified or bare name, which comes first.
     """
-    if placement := get_placement(child):  # which may be a gate in the place of an activation
+    if placement := get_placement(child):  # which may be a sigmoid in the place of an activation
         return placement.replaces == "activation"
     if treatment := get_treatment(child, treat_as or {}):
         return treatment == "activation"
@@ -52,6 +52,15 @@ def is_activation(
     if attribute == "act" and hasattr(type(owner), "default_act") and not isinstance(child, nn.Identity):
         return True
     return computes_activation(child)
+
+
+def is_declared(module: object, treat_as: Mapping[str, TreatAs]) -> bool:
+    """Return whether a module is an activation whatever is done with its result.
+
+    It is if a swap inserted it, its class is of this package, or the user says so.
+    """
+    own = type(module).__module__.startswith("rtdetr_act.activations")
+    return own or get_placement(module) is not None or get_treatment(module, treat_as) == "activation"
 
 
 def get_treatment(module: object, treat_as: Mapping[str, TreatAs]) -> TreatAs | None:

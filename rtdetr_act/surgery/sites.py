@@ -22,7 +22,7 @@ from rtdetr_act.surgery.model_plan import is_model_yaml, read_plan
 from rtdetr_act.surgery.modules import evaluation_mode, find_frozen, get_example_inputs, set_child, unwrap
 from rtdetr_act.surgery.operator_counter import OperatorCounter, SiteCall, no_fused_attention
 from rtdetr_act.surgery.plan import TreatAs, parse_treat_as
-from rtdetr_act.surgery.recognition import get_plugin_treatments, get_treatment, is_activation
+from rtdetr_act.surgery.recognition import get_plugin_treatments, is_activation, is_declared
 from rtdetr_act.surgery.rewiring import get_hidden_calls, is_rewired, rewire, unwire
 
 ACTIVATIONS: tuple[Replaces, ...] = ("activation",)
@@ -210,7 +210,7 @@ def collect_sites(
             over, dims = _can_overwrite_input(owner, attribute, module), _infer_dims(owner, attribute)
             found.append(Site(*where, channels, layout, module, place.calls, overwritable=over, dims=dims))
     stays = _find_fixed_convolutions(root, found, ultralytics)
-    declared = {s.name for s in found if get_placement(s.module) or get_treatment(s.module, treat_as)}
+    declared = {s.name for s in found if is_declared(s.module, treat_as)}
     return _probe(root, [s for s in found if s.name not in stays], declared, ultralytics, example_input)
 
 
