@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 RAY := .venv-ray
+MODELS := .venv-models
 # Two processes: most tests keep one core busy. Each file stays in one of them, with its trained fixtures.
 PARALLEL := -n 2 --dist loadfile
 # A plain comma inside $(call …) would end the argument.
@@ -13,7 +14,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test docs docs-code test-quick test-ray test-oldest bench gpu parity chaos chaos-ray interruptions fuzz stock compat format clean
+.PHONY: demo test docs docs-code test-quick test-ray test-oldest bench gpu parity chaos chaos-ray interruptions fuzz stock compat coverage format clean
 
 define uv
 	$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
@@ -64,6 +65,12 @@ test-ray: $(RAY)/installed
 test-oldest:
 	$(call environment,$(OLDEST),-e ".[dev]" "ultralytics==8.3.0" "torch==2.4.1" "torchvision==0.19.1" "numpy<2" setuptools)
 	$(call tests,$(OLDEST)/$(BIN)/python)
+
+# What runs and what a swap reaches in models of Ultralytics, torchvision, timm and transformers, and in checkouts given as
+# REPOSITORIES="--yolov5 DIR …"; about ten minutes.
+coverage:
+	$(call environment,$(MODELS),-e ".[dev]" timm transformers)
+	$(MODELS)/$(BIN)/python scripts/count_activations.py $(REPOSITORIES)
 
 # Tables, JSON and charts in runs/bench; about 25 minutes on two cores.
 bench: $(VENV)/installed
@@ -128,4 +135,4 @@ format: $(VENV)/installed
 	$(VENV)/$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(RAY) .venv-compat docs/_build docs/_generated docs/activations .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(RAY) $(MODELS) .venv-compat docs/_build docs/_generated docs/activations .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

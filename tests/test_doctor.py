@@ -393,3 +393,19 @@ def test_names_tell_checkpoints_apart() -> None:
     assert name_checkpoints(list(map(Path, paths))) == ["a/best", "a/last", "b/best", "b"]
     paths = ["x/a/weights/best.pt", "y/a/weights/best.pt", "y/b/weights/best.pt"]
     assert name_checkpoints(list(map(Path, paths))) == ["x/a", "y/a", "b"]
+
+
+def test_weights_of_another_training_loop_name_their_network(tmp_path: Path) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    model = torchvision.models.resnet18()
+    stock = model.state_dict()
+    patch_model(model, "mish")
+    for name in ("checkpoint.pth", "checkpoint.pt"):
+        torch.save({"model": model.state_dict(), "ema": stock, "epoch": 3}, tmp_path / name)
+        with pytest.raises(
+            ModelError, match=r"without their network, 'model' of one with 'mish' and 'ema' of a stock one"
+        ):
+            examine(tmp_path / name)
+    torch.save({"weights": [1, 2]}, tmp_path / "other.pth")
+    with pytest.raises(ModelError, match="cannot be trained or swapped"):
+        examine(tmp_path / "other.pth")

@@ -15,10 +15,10 @@ from rtdetr_act.errors import ModelError, reason
 from rtdetr_act.formatting import format_count
 from rtdetr_act.results import Result, Table, TableResult
 from rtdetr_act.surgery.model_plan import read_plan
-from rtdetr_act.surgery.modules import get_example_inputs, preserve_attributes, set_child, unwrap
+from rtdetr_act.surgery.modules import preserve_attributes, set_child, unwrap
 from rtdetr_act.surgery.operator_counter import Activation
 from rtdetr_act.surgery.rewiring import is_rewired, unwire
-from rtdetr_act.surgery.sites import ACTIVATIONS, Site, collect_sites, count_operators
+from rtdetr_act.surgery.sites import ACTIVATIONS, Site, collect_sites, count_in_example
 
 
 @dataclass(frozen=True, repr=False)
@@ -120,22 +120,21 @@ def measure_coverage(model: Any, example_input: Any = None) -> Coverage:
     left: 1 on maps
     """
     root = unwrap(model)
-    inputs = get_example_inputs(root, example_input)
-    if inputs is None:
-        raise ModelError("counting what runs takes a forward pass, and this model takes no image: give example_input=")
     treat_as = dict(read_plan(root).treat_as)
     sites = collect_sites(root, "", getattr(root, "yaml", None), ACTIVATIONS, example_input, treat_as)
     try:
         with preserve_attributes(root):
-            observed = count_operators(root, inputs, [_with_original(site) for site in sites])
+            observed = count_in_example(root, example_input, [_with_original(site) for site in sites])
             with _stock(sites):
-                plain = count_operators(root, inputs, ())
+                plain = count_in_example(root, example_input, ())
     except Exception as error:
-        given = "the example input" if example_input is not None else "zeros of the shape (1, C, 224, 224)"
+        given = "the example input" if example_input is not None else "zeros of the shape of an image"
         raise ModelError(
             f"the model cannot be called with {given}, so nothing is counted ({type(error).__name__}: {reason(error)}):"
             " give example_input="
         ) from error
+    if observed is None or plain is None:
+        raise ModelError("counting what runs takes a forward pass, and this model takes no image: give example_input=")
     return _count(sites, observed.activations, plain.activations)
 
 

@@ -47,13 +47,14 @@ def unwrap_parallel(model: Any) -> nn.Module:
     return unwrap(model)
 
 
-def get_example_inputs(root: nn.Module, example_input: Any) -> tuple[Any, ...] | None:
+def get_example_inputs(root: nn.Module, example_input: Any, side: int = 224) -> tuple[Any, ...] | None:
     """Return the positional arguments of a test call of a model.
 
     Args:
         root: The model.
         example_input: A tensor or a tuple of arguments, None for zeros of the shape that the first convolution takes:
             (1, C, 4096), (1, C, 224, 224) or (1, C, 16, 64, 64).
+        side: Height and width of the image. Default: 224.
 
     Returns:
         The arguments; None if none are given and the model has no convolution.
@@ -65,12 +66,12 @@ def get_example_inputs(root: nn.Module, example_input: Any) -> tuple[Any, ...] |
     conv = next(convs, None)
     if parameter is None or conv is None:
         return None
-    size = _EXAMPLE_SIZES[len(conv.kernel_size)]
+    size = _EXAMPLE_SIZES.get(len(conv.kernel_size), (side, side))
     return (torch.zeros(1, conv.in_channels, *size, device=parameter.device, dtype=parameter.dtype),)
 
 
-# Spatial sizes of an example input by their number: a signal that survives a stride of a thousand, an image, a clip.
-_EXAMPLE_SIZES = {1: (4096,), 2: (224, 224), 3: (16, 64, 64)}
+# Spatial sizes of an example input by their number: a signal that survives a stride of a thousand, and a clip.
+_EXAMPLE_SIZES = {1: (4096,), 3: (16, 64, 64)}
 
 
 def find_frozen(parameters: Iterable[torch.Tensor]) -> set[int]:

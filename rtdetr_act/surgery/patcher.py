@@ -94,17 +94,17 @@ class PatchReport(TableResult):
         swaps: One entry per swapped site, in module order.
         kept: Names of the unchanged sites, of the kinds (activations, convolutions) that the plan has rules for.
         plan: The whole plan of the model after the swap.
-        pooled: Names of those unchanged only because they stand on maps that were pooled to a single position, as in
-            squeeze-and-excitation, which scope="conv" leaves out.
         unseen: Functional activations in the code of blocks, which cannot be swapped.
+        pooled: Names of the sites unchanged only because they stand on maps that were pooled to a single position, as
+            in squeeze-and-excitation, which scope="conv" leaves out.
         measure: Measures `coverage`.
     """
 
     swaps: tuple[Swap, ...]
     kept: tuple[str, ...] = ()
     plan: Plan = field(default_factory=Plan)
-    pooled: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    pooled: tuple[str, ...] = ()
     measure: Callable[[], Coverage] | None = field(default=None, compare=False)
 
     @cached_property
@@ -207,8 +207,8 @@ def patch_model(
     init: Init = "paper",
     example_input: Any = None,
     replaces: str | Iterable[str] | None = None,
-    treat_as: Mapping[Any, str] | None = None,
     optimizer: Optimizer | None = None,
+    treat_as: Mapping[Any, str] | None = None,
 ) -> PatchReport:
     """Swap the activations of a model in place; each site gets a separate instance.
 
@@ -236,10 +236,10 @@ def patch_model(
             (1, C, 16, 64, 64) if the first convolution is a `Conv1d` or a `Conv3d`.
         replaces: Name(s) of activations, such as "silu" or ["silu", "relu"]: only sites that hold one of them now are
             swapped. Default: None, whatever they hold.
-        treat_as: "activation" or "other" by class, or by its qualified or bare name, for modules of your own that
-            `find_sites` takes for something else. Default: None.
         optimizer: The optimizer that trains the model, which gets the new parameters as by `add_to_optimizer`, and no
             longer holds those of activations that were replaced. Default: None.
+        treat_as: "activation" or "other" by class, or by its qualified or bare name, for modules of your own that
+            `find_sites` takes for something else. Default: None.
 
     Returns:
         The report; `len(report)` is the number of swapped sites, and `print(report)` prints a table.
@@ -424,7 +424,7 @@ def swap_sites(sites: Sequence[Site], plan: Plan, *, strict: bool = False) -> Pa
     everywhere = [replace(rule, scope="all") for stage in stages for rule in stage.rules]
     left = (site for site in sites if site.layout == "pooled" and site.name not in swaps)
     pooled = tuple(site.name for site in left if any(rule.selects(site) for rule in everywhere))
-    return PatchReport(tuple(swaps[site.name] for site in sites if site.name in swaps), kept, plan, pooled)
+    return PatchReport(tuple(swaps[site.name] for site in sites if site.name in swaps), kept, plan, pooled=pooled)
 
 
 def resolve_plan(plan: Plan) -> Plan:

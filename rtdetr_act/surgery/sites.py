@@ -39,6 +39,7 @@ _NORMS = (*sum(_NORMS_BY_DIMS.values(), ()), nn.SyncBatchNorm)
 # Blocks that compute one kernel from several by reading the weights of the convolutions inside: RepConv, RepVGGDW and
 # Conv2 of Ultralytics, RepVGG and MobileOne of timm.
 _WEIGHT_READERS = ("get_equivalent_kernel_bias", "fuse_convs", "reparameterize", "switch_to_deploy")
+_EXAMPLE_SIDES = (224, 256)
 _WEIGHT_READING_CLASSES = ("RepVGGDW",)
 
 
@@ -56,14 +57,14 @@ class Site(Result):
         layout: "map" for (B, C, L), (B, C, H, W) or (B, C, D, H, W), "tokens" for (B, N, C) and (B, C), "pooled" for a
             map that was pooled to a single position, (B, C, 1, 1), such as those inside squeeze-and-excitation.
         module: The current module, or function such as `F.relu`; for a hidden call, an equivalent module.
-        hidden_calls: If it is a functional call in the owner's code, or one of several calls of a shared module, all
-            such calls of the owner; else empty.
+        hidden: Whether it is a functional call in the owner's code, or one of several calls of a shared module.
         widths: Channel counts observed in a forward pass, one per call; empty if none was needed.
         overwritable: Whether an activation may work in place: neither another layer nor the backward of the preceding
             layer reads its input. This holds after the BatchNorm of an Ultralytics convolution, and where the stock
             activation works in place.
         replaces: The kind of site, "activation" or "convolution".
         dims: Number of spatial dimensions of a map: 1, 2 (default) or 3.
+        hidden_calls: All hidden calls of the owner, if it is one of them; else empty.
     """
 
     name: str
@@ -74,16 +75,12 @@ class Site(Result):
     channels: int | None
     layout: SiteLayout
     module: Any
-    hidden_calls: tuple[HiddenCall, ...] = ()
+    hidden: bool = False
     widths: tuple[int, ...] = ()
     overwritable: bool = False
     replaces: Replaces = "activation"
     dims: int = 2
-
-    @property
-    def hidden(self) -> bool:
-        """Whether it is a functional call in the owner's code, or one of several calls of a shared module."""
-        return bool(self.hidden_calls)
+    hidden_calls: tuple[HiddenCall, ...] = ()
 
     @property
     def owner_class(self) -> str:
@@ -208,7 +205,18 @@ def collect_sites(
             if place.in_gate and layout == "map":
                 layout = "pooled"
             over, dims = _can_overwrite_input(owner, attribute, module), _infer_dims(owner, attribute)
-            found.append(Site(*where, channels, layout, module, place.calls, overwritable=over, dims=dims))
+            found.append(
+                Site(
+                    *where,
+                    channels,
+                    layout,
+                    module,
+                    hidden=place.call is not None,
+                    overwritable=over,
+                    dims=dims,
+                    hidden_calls=place.calls,
+                )
+            )
     stays = _find_fixed_convolutions(root, found, ultralytics)
     declared = {s.name for s in found if is_declared(s.module, treat_as)}
     return _probe(root, [s for s in found if s.name not in stays], declared, ultralytics, example_input)
@@ -522,18 +530,47 @@ def _probe(
         example_input: As in `find_sites`.
     """
     unknown = [site for site in sites if site.replaces == "activation" and (not ultralytics or site.channels is None)]
-    inputs = get_example_inputs(root, example_input) if unknown else None
-    if inputs is None:
+    if not unknown:
         return sites
     try:
-        counter = count_operators(root, inputs, unknown)
+        counter = count_in_example(root, example_input, unknown)
     except Exception:
         if example_input is not None:
             raise
         return sites  # the model does not take such an input: keep what was inferred from the owners
+    if counter is None:
+        return sites
     calls = {site.name: counter.calls.get(site.name, []) for site in sites}
     gates = {name for name, own in calls.items() if own and not any(call.activation.counts for call in own)}
     return [_add_calls(site, calls[site.name]) for site in sites if site.name not in gates or site.name in declared]
+
+
+def count_in_example(root: nn.Module, example_input: Any, sites: Sequence[Site]) -> OperatorCounter | None:
+    """Run a model on an example input, as `count_operators` does, and return the count.
+
+    Without an input of the user, images of several sizes are tried, since some models take multiples of 32 or 64 only.
+
+    Args:
+        root: The model.
+        example_input: As in `find_sites`.
+        sites: As in `count_operators`.
+
+    Returns:
+        The count; None if no input is given and the model has no convolution.
+
+    Raises:
+        Exception: What the model raises for the last input.
+    """
+    for side in _EXAMPLE_SIDES:
+        inputs = get_example_inputs(root, example_input, side)
+        if inputs is None:
+            return None
+        try:
+            return count_operators(root, inputs, sites)
+        except Exception:
+            if example_input is not None or side == _EXAMPLE_SIDES[-1]:
+                raise
+    return None
 
 
 def count_operators(root: nn.Module, inputs: tuple[Any, ...], sites: Sequence[Site]) -> OperatorCounter:

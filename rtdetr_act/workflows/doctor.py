@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from rtdetr_act.activations import registry
@@ -28,6 +29,7 @@ from rtdetr_act.analysis.inventory import (
 from rtdetr_act.analysis.learned import read_quantities
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import InputError, ModelError, RtdetrActError, quote
+from rtdetr_act.formatting import join_words
 from rtdetr_act.integrations.ultralytics.checkpoints import find_needed_packages
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 from rtdetr_act.integrations.ultralytics.export import list_exports
@@ -35,6 +37,7 @@ from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.integrations.ultralytics.optimizer import find_decayed_parameters
 from rtdetr_act.integrations.ultralytics.rebuilding import Rebuilt, find_edited_defaults, rebuild
 from rtdetr_act.integrations.ultralytics.run_folders import find_checkpoints, name_checkpoints
+from rtdetr_act.surgery.carried_plan import plan_of
 from rtdetr_act.surgery.functional_calls import find_unreachable_calls
 from rtdetr_act.surgery.model_plan import is_task_model, read_plan
 from rtdetr_act.surgery.patcher import KINDS
@@ -163,7 +166,12 @@ def _find_file(source: str) -> str:
 
 def _open(path: str) -> _Network:
     """Load a model, and compare it with what its `model.yaml` builds."""
-    model = load_model(path)
+    try:
+        model = load_model(path)
+    except RtdetrActError as error:
+        if weights := _describe_weights(path):
+            raise ModelError(weights) from error
+        raise
     root = model.model
     if not is_task_model(root):
         raise ModelError(
@@ -178,6 +186,26 @@ def _open(path: str) -> _Network:
     differences = compare_sites(root, sites, rebuilt.network, rebuilt.sites) if rebuilt else ()
     activations = tuple(site for site in sites if site.replaces == "activation")
     return _Network(path, model, activations, read_plan(root), rebuilt, failure, differences, _read_history(path))
+
+
+def _describe_weights(path: str) -> str:
+    """Return which networks the state dicts in a checkpoint of another training loop are of; "" if it has none."""
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # it is no file of torch, or holds more than weights
+        return ""
+    found = []
+    for name, value in {"": held, **(held if isinstance(held, Mapping) else {})}.items():
+        if getattr(value, "_metadata", None):
+            plan = plan_of(value)
+            network = f"one with {quote(str(plan))}" if plan else "a stock one"
+            found.append(f"{quote(name) if name else 'they'} of {network}")
+    if not found:
+        return ""
+    return (
+        f"{quote(path)} holds weights without their network, {join_words(found)}: "
+        "rtdetr_act.patch_model(model, rtdetr_act.plan_of(state_dict)) builds it"
+    )
 
 
 def _read_history(path: str) -> polars.DataFrame | None:

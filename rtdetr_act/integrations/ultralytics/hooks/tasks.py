@@ -156,10 +156,11 @@ def _allow_safe_load() -> None:
 
     from rtdetr_act.activations.registry import list_own_classes
     from rtdetr_act.activations.temperature import Temperature
+    from rtdetr_act.surgery.rewired import ultralytics as rewired
     from rtdetr_act.surgery.rewiring import rebuild
 
     if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
-        own: list[Any] = [*list_own_classes(), rebuild, Temperature]
+        own: list[Any] = [*list_own_classes(), *rewired.CLASSES, rebuild, Temperature]
         torch.serialization.add_safe_globals(own)
 
 
