@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rtdetr_act.study.runner import run_study as run_study
     from rtdetr_act.surgery.calibrate import calibrate as calibrate
     from rtdetr_act.surgery.carried_plan import plan_of as plan_of
+    from rtdetr_act.surgery.coverage import Coverage as Coverage
     from rtdetr_act.surgery.epochs import set_epoch as set_epoch
     from rtdetr_act.surgery.optimizer import add_to_optimizer as add_to_optimizer
     from rtdetr_act.surgery.patcher import PatchReport as PatchReport
@@ -111,6 +112,7 @@ _MODULES = {
     "run_study": "study.runner",
     "calibrate": "surgery.calibrate",
     "plan_of": "surgery.carried_plan",
+    "Coverage": "surgery.coverage",
     "set_epoch": "surgery.epochs",
     "add_to_optimizer": "surgery.optimizer",
     "PatchReport": "surgery.patcher",
