@@ -25,6 +25,7 @@ from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.modules import evaluation_mode, get_example_inputs, get_named_tensors, unwrap
 from rtdetr_act.surgery.patcher import patch_model
 from rtdetr_act.surgery.plan import Plan, Rule
+from rtdetr_act.surgery.rewiring import is_rewired
 from rtdetr_act.surgery.sites import find_sites
 
 # Tolerance of the outputs' relative difference in float64: a correct fold of rtdetr-x leaves 1e-13. For a model that
@@ -172,8 +173,9 @@ def _get_folded_form(activation: Any) -> Folded | None:
 
 
 def find_package_classes(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the classes of this package among a model's modules, which its checkpoint requires."""
-    return tuple(sorted({type(m).__name__ for m in model.modules() if type(m).__module__.startswith("rtdetr_act.")}))
+    """Return the names of the classes among a model's modules for which its checkpoint requires this package."""
+    needed = (m for m in model.modules() if type(m).__module__.startswith("rtdetr_act.") or is_rewired(m))
+    return tuple(sorted({type(m).__name__ for m in needed}))
 
 
 def _draw_inputs(trial: nn.Module, example_input: Any) -> tuple[Any, ...]:
