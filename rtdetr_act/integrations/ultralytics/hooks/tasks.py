@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtdetr_act.errors import ModelError, SpecError, quote
+from rtdetr_act.errors import ModelError, quote
 from rtdetr_act.integrations.ultralytics import checkpoints, downloads, model_yaml
 from rtdetr_act.integrations.ultralytics.hooks.replacing import replace
 from rtdetr_act.integrations.ultralytics.log import log
@@ -113,25 +113,14 @@ def _stock_default_act(text: str | None, verbose: bool) -> Iterator[None]:
     if text is None:
         yield
         return
-    from torch import nn
     from ultralytics.nn.modules.conv import Conv
 
-    spec = ActSpec.parse(text)
-    cls = getattr(nn, spec.name.rpartition(".")[2], None)
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise SpecError(f"'activation: {text}' is not a class of torch.nn: write e.g. nn.SiLU() or a name such as silu")
-    try:
-        module = cls(*spec.args, **dict(spec.kwargs))
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"'activation: {text}' cannot be built: {error}") from None
-    if verbose:
-        log(f"activation: {text}")
-    before = Conv.default_act
-    Conv.default_act = module
-    try:
+    from rtdetr_act.integrations.stock_activation import stock_default_act
+
+    with stock_default_act(Conv, text):
+        if verbose:
+            log(f"activation: {text}")
         yield
-    finally:
-        Conv.default_act = before  # Ultralytics before 8.4 did not restore it for the next model
 
 
 def load_model_yaml(original: Callable[..., Any], path: str | Path) -> dict[str, Any]:
