@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rtdetr_act.integrations.ultralytics.models import load_model as load_model
     from rtdetr_act.integrations.ultralytics.runs import Outcome as Outcome
     from rtdetr_act.integrations.ultralytics.shapes import shapes as shapes
+    from rtdetr_act.integrations.yolov5.trained import Trained as Trained
     from rtdetr_act.study.leaderboard import LeaderboardRow as LeaderboardRow
     from rtdetr_act.study.report import StudyReport as StudyReport
     from rtdetr_act.study.report import report_study as report_study
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.learned import read_learned as read_learned
     from rtdetr_act.workflows.learned import report_learned as report_learned
     from rtdetr_act.workflows.predict import predict_source as predict_source
+    from rtdetr_act.workflows.script import run_script as run_script
     from rtdetr_act.workflows.sites import SiteListing as SiteListing
     from rtdetr_act.workflows.sites import list_sites as list_sites
     from rtdetr_act.workflows.train import resume_training as resume_training
@@ -104,6 +106,7 @@ _MODULES = {
     "load_model": "integrations.ultralytics.models",
     "Outcome": "integrations.ultralytics.runs",
     "shapes": "integrations.ultralytics.shapes",
+    "Trained": "integrations.yolov5.trained",
     "LeaderboardRow": "study.leaderboard",
     "StudyReport": "study.report",
     "report_study": "study.report",
@@ -136,6 +139,7 @@ _MODULES = {
     "read_learned": "workflows.learned",
     "report_learned": "workflows.learned",
     "predict_source": "workflows.predict",
+    "run_script": "workflows.script",
     "SiteListing": "workflows.sites",
     "list_sites": "workflows.sites",
     "resume_training": "workflows.train",

@@ -22,7 +22,7 @@ FUNCTIONS = {
     "diagnose": ["diagnose", "diagnose_variants"], "acts": ["list_activations"], "plot": ["plot_activations"],
     "sites": ["list_sites"], "learned": ["report_learned", "read_learned"],
     "bench": ["bench_training", "bench_exports"], "study": ["run_study"], "report": ["report_study"],
-    "search": ["run_search"], "doctor": ["examine"],
+    "search": ["run_search"], "doctor": ["examine"], "exec": ["run_script"],
     "checks": ["collect_checks"],
 }  # fmt: skip
 

@@ -22,15 +22,18 @@ _PAIR = re.compile(r"([A-Za-z_][\w-]*)=(.*)", re.DOTALL)
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 # The parameters that take Ultralytics' arguments: these alone, or bare words too.
 PAIRS, WORDS_AND_PAIRS = "pairs", "words"
+# The parameter that takes a script and every word after it, which are the script's own and are not translated.
+SCRIPT = "script"
 
 
-def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as a command of the application, with examples that end its `--help`.
 
     Args:
         *examples: Command lines without `rtdetr-act`.
+        name: Name of the command. Default: None, that of the function.
     """
-    return app.command(cls=Command, epilog="\n".join(examples))
+    return app.command(name, cls=Command, epilog="\n".join(examples))
 
 
 _option_names: ContextVar[tuple[str, ...]] = ContextVar("option_names", default=())  # of the command that runs
@@ -108,6 +111,7 @@ class _Translation:
         self.arguments = {param.name: param for param in params if not _is_option(param)}
         self.positional = next((name for name in self.arguments if name != PAIRS), None)
         self.takes_pairs = bool({PAIRS, WORDS_AND_PAIRS} & self.arguments.keys())
+        self.takes_script = SCRIPT in self.arguments
         own = [param for param in dict.fromkeys(self.options.values()) if param.name != "help"]
         self.names = tuple(_key(max(param.opts, key=len)) for param in own)
         self.given: dict[str, str] = {}
@@ -121,6 +125,8 @@ class _Translation:
         found: list[str] = []
         rest = iter(words)
         for word in rest:
+            if word == "--" and self.takes_script:
+                return [*found, "--", *rest]
             if word == "--":
                 found += [part for each in rest for part in self._translate_bare(each)]
             elif word in self.flags:
@@ -133,6 +139,8 @@ class _Translation:
                 found += self._translate_pair(_key(word[:2]), word[2:] or self._take_value(word, rest))
             elif match := _PAIR.fullmatch(word):
                 found += self._translate_pair(_key(match[1]), match[2])
+            elif self.takes_script:
+                return [*found, "--", word, *rest]
             else:
                 found += self._translate_bare(word)
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from rtdetr_act.surgery.plan import Plan, Rule
 
 METADATA_KEY = "rtdetr_act"  # under which the metadata of a state dict holds the plan of a module
 _ATTRIBUTE = "_rtdetr_act_plan"
+_GUARD = "rtdetr_act and "  # before the module of the first row, see `require_plugin`
 
 
 def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
@@ -53,7 +54,7 @@ def split_model_yaml(model_yaml: Mapping[str, Any]) -> tuple[dict[str, Any], Pla
                     rules.append(_parse_row_rule(row[4], index))
                 except SpecError as error:
                     raise SpecError(f"row {number} of '{part}' in the model YAML: {error}") from None
-            rows.append(list(row[:4]))
+            rows.append(_without_guard(row[:4]))
             index += 1
         stock[part] = rows
     return stock, replace(plan, rules=plan.rules + tuple(rules))
@@ -67,6 +68,25 @@ def _parse_row_rule(text: str, index: int) -> Rule:
     return replace(rule, layers=(index,), scope="all", init="paper" if rule.replaces == "convolution" else rule.init)
 
 
+def _without_guard(row: Sequence[Any]) -> list[Any]:
+    """Return a row without what `require_plugin` puts before its module."""
+    return [item.removeprefix(_GUARD) if isinstance(item, str) else item for item in row]
+
+
+def require_plugin(model_yaml: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model YAML on which a repository fails that does not know `activation:`; idempotent.
+
+    YOLOv7 would build the stock network from it without a word. It evaluates the module of each row, so that it stops
+    with "name 'rtdetr_act' is not defined", as Ultralytics and YOLOv5 do for the plan itself.
+    """
+    (source, repeats, module, args), *rows = model_yaml["backbone"]
+    return {**model_yaml, "backbone": [[source, repeats, f"{_GUARD}{str(module).removeprefix(_GUARD)}", args], *rows]}
+
+
+def _requires_plugin(model_yaml: Mapping[str, Any]) -> bool:
+    return any(str(row[2]).startswith(_GUARD) for row in model_yaml["backbone"][:1])
+
+
 def normalise_model_yaml(model_yaml: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model YAML with four items per row and its whole plan under `activation`, as checkpoints store it."""
     return set_yaml_plan(model_yaml, split_model_yaml(model_yaml)[1])
@@ -76,7 +96,10 @@ def set_yaml_plan(model_yaml: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """Return a model YAML with four items per row and `plan` in place of its own plan."""
     stock, _ = split_model_yaml(model_yaml)
     value = plan.to_model_yaml()
-    return stock if value is None else {**stock, "activation": value}
+    if value is None:
+        return stock
+    changed = {**stock, "activation": value}
+    return require_plugin(changed) if plan and _requires_plugin(model_yaml) else changed
 
 
 def is_model_yaml(data: object) -> bool:
