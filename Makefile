@@ -14,7 +14,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test docs docs-code test-quick test-ray test-oldest bench gpu parity chaos chaos-ray interruptions fuzz stock compat coverage format clean
+.PHONY: demo test docs docs-code test-quick test-ray test-oldest bench gpu parity chaos chaos-ray interruptions fuzz stock compat coverage repositories format clean
 
 define uv
 	$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
@@ -115,6 +115,13 @@ stock: $(VENV)/installed
 compat:
 	$(call uv)
 	$(PYTHON) scripts/check_compat.py
+
+# YOLOv5, YOLOv7, official RT-DETR and D-FINE, from checkouts of yours; ten minutes. WITH is the Python of the environment
+# that has their requirements, and rtdetr-act.
+WITH ?= $(VENV)/$(BIN)/python
+repositories:
+	@test -n "$(CHECKOUTS)" || { echo 'usage: make repositories WITH=env/bin/python CHECKOUTS="--yolov5 DIR --yolov7 DIR --rtdetr DIR --dfine DIR"$(,) any of the four'; exit 2; }
+	$(WITH) scripts/check_repositories.py $(CHECKOUTS)
 
 # The documentation as a site, docs/_build/html/index.html; a broken link or reference fails. About a minute.
 $(VENV)/docs-installed: pyproject.toml $(VENV)/installed
