@@ -537,12 +537,12 @@ def take_steps(checkout: str, configuration: str, changes: str) -> dict[str, Any
     """Train a patched model of RT-DETR or D-FINE for some steps, and load its weights into another one.
 
     Returns:
-        The number of sites; the first and last loss; the share of slopes that moved; the number of activation
-        parameters that the optimizer lacks; the largest difference of the outputs of the loaded model.
+        The number of sites; the first and last loss; the share of slopes that moved; the number of slopes
+        that the optimizer lacks or decays; the largest difference of the outputs of the loaded model.
     """
     import torch
 
-    from rtdetr_act import patch_model
+    from rtdetr_act import add_to_optimizer, patch_model
     from rtdetr_act.surgery.parameters import find_scalar_and_channel_parameters
 
     os.chdir(checkout)
@@ -557,6 +557,7 @@ def take_steps(checkout: str, configuration: str, changes: str) -> dict[str, Any
 
     cfg, sites = build()
     model, optimizer, criterion = cfg.model.train(), cfg.optimizer, cfg.criterion.train()
+    add_to_optimizer(model, optimizer)
     slopes = list(find_scalar_and_channel_parameters(model))
     start = [slope.detach().clone() for slope in slopes]
     takes_steps = any(each.kind is each.VAR_KEYWORD for each in signature(criterion.forward).parameters.values())
@@ -572,7 +573,8 @@ def take_steps(checkout: str, configuration: str, changes: str) -> dict[str, Any
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
         losses.append(loss.item())
-    inside = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    groups = [group for group in optimizer.param_groups if not group["weight_decay"]]
+    inside = {id(parameter) for group in groups for parameter in group["params"]}
     other = build()[0].model
     other.load_state_dict(model.state_dict(), strict=True)
     with torch.no_grad():
