@@ -61,9 +61,9 @@ class ModelBuilder:
         with self._set_default_act(plan.default_act):
             layers, save = self.parse(stock, ch, *args, **kwargs)
         if plan:
-            swap_sites(collect_sites(layers, "model", d, KINDS), plan)
+            swap_sites(collect_sites(layers, "model", d, KINDS, treat_as=dict(plan.treat_as)), plan)
         if self.added:
-            sites = collect_sites(layers, "model", d, KINDS)
+            sites = collect_sites(layers, "model", d, KINDS, treat_as=dict(plan.treat_as))
             for stage in self.added.stages:
                 plan = simplify_plan(sites, plan.followed_by(stage))
             swap_sites(sites, self.added, strict=True)
