@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 import io
+import linecache
+import pathlib
 import pickle
+import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -388,3 +393,187 @@ def test_state_dicts_of_the_stock_model_are_kept(build: Callable[[], nn.Module])
     assert list(model.state_dict()) == before
     patch_model(model, "mish")
     assert list(model.state_dict()) == before
+
+
+class StarArguments(Block):
+    def forward(*args: Any) -> Tensor:
+        self, x = args
+        return F.relu(self.conv(x))
+
+
+class OtherSelf(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        class Head:
+            def run(self, y: Tensor) -> Tensor:
+                return F.relu(y)
+
+        return Head().run(self.conv(x))
+
+
+class ReassignedSelf(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        self = copy.copy(self)
+        return F.relu(self.conv(x))
+
+
+@pytest.mark.parametrize("cls", [StarArguments, OtherSelf, ReassignedSelf])
+def test_a_method_in_which_self_is_not_the_block_is_left_and_named(cls: type[nn.Module]) -> None:
+    model = nn.Sequential(cls())
+    assert find_sites(model) == [] and len(find_unreachable_calls(model)) == 1
+
+
+factory = types.SimpleNamespace(relu=lambda: torch.abs)
+
+
+class Numbers(Block):
+    def relu(self) -> float:
+        return 1.0
+
+
+class NotActivations(Numbers):
+    """Calls what only has the name of an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList([Numbers()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        def apply(r: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+            return r(y)
+
+        y = apply(torch.neg, self.conv(x)) + factory.relu()(x) + super().relu() + self.scales[0].relu()
+        return y + sum((lambda r: r(x))(function) for function in (torch.abs, torch.neg))
+
+
+def test_what_only_has_the_name_of_an_activation_is_left() -> None:
+    model = nn.Sequential(NotActivations())
+    assert find_sites(model) == [] and find_unreachable_calls(model) == []
+
+
+def scale_by_private(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.conv(x)) * self.__scale
+
+
+def make_forward(bias: float) -> Callable[[Any, Tensor], Tensor]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x)) + bias
+
+    return forward
+
+
+class LessIndented(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        self.text = """of several
+    lines,
+one of which is less indented"""
+        return F.relu(self.conv(x))
+
+
+class MoreIndented(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        self.text = """
+            of several lines"""
+        return F.relu(self.conv(x))
+
+
+@pytest.mark.parametrize("function", [scale_by_private, make_forward(0.5), LessIndented.forward, MoreIndented.forward])
+def test_functions_from_elsewhere_and_long_strings_are_compiled_as_they_were(function: Any) -> None:
+    cls = type("Assembled", (Block,), {"forward": function, "__module__": __name__})
+    model, x = make(cls), torch.randn(2, 3, 5, 5)
+    setattr(model[0], "__scale", 2.0)
+    expected, text = model(x), getattr(model[0], "text", "")
+    patch_model(model, "relu6")
+    assert is_rewired(model[0])
+    model[0].act = nn.ReLU()
+    assert torch.equal(model(x), expected) and getattr(model[0], "text", "") == text
+
+
+def import_file(path: pathlib.Path, text: str) -> Any:
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_file_edited_since_its_import_is_not_compiled(tmp_path: pathlib.Path) -> None:
+    head = "from torch import nn\nimport torch.nn.functional as F\n\n\nclass Edited(nn.Module):\n"
+    text = f"{head}    def forward(self, x):\n        return F.relu(self.conv(x)) + 1\n"
+    path = tmp_path / "edited_block.py"
+    module = import_file(path, text)
+    path.write_text(text.replace("+ 1", "- 1"), encoding="utf-8")
+    linecache.checkcache(str(path))
+    model = nn.Sequential(module.Edited())
+    model[0].conv = nn.Conv2d(3, 3, 1)
+    assert find_sites(model) == []
+    assert find_unreachable_calls(model) == ["relu in Edited (edited_block.py:7, 1 module)"]
+
+
+def test_classes_of_one_name_keep_their_source_code_apart() -> None:
+    def build(slope: float) -> nn.Module:
+        if slope:
+
+            class Twin(Block):
+                def forward(self, x: Tensor) -> Tensor:
+                    return F.relu(self.conv(x)) + 2
+
+        else:
+
+            class Twin(Block):  # type: ignore[no-redef]
+                def forward(self, x: Tensor) -> Tensor:
+                    return F.relu(self.conv(x)) * 3
+
+        return Twin()
+
+    model, x = nn.Sequential(build(0), build(1)).eval(), torch.randn(1, 3, 4, 4)
+    patch_model(model, "hardswish")
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
+class NamedByText(Block):
+    """Has children of which the code does not show the names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        setattr(self, "act", nn.Conv2d(3, 3, 1))  # noqa: B010
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(getattr(self, "act")(x)))  # noqa: B009
+
+
+class InDecorated(Block):
+    @torch.no_grad()
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(dict(self.named_modules())["act"](x)))
+
+
+@pytest.mark.parametrize("cls", [NamedByText, InDecorated])
+def test_a_child_that_has_the_name_already_is_kept(cls: type[nn.Module]) -> None:
+    model, x = make(cls), torch.randn(1, 3, 4, 4)
+    expected, child = model(x), model[0].act
+    patch_model(model, "relu6")
+    assert model[0].act is child
+    unpatch_model(model)
+    assert model[0].act is child and torch.equal(model(x), expected)
+
+
+class AlsoCalledElsewhere(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.relu(self.conv(self.relu(x))))
+
+    def last(self, x: Tensor) -> Tensor:
+        return self.relu(self.conv(x))
+
+
+def test_a_child_that_another_method_calls_too_stays_one_module() -> None:
+    (site,) = find_sites(make(AlsoCalledElsewhere))
+    assert (site.name, len(site.widths)) == ("0.relu", 3)

@@ -6,18 +6,18 @@ each into the call of a module of its own.
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 import dis
 import functools
 import inspect
 import linecache
-import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -41,6 +41,7 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     if hasattr(space, written)
 }
 _IDS = set(map(id, FUNCTIONS))
+_FUTURE_FLAGS = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
 _TENSOR_METHODS = {f"{name}{end}": name for name in ("relu", "tanh", "hardshrink") for end in ("", "_")}
 
 
@@ -217,23 +218,24 @@ _read: WeakKeyDictionary[type, dict[tuple[str, ...], BlockSource]] = WeakKeyDict
 def _read_block(cls: type, children: tuple[str, ...]) -> BlockSource:
     scans = []
     unreachable: list[UnreachableCall] = []
+    kept: set[str] = set()  # children that are called where nothing can be rewritten
     for name, function, reason in _iterate_methods(cls):
-        if not (_names_activation(function) or set(children) & set(_list_repeated(function))):
+        if not (_names_activation(function) or set(children) & _list_names(function)):
             continue
         tree = _parse(function)
         if tree is None:
             continue
         scan = _Scan(name, function, tree, children)
         scan.run()
-        reason = reason or ("its method is decorated" if tree.decorator_list else "")
-        if reason:
+        if reason := reason or scan.find_obstacle():
             unreachable += [_describe_unreachable(call, reason) for call in scan.calls if call.activation]
+            kept |= {call.child for call in scan.calls}
         else:
             unreachable += [
                 _describe_unreachable(call, call.problem) for call in scan.calls if call.activation and call.problem
             ]
             scans.append(scan)
-    return _join_scans(cls, scans, unreachable)
+    return _join_scans(cls, scans, unreachable, kept)
 
 
 def _describe_unreachable(call: _Call, reason: str) -> UnreachableCall:
@@ -280,14 +282,24 @@ _summaries: WeakKeyDictionary[type, tuple[bool, list[str]]] = WeakKeyDictionary(
 
 def _names_activation(function: FunctionType) -> bool:
     """Return whether the bytecode of a function names an activation."""
+    for name in _list_names(function):
+        if name.rstrip("_") in _NAMES or id(function.__globals__.get(name)) in _IDS:
+            return True
+    return any(id(_get_cell(cell)) in _IDS for cell in function.__closure__ or ())
+
+
+def _iterate_codes(function: FunctionType) -> Iterator[CodeType]:
+    """Yield the code of a function, and of those inside it."""
     codes = [function.__code__]
     while codes:
         code = codes.pop()
-        codes += [each for each in code.co_consts if isinstance(each, type(code))]
-        for name in code.co_names:
-            if name.rstrip("_") in _NAMES or id(function.__globals__.get(name)) in _IDS:
-                return True
-    return any(id(_get_cell(cell)) in _IDS for cell in function.__closure__ or ())
+        codes += [each for each in code.co_consts if isinstance(each, CodeType)]
+        yield code
+
+
+def _list_names(function: FunctionType) -> set[str]:
+    """Return the global names and the attributes that the bytecode of a function names."""
+    return {name for code in _iterate_codes(function) for name in code.co_names}
 
 
 def _list_repeated(function: FunctionType) -> list[str]:
@@ -310,13 +322,72 @@ def _parse(function: FunctionType) -> ast.FunctionDef | None:
     lines = linecache.getlines(code.co_filename, function.__globals__)
     try:
         source = "".join(inspect.getblock(lines[code.co_firstlineno - 1 :]))
-        tree = ast.parse(textwrap.dedent(source))
+        # Dedenting would change strings of several lines.
+        body = ast.parse(f"if 1:\n{source}" if source[:1].isspace() else f"\n{source}").body
+        body = body[0].body if source[:1].isspace() and isinstance(body[0], ast.If) else body
     except (SyntaxError, IndexError, EOFError):
         return None
-    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
+    if len(body) != 1 or not isinstance(body[0], ast.FunctionDef):
         return None
-    ast.increment_lineno(tree, code.co_firstlineno - 1)
-    return tree.body[0]
+    ast.increment_lineno(body[0], code.co_firstlineno - 2)
+    return body[0]
+
+
+def wrap_method(function: FunctionType, tree: ast.FunctionDef) -> tuple[ast.Module, list[str]]:
+    """Return a module in which a function is compiled as it was, and the names of the scopes around it.
+
+    The class gives names with two leading underscores their prefix; the outer function makes its arguments the free
+    variables.
+    """
+    parent = "".join(function.__qualname__.split(".")[-2:-1])
+    body: ast.stmt = tree
+    scopes = ["outer"]
+    if parent.isidentifier():  # not "<locals>", or nothing
+        body, scopes = ast.ClassDef(parent, [], [], [tree], []), ["outer", parent]
+    freevars = [ast.arg(name) for name in function.__code__.co_freevars]
+    outer = ast.FunctionDef("outer", ast.arguments([], freevars, None, [], [], None, []), [body], [])
+    return ast.fix_missing_locations(ast.Module([outer], [])), scopes
+
+
+def compile_method(source: str | ast.Module, file: str, function: FunctionType, scopes: Sequence[str]) -> CodeType:
+    """Compile what `wrap_method` returns, or its text, and return the code of the method."""
+    flags = function.__code__.co_flags & _FUTURE_FLAGS
+    code: CodeType = compile(source, file, "exec", flags, dont_inherit=True)
+    for name in (*scopes, function.__code__.co_name):
+        code = next(each for each in code.co_consts if isinstance(each, CodeType) and each.co_name == name)
+    return code
+
+
+def _is_what_runs(function: FunctionType, tree: ast.FunctionDef) -> bool:
+    """Return whether source code compiles to the bytecode of a function.
+
+    It does not if the file was edited since its import, or if something rewrites what is imported.
+    """
+    try:
+        wrapped, scopes = wrap_method(function, tree)
+        return _describe_code(compile_method(wrapped, "", function, scopes)) == _describe_code(function.__code__)
+    except (SyntaxError, ValueError, StopIteration):
+        return False
+
+
+def _describe_code(code: CodeType) -> tuple[Any, ...]:
+    """Return what a code object does, wherever it was compiled."""
+    steps = []
+    for step in dis.get_instructions(code):
+        if step.opname in ("NOP", "PUSH_NULL", "EXTENDED_ARG", "CACHE"):
+            continue
+        value = None if step.opcode in _JUMPS else step.argval
+        if isinstance(value, CodeType):
+            value = _describe_code(value)
+        elif isinstance(value, str):
+            value = value.rpartition(".<locals>.")[2]  # the qualified name of an inner function, in Python 3.10
+        # A method of what the file imports is loaded as an attribute (3.11), and locals are borrowed (3.14).
+        name = step.opname.replace("METHOD", "ATTR").replace("CALL_ATTR", "CALL_FUNCTION").replace("_BORROW", "")
+        steps.append((name, value))
+    return code.co_name, code.co_varnames, code.co_freevars, code.co_cellvars, tuple(steps)
+
+
+_JUMPS = {*dis.hasjrel, *dis.hasjabs}
 
 
 @dataclass(frozen=True)
@@ -364,10 +435,22 @@ class _Scan:
         self._gates: set[int] = set()
         self._called: set[int] = set()
         self._dropped: set[int] = set()
+        _, *inner = _iterate_codes(function)
+        self._inner = {name for code in inner for name in (*code.co_varnames, *code.co_cellvars)}
 
     def run(self) -> None:
         """Collect the calls."""
         self._visit_block(self.tree.body)
+
+    def find_obstacle(self) -> str:
+        """Return why the method cannot be rewritten, "" if it can."""
+        if self.tree.decorator_list:
+            return "its method is decorated"
+        names = (node for node in ast.walk(self.tree) if isinstance(node, ast.Name))
+        stored = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+        if not self.me or self.me in stored | self._inner:
+            return "its method has no self, or several"
+        return "" if _is_what_runs(self.function, self.tree) else "its source code is not what runs"
 
     def _visit_block(self, statements: Sequence[ast.AST]) -> bool:
         """Visit statements; return whether the path ends in them."""
@@ -481,10 +564,14 @@ class _Scan:
         if not isinstance(function, ast.Attribute) or node.args or node.keywords:
             return ""
         root: ast.expr = function.value
-        while isinstance(root, ast.Attribute):
+        while isinstance(root, (ast.Attribute, ast.Subscript)):
             root = root.value
-        # `self.relu()` is a method of the block, and `self.weight.relu()` maps a parameter.
-        return "" if self._is_me(root) else _TENSOR_METHODS.get(function.attr, "")
+        # `self.relu()` is a method of the block, `self.weight.relu()` maps a parameter, and `layers.relu()` makes one.
+        if self._is_me(root) or self._resolve(root) is not None:
+            return ""
+        if isinstance(root, ast.Call) and isinstance(root.func, ast.Name) and root.func.id == "super":
+            return ""
+        return _TENSOR_METHODS.get(function.attr, "")
 
     def _add(
         self,
@@ -547,7 +634,7 @@ class _Scan:
         if not isinstance(node, ast.Name):
             return None
         code = self.function.__code__
-        if node.id in code.co_varnames or node.id in code.co_cellvars:
+        if node.id in code.co_varnames or node.id in code.co_cellvars or node.id in self._inner:
             return None
         if node.id in code.co_freevars and self.function.__closure__:
             return _get_cell(self.function.__closure__[code.co_freevars.index(node.id)])
@@ -575,13 +662,15 @@ def get_place(node: ast.expr) -> tuple[int, ...]:
     return node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0
 
 
-def _join_scans(cls: type, scans: Sequence[_Scan], unreachable: Sequence[UnreachableCall]) -> BlockSource:
+def _join_scans(
+    cls: type, scans: Sequence[_Scan], unreachable: Sequence[UnreachableCall], kept: set[str]
+) -> BlockSource:
     """Return the hidden calls of all methods; calls of which only one runs become one.
 
     Their modules are `act`, or `act1`, `act2`, … for several.
     """
     users: defaultdict[str, set[str]] = defaultdict(set)  # of a child: the methods that call it
-    unusable = set()  # children that are not only called, or with other arguments
+    unusable = set(kept)  # and children that are not only called, or with other arguments
     for scan in scans:
         for call in scan.calls:
             users[call.child].add(_get_group(scan.name))
@@ -620,8 +709,11 @@ def _list_free_names(cls: type, count: int) -> list[str]:
     taken = set(dir(cls))
     for base in cls.__mro__:
         for value in vars(base).values():
-            if isinstance(value, FunctionType):
-                taken |= set(value.__code__.co_names)
+            function = inspect.unwrap(getattr(value, "__func__", value)) if callable(value) else value
+            if isinstance(function, FunctionType):
+                # Constants too: setattr(self, "act", …)
+                constants = (each for code in _iterate_codes(function) for each in code.co_consts)
+                taken |= _list_names(function) | {each for each in constants if isinstance(each, str)}
     stem = "act"
     while taken & {stem, *(f"{stem}{i}" for i in range(1, count + 1))}:
         stem += "_"

@@ -7,13 +7,12 @@ original class, whose subclass is made again.
 """
 
 from __future__ import annotations
-import __future__
 
 import ast
 import copy
 import linecache
 from collections.abc import Callable, Sequence
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -22,12 +21,13 @@ from torch import nn
 from rtdetr_act.surgery.functional_calls import (
     HiddenCall,
     Method,
+    compile_method,
     find_hidden_calls,
     get_place,
     read_block,
+    wrap_method,
 )
 
-_FUTURE_FLAGS = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
 _classes: dict[tuple[type, tuple[str, ...]], type] = {}
 
 
@@ -113,32 +113,21 @@ def _compile(cls: type, name: str, method: Method) -> FunctionType:
     """Compile a method in which the hidden calls call attributes of the block."""
     original = method.function
     tree = _Rewriter(method).visit(copy.deepcopy(method.tree))
-    freevars = original.__code__.co_freevars
-    # The class gives names with two leading underscores their prefix; the function makes its arguments free variables.
-    defined_in = original.__qualname__.split(".")[-2] if "." in original.__qualname__ else cls.__name__
-    body = ast.ClassDef(defined_in, [], [], [tree], [])
-    arguments = ast.arguments([], [ast.arg(each) for each in freevars], None, [], [], None, [])
-    outer = ast.FunctionDef("outer", arguments, [body], [])
-    text = ast.unparse(ast.fix_missing_locations(ast.Module([outer], [])))
+    wrapped, scopes = wrap_method(original, tree)
+    text = ast.unparse(wrapped)
     file = f"<rtdetr_act {cls.__module__}.{cls.__qualname__}.{name} calling {', '.join(method.places.values())}>"
+    while file in linecache.cache:  # another class of the same name
+        file += "+"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    flags = original.__code__.co_flags & _FUTURE_FLAGS
-    module_code = compile(text, file, "exec", flags, dont_inherit=True)
-    code = _find_code(module_code, ("outer", defined_in, original.__name__))
-    cells = dict(zip(freevars, original.__closure__ or (), strict=True))
+    code = compile_method(text, file, original, scopes)
+    cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
     closure = tuple(cells[each] for each in code.co_freevars)
     made = FunctionType(code, original.__globals__, original.__name__, original.__defaults__, closure)
     made.__kwdefaults__ = original.__kwdefaults__
     made.__annotations__ = original.__annotations__
+    vars(made).update(vars(original))
     made.__doc__, made.__module__, made.__qualname__ = original.__doc__, original.__module__, original.__qualname__
     return made
-
-
-def _find_code(code: CodeType, names: Sequence[str]) -> CodeType:
-    """Return a code object nested in others, given their names."""
-    for name in names:
-        code = next(each for each in code.co_consts if isinstance(each, CodeType) and each.co_name == name)
-    return code
 
 
 class _Rewriter(ast.NodeTransformer):
