@@ -577,3 +577,81 @@ class AlsoCalledElsewhere(Block):
 def test_a_child_that_another_method_calls_too_stays_one_module() -> None:
     (site,) = find_sites(make(AlsoCalledElsewhere))
     assert (site.name, len(site.widths)) == ("0.relu", 3)
+
+
+class InSequence(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+class GoesThrough(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        for child in self.children():
+            x = child(x)
+        return F.relu(x)
+
+
+class Registering(Block):
+    def __init_subclass__(cls) -> None:
+        assert cls.__name__ == "Registered"
+
+
+class Registered(Registering):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x))
+
+
+class Wrapping(Functional):
+    """Has a `forward` of its own object, as accelerate gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stock = self.forward
+        self.forward = functools.wraps(stock)(lambda x: stock(x) + 1)  # type: ignore[method-assign]
+
+
+class Renaming(Functional):
+    """Has a child that only its objects have."""
+
+
+@pytest.mark.parametrize("build", [lambda: InSequence(nn.Conv2d(3, 3, 1)), GoesThrough, Registered, Wrapping, Renaming])
+def test_blocks_that_a_further_child_or_subclass_would_change_are_left_and_named(build: Any) -> None:
+    model = nn.Sequential(build(), nn.ReLU())
+    if build is Renaming:
+        model[0].add_module("a" + "ct", nn.Conv2d(3, 3, 1))
+    (named,) = find_unreachable_calls(model)
+    assert "test_functional_calls.py:" in named and [site.name for site in find_sites(model)] == ["1"]
+    assert len(patch_model(model, "arelu")) == 1
+
+
+class Choosing(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = self.forward_fuse  # type: ignore[method-assign]
+
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        return F.silu(self.conv(x))
+
+
+def test_a_method_that_the_object_holds_is_rewired_too() -> None:
+    model, x = make(Choosing), torch.randn(1, 3, 4, 4)
+    expected = model(x)
+    assert patch_model(model, "arelu").coverage.swapped == 1
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert not torch.equal(other(x), expected)
+        unpatch_model(other)
+        assert torch.equal(other(x), expected)
+
+
+def test_two_names_of_one_method_share_the_module() -> None:
+    class Alias(Functional):
+        run = Functional.forward
+
+    assert [site.name for site in find_sites(make(Alias))] == ["0.act"]
+
+
+def test_a_new_object_of_the_class_of_a_rewired_block_is_an_original() -> None:
+    model = make(Functional)
+    patch_model(model, "arelu")
+    twin = type(model[0])()
+    assert type(twin) is Functional and twin(torch.zeros(1, 3, 2, 2)).shape == (1, 3, 2, 2)

@@ -13,12 +13,13 @@ import dis
 import functools
 import inspect
 import linecache
+from abc import ABCMeta
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, Generic
 from weakref import WeakKeyDictionary
 
 import torch
@@ -146,7 +147,26 @@ def find_hidden_calls(
                 children.append(name)
         elif callable(held) and is_activation_function(held):
             children.append(name)
-    return read_block(type(owner), tuple(children)).calls if names_function or children else ()
+    if not names_function and not children:
+        return ()
+    source = read_block(type(owner), tuple(children))
+    return () if _is_changed(owner, source) else source.calls
+
+
+def _is_changed(owner: nn.Module, source: BlockSource) -> bool:
+    """Return whether a block has a method or the name of a module of its own, beside those of its class."""
+    own = {*vars(owner), *owner._modules, *owner._parameters, *owner._buffers}
+    replaced = own & set(source.methods) - set(find_bound_methods(owner))
+    return bool(replaced or own & {call.attribute for call in source.calls})
+
+
+def find_bound_methods(owner: nn.Module) -> dict[str, str]:
+    """Return the attributes of a block that hold a method of its own class, such as `forward`, with their names."""
+    held = {
+        key: value for key, value in vars(owner).items() if isinstance(value, MethodType) and value.__self__ is owner
+    }
+    names = ((key, value.__func__.__name__, value.__func__) for key, value in held.items())
+    return {key: name for key, name, function in names if getattr(type(owner), name, None) is function}
 
 
 def build_equivalent(activation: str, arguments: dict[str, Any]) -> nn.Module:
@@ -209,6 +229,15 @@ def find_unreachable_calls(root: nn.Module) -> list[str]:
         for call in read_block(getattr(cls, "rewired_from", cls)).unreachable:
             where = f"{Path(call.file).name}:{call.line}, {format_count(count, 'module')}"
             found.append(f"{call.activation} in {cls.__name__} ({where})")
+    stock = (module for module in root.modules() if not hasattr(type(module), "rewired_from"))
+    changed = Counter(type(module) for module in stock if _is_changed(module, read_block(type(module))))
+    for cls, count in changed.items():
+        source = read_block(cls)
+        activations = {call.attribute: call.activation for call in source.calls}
+        for method in source.methods.values():
+            for place, attribute in method.places.items():
+                where = f"{Path(method.function.__code__.co_filename).name}:{place[0]}, {format_count(count, 'module')}"
+                found.append(f"{activations[attribute]} in {cls.__name__} ({where})")
     return found
 
 
@@ -219,15 +248,17 @@ def _read_block(cls: type, children: tuple[str, ...]) -> BlockSource:
     scans = []
     unreachable: list[UnreachableCall] = []
     kept: set[str] = set()  # children that are called where nothing can be rewritten
+    obstacle = _find_class_obstacle(cls)
+    groups: dict[FunctionType, str] = {}
     for name, function, reason in _iterate_methods(cls):
         if not (_names_activation(function) or set(children) & _list_names(function)):
             continue
         tree = _parse(function)
         if tree is None:
             continue
-        scan = _Scan(name, function, tree, children)
+        scan = _Scan(name, groups.setdefault(function, _get_group(name)), function, tree, children)
         scan.run()
-        if reason := reason or scan.find_obstacle():
+        if reason := obstacle or reason or scan.find_obstacle():
             unreachable += [_describe_unreachable(call, reason) for call in scan.calls if call.activation]
             kept |= {call.child for call in scan.calls}
         else:
@@ -236,6 +267,25 @@ def _read_block(cls: type, children: tuple[str, ...]) -> BlockSource:
             ]
             scans.append(scan)
     return _join_scans(cls, scans, unreachable, kept)
+
+
+def _find_class_obstacle(cls: type) -> str:
+    """Return why a class cannot be given a subclass with further children, "" if it can."""
+    if issubclass(cls, _CONTAINERS):
+        return "it runs all its children"
+    for base in cls.__mro__:
+        if base.__module__.startswith(("torch.", "rtdetr_act.")) or base in (object, Generic):
+            continue
+        if "__init_subclass__" in vars(base):
+            return "its subclasses are registered"
+        functions = (value for value in vars(base).values() if isinstance(value, FunctionType))
+        if any(_CHILD_READERS & _list_names(function) for function in functions):
+            return "it goes through its children"
+    return "" if type(cls) in (type, ABCMeta) else "its subclasses are registered"
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CHILD_READERS = {"children", "named_children", "_modules"}
 
 
 def _describe_unreachable(call: _Call, reason: str) -> UnreachableCall:
@@ -256,6 +306,8 @@ def _iterate_methods(cls: type) -> Iterator[tuple[str, FunctionType, str]]:
             if isinstance(function, FunctionType) and hasattr(function, "__wrapped__"):
                 function, reason = inspect.unwrap(function), "its method is decorated"
             if not isinstance(function, FunctionType) or (name.startswith("__") and name != "__call__"):
+                continue
+            if function in FUNCTIONS:  # staticmethod(F.relu)
                 continue
             if name in hiding:
                 if "super" not in hiding[name].__code__.co_names:
@@ -424,8 +476,10 @@ class _Call:
 class _Scan:
     """Follows the statements of a method, and collects the calls of activations and of children."""
 
-    def __init__(self, name: str, function: FunctionType, tree: ast.FunctionDef, children: tuple[str, ...]) -> None:
-        self.name, self.function, self.tree, self._children = name, function, tree, children
+    def __init__(
+        self, name: str, group: str, function: FunctionType, tree: ast.FunctionDef, children: tuple[str, ...]
+    ) -> None:
+        self.name, self.group, self.function, self.tree, self._children = name, group, function, tree, children
         arguments = [*tree.args.posonlyargs, *tree.args.args]
         self.me = arguments[0].arg if arguments else ""
         self.calls: list[_Call] = []
@@ -673,7 +727,7 @@ def _join_scans(
     unusable = set(kept)  # and children that are not only called, or with other arguments
     for scan in scans:
         for call in scan.calls:
-            users[call.child].add(_get_group(scan.name))
+            users[call.child].add(scan.group)
             if call.problem:
                 unusable.add(call.child)
         unusable |= scan.other_uses
@@ -685,7 +739,7 @@ def _join_scans(
         places = {}
         for call in scan.calls:
             if not call.problem and (call.activation or call.child in several):
-                key = (_get_group(scan.name), call.activation, call.arguments, call.child, call.number)
+                key = (scan.group, call.activation, call.arguments, call.child, call.number)
                 chosen.setdefault(key, HiddenCall(call.activation, call.arguments, call.child, call.producer))
                 places[call.place] = key
         if places:

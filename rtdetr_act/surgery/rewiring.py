@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import linecache
 from collections.abc import Callable, Sequence
 from types import FunctionType
@@ -22,6 +23,7 @@ from rtdetr_act.surgery.functional_calls import (
     HiddenCall,
     Method,
     compile_method,
+    find_bound_methods,
     find_hidden_calls,
     get_place,
     read_block,
@@ -51,7 +53,7 @@ def rewire(owner: nn.Module, calls: Sequence[HiddenCall]) -> None:
     children = tuple(sorted({call.child for call in calls if call.child}))
     for call in calls:
         owner.add_module(call.attribute, copy.deepcopy(call.build_original(owner)).train(owner.training))
-    owner.__class__ = make_class(type(owner), children)
+    _change_class(owner, make_class(type(owner), children))
 
 
 def unwire(owner: nn.Module) -> None:
@@ -59,7 +61,14 @@ def unwire(owner: nn.Module) -> None:
     cls: Any = type(owner)
     for call in cls.hidden_calls:
         delattr(owner, call.attribute)
-    owner.__class__ = cls.rewired_from
+    _change_class(owner, cls.rewired_from)
+
+
+def _change_class(owner: nn.Module, cls: type) -> None:
+    """Set the class of a block, and renew the methods that the block holds, as after `self.forward = self.run`."""
+    bound = find_bound_methods(owner)
+    owner.__class__ = cls
+    vars(owner).update({key: getattr(cls, name).__get__(owner) for key, name in bound.items()})
 
 
 def make_class(cls: type, children: tuple[str, ...]) -> type:
@@ -70,7 +79,8 @@ def make_class(cls: type, children: tuple[str, ...]) -> type:
         children: The children that it calls several times, each call of which gets a module.
     """
     if (cls, children) not in _classes:
-        _classes[cls, children] = _make_class(cls, children)
+        # Threads that come together get one class.
+        _classes.setdefault((cls, children), _make_class(cls, children))
     return _classes[cls, children]
 
 
@@ -83,11 +93,22 @@ def _make_class(cls: type, children: tuple[str, ...]) -> type:
         "__doc__": cls.__doc__,
         "rewired_from": cls,
         "hidden_calls": source.calls,
+        "__init__": _make_init(cls),
         "__reduce_ex__": _make_reduce(cls, children),
     }
     for name, method in source.methods.items():
         namespace[name] = _compile(cls, name, method)
     return type(cls)(cls.__name__, (cls,), namespace)
+
+
+def _make_init(cls: Any) -> Callable[..., None]:
+    @functools.wraps(cls.__init__)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Turn a new object, which has no hidden modules, into one of the original class."""
+        self.__class__ = cls
+        cls.__init__(self, *args, **kwargs)
+
+    return init
 
 
 def _make_reduce(cls: type, children: tuple[str, ...]) -> Callable[[Any, Any], tuple[Any, ...]]:
