@@ -171,3 +171,29 @@ def test_the_mode_the_weights_and_the_random_state_are_left_alone() -> None:
     assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert len(find_sites(model)) == 17
+
+
+class Factors(nn.Module):
+    """Features that are multiplied with something, and stay features."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv, self.other, self.act, self.kind = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ReLU(), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.conv(x))
+        if self.kind == "mask":
+            return y * (x.sum(1, keepdim=True) >= 0).float()
+        if self.kind == "modulation":
+            return y * self.other(x.mean((2, 3), keepdim=True))
+        if self.kind == "square":
+            return y * y
+        return y * torch.sigmoid(y)
+
+
+@pytest.mark.parametrize(("kind", "running"), [("mask", 1), ("modulation", 1), ("square", 1), ("swish", 2)])
+def test_features_that_are_masked_modulated_or_squared_are_no_gates(kind: str, running: int) -> None:
+    model = Factors(kind)
+    assert [site.name for site in find_sites(model)] == ["act"]
+    found = measure_coverage(model)
+    assert (found.running, found.left) == (running, {"map": 1})

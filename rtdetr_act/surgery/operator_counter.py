@@ -252,14 +252,22 @@ class OperatorCounter(TorchDispatchMode):
     def _record_product(self, name: str, made: _State, states: Sequence[_State], shapes: Sequence[torch.Size]) -> None:
         """Record a product: an activation x * f(x), or a gate."""
         one, other = states
+        if one is other:  # a square
+            return
         if name == "mul" and one.origin is other.origin and not one.leaf and (one.curved or other.curved):
-            names = [self.activations[i].operator for i in made.parts] or ["sigmoid"]
-            for i in made.parts:
+            # What both factors have in them came before.
+            parts = [i for i in made.parts if (i in one.parts) != (i in other.parts)]
+            names = [self.activations[i].operator for i in parts] or ["sigmoid"]
+            for i in parts:
                 self.activations[i].counts = False
             self._record(f"x*{'*'.join(reversed(names))}(x)", made, one)
             return
-        for state, factor, shape in ((one, other, shapes[1]), (other, one, shapes[0])):
-            if state.result_of is None or not factor.features or factor.gate or shape.numel() == 1:
+        sizes = [shape.numel() for shape in shapes]
+        for state, factor, size, own in ((one, other, sizes[1], sizes[0]), (other, one, sizes[0], sizes[1])):
+            # A factor that is expanded, such as a mask or one number per channel, does not make features a gate.
+            if state.result_of is None or not factor.features or factor.gate or size == 1:
+                continue
+            if name == "mul" and size < own:
                 continue
             if not factor.ancestors >> state.result_of & 1:
                 self.activations[state.result_of].counts = False
