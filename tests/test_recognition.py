@@ -269,3 +269,16 @@ def test_an_ultralytics_model_keeps_what_the_user_said_when_it_is_rebuilt() -> N
 def test_a_model_without_sites_says_what_it_has() -> None:
     with pytest.raises(SelectionError, match=r"no activation site; its modules without parameters are Scale \(2\)"):
         patch_model(nn.Sequential(nn.Conv2d(3, 4, 1), Scale(), Scale()), "arelu")
+
+
+class Keeping(nn.Module):
+    """Keeps its input, as modules for visualisation do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x
+        return F.relu(x)
+
+
+def test_a_module_is_left_as_it_is_by_the_evaluation() -> None:
+    module = Keeping()
+    assert computes_activation(module) and not hasattr(module, "last") and module.training

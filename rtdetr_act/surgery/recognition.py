@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -92,15 +93,14 @@ def computes_activation(module: nn.Module) -> bool:
     forward = type(module).forward
     if len(_list_required_arguments(forward)) != 2:  # self and the input
         return False
-    training = module.training
     try:
+        # Of a copy, since a module may keep what it was called with.
+        evaluated = copy.copy(module)
+        vars(evaluated).update(training=False, _parameters={}, _buffers={}, _modules={})
         with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            module.training = False
-            return _is_elementwise_and_nonlinear(lambda x: forward(module, x))
+            return _is_elementwise_and_nonlinear(lambda x: forward(evaluated, x))
     except Exception:  # whatever somebody's module raises for an input that it is not made for
         return False
-    finally:
-        module.training = training
 
 
 def _list_required_arguments(forward: Any) -> list[str]:
