@@ -223,14 +223,16 @@ def find_unreachable_calls(root: nn.Module) -> list[str]:
     Such as `relu in Block (block.py:12, 2 modules)`. Only what is written as a call of a function or of a tensor's
     method is found; `measure_coverage` counts whatever runs.
     """
-    blocks = Counter(type(module) for module in root.modules())
+    modules = list(root.modules())
+    blocks = Counter(map(type, modules))
     found = []
     for cls, count in blocks.items():
         for call in read_block(getattr(cls, "rewired_from", cls)).unreachable:
             where = f"{Path(call.file).name}:{call.line}, {format_count(count, 'module')}"
             found.append(f"{call.activation} in {cls.__name__} ({where})")
-    stock = (module for module in root.modules() if not hasattr(type(module), "rewired_from"))
-    changed = Counter(type(module) for module in stock if _is_changed(module, read_block(type(module))))
+    hiding = {cls for cls in blocks if read_block(cls).methods and not hasattr(cls, "rewired_from")}
+    held = (module for module in modules if type(module) in hiding)
+    changed = Counter(type(module) for module in held if _is_changed(module, read_block(type(module))))
     for cls, count in changed.items():
         source = read_block(cls)
         activations = {call.attribute: call.activation for call in source.calls}

@@ -320,14 +320,12 @@ class _Walk:
         dot = f"{name}." if name else ""
         calls = get_hidden_calls(module, self._is_activation)
         covered = {name for call in calls for name in (call.attribute, call.child)}
-        reads_weights = any(hasattr(type(module), method) for method in _WEIGHT_READERS)
-        convolutions = convolutions and not reads_weights and type(module).__name__ not in _WEIGHT_READING_CLASSES
+        convolutions = convolutions and self._convolutions and not _reads_weights(type(module))
         in_gate = in_gate or (self._gates and _is_gate_of_pooled_input(module))
         for attribute, child in module._modules.items():
             if child is None or attribute in covered:
                 continue
-            convolution = self._convolutions and convolutions and _is_convolution_site(child)
-            if convolution or self._is_activation(attribute, module, child):
+            if (convolutions and _is_convolution_site(child)) or self._is_activation(attribute, module, child):
                 yield _Place(dot + attribute, module, attribute, child, in_gate=in_gate)
             elif id(child) not in self._seen and type(child).__name__ not in _SKIPPED_CLASSES:
                 yield from self.iterate(child, dot + attribute, convolutions, in_gate)
@@ -341,6 +339,11 @@ class _Walk:
 
     def _is_activation(self, attribute: str, owner: nn.Module, child: nn.Module) -> bool:
         return is_activation(attribute, owner, child, self._treat_as)
+
+
+def _reads_weights(cls: type) -> bool:
+    """Return whether blocks of a class read the weights of the convolutions inside."""
+    return cls.__name__ in _WEIGHT_READING_CLASSES or any(hasattr(cls, method) for method in _WEIGHT_READERS)
 
 
 def _is_gate_of_pooled_input(module: nn.Module) -> bool:
