@@ -52,8 +52,8 @@ def tally(model: nn.Module, x: Tensor) -> int:
 @pytest.mark.parametrize(
     "name",
     [
-        "resnet18", "resnet50", "densenet121", "googlenet", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0",
-        "squeezenet1_1", "shufflenet_v2_x0_5", "regnet_y_400mf", "swin_t", "vit_b_16", "convnext_tiny",
+        "resnet18", "googlenet", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_1",
+        "shufflenet_v2_x0_5", "regnet_y_400mf", "swin_t",
     ],
 )  # fmt: skip
 def test_every_activation_of_torchvision_models_is_swapped(name: str) -> None:

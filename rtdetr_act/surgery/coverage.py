@@ -112,6 +112,7 @@ def measure_coverage(model: Any, example_input: Any = None) -> Coverage:
     Raises:
         ModelError: The model cannot be called with the input.
 
+    >>> from torch import nn
     >>> from rtdetr_act import patch_model
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.SiLU())
     >>> report = patch_model(net, "arelu", include="1")

@@ -189,18 +189,19 @@ def _open(path: str) -> _Network:
 
 
 def _describe_weights(path: str) -> str:
-    """Return which networks the state dicts in a checkpoint of another training loop are of; "" if it has none."""
+    """Return which networks the state dicts in a checkpoint of another training loop are of; "" if of stock ones."""
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # it is no file of torch, or holds more than weights
         return ""
-    found = []
+    found, patched = [], False
     for name, value in {"": held, **(held if isinstance(held, Mapping) else {})}.items():
         if getattr(value, "_metadata", None):
             plan = plan_of(value)
+            patched = patched or bool(plan)
             network = f"one with {quote(str(plan))}" if plan else "a stock one"
             found.append(f"{quote(name) if name else 'they'} of {network}")
-    if not found:
+    if not patched:
         return ""
     return (
         f"{quote(path)} holds weights without their network, {join_words(found)}: "
