@@ -287,16 +287,14 @@ class YoloRun:
             raise CheckError("no learned value moved")
         return describe_movements(text)
 
+    def list_tuning_words(self, name: str, epochs: int) -> list[str]:
+        """Return the words of a training from the best checkpoint, without a model YAML."""
+        weights = str(self.weights / "best.pt")
+        return ["train.py", "--weights", weights, "--cfg", "", *self.list_training_words(name, epochs)]
+
     def tune(self) -> str:
         """Fine-tune from the best checkpoint, without a model YAML."""
-        words = [
-            "train.py",
-            "--weights",
-            str(self.weights / "best.pt"),
-            "--cfg",
-            "",
-            *self.list_training_words("tuned", 2),
-        ]
+        words = self.list_tuning_words("tuned", 2)
         text = self.run("tuned.log", words)
         transferred = check_transfer(text)
         before, after = (
@@ -338,14 +336,7 @@ class YoloRun:
 
     def train_without_plugin(self) -> str:
         """Check that a training without the plugin stops instead of building the stock network."""
-        words = [
-            "train.py",
-            "--weights",
-            str(self.weights / "best.pt"),
-            "--cfg",
-            "",
-            *self.list_training_words("stock", 1),
-        ]
+        words = self.list_tuning_words("stock", 1)
         try:
             self.run("stock.log", words, plugin=None)
         except CheckError:
