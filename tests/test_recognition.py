@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -282,3 +287,32 @@ class Keeping(nn.Module):
 def test_a_module_is_left_as_it_is_by_the_evaluation() -> None:
     module = Keeping()
     assert computes_activation(module) and not hasattr(module, "last") and module.training
+
+
+@pytest.mark.integration
+def test_a_package_says_what_its_classes_are(tmp_path: Path) -> None:
+    (tmp_path / "layers_of_mine.py").write_text(
+        "from torch import nn\n"
+        "class Clip(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x.clamp(-1, 1)\n"
+        'TREAT_AS = {"layers_of_mine.Clip": "other"}\n'
+        'WRONG = {"layers_of_mine.Clip": "perhaps"}\n'
+    )
+    info = tmp_path / "layers_of_mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: layers-of-mine\nVersion: 1.0\n")
+    code = (
+        "import warnings; warnings.simplefilter('always')\n"
+        "from layers_of_mine import Clip\n"
+        "from torch import nn\n"
+        "from rtdetr_act import find_sites\n"
+        "print(len(find_sites(nn.Sequential(nn.Conv2d(3, 4, 1), Clip()))))\n"
+    )
+    for name, count, warned in (("TREAT_AS", "0", False), ("WRONG", "1", True)):
+        (info / "entry_points.txt").write_text(f"[rtdetr_act.treat_as]\nmine = layers_of_mine:{name}\n")
+        folders = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": folders}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == count
+        assert ("of rtdetr_act.treat_as was left out: treat_as= says" in done.stderr) is warned
