@@ -655,3 +655,23 @@ def test_a_new_object_of_the_class_of_a_rewired_block_is_an_original() -> None:
     patch_model(model, "arelu")
     twin = type(model[0])()
     assert type(twin) is Functional and twin(torch.zeros(1, 3, 2, 2)).shape == (1, 3, 2, 2)
+
+
+class Hidden(Block):
+    """Has an attribute of the class in the place of a child, which is therefore not what it calls."""
+
+    relu = staticmethod(torch.abs)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.conv(self.relu(self.bn(x))))
+
+
+def test_a_child_behind_an_attribute_of_the_class_is_left() -> None:
+    model, x = make(Hidden), torch.randn(2, 3, 5, 5)
+    expected = model(x)
+    assert not [site for site in find_sites(model) if site.hidden]
+    assert torch.equal(model(x), expected)

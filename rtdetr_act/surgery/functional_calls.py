@@ -141,6 +141,8 @@ def find_hidden_calls(
     children = []
     for name in repeated:
         held = owner._modules.get(name) or vars(owner).get(name)
+        if held is None or getattr(owner, name) is not held:  # an attribute of the class is what is called
+            continue
         if isinstance(held, nn.Module):
             leaf = not held._modules and not held._parameters
             if leaf and is_activation(name, owner, held):
@@ -551,7 +553,7 @@ class _Scan:
         if isinstance(node, ast.BinOp):
             self._mark_gate(node.left)
             self._mark_gate(node.right)
-        elif isinstance(node, ast.Call) and (name := self._find_tensor_method(node)) and name:
+        elif isinstance(node, ast.Call) and self._find_tensor_method(node):
             self._mark_gate(node.func.value)  # type: ignore[attr-defined]
         elif isinstance(node, ast.Call) and id(self._resolve(node.func)) in _IDS:
             for argument in node.args[:1]:
