@@ -83,13 +83,18 @@ def check_optimizer(root: nn.Module, optimizer: Optimizer, *, new_group: bool = 
     """
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"optimizer is a torch.optim.Optimizer, not {quote(optimizer)}")
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    held = get_held_ids(optimizer)
     if not any(id(parameter) in held for parameter in root.parameters()):
         raise ModelError(
             "the optimizer holds no parameter of the model: give the one that was built from its parameters"
         )
     if new_group:
         find_schedulers(optimizer)
+
+
+def get_held_ids(optimizer: Optimizer) -> set[int]:
+    """Return the ids of the parameters that the groups of an optimizer hold."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _read_act_lr(root: nn.Module) -> float:

@@ -23,6 +23,7 @@ from rtdetr_act.integrations.yolov5.messages import say
 from rtdetr_act.integrations.yolov5.trained import Trained, count_activations, measure_movements
 from rtdetr_act.surgery.epochs import find_scheduled_modules, set_epoch
 from rtdetr_act.surgery.model_plan import read_plan
+from rtdetr_act.surgery.optimizer import get_held_ids
 from rtdetr_act.surgery.sites import iterate_placed_activations
 
 
@@ -123,10 +124,10 @@ class TrainingWatch:
 
     def _find_model(self, optimizer: Optimizer) -> nn.Module | None:
         """Return the patched model that an optimizer trains, or None."""
-        inside = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        held = get_held_ids(optimizer)
         for reference in reversed(self.built):
             model = reference()
-            if model is not None and any(id(parameter) in inside for parameter in model.parameters()):
+            if model is not None and any(id(parameter) in held for parameter in model.parameters()):
                 return model if any(True for _ in iterate_placed_activations(model)) else None
         return None
 
@@ -143,9 +144,9 @@ class TrainingWatch:
 
 def _find_missing(model: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
     """Return the parameters of placed activations that no group of an optimizer has."""
-    inside = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    held = get_held_ids(optimizer)
     placed = (parameter for _, module in iterate_placed_activations(model) for parameter in module.parameters())
-    return [parameter for parameter in placed if id(parameter) not in inside]
+    return [parameter for parameter in placed if id(parameter) not in held]
 
 
 def hook_loggers(loggers: ModuleType) -> None:
