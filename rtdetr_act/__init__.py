@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rtdetr_act.integrations.ultralytics.runs import Outcome as Outcome
     from rtdetr_act.integrations.ultralytics.shapes import shapes as shapes
     from rtdetr_act.integrations.yolov5.trained import Trained as Trained
+    from rtdetr_act.kernels.recomputable import recomputable as recomputable
     from rtdetr_act.study.leaderboard import LeaderboardRow as LeaderboardRow
     from rtdetr_act.study.report import StudyReport as StudyReport
     from rtdetr_act.study.report import report_study as report_study
@@ -107,6 +108,7 @@ _MODULES = {
     "Outcome": "integrations.ultralytics.runs",
     "shapes": "integrations.ultralytics.shapes",
     "Trained": "integrations.yolov5.trained",
+    "recomputable": "kernels.recomputable",
     "LeaderboardRow": "study.leaderboard",
     "StudyReport": "study.report",
     "report_study": "study.report",

@@ -10,7 +10,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import FoldError
 from rtdetr_act.surgery.patcher import patch_model, unpatch_model
 from rtdetr_act.surgery.plan import Plan
+from rtdetr_act.surgery.recomputation import SMALL_BYTES, Recomputation
 from rtdetr_act.surgery.tracing import sample_curve
 
 Reference: TypeAlias = Callable[[np.ndarray, Mapping[str, np.ndarray], int], Any]
@@ -357,6 +358,25 @@ def _check_inplace(case: _Case) -> None:
         torch.testing.assert_close(over, plain, rtol=1e-9, atol=1e-9)
 
 
+def _check_low_memory(case: _Case) -> None:
+    """Computing it again for the backward does not change gradients."""
+    gradients = []
+    for low in (False, True):
+        module = case.build(torch.float64)
+        # Many positions, since what is small is kept.
+        dims = case.dims if case.layout == "map" else 1
+        positions = (SMALL_BYTES // (8 * case.channels), *(1,) * (dims - 1))
+        x = torch.randn(2, case.channels, *positions, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        leaf = x.requires_grad_()
+        norm = _LAYERS[dims][1](case.channels).double()
+        with Recomputation() if low else nullcontext():
+            maps = norm(leaf)
+            y = module(maps if case.layout == "map" else maps.transpose(1, 2)).square()
+        gradients.append(torch.autograd.grad(y.sum(), [leaf, *norm.parameters(), *module.parameters()]))
+    for kept, computed in zip(*gradients, strict=True):
+        torch.testing.assert_close(computed, kept, rtol=1e-7, atol=1e-7 * max(1.0, float(kept.abs().max())))
+
+
 def _check_recorded(case: _Case) -> None:
     """Its recorded numbers are scalars, its coefficients are per image, and `held_at(x)` returns the output for x."""
     module, x = case.build(), case.draw()
@@ -393,5 +413,6 @@ _CHECKS: tuple[Callable[[_Case], None], ...] = (
     _check_exportable,
     _check_fit,
     _check_inplace,
+    _check_low_memory,
     _check_recorded,
 )

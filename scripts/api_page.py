@@ -15,6 +15,7 @@ import rtdetr_act
 TITLES = {
     "surgery": "Swap",
     "activations": "Activations",
+    "kernels": "Ops",
     "deploy": "Deployment",
     "analysis": "Analysis",
     "workflows": "What the commands do",

@@ -117,6 +117,10 @@ def test_a_row_takes_the_words_of_a_rule_but_no_place() -> None:
         ("arelu", {"replaces": [1]}, "replaces= takes names"),
         ("arelu", {"replaces": 3}, "replaces= takes names"),
         ("arelu", {"replaces": {"silu": 1}}, "replaces= takes names"),
+        ("arelu memory=lo", {}, "memory is 'normal' or 'low', not 'lo'; did you mean 'low'"),
+        ("arelu memory=low memory=low", {}, "memory= twice"),
+        ("memory=", {}, "memory is 'normal' or 'low'"),
+        ("arelu", {"memory": 1}, "memory is 'normal' or 'low', not 1"),
         ("arelu mish", {}, "no activation 'arelu mish' in the zoo"),
         ("Dynamic ReLU", {}, "'dyrelu_a', 'dyrelu_b' or 'dyrelu_c'"),
         ("dyrelu@backbone", {}, "'dyrelu_a', 'dyrelu_b' or 'dyrelu_c'"),
@@ -202,6 +206,16 @@ def test_what_a_model_yaml_stores_reads_back_and_fails_in_stock_code(plan: Plan)
         (
             replace(Plan.parse("mish@neck"), default_act="nn.ReLU()"),
             "rtdetr_act.Plan({'rules': [{'activation': 'mish', 'sections': ['neck']}], 'default_act': 'nn.ReLU()'})",
+        ),
+        (Plan.parse("arelu", memory="low"), "rtdetr_act.Plan('arelu memory=low')"),
+        (
+            Plan.parse("arelu memory=low from=relu, mish@neck"),
+            "rtdetr_act.Plan('arelu from=relu, mish@neck memory=low')",
+        ),
+        (Plan(memory="low"), "rtdetr_act.Plan('memory=low')"),
+        (
+            replace(Plan(memory="low"), default_act="nn.ReLU()"),
+            "rtdetr_act.Plan({'rules': [], 'default_act': 'nn.ReLU()', 'memory': 'low'})",
         ),
         (Plan(default_act="nn.ReLU()"), "nn.ReLU()"),
         (Plan(), None),
@@ -409,6 +423,15 @@ def test_a_wrong_activation_value_is_refused(value: object) -> None:
 def test_patching_again_replaces_a_rule_with_the_same_selection() -> None:
     first, second = Plan.parse("arelu, mish@neck"), Plan.parse("dyrelu_b")
     assert str(first.followed_by(second)) == "mish@neck, dyrelu_b"
+
+
+def test_memory_is_of_the_whole_plan_and_stays_until_it_is_said_again() -> None:
+    plan = Plan.parse("arelu memory=low").followed_by(Plan.parse("mish@neck"))
+    assert plan == Plan.parse("arelu, mish@neck", memory="low")
+    assert plan.followed_by(Plan.parse("relu init=match")).memory == "low"
+    assert plan.followed_by(Plan.parse("memory=normal")).memory == "normal"
+    with pytest.raises(SpecError, match="memory= is of the whole model"):
+        split_model_yaml({"backbone": [[-1, 1, "Conv", [8], "arelu memory=low"]], "head": []})
 
 
 def test_from_looks_at_what_stood_there_before_its_plan() -> None:

@@ -43,6 +43,7 @@ from rtdetr_act.kernels.blocks import (
     sum_over_positions,
 )
 from rtdetr_act.kernels.pool import global_avg_pool
+from rtdetr_act.kernels.recomputable import recomputable
 from rtdetr_act.kernels.tiles import locate_tile, tile
 
 INITS = ("paper", "silu")
@@ -182,6 +183,7 @@ def _fold(module: AconC) -> Folded | None:
 # ---------------------------------------------------------------- op
 
 
+@recomputable
 def acon(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor, layout: Layout = "map") -> Tensor:
     """Return the ACON-C of x, in the dtype and memory format of x; with a beta per image it is Meta-ACON.
 

@@ -25,6 +25,7 @@ from rtdetr_act.kernels.blocks import (
     scratch_like,
     view_flat,
 )
+from rtdetr_act.kernels.recomputable import recomputable
 
 PAPER = "Alexandridis et al., ECCV 2024, arXiv:2407.08567"
 LAMBDA_MIN = 0.0001  # as in the authors' code, since the gate divides by lambda
@@ -125,6 +126,7 @@ def _exportable(module: AGLU) -> nn.Module:
 # ---------------------------------------------------------------- op
 
 
+@recomputable
 def aglu(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
     """Return the AGLU of x, in the dtype and memory format of x.
 

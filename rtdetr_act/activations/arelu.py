@@ -25,6 +25,7 @@ from rtdetr_act.kernels.backend import (
     triton,
 )
 from rtdetr_act.kernels.blocks import empty_like, make_dense, match_layout
+from rtdetr_act.kernels.recomputable import recomputable
 
 
 class AReLU(nn.Module):
@@ -108,6 +109,7 @@ def _learned(module: AReLU) -> dict[str, Tensor]:
 ALPHA_MIN, ALPHA_MAX = 0.01, 0.99
 
 
+@recomputable
 def arelu(x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool = False) -> Tensor:
     """Return the AReLU of x, in the dtype and memory format of x.
 

@@ -45,6 +45,7 @@ from rtdetr_act.kernels.blocks import (
 )
 from rtdetr_act.kernels.logits import compute_logits, weighted_sum
 from rtdetr_act.kernels.pool import global_avg_pool
+from rtdetr_act.kernels.recomputable import recomputable
 from rtdetr_act.kernels.tiles import locate_tile, tile
 
 
@@ -318,6 +319,7 @@ class ConvDyReLU(nn.Module):
 # ---------------------------------------------------------------- op
 
 
+@recomputable
 def dyrelu(
     x: Tensor, slopes: Sequence[Tensor], intercepts: Sequence[Tensor], attention: Tensor | None = None
 ) -> Tensor:

@@ -24,6 +24,7 @@ from rtdetr_act.kernels.backend import (
     triton,
 )
 from rtdetr_act.kernels.blocks import empty_like, make_dense, match_layout
+from rtdetr_act.kernels.recomputable import recomputable
 
 
 class FReLU(nn.Module):
@@ -94,6 +95,7 @@ _LAYERS: dict[int, tuple[type[Any], type[Any]]] = {
 # ---------------------------------------------------------------- op
 
 
+@recomputable
 def maximum(x: Tensor, funnel: Tensor) -> Tensor:
     """Return the elementwise maximum, in the dtype and memory format of x.
 

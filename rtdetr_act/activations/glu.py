@@ -12,6 +12,7 @@ from rtdetr_act.activations.checks import channel_dim, check_count, check_map
 from rtdetr_act.activations.protocol import Entry, Layout
 from rtdetr_act.kernels.backend import compute_dtype, differentiable_grad, needs_autograd, needs_plain_ops
 from rtdetr_act.kernels.blocks import empty_like
+from rtdetr_act.kernels.recomputable import recomputable
 
 
 class GatedLinearUnit(nn.Module):
@@ -83,6 +84,7 @@ class Gate(nn.Module):
 # ---------------------------------------------------------------- op
 
 
+@recomputable
 def glu(x: Tensor, dim: int = 1) -> Tensor:
     """Return `a * sigmoid(b)` for the halves a, b of x along `dim`, in the dtype and memory format of x.
 

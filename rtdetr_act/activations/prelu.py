@@ -40,6 +40,7 @@ from rtdetr_act.kernels.blocks import (
     split_blocks,
     sum_over_positions,
 )
+from rtdetr_act.kernels.recomputable import recomputable
 from rtdetr_act.kernels.tiles import locate_tile, tile
 
 
@@ -157,6 +158,7 @@ def _learned(module: nn.PReLU) -> dict[str, Tensor]:
 # ---------------------------------------------------------------- op
 
 
+@recomputable
 def prelu(x: Tensor, weight: Tensor, layout: Layout = "map") -> Tensor:
     """Return the PReLU of x, in the memory format of x, and in its dtype except under autocast.
 

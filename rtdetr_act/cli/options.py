@@ -48,6 +48,7 @@ From = Annotated[
 ScopeOption = Annotated[str, typer.Option("--scope", help="conv, or all for transformer sites too.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Count the activations that really run.")]
 ActLr = Annotated[float, typer.Option("--act-lr", help="Factor on the learning rate of slopes.")]
+Memory = Annotated[str | None, typer.Option("--memory", help="low keeps less for the backward pass.")]
 Init = Annotated[str, typer.Option("--init", help="paper, or match to start as the trained network.")]
 TargetOption = Annotated[
     str | None,

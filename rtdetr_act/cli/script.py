@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rtdetr_act.cli.grammar import command
-from rtdetr_act.cli.options import Act, ActLr, From, Init, ScopeOption
+from rtdetr_act.cli.options import Act, ActLr, From, Init, Memory, ScopeOption
 from rtdetr_act.errors import InputError, Interrupted, RtdetrActError
-from rtdetr_act.surgery.plan import check_init, check_scope
+from rtdetr_act.surgery.plan import check_init, check_memory, check_scope
 
 if TYPE_CHECKING:
     from rtdetr_act.integrations.yolov5.trained import Trained
@@ -35,6 +35,7 @@ def run(
     scope: ScopeOption = "conv",
     init: Init = "paper",
     act_lr: ActLr = 1.0,
+    memory: Memory = None,
 ) -> None:
     """Run a script of YOLOv5 or YOLOv7 with other activations.
 
@@ -59,6 +60,7 @@ def run(
             init=check_init(init),
             act_lr=act_lr,
             replaces=replaces,
+            memory=None if memory is None else check_memory(memory),
         )
     except RtdetrActError:
         raise

@@ -16,6 +16,7 @@ from rtdetr_act.cli.options import (
     Data,
     From,
     Init,
+    Memory,
     Model,
     Output,
     Pairs,
@@ -29,7 +30,7 @@ from rtdetr_act.cli.options import (
 from rtdetr_act.cli.printing import print_next, print_scores, print_warning
 from rtdetr_act.errors import InputError, TrainingError, quote
 from rtdetr_act.integrations.ultralytics.results import list_score_names
-from rtdetr_act.surgery.plan import SwapOptions, check_init, check_scope
+from rtdetr_act.surgery.plan import SwapOptions, check_init, check_memory, check_scope
 
 if TYPE_CHECKING:
     from rtdetr_act.integrations.ultralytics.runs import Outcome
@@ -48,6 +49,7 @@ def train(
     scope: ScopeOption = "conv",
     init: Init = "paper",
     act_lr: ActLr = 1.0,
+    memory: Memory = None,
     conv: Annotated[
         str | None, typer.Option("--conv", help="Convolutions to put in, such as dynamic_conv@backbone.")
     ] = None,
@@ -69,6 +71,7 @@ def train(
     options: SwapOptions = {"scope": check_scope(scope), "act_lr": act_lr, "init": check_init(init)}
     variants = split_variants(act, replaces)
     _check_options(variants, options, conv)
+    options["memory"] = None if memory is None else check_memory(memory)
     source, dataset = choose_model_and_data(model, data)
     outcomes: list[Outcome] = []
     try:

@@ -116,3 +116,54 @@ def sum_per_channel(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         grad.view(rows), x.view(rows), None, mean, variance, None, None, False, 0.0, [False, True, True]
     )
     return products.view(images, channels), totals.view(images, channels)
+
+
+def has_saved_tensor_hooks() -> bool:
+    """Return whether hooks of others are asked for each tensor that autograd saves, as inside `checkpoint`.
+
+    False where torch does not tell: 2.4, for one.
+    """
+    get_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return get_hooks is not None and get_hooks(False) is not None
+
+
+def get_storage_address(x: Tensor) -> int:
+    """Return a number that identifies the memory of a tensor as long as it lives; 0 for a tensor without memory."""
+    try:
+        return x.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse, or a wrapper
+        return 0
+
+
+def get_batch_statistics(result: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the mean and the inverse standard deviation that a BatchNorm in training has normalised by.
+
+    Args:
+        result: What `F.batch_norm` returned.
+
+    Returns:
+        Both (C,), as autograd has saved them; None if another kind of node computed the result.
+    """
+    node = result.grad_fn
+    mean, deviation = (getattr(node, f"_saved_result{number}", None) for number in (1, 2))
+    return None if mean is None or deviation is None else (mean.detach(), deviation.detach())
+
+
+def normalise_batch(
+    input: Tensor,  # as torch names it
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    inverse_deviation: Tensor,
+) -> Tensor:
+    """Return `(input - mean) * inverse_deviation * weight + bias` per channel, as BatchNorm computes it in training.
+
+    Args:
+        input: (B, C, ...).
+        weight: (C,), or None for 1.
+        bias: (C,), or None for 0.
+        mean: (C,).
+        inverse_deviation: (C,), 1 / sqrt(variance + eps).
+    """
+    variance = inverse_deviation.pow(-2)
+    return torch.native_batch_norm(input, weight, bias, mean, variance, False, 0.0, 0.0)[0]

@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from rtdetr_act.kernels.backend import compute_dtype, differentiable_grad, needs_autograd, needs_plain_ops
 from rtdetr_act.kernels.blocks import empty_like, make_dense
+from rtdetr_act.kernels.recomputable import recomputable
 
 
+@recomputable
 def compute_logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply a 1x1 convolution with one output channel: `sum_c weight[c] * x[:, c] + bias`.
 

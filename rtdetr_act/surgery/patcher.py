@@ -24,11 +24,23 @@ from rtdetr_act.spec import ActSpec
 from rtdetr_act.surgery.convolutions import get_original_convolution
 from rtdetr_act.surgery.coverage import Coverage, measure_coverage
 from rtdetr_act.surgery.functional_calls import find_unreachable_calls
+from rtdetr_act.surgery.low_memory import remove_low_memory_hooks, set_low_memory_hooks
 from rtdetr_act.surgery.match import match
 from rtdetr_act.surgery.model_plan import is_task_model, read_plan, set_plan
 from rtdetr_act.surgery.modules import set_child, unwrap
 from rtdetr_act.surgery.optimizer import add_to_optimizer, check_optimizer, remove_from_optimizer
-from rtdetr_act.surgery.plan import MAX_STAGES, Init, Plan, Rule, Scope, SwapOptions, check_overrides, format_layers
+from rtdetr_act.surgery.plan import (
+    MAX_STAGES,
+    Init,
+    Memory,
+    Plan,
+    Rule,
+    Scope,
+    SwapOptions,
+    check_memory,
+    check_overrides,
+    format_layers,
+)
 from rtdetr_act.surgery.rewiring import is_rewired, rewire, unwire
 from rtdetr_act.surgery.simplify import simplify_plan
 from rtdetr_act.surgery.sites import (
@@ -171,7 +183,7 @@ class PatchReport(TableResult):
             layers = format_layers({swap.site.layer for swap in swaps if swap.site.layer is not None})
             parameters = sum(swap.parameters for swap in swaps)
             rows.append((section or "-", before, after, layout, str(len(swaps)), f"{parameters:,}", layers or "-"))
-        lines = align_columns(rows)
+        lines = align_columns(rows) if groups else []
         activations, convolutions = self.of("activation"), self.of("convolution")
         if misfits := [swap.misfit for swap in activations if swap.misfit is not None]:
             lines.append(f"{len(misfits)} fitted to what they replace, {max(misfits):.1%} off at most")
@@ -192,6 +204,8 @@ class PatchReport(TableResult):
             lines.append(f"{left} on maps pooled to one position (squeeze-and-excitation) kept: scope='all' swaps them")
         if self.plan.base or any(rule.holding for rule in self.plan.rules):
             lines.append(f"plan: {self.plan}")
+        if self.plan.memory == "low":
+            lines.append("memory: low, what is cheap to compute again is not kept for the backward pass")
         return "\n".join([*lines, *([f"not reached: {', '.join(self.unseen)}"] if self.unseen else [])])
 
 
@@ -209,6 +223,7 @@ def patch_model(
     replaces: str | Iterable[str] | None = None,
     optimizer: Optimizer | None = None,
     treat_as: Mapping[Any, str] | None = None,
+    memory: Memory | None = None,
 ) -> PatchReport:
     """Swap the activations of a model in place; each site gets a separate instance.
 
@@ -240,6 +255,10 @@ def patch_model(
             longer holds those of activations that were replaced. Default: None.
         treat_as: "activation" or "other" by class, or by its qualified or bare name, for modules of your own that
             `find_sites` takes for something else. Default: None.
+        memory: "low" to keep about half as much for the backward pass, or less: the results of BatchNorm, activations,
+            sums and concatenations are computed again there, exactly, which costs a few percent of a step. "normal" to
+            end that. It is of the whole model, and "memory=low" alone is an `activation` that swaps nothing.
+            `torch.compile` plans memory by itself. Default: None, as the model has it.
 
     Returns:
         The report; `len(report)` is the number of swapped sites, and `print(report)` prints a table.
@@ -259,8 +278,9 @@ def patch_model(
     """
     root = unwrap(model)
     if isinstance(activation, Plan):
-        return _patch(root, activation, optimizer, example_input)
-    how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "replaces": replaces}
+        plan = activation if memory is None else replace(activation, memory=check_memory(memory))
+        return _patch(root, plan, optimizer, example_input)
+    how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "replaces": replaces, "memory": memory}
     plan = Plan.parse(activation, layers=layers, include=include, exclude=exclude, treat_as=treat_as, **how)
     return _patch(root, plan, optimizer, example_input, strict=True)
 
@@ -362,7 +382,8 @@ def apply_plan(root: nn.Module, plan: Plan, *, example_input: Any = None, strict
     carried = _extend_plan(sites, read_plan(root), plan)
     report = swap_sites(sites, plan, strict=strict)
     set_plan(root, carried)
-    if carried and not is_task_model(root):
+    set_low_memory_hooks(root)
+    if carried.rules and not is_task_model(root):
         add_state_dict_hooks(root)
     measure = partial(measure_coverage, root, example_input)
     return replace(report, plan=carried, unseen=tuple(find_unreachable_calls(root)), measure=measure)
@@ -377,7 +398,7 @@ def _extend_plan(sites: Sequence[Site], carried: Plan, plan: Plan) -> Plan:
             f"more than {MAX_STAGES} swaps with from= or init='match' would build on one another: unpatch the model "
             "before this one"
         )
-    return carried
+    return replace(carried, memory=None) if carried.memory == "normal" else carried
 
 
 def swap_sites(sites: Sequence[Site], plan: Plan, *, strict: bool = False) -> PatchReport:
@@ -503,6 +524,7 @@ def unpatch_model(model: Any) -> int:
             unwire(module)
     for module in root.modules():
         remove_state_dict_hooks(module)
+        remove_low_memory_hooks(module)
         set_plan(module, Plan(default_act=read_plan(module).default_act))
     return len(activations) + len(convolutions)
 

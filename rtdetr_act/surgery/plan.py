@@ -29,19 +29,22 @@ if TYPE_CHECKING:
 
 Scope = Literal["conv", "all"]
 Init = Literal["paper", "match"]
+Memory = Literal["normal", "low"]
 TreatAs = Literal["activation", "other"]
 SECTIONS = ("backbone", "neck", "head")
 SCOPES: tuple[Scope, ...] = ("conv", "all")
 INITS: tuple[Init, ...] = ("paper", "match")
+MEMORIES: tuple[Memory, ...] = ("normal", "low")
 TREAT_AS: tuple[TreatAs, ...] = ("activation", "other")
 _RULE_KEYS = ("activation", "layers", "sections", "include", "exclude", "from", "scope", "init")
-_PLAN_KEYS = ("rules", "default_act", "act_lr", "base", "fitted", "treat_as")
+_PLAN_KEYS = ("rules", "default_act", "act_lr", "base", "fitted", "treat_as", "memory")
 _MAX_LAYERS = 10_000
 _MAX_NUMBER = 1e9  # largest absolute value of a number in a plan
 _CALL = f"{PREFIX}Plan("  # of a plan as model YAMLs store it
 _LONGEST_FORM = 1_000_000  # characters; a rule for each of the 165 sites of yolo26x takes 20,000
 MAX_STAGES = 51  # a plan and its nested bases
 _WORDS = ("from", "init")  # what may follow an activation and its sites in the text of a rule
+_MEMORY = "memory"  # which may follow too, and is of the whole plan
 _SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments without effect once a schedule has finished
 
 
@@ -166,6 +169,8 @@ class Rule:
         if match is None:
             raise SpecError(f"{quote(text)} is not a rule: write activation, activation@section or activation@layers")
         layers, sections = _parse_places(match["where"])
+        if _MEMORY in words:
+            raise SpecError(f"{quote(text)} is one rule, but {_MEMORY}= is of the whole model: see 'activation:'")
         names, init = _parse_names("from", words.get("from")), check_init(words.get("init", "paper"))
         return cls(_parse_activation(match["act"]), layers, sections, init=init, holding=names)
 
@@ -184,6 +189,7 @@ class SwapOptions(TypedDict, total=False):
     act_lr: float
     init: Init
     replaces: str | Iterable[str] | None
+    memory: Memory | None
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,8 @@ class Plan:
             then, and those with `from` select sites by it. Default: None, the stock network.
         fitted: Whether the network has been fitted already; training does it once. Default: False.
         treat_as: What the user says about classes of modules, by name: that they are an "activation", or "other".
+        memory: "low" to keep less for the backward pass and compute it again, "normal" to end that. Default: None, as
+            the network has it.
 
     >>> plan = Plan.parse("dyrelu_b@backbone, dyrelu_c@neck, silu@22-27")
     >>> plan.to_model_yaml()
@@ -212,6 +220,7 @@ class Plan:
     base: Plan | None = None
     fitted: bool = False
     treat_as: tuple[tuple[str, TreatAs], ...] = ()
+    memory: Memory | None = None
 
     @classmethod
     def parse(
@@ -226,8 +235,11 @@ class Plan:
         init: Init = "paper",
         replaces: str | Iterable[str] | None = None,
         treat_as: Mapping[Any, str] | None = None,
+        memory: Memory | None = None,
     ) -> Plan:
-        """Parse a plan from text: `activation[@section or layers] [from=names] [init=match][, …]`.
+        """Parse a plan from text: `activation[@section or layers] [from=names] [init=match][, …] [memory=low]`.
+
+        `memory=low` alone is a plan that changes no activation.
 
         Args:
             text: The rules. Sections and layer ranges are joined by `+`, as in `arelu@backbone+12+22-27`, and so are
@@ -242,6 +254,7 @@ class Plan:
             replaces: Name(s) of activations: only sites match that hold one of them before the plan is applied; for
                 rules of activations without `from=` in the text. Default: None.
             treat_as: "activation" or "other" by class, or by its qualified or bare name. Default: None.
+            memory: "low" or "normal", if the text does not say. Default: None.
 
         Raises:
             SpecError: The text, a section, a layer range or a keyword argument is invalid.
@@ -257,8 +270,12 @@ class Plan:
             raise SpecError("replaces= is empty: give names of activations such as 'silu', or leave it out")
         check_scope(scope)
         check_init(init)
-        rules = []
+        rules, memory = [], None if memory is None else check_memory(memory)
         for part in _split_rules(text):
+            part, own_memory = _take_memory(part)
+            memory = own_memory or memory
+            if not part:
+                continue
             rule = Rule.parse(part)
             if layers is not None:
                 if rule.layers or rule.sections:
@@ -271,9 +288,10 @@ class Plan:
             else:  # it is initialised as the convolution that it replaces
                 rule = replace(rule, init="paper")
             rules.append(rule)
-        if names and all(rule.replaces == "convolution" for rule in rules):
+        if names and rules and all(rule.replaces == "convolution" for rule in rules):
             raise SpecError(f"replaces= selects by activation, but {quote(text)} replaces convolutions: leave it out")
-        return cls(tuple(rules), act_lr=check_act_lr(act_lr), treat_as=tuple(parse_treat_as(treat_as).items()))
+        classes = tuple(parse_treat_as(treat_as).items())
+        return cls(tuple(rules), act_lr=check_act_lr(act_lr), treat_as=classes, memory=memory)
 
     @classmethod
     def parse_convolutions(cls, text: str) -> Plan:
@@ -331,10 +349,11 @@ class Plan:
             (cls._from_yaml(data["base"], depth + 1) or None) if data.get("base") else None,  # as `to_yaml` writes it
             _check_fitted(data.get("fitted", False)),
             tuple(parse_treat_as(data.get("treat_as")).items()),
+            None if data.get("memory") is None else check_memory(data["memory"]),
         )
 
     def to_yaml(self) -> dict[str, Any] | str | None:
-        """Return the plan as plain data; the stock form or None if there are no rules."""
+        """Return the plan as plain data; the stock form or None if it changes nothing."""
         if not self:
             return self.default_act
         data: dict[str, Any] = {"rules": [rule.to_yaml() for rule in self.rules]}
@@ -348,6 +367,8 @@ class Plan:
             data["fitted"] = True
         if self.treat_as:
             data["treat_as"] = dict(self.treat_as)
+        if self.memory:
+            data["memory"] = self.memory
         return data
 
     def save(self, path: str | Path) -> None:
@@ -395,15 +416,16 @@ class Plan:
         """Return the value for `activation:` in a model YAML, on which stock Ultralytics fails.
 
         It is the first of `rtdetr_act.arelu`, `rtdetr_act.Plan('dyrelu_b@backbone, …')` and `rtdetr_act.Plan({…})`,
-        with the plain data of `to_yaml`, that says the whole plan; the stock form or None if there are no rules.
+        with the plain data of `to_yaml`, that says the whole plan; the stock form or None if it changes nothing.
 
         Raises:
             SpecError: The plan has more than 1,000,000 characters.
         """
         if not self:
             return self.default_act
-        text, first = str(self), self.rules[0].activation
-        if text == str(first) and first.name.isidentifier() and self._equals(f"{PREFIX}{text}"):
+        text = str(self)
+        first = self.rules[0].activation if self.rules else None
+        if first and text == str(first) and first.name.isidentifier() and self._equals(f"{PREFIX}{text}"):
             return f"{PREFIX}{text}"
         if self._equals(text):
             return f"{_CALL}{text!r})"
@@ -453,15 +475,18 @@ class Plan:
         result. The base of `other` is left out: apply its `stages` one after the other.
         """
         treat_as = tuple({**dict(self.treat_as), **dict(other.treat_as)}.items())
+        memory = other.memory or self.memory
         if not any(rule.init == "match" or rule.holding for rule in other.rules):
             act_lr = other.act_lr if any(rule.replaces == "activation" for rule in other.rules) else self.act_lr
-            return replace(self, rules=merge_rules(self.rules, other.rules), act_lr=act_lr, treat_as=treat_as)
+            rules = merge_rules(self.rules, other.rules)
+            return replace(self, rules=rules, act_lr=act_lr, treat_as=treat_as, memory=memory)
         base = self.without_finished_schedules() if other._matches else self
         base = replace(base, rules=tuple(rule for rule in base.rules if rule.replaces == "activation"))
         kept = tuple(rule for rule in self.rules if rule.replaces == "convolution")
         rules = merge_rules(kept, other.rules)
-        base_or_none = base if base else base.base
-        return replace(other, rules=rules, default_act=self.default_act, base=base_or_none, treat_as=treat_as)
+        base = replace(base, memory=None)
+        options: dict[str, Any] = {"default_act": self.default_act, "treat_as": treat_as, "memory": memory}
+        return replace(other, rules=rules, base=base if base else base.base, **options)
 
     def without_finished_schedules(self, epoch: float = math.inf) -> Plan:
         """Return the plan without the schedules that have finished after a number of epochs; by default, without any.
@@ -479,15 +504,16 @@ class Plan:
         return tuple(sorted(end for end in ends if end is not None))
 
     def __bool__(self) -> bool:
-        """Return whether the plan has rules; without any it changes nothing."""
-        return bool(self.rules)
+        """Return whether the plan changes anything: activations, convolutions, or what is kept for the backward."""
+        return bool(self.rules) or self.memory is not None
 
     def __str__(self) -> str:
         """Return the rules as text, such as `dyrelu_b@backbone, silu@22-27`; with a base, `mish; then arelu from=mish`.
 
         `parse` accepts it if there are no base, `include`, `exclude` and `scope`.
         """
-        return "; then ".join(", ".join(map(str, stage.rules)) for stage in self.stages)
+        rules = "; then ".join(", ".join(map(str, stage.rules)) for stage in self.stages)
+        return " ".join(filter(None, (rules, f"{_MEMORY}={self.memory}" if self.memory else "")))
 
 
 class Selectable(Protocol):
@@ -634,13 +660,28 @@ def _split_words(text: str) -> tuple[str, dict[str, str]]:
         if match is None:
             break
         head, key = parts[0], match[1]
-        if key not in _WORDS:
+        if key not in (*_WORDS, _MEMORY):
             known = " and ".join(f"{word}=" for word in _WORDS)
             raise SpecError(f"{quote(parts[1])} is not a word of a rule, which takes {known}{suggest(key, _WORDS)}")
         if key in words:
             raise SpecError(f"{quote(text)} has {key}= twice")
         words[key] = match[2]
     return head, words
+
+
+def _take_memory(text: str) -> tuple[str, Memory | None]:
+    """Take the word `memory=…`, which is of a whole plan, out of the text of a rule.
+
+    >>> _take_memory("arelu memory=low from=silu"), _take_memory("memory=low")
+    (('arelu from=silu', 'low'), ('', 'low'))
+    """
+    head, words = _split_words(text) if f"{_MEMORY}=" in text else (text, {})
+    if alone := re.fullmatch(rf"{_MEMORY}=(.*)", head):
+        head, words = "", {**words, _MEMORY: alone[1]}
+    if _MEMORY not in words:
+        return text, None
+    memory = check_memory(words.pop(_MEMORY))
+    return " ".join(filter(None, (head, *(f"{key}={value}" for key, value in words.items())))), memory
 
 
 def _parse_activation(text: str) -> ActSpec:
@@ -730,6 +771,14 @@ def check_init(value: object) -> Init:
         if value == known:
             return known
     raise SpecError(f"init is 'paper' or 'match', not {quote(value)}{suggest(value, INITS)}")
+
+
+def check_memory(value: object) -> Memory:
+    """Return `value` if it is "normal" or "low", else raise SpecError."""
+    for known in MEMORIES:
+        if value == known:
+            return known
+    raise SpecError(f"memory is 'normal' or 'low', not {quote(value)}{suggest(value, MEMORIES)}")
 
 
 def parse_treat_as(given: Mapping[Any, str] | None) -> dict[str, TreatAs]:

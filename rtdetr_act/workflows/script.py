@@ -43,7 +43,7 @@ def run_script(
         arguments: Its own arguments, such as ["--img", "640", "--data", "coco128.yaml"].
         activation: A plan added to every model that is built, as `patch_model` takes it. Default: None, none.
         show: Called with what was trained, also where the script ends by `sys.exit(0)`.
-        **options: `scope`, `act_lr`, `init` and `replaces` of `patch_model`.
+        **options: `scope`, `act_lr`, `init`, `replaces` and `memory` of `patch_model`.
 
     Returns:
         What was trained; None if the script trained no patched model.
@@ -57,7 +57,8 @@ def run_script(
     checkout = find_checkout(script)
     if "models.yolo" in sys.modules:
         raise InputError("this process has run a script of YOLOv5 or YOLOv7 already: run the next one in a new process")
-    added = Plan() if activation is None else resolve_plan(Plan.parse(activation, **options))
+    plan = Plan(memory=options.get("memory")) if activation is None else Plan.parse(activation, **options)
+    added = resolve_plan(plan)
     refuse_convolutions(added)
     watch = TrainingWatch()
     ended: SystemExit | None = None
@@ -73,7 +74,7 @@ def run_script(
         show(trained)
     if added and not watch.built:
         raise ModelError(
-            f"{quote(activation)} was not used: {Path(script).name} built no model, and a checkpoint keeps the "
+            f"{quote(str(added))} was not used: {Path(script).name} built no model, and a checkpoint keeps the "
             "activations that it was trained with"
         )
     if ended is not None:

@@ -50,7 +50,7 @@ def train_variants(
         pretrained: Checkpoint to take weights from.
         target: Deployment target, such as "hailo": `warn` is called for activations that it does not run natively.
         warn: Called with each warning, one sentence, before the first training starts.
-        **options: `scope`, `act_lr`, `init` and `replaces` of `patch_model`.
+        **options: `scope`, `act_lr`, `init`, `replaces` and `memory` of `patch_model`.
 
     Yields:
         Outcomes in the order of the variants. Where there are several, one that fails has `failure` set, and the next

@@ -197,7 +197,7 @@ def validate_variants(
         arguments: As in `validate_checkpoints`.
         fold: As in `validate_checkpoints`.
         show_fold: As in `validate_checkpoints`.
-        **options: `scope`, `act_lr`, `init` and `replaces` of `patch_model`.
+        **options: `scope`, `act_lr`, `init`, `replaces` and `memory` of `patch_model`.
 
     Yields:
         Validations, that of the stock network first. Where there are several, one that fails has `failure` set, and the

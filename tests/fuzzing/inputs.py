@@ -51,7 +51,8 @@ _plan_arguments = (
     st.floats(0.001, 100),
 )
 _bases = st.one_of(st.none(), st.none(), st.builds(Plan, *_plan_arguments))
-plans = st.builds(Plan, *_plan_arguments, base=_bases, fitted=st.booleans())
+_memories = st.sampled_from([None, None, "low", "normal"])
+plans = st.builds(Plan, *_plan_arguments, base=_bases, fitted=st.booleans(), memory=_memories)
 
 # --- texts ----------------------------------------------------------------------------------------------------------
 

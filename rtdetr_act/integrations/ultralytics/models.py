@@ -50,8 +50,8 @@ def load_model(
         pretrained: Checkpoint to take weights and, below the plan given, activations from. Default: None.
         conv: Convolutions to replace, such as "dynamic_conv@backbone"; ignored if the activation is "stock". Default:
             None.
-        **options: `scope`, `act_lr` and `init` of `patch_model`, for a plan given as text. A plan given as plain data
-            has its own scope and init, so that only `act_lr` (1.0 by default) is taken.
+        **options: `scope`, `act_lr`, `init` and `memory` of `patch_model`, for a plan given as text. A plan given as
+            plain data has its own, so that only `act_lr` (1.0 by default) is taken. `memory` alone swaps nothing.
 
     Raises:
         InputError: The file does not exist, or is not a model YAML.
@@ -75,6 +75,8 @@ def load_model(
         apply_plan(unwrap(model), plan, strict=True)
     elif activation is not None:
         patch_model(model, activation, **options)
+    if activation in (None, STOCK) and options.get("memory") is not None:
+        patch_model(model, Plan(memory=options["memory"]))
     if conv is not None and activation != STOCK:
         apply_plan(unwrap(model), Plan.parse_convolutions(conv), strict=True)
     return model
@@ -186,7 +188,7 @@ def load_variants(source: str | Path, activations: Iterable[str], **options: Unp
     Args:
         source: Model YAML or checkpoint.
         activations: Plans, or "stock".
-        **options: `scope`, `act_lr`, `init` and `replaces` of `patch_model`.
+        **options: `scope`, `act_lr`, `init`, `replaces` and `memory` of `patch_model`.
 
     Raises:
         RtdetrActError: The model or a plan is wrong.

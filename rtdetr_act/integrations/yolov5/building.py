@@ -14,6 +14,7 @@ from rtdetr_act.errors import SpecError
 from rtdetr_act.formatting import format_count
 from rtdetr_act.integrations.stock_activation import stock_default_act
 from rtdetr_act.integrations.yolov5.messages import say
+from rtdetr_act.surgery.low_memory import predict_in_low_memory
 from rtdetr_act.surgery.model_plan import require_plugin, set_yaml_plan, split_model_yaml
 from rtdetr_act.surgery.patcher import KINDS, resolve_plan, swap_sites
 from rtdetr_act.surgery.plan import Plan
@@ -35,7 +36,7 @@ class ModelBuilder:
 
     def __init__(self, yolo: ModuleType, added: Plan, on_built: Callable[[nn.Module], None]) -> None:
         self.yolo, self.added, self.on_built = yolo, added, on_built
-        self.parse, self.init = yolo.parse_model, yolo.Model.__init__
+        self.parse, self.init, self.forward = yolo.parse_model, yolo.Model.__init__, yolo.Model.forward
         # YOLOv5 evaluates `activation:`; YOLOv7, and YOLOv5 before 7.0, do not know it.
         self.knows_activation = "activation" in self.parse.__code__.co_consts
         self.plan = Plan()  # of the model under construction
@@ -50,8 +51,13 @@ class ModelBuilder:
         def init_model(model: Any, *args: Any, **kwargs: Any) -> None:
             self.init_model(model, *args, **kwargs)
 
+        @wraps(self.forward)
+        def forward(model: Any, *args: Any, **kwargs: Any) -> Any:
+            return predict_in_low_memory(self.forward, model, *args, **kwargs)
+
         self.yolo.parse_model = parse_model  # type: ignore[attr-defined]
         self.yolo.Model.__init__ = init_model
+        self.yolo.Model.forward = forward
 
     def parse_model(self, d: dict[str, Any], ch: Any, *args: Any, **kwargs: Any) -> Any:
         """Build the layers of a model YAML as the checkout does, then apply the plan."""
@@ -67,7 +73,7 @@ class ModelBuilder:
             for stage in self.added.stages:
                 plan = simplify_plan(sites, plan.followed_by(stage))
             swap_sites(sites, self.added, strict=True)
-        if plan:
+        if plan.rules:
             _describe_swap(layers, plan)
         self.plan = plan
         return layers, save

@@ -36,6 +36,10 @@ def hook_tasks(tasks: Any) -> None:
     # package Ultralytics runs `pip install` with that name, which for a user's module may install an unrelated package.
     replace(tasks, "torch_safe_load", _torch_safe_load)
     replace(tasks, "check_requirements", _check_requirements)
+    # Here and not in a forward hook, which every pickle would name. In training, `loss` calls `predict`.
+    for cls in (tasks.BaseModel, *tasks.BaseModel.__subclasses__()):
+        if "predict" in vars(cls):
+            replace(cls, "predict", _predict)
     # "Transferred 419/475 items" is alarming if the rest is new activation parameters.
     replace(tasks.BaseModel, "load", _load)
     # BaseModel.fuse folds a BatchNorm into a single kernel, while a dynamic convolution has several. It, and the blocks
@@ -103,7 +107,7 @@ def _parse_model(original: Callable[..., Any], d: dict[str, Any], ch: int, verbo
             convolutions = len(report.of("convolution"))
             swapped = f"{len(report.of('activation'))} activations swapped"
             swapped += f", {convolutions} dynamic convolutions" if convolutions else ""
-            log(f"{swapped}: {plan} ({report.parameters:,} parameters)")
+            log(f"{swapped}: {plan} ({report.parameters:,} parameters)" if plan.rules else str(plan))
     return layers, save
 
 
@@ -178,6 +182,13 @@ def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: An
 def _check_requirements(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Wrap `check_requirements` to raise while a checkpoint is loaded."""
     return checkpoints.refuse_install(*args) if _loading.get() else original(*args, **kwargs)
+
+
+def _predict(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wrap `predict` of task models to keep less for the backward pass where the plan says `memory=low`."""
+    from rtdetr_act.surgery.low_memory import predict_in_low_memory
+
+    return predict_in_low_memory(original, self, *args, **kwargs)
 
 
 def _load(
