@@ -273,6 +273,13 @@ def mixed_precision(place: Place) -> Iterator[Item]:
             yield f"{name}, {short(dtype)}", checked(gpu_checks.check_training, name, dtype, place.device)
 
 
+def low_memory(place: Place) -> Iterator[Item]:
+    """Compare gradients with and without `memory="low"`."""
+    for name in (*gpu_checks.LEARNED, "silu", "mish", "gelu", "relu", "leaky_relu"):
+        for dtype in FLOATS:
+            yield f"{name}, {short(dtype)}", checked(gpu_checks.check_low_memory, name, dtype, place.device)
+
+
 def large(place: Place) -> Iterator[Item]:
     """Hold ops on maps of more than 2 ** 31 elements against their formulas."""
 
@@ -404,7 +411,7 @@ def dynamic_convolution(place: Place) -> Iterator[Item]:
 # ---------------------------------------------------------------- networks, with Ultralytics
 
 DETECTORS = {"rtdetr-l.yaml": 8, "yolo11n.yaml": 16}  # images of a training step
-VARIANTS = ("silu", "arelu", "dyrelu_b")
+VARIANTS = ("silu", "arelu", "dyrelu_b", "silu memory=low", "arelu memory=low")
 
 
 def detectors(place: Place) -> Iterator[Item]:
@@ -584,6 +591,7 @@ PARTS = {
     "compile": Part("Each op by `torch.compile` as one graph, forward and backward", compiled),
     "graphs": Part("Each op in a CUDA graph, replayed with other inputs", graphs, ("GPU",)),
     "mixed-precision": Part("A small network under autocast, float16 with GradScaler", mixed_precision),
+    "low-memory": Part("Gradients of blocks that keep less for the backward", low_memory),
     "large": Part("Maps of more than 2³¹ elements", large, ("GPU",)),
     "bench-float32": Part("Time of each activation in float32", bench(torch.float32), ("GPU",)),
     "bench-float16": Part("Time of each activation in float16", bench(torch.float16), ("GPU",)),

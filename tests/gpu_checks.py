@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from contextlib import nullcontext
 from itertools import pairwise
 
 import reference
@@ -16,6 +17,7 @@ from rtdetr_act import create
 from rtdetr_act.activations.dynamic_conv import dynamic_conv
 from rtdetr_act.activations.registry import get_entry, names
 from rtdetr_act.errors import SpecError
+from rtdetr_act.surgery.recomputation import Recomputation
 
 # Without it cuBLAS refuses to run where only deterministic algorithms may; read when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -162,6 +164,35 @@ def losses_of(net: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype
         found.append(loss.item())
     assert not scaler.is_enabled() or scaler.get_scale() == 2**14, f"the scale went to {scaler.get_scale()}"
     return found
+
+
+def check_low_memory(activation: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
+    """Hold the gradients of a block that keeps less for its backward against those of one that keeps everything.
+
+    Args:
+        activation: In the zoo.
+        dtype: Of autocast, if it is a half type.
+        device: Of the block.
+    """
+    torch.manual_seed(0)
+    act = create(activation, 16)
+    first, second, last = (nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(3))
+    net = nn.Sequential(first, nn.BatchNorm2d(16), act, second, nn.BatchNorm2d(16), copy.deepcopy(act), last).to(device)
+    nets = [net.train(), copy.deepcopy(net)]
+    x = torch.randn(2, 16, 48, 48, device=device)
+    found = []
+    for each, context in zip(nets, (nullcontext(), Recomputation()), strict=True):
+        with context, torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+            y = each(x)
+        y.float().square().mean().backward()
+        found.append([parameter.grad for parameter in each.parameters() if parameter.grad is not None])
+    worst = 0.0
+    for kept, computed in zip(*found, strict=True):
+        # What is computed again may be rounded to the neighbouring number of a half type.
+        error = excess(computed, kept, CHAINED[dtype], CHAINED[dtype] * scale_of(kept))
+        assert error <= 1, f"a gradient of {activation} is off by {error:.3g} times what is allowed"
+        worst = max(worst, error)
+    return worst
 
 
 def is_finite(t: Tensor) -> bool:

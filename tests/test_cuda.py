@@ -15,6 +15,7 @@ from gpu_checks import (
     check_dynamic_conv,
     check_graph,
     check_large,
+    check_low_memory,
     check_module,
     check_stream,
     check_training,
@@ -50,6 +51,12 @@ pytestmark = [
 def _seed_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("activation", [*LEARNED, "silu", "leaky_relu", "mish"])
+def test_what_is_computed_again_gives_the_same_gradients(activation: str, dtype: torch.dtype) -> None:
+    check_low_memory(activation, dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])

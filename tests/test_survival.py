@@ -607,7 +607,7 @@ def test_ddp_workers_train_a_model_patched_and_refitted_in_memory(data: Data, st
 
     model = RTDETR(str(stock_yaml))
     patch_model(model, "mish@backbone")
-    patch_model(model, "prelu from=mish, relu@neck", act_lr=0.5, init="match")
+    patch_model(model, "prelu from=mish, relu@neck", act_lr=0.5, init="match", memory="low")
     start = model.model.model[0].stem1.act.weight.clone()
     model.train(trainer=CpuDdpTrainer, **tiny.train_args(data.detect, tmp_path))
     # Only gradients pass between the workers once training has begun, and the first one alone does the fit of the
@@ -619,7 +619,7 @@ def test_ddp_workers_train_a_model_patched_and_refitted_in_memory(data: Data, st
         rules = [{"activation": "prelu", "from": ["mish"]}, {"activation": "relu", "sections": ["neck"]}]
         assert_plan(trained, [{**rule, "init": "match"} for rule in rules])
         assert read_plan(trained).base == Plan.parse("mish@backbone")
-        assert read_plan(trained).fitted
+        assert read_plan(trained).fitted and read_plan(trained).memory == "low"
     checkpoint = torch.load(tmp_path / "run" / "weights" / "last.pt", map_location="cpu", weights_only=False)
     groups = checkpoint["optimizer"]["param_groups"]  # built in a worker, by our hook there
     assert [len(group["params"]) for group in groups[3:]] == [tiny.CONV_SITES - tiny.SILU_SITES]

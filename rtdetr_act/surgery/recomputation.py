@@ -312,6 +312,9 @@ class _Recorder(TorchFunctionMode):
         with self._hooks:
             result = function(*args, **kwargs)
         written = _index_tensors(result)
+        if inplace:  # what was there is gone, also where a kernel has not counted its write
+            for address in written:
+                self._origins.pop(address, None)
         saved_results = self._decide_inputs(written, before)
         if isinstance(result, Tensor) and not (inplace and before is None):
             first = [before] if inplace else []
