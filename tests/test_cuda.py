@@ -35,7 +35,7 @@ from op_checks import (
     draw_pair,
 )
 
-from rtdetr_act.analysis.memory import measure_peak_bytes
+from rtdetr_act.analysis.memory import measure_step_memory
 from rtdetr_act.integrations.ultralytics.costs import compare_costs
 from rtdetr_act.integrations.ultralytics.models import load_variants
 from rtdetr_act.kernels.backend import can_use_triton, triton
@@ -130,8 +130,11 @@ def test_further_devices_are_used_whichever_is_the_current_one() -> None:
 
 
 def test_memory_and_time_are_those_of_the_device_that_is_named() -> None:
-    assert measure_peak_bytes(lambda: torch.zeros(1000)) == 4000  # on the CPU, although there is a GPU
-    assert measure_peak_bytes(lambda: torch.zeros(2**20, device="cuda"), "cuda") == 2**22
+    small, large = torch.zeros(1000, requires_grad=True), torch.zeros(2**20, device="cuda", requires_grad=True)
+    assert measure_step_memory(lambda: small.exp()).kept == 4000  # on the CPU, although there is a GPU
+    memory = measure_step_memory(lambda: large.exp().sin(), device="cuda")
+    assert memory.kept == 2**22 and memory.by_operator == {"exp": 2**22}
+    assert 2 * 2**22 <= memory.peak <= 4 * 2**22
     work = draw_map((64, 64, 64, 64)).cuda()
     seconds = time_medians({"work": lambda: [work.exp() for _ in range(50)]}, 3, device="cuda")["work"]
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

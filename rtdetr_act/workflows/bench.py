@@ -26,6 +26,7 @@ def bench_training(
     rounds: int = 15,
     scope: Scope = "conv",
     show: Callable[[Sequence[Cost]], object] | None = None,
+    fits: float | None = None,
 ) -> tuple[list[Cost], list[Path]]:
     """Measure training steps, inference and memory of variants of a model against its stock form.
 
@@ -39,17 +40,20 @@ def bench_training(
         rounds: Measurements of the training step that count, per variant; inference takes twice as many.
         scope: "conv" for convolutional sites, "all" for transformer sites too.
         show: Called with the costs before they are written.
+        fits: Memory of a device in GiB, for which the largest batch of each variant is estimated, trained in float32
+            by AdamW with Ultralytics' moving average of the weights. The memory of the CUDA context, cuDNN's
+            workspaces and fragmentation come on top. Default: None, no estimate.
 
     Returns:
         The costs, those of the stock model first, and the files written.
 
     Raises:
-        RtdetrActError: The model, a plan or the device is wrong, or the folder cannot be written to.
+        RtdetrActError: The model, a plan, the device or `fits` is wrong, or the folder cannot be written to.
     """
     models = load_variants(source, [STOCK, *as_list(activations)], scope=scope)
     name, folder = Path(source).stem, Path(output)
     with output_folder(folder):  # which is not made in vain, nor found wrong after minutes
-        costs = compare_costs(models, imgsz=imgsz, batch=batch, device=device, rounds=rounds)
+        costs = compare_costs(models, imgsz=imgsz, batch=batch, device=device, rounds=rounds, fits=fits)
         if show:
             show(costs)
         return costs, write_costs({name: costs}, folder, name)
