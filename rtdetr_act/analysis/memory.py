@@ -64,7 +64,7 @@ def measure_step_memory(
 
     >>> x = torch.zeros(1000, requires_grad=True)
     >>> memory = measure_step_memory(lambda: x.exp().sin())
-    >>> memory.kept, memory.by_operator  # both results of exp: its own backward and that of sin read it
+    >>> memory.kept, memory.by_operator  # the result of exp, which its own backward reads and that of sin
     (4000, {'exp': 4000})
     """
     gc.collect()  # so that no garbage of before is freed in between
