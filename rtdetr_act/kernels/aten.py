@@ -150,13 +150,14 @@ def get_batch_statistics(result: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def normalise_batch(
-    input: Tensor,  # as torch names it
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    inverse_deviation: Tensor,
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, inverse_deviation: Tensor
 ) -> Tensor:
     """Return `(input - mean) * inverse_deviation * weight + bias` per channel, as BatchNorm computes it in training.
+
+    On a CPU the result is the same to the last bit, unless in float64. There, training and evaluation share a kernel
+    that computes `input * scale + shift`. It is called with a scale and a shift in place of weight and bias, a mean of
+    0 and a deviation of 1, since no variance gives the inverse deviation back exactly. The kernel's shift is
+    `bias - mean * scale` in one rounding where the compiler fuses the two, as it does for Linux on x86-64.
 
     Args:
         input: (B, C, ...).
@@ -165,5 +166,11 @@ def normalise_batch(
         mean: (C,).
         inverse_deviation: (C,), 1 / sqrt(variance + eps).
     """
-    variance = inverse_deviation.pow(-2)
-    return torch.native_batch_norm(input, weight, bias, mean, variance, False, 0.0, 0.0)[0]
+    if not input.is_cpu:
+        variance = inverse_deviation.pow(-2)
+        return torch.native_batch_norm(input, weight, bias, mean, variance, False, 0.0, 0.0)[0]
+    scale = inverse_deviation if weight is None else inverse_deviation * weight
+    product = mean.double() * scale.double()
+    shift = (-product if bias is None else bias.double() - product).to(scale.dtype)
+    zeros = torch.zeros_like(mean)
+    return torch.native_batch_norm(input, scale, shift, zeros, zeros, False, 0.0, 1.0)[0]

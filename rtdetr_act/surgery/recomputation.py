@@ -335,10 +335,13 @@ class _Recorder(TorchFunctionMode):
             statistics = get_batch_statistics(result)
             if statistics is None:
                 return
-            function = normalise_batch
-            arguments = {name: arguments.get(name) for name in ("input", "weight", "bias")}
-            kept = [_Kept(each, each._version) for each in statistics]
-            arguments |= dict(zip(("mean", "inverse_deviation"), kept, strict=True))
+            if statistics[0].dtype in (torch.float16, torch.bfloat16):  # which are too coarse: they are computed again
+                arguments = {**arguments, "running_mean": None, "running_var": None}
+            else:
+                function = normalise_batch
+                arguments = {name: arguments.get(name) for name in ("input", "weight", "bias")}
+                kept = [_Kept(each, each._version) for each in statistics]
+                arguments |= dict(zip(("mean", "inverse_deviation"), kept, strict=True))
         self._record(function, [], {key: self._describe(value) for key, value in arguments.items()}, False, result)
 
     def _record(
