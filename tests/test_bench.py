@@ -263,6 +263,7 @@ def test_models_keep_less_with_arelu_than_with_silu_and_learn_the_same(source: s
     assert losses["arelu"] == pytest.approx(losses["arelu(inplace=False)"], rel=1e-5)
 
 
+@pytest.mark.integration
 def test_the_batch_that_fits_is_that_of_measured_steps(tmp_path: Path) -> None:
     path = tiny.write_yaml(tmp_path / "tiny.yaml", tiny.yolo())
     models = load_variants(str(path), ["stock", "arelu"])
