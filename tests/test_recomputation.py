@@ -15,15 +15,14 @@ import torch
 from conftest import Data
 from test_cli import run
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import get_cfg
 
 from rtdetr_act import Plan, create, find_sites, names, patch_model, unpatch_model
+from rtdetr_act.analysis.memory import measure_step_memory
 from rtdetr_act.errors import SpecError
 from rtdetr_act.integrations.ultralytics.costs import draw_batch
 from rtdetr_act.kernels.recomputable import recomputable
@@ -115,33 +114,6 @@ def test_gradients_are_the_same_in_place(activation: nn.Module) -> None:
     assert kept_maps(block(activation)) == pytest.approx(2, abs=0.3)
 
 
-class _Results(TorchDispatchMode):
-    """Remembers the memory of all operators' results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tensors = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, Tensor)]
-        given = {each.untyped_storage()._cdata for each in tensors}
-        for each in result if isinstance(result, (list, tuple)) else (result,):
-            if isinstance(each, Tensor) and (storage := each.untyped_storage())._cdata not in given:
-                self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        return result
-
-    def count_alive(self) -> int:
-        return sum(size for reference, size in self._storages.values() if not reference.expired())
-
-
-def measure_kept_bytes(forward: Callable[[], Tensor]) -> int:
-    """Return the bytes of all results that are alive after a forward pass, its own result not counted."""
-    with _Results() as results:
-        result = forward()
-        return results.count_alive() - result.untyped_storage().nbytes()
-
-
 def kept_maps(net: nn.Module, low: bool = True) -> float:
     """Return how many maps a forward pass keeps for the backward."""
     x = make_input(requires_grad=True)
@@ -152,7 +124,7 @@ def kept_maps(net: nn.Module, low: bool = True) -> float:
         with Recomputation():
             return net(x)
 
-    return measure_kept_bytes(forward) / MAP_BYTES
+    return measure_step_memory(forward).kept / MAP_BYTES
 
 
 def test_one_map_of_three_is_kept() -> None:
@@ -523,7 +495,7 @@ def test_the_compiler_sees_the_stock_model() -> None:
 
 def measure(net: nn.Module) -> float:
     x = make_input(requires_grad=True)
-    return measure_kept_bytes(lambda: net(x)) / MAP_BYTES
+    return measure_step_memory(lambda: net(x)).kept / MAP_BYTES
 
 
 def test_a_patched_model_keeps_less_through_copies_and_pickles() -> None:
@@ -549,7 +521,7 @@ def test_a_forward_that_fails_ends_it() -> None:
     with pytest.raises(RuntimeError):
         net(torch.randn(1, 1, 2, 2))
     x = make_input(requires_grad=True)
-    assert measure_kept_bytes(lambda: F.conv2d(F.silu(x), torch.ones(1, CHANNELS, 1, 1))) >= MAP_BYTES
+    assert measure_step_memory(lambda: F.conv2d(F.silu(x), torch.ones(1, CHANNELS, 1, 1))).kept >= MAP_BYTES
     assert measure(net) == pytest.approx(2, abs=0.1)
 
 
@@ -560,7 +532,7 @@ def kept_by(model: nn.Module) -> int:
     def forward() -> Tensor:
         return sum(each.sum() for each in tree_leaves(model(images)) if isinstance(each, Tensor))
 
-    return measure_kept_bytes(forward)
+    return measure_step_memory(forward).kept
 
 
 def test_a_task_model_keeps_less_through_its_plan(tmp_path: Path) -> None:
