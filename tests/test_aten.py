@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from op_checks import BATCH_NORM_IS_EXACT
 from torch import Tensor
+from torch.nn import functional as F
 
 from rtdetr_act.kernels import aten
 
@@ -69,3 +71,47 @@ def test_states_of_recording_are_seen() -> None:
     torch.jit.trace(note, torch.ones(1), check_trace=False)
     torch.func.vmap(note)(torch.ones(2))
     assert seen == [(False, False), (True, False), (False, True)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("affine", [True, False])
+def test_normalise_batch_gives_what_batch_norm_gave(
+    affine: bool, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x = (3 * torch.randn(3, 17, 13, 5) + torch.randn(17, 1, 1)).to(dtype).contiguous(memory_format=layout)
+    weight, bias = (torch.randn(17, dtype=wide), torch.randn(17, dtype=wide)) if affine else (None, None)
+    result = F.batch_norm(x.requires_grad_(), None, None, weight, bias, True, 0.1, 1e-3)
+    statistics = aten.get_batch_statistics(result)
+    assert statistics is not None
+    mean, deviation = statistics
+    center, variance = x.double().mean((0, 2, 3)), x.double().var((0, 2, 3), unbiased=False)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6}.get(mean.dtype, 1e-2)
+    torch.testing.assert_close(mean.double(), center, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(deviation.double(), (variance + 1e-3).rsqrt(), rtol=tolerance, atol=tolerance)
+    again = aten.normalise_batch(x.detach(), weight, bias, mean, deviation)
+    assert again.stride() == result.stride() and again.dtype == result.dtype
+    if BATCH_NORM_IS_EXACT and mean.dtype == torch.float32:
+        assert torch.equal(again, result)
+    else:
+        torch.testing.assert_close(again, result, rtol=5 * tolerance, atol=5 * tolerance)
+
+
+def test_only_a_batch_norm_in_training_has_statistics() -> None:
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    assert aten.get_batch_statistics(x.exp()) is None
+    assert aten.get_batch_statistics(x) is None
+
+
+def test_hooks_of_others_are_seen() -> None:
+    assert not aten.has_saved_tensor_hooks()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        assert aten.has_saved_tensor_hooks() or not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+
+
+def test_the_address_of_a_storage() -> None:
+    x = torch.zeros(4, 4)
+    assert aten.get_storage_address(x) == aten.get_storage_address(x[1:].view(-1))
+    assert aten.get_storage_address(x) != aten.get_storage_address(x.clone())
+    assert aten.get_storage_address(torch.zeros(2, 2).to_sparse()) == 0

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from conftest import Data
+from op_checks import BATCH_NORM_IS_EXACT
 from test_cli import run
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -161,6 +162,11 @@ def test_half_types_and_small_gammas(dtype: torch.dtype, gamma: float, name: str
 
     # Both round to the same half type. What differs is the last bit of BatchNorm's result, in some elements.
     assert_same_grads(make, make_input(), 2e-2 if dtype == torch.bfloat16 else 3e-3, autocast=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_in_a_half_type_are_computed_again(dtype: torch.dtype) -> None:
+    assert_same_grads(lambda: block(nn.SiLU()).to(dtype), make_input().to(dtype), 1e-12)
 
 
 def test_float64_is_exact() -> None:
@@ -566,7 +572,8 @@ def test_losses_of_a_detector_are_the_same(tmp_path: Path) -> None:
     assert torch.equal(loss, low_loss)
     total = sum(float(each.double().square().sum()) for each in kept) ** 0.5
     difference = sum(float((a - b).double().square().sum()) for a, b in zip(kept, computed, strict=True)) ** 0.5
-    assert difference < 1e-5 * total
+    # To the last bit where `normalise_batch` is; a difference there grows through the network.
+    assert difference <= (1e-9 if BATCH_NORM_IS_EXACT else 1e-5) * total
 
 
 @pytest.mark.integration

@@ -99,7 +99,7 @@ def compare_costs(
     if fits is not None:
         _check_gib(fits)
     reference = next(iter(models))
-    modules = {name: _prepare_training(model.model, device) for name, model in models.items()}
+    modules = {name: prepare_training(model.model, device) for name, model in models.items()}
     drawn = draw_batch(modules[reference], str(models[reference].task), imgsz, batch, device)
     steps = {name: _training_step(module, drawn) for name, module in modules.items()}
     train = compute_ratios(time_medians(steps, rounds, device=device), reference)
@@ -128,7 +128,12 @@ def compare_costs(
     ]
 
 
-def _prepare_training(model: nn.Module, device: str) -> nn.Module:
+def prepare_training(model: nn.Module, device: str) -> nn.Module:
+    """Move a task model to a device, and prepare it for `model.loss` as a trainer does.
+
+    Raises:
+        InputError: The device cannot be used.
+    """
     model = move_to(model, device).train()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -198,7 +203,7 @@ def time_training_step(model: Any, imgsz: int, batch: int, device: str = "cpu") 
     Raises:
         InputError: The device, imgsz or batch cannot be used, or the task has no benchmark.
     """
-    module = _prepare_training(model.model, device)
+    module = prepare_training(model.model, device)
     step = _training_step(module, draw_batch(module, str(model.task), imgsz, batch, device))
     return statistics.median(time_medians({"step": step}, 3, warmup=1, device=device)["step"])
 
