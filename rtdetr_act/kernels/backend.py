@@ -25,7 +25,7 @@ if torch.cuda.is_available() or INTERPRETING:
 # An unqualified name for annotations: Triton 3.0's interpreter compares their source text with "constexpr".
 constexpr: Any = tl.constexpr if tl is not None else None
 
-_PLAIN_TENSORS = (Tensor, nn.Parameter)
+PLAIN_TENSORS = (Tensor, nn.Parameter)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -36,7 +36,7 @@ def needs_plain_ops(x: Tensor) -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        or type(x) not in _PLAIN_TENSORS
+        or type(x) not in PLAIN_TENSORS
         or x.is_meta
         or is_tracing()
         or is_functorch_active()

@@ -33,6 +33,7 @@ from rtdetr_act.kernels.aten import (
     is_tracing,
     normalise_batch,
 )
+from rtdetr_act.kernels.backend import PLAIN_TENSORS
 from rtdetr_act.kernels.recomputable import is_recomputable, split_inplace
 
 # Smaller results are kept: their calls would cost more than their memory is worth.
@@ -277,6 +278,10 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not torch.is_grad_enabled() or has_saved_tensor_hooks():  # inside an autograd function, or a checkpoint
+            return func(*args, **kwargs)
+        if not all(
+            type(each) in PLAIN_TENSORS for each in args if isinstance(each, Tensor)
+        ):  # such as those of a compiler
             return func(*args, **kwargs)
         if is_recomputable(func) and not all(map(_is_small, args)):
             return self._call_recomputable(func, args, kwargs)
