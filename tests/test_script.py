@@ -18,8 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from typer.main import get_command
 
 import rtdetr_act
-from rtdetr_act import Trained, find_sites, run_script, unpatch_model
+from rtdetr_act import Trained, find_sites, plan_of, run_script, unpatch_model
 from rtdetr_act.activations.dyrelu import DyReLUC
+from rtdetr_act.analysis.memory import measure_step_memory
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, ModelError, SelectionError, SpecError, TrainingError
 from rtdetr_act.integrations.yolov5.training import hook_loggers
@@ -76,6 +77,20 @@ def test_act_is_added_to_every_model(checkout: Path) -> None:
     assert holds(model) == ["arelu", "arelu", "mish"]
     assert model.yaml["activation"] == "rtdetr_act.Plan('arelu@backbone, mish@2')"
     assert [layer.np for layer in model.model] == [sum(p.numel() for p in layer.parameters()) for layer in model.model]
+
+
+def test_a_model_keeps_less_where_its_plan_says_so(checkout: Path) -> None:
+    script = stand_in.write_script(checkout, "build.py", BUILD + "    sys.modules['models.yolo'].last = model\n")
+    cfg = stand_in.write_yaml(checkout / "model.yaml")
+    kept = []
+    for activation, options in ((None, {}), (None, {"memory": "low"}), ("silu", {"memory": "low"})):
+        _forget()
+        run_script(script, [str(cfg)], activation, **options)
+        model = sys.modules["models.yolo"].last  # type: ignore[attr-defined]
+        assert plan_of(model).memory == options.get("memory")
+        kept.append(measure_step_memory(lambda model=model: model(torch.rand(4, 3, 64, 64))).kept)  # type: ignore[misc]
+    assert kept[1] < 0.7 * kept[0]
+    assert kept[2] == kept[1]
 
 
 def test_the_model_yaml_names_activations(checkout: Path) -> None:

@@ -361,6 +361,8 @@ def _find_notes(network: _Network) -> list[str]:
         )
     if network.plan.act_lr != 1.0:
         found.append(f"a training multiplies their learning rate by {network.plan.act_lr:g}")
+    if network.plan.memory == "low":
+        found.append("a training keeps less for the backward pass, and computes it again there (memory=low)")
     if network.plan.needs_fit:
         found.append("the next training begins by fitting the network to the one before the swap (init=match)")
     if network.is_stock and network.is_checkpoint:
