@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reference import REFERENCE
@@ -38,6 +42,7 @@ from rtdetr_act.activations.registry import (
 )
 from rtdetr_act.activations.torch_native import Softmax2d
 from rtdetr_act.errors import SelectionError, SpecError
+from rtdetr_act.kernels.backend import read_parameters
 from rtdetr_act.kernels.pool import global_avg_pool
 from rtdetr_act.spec import ActSpec
 
@@ -425,6 +430,134 @@ def test_dyrelu_c_attention_is_a_bounded_share_per_image(shape: tuple[int, ...],
 def test_dyrelu_c_starts_as_a_third_of_relu_on_a_flat_map() -> None:
     x = torch.full((1, 4, 6, 5), 2.0)
     torch.testing.assert_close(DyReLUC(4)(x), x / 3)
+
+
+DYRELU = [("dyrelu_a", {}), ("dyrelu_b", {}), ("dyrelu_c", {}), ("dyrelu_c", {"tau": 0.5, "tau_start": 3.0, "k": 3})]
+DYRELU += [(name, arguments) for name, arguments in VARIANTS if name.startswith("dyrelu")]
+
+
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    return [child for child in module.children() if isinstance(child, (nn.Linear, nn.Conv2d))]
+
+
+@pytest.mark.parametrize(("name", "arguments"), DYRELU)
+@pytest.mark.parametrize("shape", [(1, 6, 7, 7), (3, 6, 5, 1), (2, 6, 160, 160)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@torch.no_grad()
+def test_dyrelu_without_autograd_is_the_formula(
+    name: str, arguments: dict[str, float], shape: tuple[int, ...], layout: str
+) -> None:
+    module, x = build(name, **arguments).eval(), 2 * torch.randn(shape)
+    if layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    elif layout == "strided":
+        x = torch.stack([x, x], -1)[..., 0]
+    assert len(read_parameters(x, module, module.layers) or ()) == 2 * len(layers_of(module))
+    y = module(x)
+    if "tau_start" not in arguments:
+        torch.testing.assert_close(
+            y.double(), expected(name, x, module, "map", **arguments), rtol=2e-5, atol=2e-5, check_stride=False
+        )
+    with torch.enable_grad():
+        recorded = module(x).detach()
+    torch.testing.assert_close(y, recorded, rtol=2e-5, atol=2e-6)
+    assert y.stride() == recorded.stride()
+    torch.testing.assert_close(module.double()(x.double()), y.double(), rtol=2e-5, atol=2e-5, check_stride=False)
+
+
+@pytest.mark.parametrize("name", ["dyrelu_a", "dyrelu_b", "dyrelu_c"])
+@torch.no_grad()
+def test_dyrelu_without_autograd_computes_with_its_weights_of_now(name: str) -> None:
+    module, other, x = build(name).eval(), build(name).eval(), data("map", torch.float32)
+    for each in (module, other):
+        each.squeeze.bias.fill_(3)  # so that the hidden layer is not cut off, and all weights have an effect
+
+    def check() -> torch.Tensor:
+        y = module(x.to(module.squeeze.weight.dtype)).float()
+        torch.testing.assert_close(y.double(), expected(name, x, module, "map"), rtol=2e-5, atol=2e-5)
+        return y
+
+    results = [check()]
+    with torch.enable_grad():
+        module(x).square().sum().backward()
+    torch.optim.AdamW(module.parameters(), lr=0.1).step()
+    results.append(check())
+    for parameter, value in zip(module.parameters(), other.parameters(), strict=True):
+        parameter.data.mul_(0.5).add_(value.data, alpha=0.5)  # as an EMA does, past the version counter
+    results.append(check())
+    module.expand.weight.data = 2 * module.expand.weight.data
+    results.append(check())
+    for value in module.state_dict().values():
+        value.mul_(0.7)
+    results.append(check())
+    module.expand = nn.Linear(module.expand.in_features, module.expand.out_features)
+    results.append(check())
+    module.load_state_dict(other.state_dict())
+    results.append(check())
+    for parameter in module.parameters():
+        parameter.copy_(parameter.half())  # values that double() does not round
+    results.append(check())
+    assert not any(torch.allclose(*pair) for pair in itertools.combinations(results[:-1], 2))
+    for changed in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), module.double()):
+        torch.testing.assert_close(changed(x.to(changed.squeeze.weight.dtype)).float(), results[-1])
+    assert set(module.state_dict()) == set(other.state_dict())
+    assert vars(module).keys() == vars(other).keys()
+
+
+@pytest.mark.parametrize("name", ["dyrelu_a", "dyrelu_b", "dyrelu_c"])
+@torch.no_grad()
+def test_dyrelu_calls_its_layers_where_somebody_watches_them(name: str) -> None:
+    x = data("map", torch.float32)
+
+    def may_be_read(layer: nn.Module) -> bool:
+        return read_parameters(x, nn.Sequential(layer), "0") is not None
+
+    module = build(name).eval()
+    seen: list[nn.Module] = []
+    for layer in layers_of(module):
+        layer.register_forward_hook(lambda layer, inputs, y: seen.append(layer))
+        assert not may_be_read(layer)
+    module(x)
+    assert seen[:2] == [module.squeeze, module.expand]
+    everywhere = nn.modules.module.register_module_forward_hook(lambda layer, inputs, y: None)
+    assert not may_be_read(nn.Linear(2, 2))
+    everywhere.remove()
+    assert may_be_read(nn.Linear(2, 2))
+
+    pruned = build(name).eval()
+    prune.l1_unstructured(pruned.expand, "weight", amount=0.5)
+    want = copy.deepcopy(pruned)
+    prune.remove(want.expand, "weight")
+    torch.testing.assert_close(pruned(x), want(x))
+    assert not may_be_read(pruned.expand)
+
+    weighted = build(name).eval()
+    want = weighted(x)
+    nn.utils.parametrizations.weight_norm(weighted.expand)
+    torch.testing.assert_close(weighted(x), want)
+    assert not may_be_read(weighted.expand)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not may_be_read(nn.Linear(2, 2))
+    with FlopCounterMode(display=False):
+        assert not may_be_read(nn.Linear(2, 2))
+    for other in (nn.Linear(2, 2).half(), nn.Linear(2, 2, bias=False), nn.Identity()):
+        assert not may_be_read(other)
+    with torch.enable_grad():
+        assert not may_be_read(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["dyrelu_a", "dyrelu_b", "dyrelu_c"])
+@torch.no_grad()
+def test_a_trace_of_dyrelu_holds_for_other_sizes(name: str) -> None:
+    module, x = build(name).eval(), data("map", torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.*is deprecated")
+        traced = torch.jit.trace(module, x)
+    other = torch.randn(3, 6, 9, 2)
+    for each in (x, other):
+        torch.testing.assert_close(traced(each), module(each))
 
 
 @pytest.mark.parametrize("name", ["dyrelu_a", "dyrelu_b", "dyrelu_c", "meta_aconc"])

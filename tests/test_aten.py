@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 from op_checks import BATCH_NORM_IS_EXACT
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import BaseTorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from rtdetr_act.kernels import aten
 
@@ -115,3 +119,11 @@ def test_the_address_of_a_storage() -> None:
     assert aten.get_storage_address(x) == aten.get_storage_address(x[1:].view(-1))
     assert aten.get_storage_address(x) != aten.get_storage_address(x.clone())
     assert aten.get_storage_address(torch.zeros(2, 2).to_sparse()) == 0
+
+
+@pytest.mark.parametrize("mode", [FlopCounterMode(display=False), BaseTorchFunctionMode()])
+def test_modes_are_seen(mode: AbstractContextManager[object]) -> None:
+    assert not aten.has_modes()
+    with mode:
+        assert aten.has_modes()
+    assert not aten.has_modes()

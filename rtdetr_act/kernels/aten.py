@@ -28,6 +28,11 @@ def is_functorch_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def has_modes() -> bool:
+    """Return whether a dispatch or function mode of torch is active, which sees every call: a counter or a tracer."""
+    return torch._C._len_torch_dispatch_stack() + torch._C._len_torch_function_stack() > 0
+
+
 def scale_by_sign(x: Tensor, sign: Tensor, above: float, below: float, out: Tensor | None = None) -> Tensor:
     """Multiply x by `above` where sign > 0 and by `below` elsewhere, in one pass over memory.
 

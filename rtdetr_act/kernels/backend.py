@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
-from rtdetr_act.kernels.aten import is_functorch_active, is_tracing
+from rtdetr_act.kernels.aten import has_modes, is_functorch_active, is_tracing
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -26,6 +27,8 @@ if torch.cuda.is_available() or INTERPRETING:
 constexpr: Any = tl.constexpr if tl is not None else None
 
 PLAIN_TENSORS = (Tensor, nn.Parameter)
+_LAYERS = (nn.Linear, nn.Conv2d)
+_WIDE_TYPES = (torch.float32, torch.float64)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -41,6 +44,41 @@ def needs_plain_ops(x: Tensor) -> bool:
         or is_tracing()
         or is_functorch_active()
     )
+
+
+def read_parameters(x: Tensor, module: nn.Module, names: Sequence[str]) -> list[Tensor] | None:
+    """Return weight and bias of each layer of a module where they may be used in its stead, without a call of it.
+
+    That is so on a CPU where neither autograd nor a graph, a mode, autocast or a hook sees the calls, the layers are
+    torch's own `Linear` or `Conv2d`, and all are in the dtype of x, which is float32 or float64. Elsewhere it returns
+    None. The dictionaries are read since `Module.__getattr__` takes 0.3 µs, a third of the time of an operator.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2))
+    >>> read_parameters(torch.zeros(1, 2), net, "0") is None  # autograd is on
+    True
+    >>> with torch.no_grad():
+    ...     len(read_parameters(torch.zeros(1, 2), net, "0"))
+    2
+    """
+    dtype = x.dtype
+    if torch.is_grad_enabled() or needs_plain_ops(x) or not x.is_cpu or dtype not in _WIDE_TYPES or INTERPRETING:
+        return None
+    if has_modes() or torch.is_autocast_enabled("cpu"):
+        return None
+    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        return None
+    parameters: list[Tensor] = []
+    for name in names:
+        layer = module._modules.get(name)
+        if layer is None or type(layer) not in _LAYERS or layer._forward_hooks or layer._forward_pre_hooks:
+            return None  # a pruned or quantized one, or one that is watched
+        if "forward" in layer.__dict__:
+            return None  # an offloaded one
+        for parameter in (layer._parameters.get("weight"), layer._parameters.get("bias")):
+            if parameter is None or type(parameter) not in PLAIN_TENSORS or parameter.dtype != dtype:
+                return None
+            parameters.append(parameter)
+    return parameters
 
 
 def can_use_triton(x: Tensor) -> bool:
