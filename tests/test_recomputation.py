@@ -535,6 +535,27 @@ def test_a_patched_model_keeps_less_through_copies_and_pickles() -> None:
     assert not net._forward_hooks and not net._forward_pre_hooks and not net._forward_hooks_always_called
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_ctrl_c_in_a_forward_leaves_nothing_behind(again: bool) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    net, x = block(nn.SiLU()), make_input(requires_grad=True)
+    patch_model(net, "memory=low")
+    handle = net[-1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        net(x)
+    handle.remove()
+    if again:  # the next forward pass ends the one before
+        assert measure(net) == pytest.approx(2, abs=0.1)
+    else:  # without one, it is noticed
+        for _ in range(600):
+            x.exp()
+    weight = torch.ones(1, CHANNELS, 1, 1)
+    assert measure_step_memory(lambda: F.conv2d(F.silu(2 * x), weight)).kept >= 2 * MAP_BYTES
+    assert measure(net) == pytest.approx(2, abs=0.1)
+
+
 def test_a_forward_that_fails_ends_it() -> None:
     net = block(nn.SiLU())
     patch_model(net, "memory=low")

@@ -32,6 +32,7 @@ _NAMES = (
     "layer_norm"
 ).split()
 _OWNERS = (F, torch, Tensor, torch._C._nn)
+_marked: set[Any] = set()
 _functions: dict[Any, int | None] = {}  # with the position of their argument `inplace`, None without it
 
 
@@ -56,6 +57,17 @@ def is_recomputable(function: Any) -> bool:
     (True, True, False)
     """
     return function in _functions
+
+
+def saves_copy_in_place(function: Any) -> bool:
+    """Return whether, called in place, a function whose backward reads the input saves a copy of it.
+
+    torch's own do. What a marked op saves beside its arguments and its result is not known.
+
+    >>> saves_copy_in_place(F.silu)
+    True
+    """
+    return function not in _marked
 
 
 def split_inplace(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any], bool]:
@@ -99,4 +111,5 @@ def recomputable(op: Op) -> Op:
         return op(x, *args, **kwargs)
 
     _add(call)
+    _marked.add(call)
     return cast(Op, call)

@@ -7,6 +7,7 @@ forward hooks, which deepcopy and pickle keep.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 
 from rtdetr_act.surgery.model_plan import is_task_model, read_plan
 from rtdetr_act.surgery.plan import Plan
-from rtdetr_act.surgery.recomputation import Recomputation
+from rtdetr_act.surgery.recomputation import Recomputation, is_running
 
 _thread = threading.local()
 
@@ -63,7 +64,9 @@ def start_low_memory(module: nn.Module, args: Any) -> None:
     if torch.compiler.is_compiling():
         return
     running: list[Recomputation] = _thread.__dict__.setdefault("running", [])
-    running.append(Recomputation())
+    while running and running[-1].frame is not None and not is_running(running[-1].frame):
+        running.pop().__exit__()  # Ctrl-C has ended its forward pass, without a hook
+    running.append(Recomputation(sys._getframe(1)))
     running[-1].__enter__()
 
 

@@ -5,17 +5,21 @@ convolution the result. The second and the third follow from the first by a pass
 statistics, which are kept anyway. So one map of three is enough, for any activation.
 
 `torch.autograd.graph.saved_tensors_hooks` ask what to keep in place of a tensor, and a `TorchFunctionMode` sees which
-function computed it from what. Nothing is approximated, no module, name, buffer or random state changes, and gradients
-differ by rounding alone. In-place activated BatchNorm (Rota Bulò et al., arXiv:1712.02616) keeps the result instead and
-computes BatchNorm's input back from it. That needs an invertible activation and divides by gamma: in float16 nothing
-is left of an input whose channel has a gamma of 1e-4.
+function computed it from what. Nothing is approximated, and no module, name, buffer or random state changes. On a CPU
+gradients are the same to the last bit, elsewhere they differ by rounding alone.
+
+In-place activated BatchNorm (Rota Bulò et al., arXiv:1712.02616) keeps the result instead and computes BatchNorm's
+input back from it. That needs an invertible activation and divides by gamma: with a gamma of 1e-4, nothing is left of
+the input in float16.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -34,13 +38,14 @@ from rtdetr_act.kernels.aten import (
     normalise_batch,
 )
 from rtdetr_act.kernels.backend import PLAIN_TENSORS
-from rtdetr_act.kernels.recomputable import is_recomputable, split_inplace
+from rtdetr_act.kernels.recomputable import is_recomputable, saves_copy_in_place, split_inplace
 
 # Smaller results are kept: their calls would cost more than their memory is worth.
 SMALL_BYTES = 1 << 16
 # A result is kept if more calls in a row than this would compute it. A concatenation of activated blocks takes three;
 # in a chain of residual connections every sum needs the one before it, so that all would be held at one time.
 MAX_DEPTH = 10
+_CALLS_BETWEEN_LOOKS = 500  # of torch's functions; a look takes about 5 µs
 _BATCH_NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _thread = threading.local()
 
@@ -51,14 +56,18 @@ class Recomputation:
     It does nothing where autograd itself records no graph: under `torch.no_grad`, in `torch.compile` (which plans
     memory by itself), under tracing and `torch.func`. Nor does it inside of saved tensor hooks of others, such as those
     of a checkpoint, or inside another one.
+
+    Args:
+        frame: The frame inside of which it ends, for a caller that Ctrl-C may keep from ending it. Default: None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, frame: FrameType | None = None) -> None:
+        self.frame = frame
         self._recorder: _Recorder | None = None
 
     def __enter__(self) -> None:
         if _records_graph() and not getattr(_thread, "active", False):
-            self._recorder = _Recorder()
+            self._recorder = _Recorder(self.frame)
             self._recorder.__enter__()
             _thread.active = True
 
@@ -258,8 +267,9 @@ class _Recorder(TorchFunctionMode):
     tensors as ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, frame: FrameType | None = None) -> None:
         super().__init__()
+        self._frame, self._calls, self._over = frame, 0, False
         self._origins: dict[int, _Origin] = {}  # by the address of the storage
         self._saved: list[_Saved] = []  # by the present call
         self._hooks = saved_tensors_hooks(self._pack, _Saved.unpack)
@@ -267,6 +277,15 @@ class _Recorder(TorchFunctionMode):
     def forget(self) -> None:
         """Let go of all that it has recorded."""
         self._origins.clear()
+        self._frame = None
+
+    def _is_over(self) -> bool:
+        """Return whether it was left active by mistake, which is looked for from time to time."""
+        self._calls += 1
+        if self._frame is not None and self._calls % _CALLS_BETWEEN_LOOKS == 0 and not is_running(self._frame):
+            self._over = True
+            self.forget()
+        return self._over
 
     def _pack(self, tensor: Tensor) -> _Saved:
         saved = _Saved(_Kept(tensor, tensor._version))
@@ -277,11 +296,8 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled() or has_saved_tensor_hooks():  # inside an autograd function, or a checkpoint
-            return func(*args, **kwargs)
-        if not all(
-            type(each) in PLAIN_TENSORS for each in args if isinstance(each, Tensor)
-        ):  # such as those of a compiler
+        # Inside an autograd function, in a checkpoint, and on the tensors of a compiler, there is nothing to decide.
+        if not torch.is_grad_enabled() or has_saved_tensor_hooks() or not _are_plain(args) or self._is_over():
             return func(*args, **kwargs)
         if is_recomputable(func) and not all(map(_is_small, args)):
             return self._call_recomputable(func, args, kwargs)
@@ -320,7 +336,7 @@ class _Recorder(TorchFunctionMode):
         if inplace:  # what was there is gone, also where a kernel has not counted its write
             for address in written:
                 self._origins.pop(address, None)
-        saved_results = self._decide_inputs(written, before)
+        saved_results = self._decide_inputs(written, before if saves_copy_in_place(function) else None)
         if isinstance(result, Tensor) and not (inplace and before is None):
             first = [before] if inplace else []
             parts = [*first, *map(self._describe, others[len(first) :])]
@@ -438,6 +454,18 @@ class _Recorder(TorchFunctionMode):
         else:
             saved.source = _View(origin.computed, kept.tensor)
             origin.computed.uses += 1
+
+
+def is_running(frame: FrameType) -> bool:
+    """Return whether a frame is on the stack of this thread."""
+    found: FrameType | None = sys._getframe(1)
+    while found is not None and found is not frame:
+        found = found.f_back
+    return found is not None
+
+
+def _are_plain(args: Sequence[Any]) -> bool:
+    return all(type(each) in PLAIN_TENSORS for each in args if isinstance(each, Tensor))
 
 
 def _is_small(value: Any) -> bool:
