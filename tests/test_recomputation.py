@@ -576,6 +576,17 @@ def kept_by(model: nn.Module) -> int:
     return measure_step_memory(forward).kept
 
 
+@pytest.mark.parametrize("task", [*tiny.YOLO_HEADS, "rtdetr"])
+def test_every_task_model_keeps_less(task: str, tmp_path: Path) -> None:
+    kept = []
+    for plan in ("silu", "silu memory=low"):
+        file = tiny.write_yaml(tmp_path / "m.yaml", tiny.RTDETR if task == "rtdetr" else tiny.yolo(task))
+        model = RTDETR(str(file)) if task == "rtdetr" else YOLO(str(file), task=task)
+        patch_model(model, plan)
+        kept.append(kept_by(model.model.train()))
+    assert kept[1] < (0.85 if task == "rtdetr" else 0.6) * kept[0]  # of the decoder, less is computed again
+
+
 def test_a_task_model_keeps_less_through_its_plan(tmp_path: Path) -> None:
     file = tiny.write_yaml(tmp_path / "m.yaml", tiny.yolo())
     stock, model = (YOLO(str(file)).model.train() for _ in range(2))

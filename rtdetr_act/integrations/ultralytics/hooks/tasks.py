@@ -37,7 +37,8 @@ def hook_tasks(tasks: Any) -> None:
     replace(tasks, "torch_safe_load", _torch_safe_load)
     replace(tasks, "check_requirements", _check_requirements)
     # Here and not in a forward hook, which every pickle would name. In training, `loss` calls `predict`.
-    for cls in (tasks.BaseModel, *tasks.BaseModel.__subclasses__()):
+    classes = (each for each in vars(tasks).values() if isinstance(each, type) and issubclass(each, tasks.BaseModel))
+    for cls in dict.fromkeys(classes):
         if "predict" in vars(cls):
             replace(cls, "predict", _predict)
     # "Transferred 419/475 items" is alarming if the rest is new activation parameters.
