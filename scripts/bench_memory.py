@@ -193,7 +193,7 @@ def main(
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["model", *COLUMNS])
     for title, found in rows.items():
-        writer.writerows([title, *cells] for cells in tabulate(found))
+        writer.writerows([title if number == 0 else "", *cells] for number, cells in enumerate(tabulate(found)))
     data = {"rows": [asdict(row) for found in rows.values() for row in found], "gradients": gradients}
     texts = {"memory.json": json.dumps(data, indent=1), "memory.csv": table.getvalue()}
     contents = {output / name: text.encode() for name, text in texts.items()}
