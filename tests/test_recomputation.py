@@ -17,7 +17,6 @@ from op_checks import BATCH_NORM_IS_EXACT
 from test_cli import run
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import get_cfg
@@ -25,7 +24,7 @@ from ultralytics.cfg import get_cfg
 from rtdetr_act import Plan, create, find_sites, names, patch_model, unpatch_model
 from rtdetr_act.analysis.memory import measure_step_memory
 from rtdetr_act.errors import SpecError
-from rtdetr_act.integrations.ultralytics.costs import draw_batch
+from rtdetr_act.integrations.ultralytics.costs import draw_batch, prepare_training
 from rtdetr_act.kernels.recomputable import recomputable
 from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.recomputation import MAX_DEPTH, Recomputation
@@ -566,14 +565,11 @@ def test_a_forward_that_fails_ends_it() -> None:
     assert measure(net) == pytest.approx(2, abs=0.1)
 
 
-def kept_by(model: nn.Module) -> int:
-    """Return the bytes that a forward pass of a detector keeps."""
-    images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-    def forward() -> Tensor:
-        return sum(each.sum() for each in tree_leaves(model(images)) if isinstance(each, Tensor))
-
-    return measure_step_memory(forward).kept
+def kept_by(model: nn.Module, task: str = "detect") -> int:
+    """Return the bytes that the loss of a task model keeps."""
+    model = prepare_training(model, "cpu")
+    batch = draw_batch(model, task, 64, 8, "cpu")
+    return measure_step_memory(lambda: model.loss(batch)[0]).kept  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("task", [*tiny.YOLO_HEADS, "rtdetr"])
@@ -583,20 +579,20 @@ def test_every_task_model_keeps_less(task: str, tmp_path: Path) -> None:
         file = tiny.write_yaml(tmp_path / "m.yaml", tiny.RTDETR if task == "rtdetr" else tiny.yolo(task))
         model = RTDETR(str(file)) if task == "rtdetr" else YOLO(str(file), task=task)
         patch_model(model, plan)
-        kept.append(kept_by(model.model.train()))
-    assert kept[1] < (0.85 if task == "rtdetr" else 0.6) * kept[0]  # of the decoder, less is computed again
+        kept.append(kept_by(model.model, "detect" if task == "rtdetr" else task))
+    assert kept[1] < (0.9 if task == "rtdetr" else 0.6) * kept[0]  # most of it is the decoder's, in so small a network
 
 
 def test_a_task_model_keeps_less_through_its_plan(tmp_path: Path) -> None:
     file = tiny.write_yaml(tmp_path / "m.yaml", tiny.yolo())
-    stock, model = (YOLO(str(file)).model.train() for _ in range(2))
+    stock, model = (YOLO(str(file)).model for _ in range(2))
     assert len(patch_model(model, "silu", memory="low")) == len(find_sites(stock))
     assert model.yaml["activation"] == "rtdetr_act.Plan('silu memory=low')"
     less = kept_by(model)
     assert less < 0.6 * kept_by(stock)
-    assert kept_by(copy.deepcopy(model)) == less  # as the EMA is made
+    assert kept_by(copy.deepcopy(model)) == pytest.approx(less, rel=0.02)  # as the EMA is made
     written = tiny.write_yaml(tmp_path / "low.yaml", {**tiny.yolo(), "activation": "memory=low"})
-    assert kept_by(YOLO(str(written)).model.train()) == pytest.approx(less, rel=0.02)
+    assert kept_by(YOLO(str(written)).model) == pytest.approx(less, rel=0.02)
     assert unpatch_model(model) and kept_by(model) == pytest.approx(kept_by(stock), rel=0.02)
     assert b"recomputation" not in pickle.dumps(model) and b"low_memory" not in pickle.dumps(model)
 
@@ -641,7 +637,7 @@ def test_a_training_keeps_less_and_its_checkpoint_says_so(data: Data, tmp_path: 
         assert float((one - other).abs().median()) < 1e-3, name
     last = tmp_path / "mish memory-low" / "run" / "weights" / "last.pt"
     again = YOLO(str(last))
-    assert kept_by(again.model.train().float().requires_grad_()) == kept["mish memory=low"]
+    assert kept_by(again.model.float()) == pytest.approx(kept["mish memory=low"], rel=0.02)
     unpatch_model(again)
     assert read_plan(again.model) == Plan()
 
