@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from hypothesis import strategies as st
@@ -93,7 +93,14 @@ def _values(parameter: Any) -> st.SearchStrategy[str]:
         return st.one_of(spec_texts(), damaged(spec_texts()))
     if known := _VALUES.get(parameter.name):
         return st.one_of(st.sampled_from(known), st.sampled_from(known[: len(known) // 2 + 1]))
-    return _numbers if parameter.type.name in ("integer", "float", "integer range") else _texts
+    return _numbers if _is_number(parameter) else _texts
+
+
+def _is_number(parameter: Any) -> bool:
+    """Return whether an option or argument is a number: by the type of click, or that of Typer from 0.29 on."""
+    if hasattr(parameter, "type"):
+        return parameter.type.name in ("integer", "float", "integer range")
+    return bool({int, float} & {parameter.type_descriptor.annotation, *get_args(parameter.type_descriptor.annotation)})
 
 
 def _option(parameter: Any) -> st.SearchStrategy[list[str]]:
