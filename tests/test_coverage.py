@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics import RTDETR, YOLO
+from ultralytics.utils import ROOT
 
 from rtdetr_act import ModelError, find_sites, patch_model, unpatch_model
 from rtdetr_act.surgery.coverage import measure_coverage
@@ -72,6 +73,8 @@ def test_every_activation_of_torchvision_models_is_swapped(name: str) -> None:
     "name", ["rtdetr-n.yaml", "rtdetr-resnet50.yaml", "yolo11n.yaml", "yolov10n.yaml", "yolo12n.yaml"]
 )
 def test_every_activation_of_ultralytics_models_is_swapped_or_left(name: str) -> None:
+    if name == "yolo12n.yaml" and not any((ROOT / "cfg" / "models").rglob("yolo12.yaml")):
+        pytest.skip("this Ultralytics has no YOLO12")
     model = (RTDETR if name.startswith("rtdetr") else YOLO)(name)
     expected = tally(model.model, torch.zeros(1, 3, 224, 224))
     stock = {key: id(module) for key, module in model.model.named_modules()}

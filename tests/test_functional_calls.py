@@ -217,7 +217,8 @@ def test_copies_pickles_and_restricted_loads_of_a_rewired_block(cls: type[nn.Mod
     file.seek(0)
     loaded = nn.Sequential(torch.load(file, weights_only=False))
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded]
-    if cls not in (Partial, SharedFunction):  # a restricted load allows no partial and no function
+    # A restricted load allows no partial and no function. In torch 2.4 what it allows cannot be taken back.
+    if cls not in (Partial, SharedFunction) and hasattr(torch.serialization, "safe_globals"):
         file.seek(0)
         held = {type(module) for module in model.modules() if not is_rewired(module)}
         originals = [
