@@ -47,6 +47,8 @@ SMALL_BYTES = 1 << 16
 MAX_DEPTH = 10
 _CALLS_BETWEEN_LOOKS = 500  # of torch's functions; a look takes about 5 µs
 _BATCH_NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+# A third of the calls in yolo11n: BatchNorm looks at its input and counts its batches.
+_SAVE_NOTHING = {Tensor.dim, Tensor.add_}
 _thread = threading.local()
 
 
@@ -158,8 +160,10 @@ class _Computed:
         """Whether others use the tensor that `get` returns, too."""
         return self._result is not None or self.uses > 0
 
-    @torch.no_grad()
     def _compute(self) -> Tensor:
+        if torch.is_grad_enabled():  # in the backward of gradients that have gradients
+            with torch.no_grad():
+                return self._compute()
         overwrites = self._inplace and isinstance(self._args[0], _View) and not self._args[0].source.is_shared
         extra = {"inplace": True} if overwrites else {}
         with _autocast_as(self._autocast):
@@ -296,6 +300,8 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _SAVE_NOTHING:
+            return func(*args, **kwargs)
         # Inside an autograd function, in a checkpoint, and on the tensors of a compiler, there is nothing to decide.
         if not torch.is_grad_enabled() or has_saved_tensor_hooks() or not _are_plain(args) or self._is_over():
             return func(*args, **kwargs)
