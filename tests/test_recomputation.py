@@ -306,6 +306,14 @@ def test_concatenations_and_sums_are_not_kept() -> None:
     assert kept_maps(net) == pytest.approx(2 + 6, abs=0.1)
 
 
+def test_a_device_without_autocast() -> None:
+    net, x = block(nn.SiLU()).to("meta"), make_input().to("meta").requires_grad_()
+    with Recomputation():
+        y = net(x)
+    y.sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+
+
 def test_frozen_batchnorm() -> None:
     def make() -> nn.Module:
         net = block(nn.SiLU())

@@ -219,6 +219,9 @@ def _get_all(value: Any) -> Any:
 
 
 def _read_autocast(device: str) -> tuple[str, bool, torch.dtype]:
+    """Return the state of autocast on a type of device, some of which have none."""
+    if not torch.amp.is_autocast_available(device):
+        return device, False, torch.float32
     return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
 
