@@ -14,7 +14,7 @@ import csv
 import gc
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,9 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from rtdetr_act.analysis.memory import measure_step_memory
 from rtdetr_act.files import write_files_atomically
-from rtdetr_act.integrations.ultralytics.costs import draw_batch, prepare_training
+from rtdetr_act.integrations.ultralytics.costs import draw_batch, make_training_step, measure_memory, prepare_training
 from rtdetr_act.integrations.ultralytics.models import load_variant
 from rtdetr_act.timing import compute_ratios, time_medians
 
@@ -73,21 +72,10 @@ class Row:
 
 def bench_activation(source: str, imgsz: int, batch: int, activation: str, turns: int, device: str) -> Row:
     """Measure one activation in one model."""
-    steps: dict[str, Callable[[], None]] = {}
-    memory = {}
+    steps, memory = {}, {}
     for name in (activation, f"{activation} {LOW}"):
         model, drawn = _prepare(source, name, imgsz, batch, device)
-
-        def forward(model: Any = model, drawn: Mapping[str, Tensor] = drawn) -> Tensor:
-            total: Tensor = model.loss(drawn)[0].sum()
-            return total
-
-        def step(forward: Callable[[], Tensor] = forward, model: nn.Module = model) -> None:
-            forward().backward()
-            model.zero_grad()
-
-        memory[name], steps[name] = measure_step_memory(forward, model, device), step
-        model.zero_grad()
+        memory[name], steps[name] = measure_memory(model, drawn, device), make_training_step(model, drawn)
     ratio = compute_ratios(time_medians(steps, turns, warmup=1, device=device), activation)[f"{activation} {LOW}"]
     without, low = memory.values()
     name = Path(source).stem

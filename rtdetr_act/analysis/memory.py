@@ -199,8 +199,7 @@ def _iterate_keys(values: Any) -> Iterator[int]:
 def _track_layers(model: nn.Module | None) -> Iterator[list[str]]:
     """Yield the stack of the names of the layers that run, the innermost last.
 
-    torch's ModuleTracker names modules in full and registers hooks on gradients, too; it warns when a module is called
-    while it already runs. A pair of hooks needs neither.
+    torch's ModuleTracker names modules in full and registers hooks on gradients, too, of which nothing is needed here.
     """
     names = _name_layers(model) if model is not None else {}
     running = [OUTSIDE]

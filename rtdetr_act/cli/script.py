@@ -60,7 +60,7 @@ def run(
             init=check_init(init),
             act_lr=act_lr,
             replaces=replaces,
-            memory=None if memory is None else check_memory(memory),
+            memory=check_memory(memory),
         )
     except RtdetrActError:
         raise

@@ -71,7 +71,7 @@ def train(
     options: SwapOptions = {"scope": check_scope(scope), "act_lr": act_lr, "init": check_init(init)}
     variants = split_variants(act, replaces)
     _check_options(variants, options, conv)
-    options["memory"] = None if memory is None else check_memory(memory)
+    options["memory"] = check_memory(memory)
     source, dataset = choose_model_and_data(model, data)
     outcomes: list[Outcome] = []
     try:

@@ -256,9 +256,9 @@ def patch_model(
         treat_as: "activation" or "other" by class, or by its qualified or bare name, for modules of your own that
             `find_sites` takes for something else. Default: None.
         memory: "low" to keep about half as much for the backward pass, or less: the results of BatchNorm, activations,
-            sums and concatenations are computed again there, exactly, which costs a few percent of a step. "normal" to
-            end that. It is of the whole model, and "memory=low" alone is an `activation` that swaps nothing.
-            `torch.compile` plans memory by itself. Default: None, as the model has it.
+            sums and concatenations are computed again there, exactly, which costs 5 to 11 % of a step of rtdetr-l on a
+            CPU, more in small networks. "normal" to end that. It is of the whole model, and "memory=low" alone is an
+            `activation` that swaps nothing. `torch.compile` plans memory by itself. Default: None, as the model has it.
 
     Returns:
         The report; `len(report)` is the number of swapped sites, and `print(report)` prints a table.
@@ -278,7 +278,7 @@ def patch_model(
     """
     root = unwrap(model)
     if isinstance(activation, Plan):
-        plan = activation if memory is None else replace(activation, memory=check_memory(memory))
+        plan = replace(activation, memory=check_memory(memory) or activation.memory)
         return _patch(root, plan, optimizer, example_input)
     how: SwapOptions = {"scope": scope, "act_lr": act_lr, "init": init, "replaces": replaces, "memory": memory}
     plan = Plan.parse(activation, layers=layers, include=include, exclude=exclude, treat_as=treat_as, **how)

@@ -270,7 +270,7 @@ class Plan:
             raise SpecError("replaces= is empty: give names of activations such as 'silu', or leave it out")
         check_scope(scope)
         check_init(init)
-        rules, memory = [], None if memory is None else check_memory(memory)
+        rules, memory = [], check_memory(memory)
         for part in _split_rules(text):
             part, own_memory = _take_memory(part)
             memory = own_memory or memory
@@ -349,7 +349,7 @@ class Plan:
             (cls._from_yaml(data["base"], depth + 1) or None) if data.get("base") else None,  # as `to_yaml` writes it
             _check_fitted(data.get("fitted", False)),
             tuple(parse_treat_as(data.get("treat_as")).items()),
-            None if data.get("memory") is None else check_memory(data["memory"]),
+            check_memory(data.get("memory")),
         )
 
     def to_yaml(self) -> dict[str, Any] | str | None:
@@ -773,8 +773,10 @@ def check_init(value: object) -> Init:
     raise SpecError(f"init is 'paper' or 'match', not {quote(value)}{suggest(value, INITS)}")
 
 
-def check_memory(value: object) -> Memory:
-    """Return `value` if it is "normal" or "low", else raise SpecError."""
+def check_memory(value: object) -> Memory | None:
+    """Return `value` if it is "normal", "low" or None, else raise SpecError."""
+    if value is None:
+        return None
     for known in MEMORIES:
         if value == known:
             return known

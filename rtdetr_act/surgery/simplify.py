@@ -121,6 +121,11 @@ def _join(stages: Sequence[Plan]) -> Plan:
 
 def _with_options(plan: Plan, last: Plan) -> Plan:
     """Return a plan with the options of the last of several stages that it stands for."""
-    fitted = plan.fitted or last.fitted
-    options = {"default_act": last.default_act, "act_lr": last.act_lr, "treat_as": last.treat_as, "memory": last.memory}
-    return replace(plan, fitted=fitted, **options)  # type: ignore[arg-type]
+    return replace(
+        plan,
+        default_act=last.default_act,
+        act_lr=last.act_lr,
+        fitted=plan.fitted or last.fitted,
+        treat_as=last.treat_as,
+        memory=last.memory,
+    )

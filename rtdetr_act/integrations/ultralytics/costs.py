@@ -101,9 +101,9 @@ def compare_costs(
     reference = next(iter(models))
     modules = {name: prepare_training(model.model, device) for name, model in models.items()}
     drawn = draw_batch(modules[reference], str(models[reference].task), imgsz, batch, device)
-    steps = {name: _training_step(module, drawn) for name, module in modules.items()}
+    steps = {name: make_training_step(module, drawn) for name, module in modules.items()}
     train = compute_ratios(time_medians(steps, rounds, device=device), reference)
-    memory = {name: _measure_memory(module, drawn, device) for name, module in modules.items()}
+    memory = {name: measure_memory(module, drawn, device) for name, module in modules.items()}
     largest: dict[str, BatchEstimate | None] = dict.fromkeys(models)
     if fits is not None:
         task = str(models[reference].task)
@@ -142,7 +142,9 @@ def prepare_training(model: nn.Module, device: str) -> nn.Module:
     return model
 
 
-def _training_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[], None]:
+def make_training_step(model: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[], None]:
+    """Return a function that runs forward, loss and backward of a prepared task model, and drops the gradients."""
+
     def step() -> None:
         loss = model.loss(batch)[0]  # type: ignore[operator]
         loss.sum().backward()
@@ -161,7 +163,8 @@ def _check_gib(fits: object) -> None:
         raise InputError(f"fits must be the memory of a device in GiB, such as 24, not {quote(fits)}")
 
 
-def _measure_memory(model: nn.Module, batch: Mapping[str, Tensor], device: str) -> StepMemory:
+def measure_memory(model: nn.Module, batch: Mapping[str, Tensor], device: str) -> StepMemory:
+    """Measure the memory of a training step of a prepared task model; see `measure_step_memory`."""
     memory = measure_step_memory(lambda: model.loss(batch)[0], model, device)  # type: ignore[operator]
     model.zero_grad()
     return memory
@@ -204,7 +207,7 @@ def time_training_step(model: Any, imgsz: int, batch: int, device: str = "cpu") 
         InputError: The device, imgsz or batch cannot be used, or the task has no benchmark.
     """
     module = prepare_training(model.model, device)
-    step = _training_step(module, draw_batch(module, str(model.task), imgsz, batch, device))
+    step = make_training_step(module, draw_batch(module, str(model.task), imgsz, batch, device))
     return statistics.median(time_medians({"step": step}, 3, warmup=1, device=device)["step"])
 
 
