@@ -185,6 +185,17 @@ def test_a_stock_model_keeps_its_optimizer(trainer: RTDETRTrainer) -> None:
     assert group_of(optimizer) == before
 
 
+@pytest.mark.integration
+def test_memory_low_is_said_to_be_void_in_a_compiled_model(trainer: RTDETRTrainer) -> None:
+    model = trainer.get_model(cfg={**copy.deepcopy(tiny.RTDETR), "activation": "arelu memory=low"}, verbose=False)
+    said = []
+    for trained in (model, torch.compile(model), torch.nn.DataParallel(torch.compile(model))):
+        with tiny.logged() as lines:
+            trainer.build_optimizer(trained, name="AdamW", decay=DECAY)
+        said.append(any("memory=low has no effect on a compiled model" in line for line in lines))
+    assert said == [False, True, True]
+
+
 def test_warmup_and_schedule_scale_the_group_of_the_activations(resumed: Resumed) -> None:
     groups, rates = resumed.killed["groups"], resumed.killed["lr"]
     assert len(groups) == 4 and groups[-1][0] == 2 * tiny.CONV_SITES

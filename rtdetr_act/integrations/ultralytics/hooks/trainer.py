@@ -35,11 +35,13 @@ def hook_trainer(trainer: Any) -> None:
 
 
 def _build_optimizer(original: Callable[..., Any], self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wrap `BaseTrainer.build_optimizer` to regroup the parameters of a patched model."""
+    """Wrap `BaseTrainer.build_optimizer` to regroup the parameters of a patched model and report what has no effect."""
     optimizer = original(self, model, *args, **kwargs)
     plan = read_plan(task_model(model))
     if not plan:
         return optimizer
+    if plan.memory == "low" and hasattr(getattr(model, "module", model), "_orig_mod"):
+        log("memory=low has no effect on a compiled model (compile=True), whose compiler plans its memory", warn=True)
     from rtdetr_act.integrations.ultralytics.optimizer import (
         exclude_dynamic_kernels_from_muon,
         separate_activation_parameters,
