@@ -203,10 +203,7 @@ def without_ties(name: str, inputs: Inputs, grad: Tensor) -> Tensor:
 
 
 def clear_of_ties(name: str, inputs: Inputs) -> Tensor:
-    """Return where rounding cannot change which term is the largest, nor on which side of a kink the input is.
-
-    Compiled, equal terms share the gradient.
-    """
+    """Return where rounding cannot change which term is the largest, nor on which side of a kink the input is."""
     x, *coefs = inputs
     if name == "maximum":
         return x != coefs[0]

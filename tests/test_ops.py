@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import (
@@ -261,6 +262,21 @@ def test_compiles_without_a_break(name: str) -> None:
     check_compiled(name, draw_map((2, 4, 6, 5)), draw_map((2, 4, 6, 5)), "aot_eager")
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("op", "gradient"),
+    [
+        (lambda x: dyrelu(x, [x.new_ones(1, 1, 1, 1), x.new_zeros(1, 1, 1, 1)], [x.new_zeros(1, 1, 1, 1)] * 2), 0.0),
+        (lambda x: maximum(x, 2 * x), 1.0),
+    ],
+)
+def test_ties_pass_the_gradient_to_one_term_compiled_too(op: Callable[[Tensor], Tensor], gradient: float) -> None:
+    for call in (op, torch.compile(op, fullgraph=True, backend="aot_eager")):
+        x = torch.zeros(1, 1, 2, 2, requires_grad=True)
+        call(x).sum().backward()
+        assert torch.equal(x.grad, torch.full_like(x, gradient))
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_traces_to_torchs_own_operators(name: str) -> None:
     op, _, more = OPS[name]
@@ -398,3 +414,30 @@ def test_a_block_of_a_patched_network_is_one_graph(name: str) -> None:
         run(compiled, [x], torch.ones(2, 8, 10, 10)), run(reference, [x], torch.ones(2, 8, 10, 10)), strict=True
     ):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "name",
+    ["arelu", "dyrelu_a", "dyrelu_b", "dyrelu_b(k=3)", "dyrelu_c", "aconc", "meta_aconc", "aglu", "prelu", "frelu"],
+)
+def test_a_compiled_training_saves_no_masks(name: str) -> None:
+    # Inductor's code for a mask is scalar on a CPU, and the partitioner prefers one to computing a condition again.
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    saved: list[Tensor] = []
+
+    def look(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        saved.extend(node.meta["val"] for node in [*graph.graph.nodes][-1].args[0] if node is not None)
+        return make_boxed_func(graph.forward)
+
+    def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=look, bw_compiler=keep, partition_fn=min_cut_rematerialization_partition)
+    block = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), create(name, 8), nn.Conv2d(8, 8, 1))
+    torch._dynamo.reset()
+    torch.compile(block, fullgraph=True, backend=backend)(draw_map((2, 8, 10, 10))).sum().backward()
+    maps = [value for value in saved if isinstance(value, Tensor) and value.shape == (2, 8, 8, 8)]
+    assert maps and all(value.dtype == torch.float32 for value in maps)

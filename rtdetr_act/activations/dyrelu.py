@@ -45,6 +45,7 @@ from rtdetr_act.kernels.blocks import (
     sum_over_positions,
 )
 from rtdetr_act.kernels.logits import compute_logits, flatten_positions, weighted_sum
+from rtdetr_act.kernels.maxima import compiled_maximum
 from rtdetr_act.kernels.pool import global_avg_pool
 from rtdetr_act.kernels.recomputable import recomputable
 from rtdetr_act.kernels.tiles import locate_tile, tile
@@ -365,8 +366,8 @@ def dyrelu(
 ) -> Tensor:
     """Return `attention * max_k(slopes[k] * x + intercepts[k])`, in the dtype and memory format of x.
 
-    Ties pass the gradient to the last of the largest terms; in compiled graphs they share it. With slopes (1, 0) and
-    intercepts (0, 0) this is ReLU, including its gradient at 0.
+    Ties pass the gradient to the last of the largest terms. With slopes (1, 0) and intercepts (0, 0) this is ReLU,
+    including its gradient at 0.
 
     Args:
         x: (B, C, ...).
@@ -399,10 +400,7 @@ def plain(x: Tensor, attention: Tensor | None, *coefficients: Tensor) -> Tensor:
     """Compute `dyrelu` in torch's own differentiable operators."""
     k = len(coefficients) // 2
     terms = [x * slope + intercept for slope, intercept in zip(coefficients[:k], coefficients[k:], strict=True)]
-    # torch.maximum gives each of two equal terms half of the gradient. It is used in compiled graphs nevertheless:
-    # `where` makes the compiler write masks, which takes 20 times as long as SiLU on a CPU instead of 2 times, and ties
-    # are rare.
-    y = reduce(torch.maximum if torch.compiler.is_compiling() else _maximum_with_gradient_to_last, terms)
+    y = reduce(compiled_maximum if torch.compiler.is_compiling() else _maximum_with_gradient_to_last, terms)
     return (y if attention is None else y * attention).to(x.dtype)
 
 

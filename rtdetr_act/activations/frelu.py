@@ -24,6 +24,7 @@ from rtdetr_act.kernels.backend import (
     triton,
 )
 from rtdetr_act.kernels.blocks import empty_like, make_dense, match_layout
+from rtdetr_act.kernels.maxima import compiled_maximum
 from rtdetr_act.kernels.recomputable import recomputable
 
 
@@ -100,7 +101,7 @@ def maximum(x: Tensor, funnel: Tensor) -> Tensor:
     """Return the elementwise maximum, in the dtype and memory format of x.
 
     The backward reads x and the output, which the neighbouring layers save anyway; `torch.maximum` also saves the
-    funnel and computes a mask of ties. Ties pass the gradient to x; in compiled graphs they share it.
+    funnel and computes a mask of ties. Ties pass the gradient to x.
 
     Args:
         x: Any shape.
@@ -118,6 +119,8 @@ def maximum(x: Tensor, funnel: Tensor) -> Tensor:
 
 def plain(x: Tensor, funnel: Tensor) -> Tensor:
     """Compute `maximum` in torch's own differentiable operators."""
+    if torch.compiler.is_compiling():
+        return compiled_maximum(funnel.to(x.dtype), x)
     return torch.maximum(x, funnel.to(x.dtype))
 
 
