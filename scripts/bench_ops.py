@@ -82,7 +82,8 @@ def bench(device: str, turns: int, compiled: bool) -> dict[str, dict[str, Ratio]
     if device != "cpu":
         settings.append((ON_GPU, torch.bfloat16))
     for shape, dtype in settings:
-        torch._dynamo.reset()  # which counts what it has compiled per function, and from the ninth on does not
+        if compiled:
+            torch._dynamo.reset()  # which counts what it has compiled per function, and from the ninth on does not
         modules: dict[str, nn.Module] = {"relu": nn.ReLU(), "mish": nn.Mish()}
         for name in NAMES:
             modules[name] = create(name, shape[1])

@@ -277,6 +277,19 @@ def test_ties_pass_the_gradient_to_one_term_compiled_too(op: Callable[[Tensor], 
         assert torch.equal(x.grad, torch.full_like(x, gradient))
 
 
+@pytest.mark.integration
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch.export tells since torch 2.7")
+@pytest.mark.parametrize("name", ["dyrelu_b", "dyrelu_c", "frelu"])
+def test_exports_as_a_maximum_and_a_convolution(name: str) -> None:
+    # Without torch.no_grad, as many call it; few runtimes of NPUs know Sign.
+    net = nn.Sequential(nn.Conv2d(4, 8, 1), create(name, 8)).eval()
+    exported = torch.export.export(net, (draw_map((1, 4, 8, 8)),))
+    called = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert "aten.maximum.default" in called and "aten.sign.default" not in called
+    convolutions = [each for each in called if "conv" in each]
+    assert len(convolutions) == (1 if name == "dyrelu_b" else 2)
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_traces_to_torchs_own_operators(name: str) -> None:
     op, _, more = OPS[name]

@@ -14,8 +14,7 @@ from rtdetr_act.activations.checks import check_count
 from rtdetr_act.activations.placed import drop_original, get_placement, set_placement
 from rtdetr_act.activations.protocol import Entry
 from rtdetr_act.activations.temperature import TAU_EPOCHS, TAU_START, Temperature
-from rtdetr_act.kernels.aten import is_tracing
-from rtdetr_act.kernels.backend import compute_dtype
+from rtdetr_act.kernels.backend import compute_dtype, is_exporting
 from rtdetr_act.kernels.pool import global_avg_pool
 
 # Noise added to the kernels, relative to the standard deviation of the weights. Equal kernels would get almost equal
@@ -288,7 +287,7 @@ def dynamic_conv(
     >>> dynamic_conv(x, torch.tensor([[1.0, 0.0], [0.5, 0.5]]), kernels)[:, 0, 0, 0]
     tensor([1., 2.])
     """
-    if _is_exporting() or not len(x):
+    if is_exporting() or not len(x):
         return dynamic_conv_parallel(x, attention, weight, bias, stride, padding, dilation, groups)
     matrices = _is_matrix_product(weight, stride, padding, groups)
     if matrices and x.shape[2] * x.shape[3] <= _MAX_UNMIXED_POSITIONS:
@@ -395,11 +394,6 @@ def _convolve_then_mix(x: Tensor, attention: Tensor, weight: Tensor, bias: Tenso
 
 def _is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _is_exporting() -> bool:
-    asks = getattr(torch.compiler, "is_exporting", None)  # torch 2.7
-    return is_tracing() or torch.onnx.is_in_onnx_export() or bool(asks and asks())
 
 
 ENTRIES = (

@@ -46,6 +46,15 @@ def needs_plain_ops(x: Tensor) -> bool:
     )
 
 
+def is_exporting() -> bool:
+    """Return whether a graph is recorded for another runtime: by `torch.export`, tracing or an export to ONNX.
+
+    Before torch 2.7, `torch.export` does not tell.
+    """
+    asks = getattr(torch.compiler, "is_exporting", None)
+    return is_tracing() or torch.onnx.is_in_onnx_export() or bool(asks and asks())
+
+
 def read_parameters(x: Tensor, module: nn.Module, names: Sequence[str]) -> list[Tensor] | None:
     """Return weight and bias of each layer of a module where they may be used in its stead, without a call of it.
 

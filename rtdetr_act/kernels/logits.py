@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rtdetr_act.kernels.backend import compute_dtype, differentiable_grad, needs_autograd, needs_plain_ops
+from rtdetr_act.kernels.backend import compute_dtype, differentiable_grad, is_exporting, needs_autograd, needs_plain_ops
 from rtdetr_act.kernels.blocks import empty_like, make_dense
 from rtdetr_act.kernels.recomputable import recomputable
 
@@ -57,7 +57,7 @@ def weighted_sum(x: Tensor, factors: Tensor) -> Tensor:
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute `compute_logits` in torch's own differentiable operators."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not is_exporting():
         # A compiler calls a library for a convolution, and fuses a sum with what is before and behind it: DY-ReLU-C,
         # forward and backward on two cores, takes 2.9 to 3.0 times as long as SiLU, with a convolution 7.8 to 10.5.
         computed = compute_dtype(x.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rtdetr_act.kernels.backend import needs_autograd
+from rtdetr_act.kernels.backend import is_exporting, needs_autograd
 
 
 def compiled_maximum(first: Tensor, second: Tensor) -> Tensor:
@@ -16,6 +16,8 @@ def compiled_maximum(first: Tensor, second: Tensor) -> Tensor:
     times a convolution, BatchNorm and DY-ReLU-B on 8x32x56x56, forward and backward, takes 4.0 times as long by
     `torch.maximum` as with SiLU and without a compiler; by a factor of 0 or 1, which is computed again, 0.9 times.
 
+    In an exported graph, and without autograd, it is `torch.maximum`.
+
     Args:
         first: Any shape, finite.
         second: Same shape and dtype, finite.
@@ -23,7 +25,7 @@ def compiled_maximum(first: Tensor, second: Tensor) -> Tensor:
     >>> compiled_maximum(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
     tensor([2., 3.])
     """
-    if not needs_autograd(first, second):
+    if is_exporting() or not needs_autograd(first, second):
         return torch.maximum(first, second)
     ahead = torch.sign(first - second).clamp(min=0)
     return first * ahead + second * (1 - ahead)
