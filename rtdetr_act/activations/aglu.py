@@ -15,16 +15,9 @@ from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, Entry, Folded
 from rtdetr_act.activations.torch_native import SILU
 from rtdetr_act.kernels.aten import softplus_
-from rtdetr_act.kernels.backend import compute_dtype, differentiable_grad, needs_autograd, needs_plain_ops
-from rtdetr_act.kernels.blocks import (
-    block_size,
-    empty_like,
-    is_small,
-    make_dense,
-    match_layout,
-    scratch_like,
-    view_flat,
-)
+from rtdetr_act.kernels.backend import compute_dtype
+from rtdetr_act.kernels.blocks import scratch_like
+from rtdetr_act.kernels.elementwise import Elementwise, Reduce, apply_elementwise
 from rtdetr_act.kernels.recomputable import recomputable
 
 PAPER = "Alexandridis et al., ECCV 2024, arXiv:2407.08567"
@@ -142,78 +135,42 @@ def aglu(x: Tensor, lambd: Tensor, kappa: Tensor) -> Tensor:
     """
     # In float32 for half types, in which rounding the exponent would cause errors of percents.
     rate = lambd.to(compute_dtype(x.dtype)).clamp(min=LAMBDA_MIN)
-    kappa = kappa.to(rate.dtype)
-    differentiated = needs_autograd(x, rate, kappa)
-    if needs_plain_ops(x) or (differentiated and is_small(x)):
-        return _plain(x, rate, kappa)
-    return _AGLU.apply(x, rate, kappa) if differentiated else _forward(x, rate, kappa)
+    return apply_elementwise(_FUNCTION, x, rate, kappa)
 
 
-def _plain(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
+def _compute_plain(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
     """Compute the activation in torch's own differentiable operators."""
-    t = torch.log(rate) - kappa * x.to(rate.dtype)
-    return (x * torch.exp(F.softplus(t) / -rate)).to(x.dtype)
+    t = torch.log(rate) - kappa * x
+    return x * torch.exp(F.softplus(t) / -rate)
 
 
-class _AGLU(torch.autograd.Function):
-    """`_plain` in blocks that fit the cache, saving only x where autograd would save five maps."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
-        ctx.save_for_backward(x, rate, kappa)
-        return _forward(x, rate, kappa)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, rate, kappa = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return tuple(differentiable_grad(_plain, (x, rate, kappa), grad, ctx.needs_input_grad))
-        return _backward(grad, x, rate, kappa)
+def _forward(x: Tensor, rate: Tensor, kappa: Tensor, out: Tensor) -> None:
+    """Compute a block of the activation."""
+    soft = softplus_(_compute_exponent(x, rate, kappa))
+    torch.mul(soft.div_(-rate).exp_(), x, out=out)
 
 
-def _forward(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
-    """Compute `aglu` in blocks that fit the CPU cache."""
-    source = make_dense(x)
-    y = empty_like(source)
-    for part, out in zip(_split_flat(source), _split_flat(y), strict=True):
-        wide_part = part.to(rate.dtype)
-        soft = softplus_(_compute_exponent(wide_part, rate, kappa))
-        torch.mul(soft.div_(-rate).exp_(), wide_part, out=out)
-    return y
-
-
-def _backward(grad: Tensor, x: Tensor, rate: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, of lambda after its clamp, and of kappa."""
-    source = make_dense(x)
-    grad_x, for_rate, for_kappa = empty_like(source), torch.zeros_like(rate), torch.zeros_like(kappa)
-    for grad_part, part, out in zip(*map(_split_flat, (match_layout(grad, source), source, grad_x)), strict=True):
-        wide_grad, wide_part = grad_part.to(rate.dtype), part.to(rate.dtype)
-        t = _compute_exponent(wide_part, rate, kappa)
-        below = torch.sigmoid(t, out=scratch_like(t, 1))
-        soft = softplus_(t)
-        gated = torch.div(soft, -rate, out=scratch_like(t, 2)).exp_().mul_(wide_grad)
-        product = torch.mul(gated, wide_part, out=scratch_like(t, 3))
-        for_rate += torch.dot(product, soft.sub_(below))
-        for_kappa += torch.dot(product.mul_(below), wide_part)
-        torch.add(gated, product.mul_(kappa / rate), out=out)
-    return grad_x, for_rate / rate**2, for_kappa / rate
-
-
-# Elements per block on other devices: 256 MiB for each of six buffers in float32. On CUDA torch.dot needs less than
-# 2 ** 31 elements.
-_ON_GPU = 1 << 26
-
-
-def _split_flat(x: Tensor) -> tuple[Tensor, ...]:
-    """Split a dense tensor into flat views of at most one block."""
-    # There are four buffers beside input and output, hence a quarter of a block. 2x128x160x160 on two threads takes
-    # 19 + 28 ms forward and backward, with whole blocks 23 + 36 ms; Ultralytics' gate takes 20 + 19 ms, SiLU 4 + 5 ms.
-    return view_flat(x).split(block_size() // 4 if x.is_cpu else _ON_GPU)
+def _backward(grad: Tensor, x: Tensor, rate: Tensor, kappa: Tensor, out: Tensor, reduce: Reduce) -> list[Tensor]:
+    """Compute a block of the gradient of x, and return those of lambda after its clamp and of kappa."""
+    t = _compute_exponent(x, rate, kappa)
+    below = torch.sigmoid(t, out=scratch_like(t, 1))
+    soft = softplus_(t)
+    gated = torch.div(soft, -rate, out=scratch_like(t, 2)).exp_().mul_(grad)
+    product = torch.mul(gated, x, out=scratch_like(t, 3))
+    for_rate = reduce(product, soft.sub_(below)) / rate**2
+    for_kappa = reduce(product.mul_(below), x) / rate
+    torch.add(gated, product.mul_(kappa / rate), out=out)
+    return [for_rate, for_kappa]
 
 
 def _compute_exponent(x: Tensor, rate: Tensor, kappa: Tensor) -> Tensor:
     """Return t = ln(lambda) - kappa * x in a scratch buffer; the gate is exp(-softplus(t) / lambda)."""
     return torch.mul(x, -kappa, out=scratch_like(x)).add_(torch.log(rate))
+
+
+# On two threads, 2x128x160x160 takes 19 + 28 ms forward and backward; in blocks four times as large, 23 + 36 ms;
+# Ultralytics' gate takes 20 + 19 ms, SiLU 4 + 5 ms.
+_FUNCTION = Elementwise(_compute_plain, _forward, _backward)
 
 
 ENTRIES = (
