@@ -1,17 +1,18 @@
-"""Train every activation of the zoo inside rtdetr-n on `shapes` for one epoch, and print what each run gave.
+"""Train every activation of the zoo inside rtdetr-n and yolo11n on `shapes` for one epoch, and print what came of it.
 
-    python scripts/train_zoo.py [name …]
+    python scripts/train_zoo.py [--model yolo11n.yaml] [name …]
 
-Exits with 1 if the loss of an entry became non-finite, unless the zoo says it is not meant for training. About ten
+Exits with 1 if the loss of an entry became non-finite, unless the zoo says it is not meant for training. About twenty
 minutes on two cores.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -20,24 +21,39 @@ from rtdetr_act.errors import TrainingError
 from rtdetr_act.workflows.train import train_variants
 
 ARGUMENTS = {"threshold": "threshold(0.0, 0.0)"}
+MODELS = ("rtdetr-n.yaml", "yolo11n.yaml")
 
 
-def main(wanted: list[str]) -> int:
-    """Train, print the table, and return the exit code."""
-    table = Table("activation", "loss", "mAP50", "meant for training")
-    failed = []
+def main(
+    wanted: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Activations; all if none.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Models; rtdetr-n and yolo11n if none.")] = None,
+) -> None:
+    """Train, print the table, and exit with 1 if a training failed that should not."""
+    models = model or MODELS
+    columns = (column for name in models for column in (f"loss, {Path(name).stem}", f"mAP50, {Path(name).stem}"))
+    table = Table("activation", *columns, "meant for training")
+    failed = False
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"epochs": 1, "project": folder, "verbose": False}
         for name in wanted or names():
-            try:
-                (outcome,) = train_variants("rtdetr-n.yaml", [ARGUMENTS.get(name, name)], "shapes", settings)
-                loss, score = read_loss(outcome.folder), f"{(outcome.scores or {}).get('mAP50', 0):.4f}"
-            except TrainingError as error:
-                loss, score = str(error), "-"
-                failed += [] if get_entry(name).note else [name]
-            table.add_row(name, loss, score, "no: " + get_entry(name).note if get_entry(name).note else "yes")
+            note = get_entry(name).note
+            cells = []
+            for each in models:
+                try:
+                    cells += train(each, name, folder)
+                except TrainingError as error:
+                    cells += [str(error), "-"]
+                    failed = failed or not note
+            table.add_row(name, *cells, f"no: {note}" if note else "yes")
+            print(name, *cells, flush=True)
     Console(width=160).print(table)
-    return 1 if failed else 0
+    raise typer.Exit(int(failed))
+
+
+def train(model: str, name: str, folder: str) -> list[str]:
+    """Train a model with an activation for one epoch, and return the sum of its losses and its mAP50."""
+    settings = {"epochs": 1, "project": folder, "verbose": False}
+    (outcome,) = train_variants(model, [ARGUMENTS.get(name, name)], "shapes", settings)
+    return [read_loss(outcome.folder), f"{(outcome.scores or {}).get('mAP50', 0):.4f}"]
 
 
 def read_loss(folder: Path | None) -> str:
@@ -48,4 +64,4 @@ def read_loss(folder: Path | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    typer.run(main)
