@@ -22,12 +22,14 @@ from typing import Annotated
 
 import torch
 import typer
+from matplotlib.figure import Figure
 from published import MOVED, NAMES, PUBLISHED, both_ways
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from rtdetr_act import create
+from rtdetr_act.analysis.figures import TWO_COLUMNS, figure_style, write_figure
 from rtdetr_act.integrations.ultralytics.costs import draw_bars
 from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
@@ -162,36 +164,22 @@ def sweep(device: str, turns: int) -> dict[str, list[tuple[int, dict[str, float]
     return found
 
 
+@figure_style()
 def draw_sizes(found: dict[str, list[tuple[int, dict[str, float]]]], path: Path) -> Path:
     """Draw the cost against sizes, one panel for each axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    from rtdetr_act.analysis.figures import COLOURS
-
-    figure, panels = pyplot.subplots(1, len(found), figsize=(12, 3.8), sharey=True, layout="constrained")
+    figure = Figure(figsize=(TWO_COLUMNS, 2.6))
+    panels = figure.subplots(1, len(found), sharey=True)
     for panel, (axis, points) in zip(panels, found.items(), strict=True):
-        for index, name in enumerate(points[0][1]):
-            panel.plot(
-                [value for value, _ in points],
-                [costs[name] for _, costs in points],
-                "o-",
-                label=name,
-                color=COLOURS[index],
-            )
+        for name in points[0][1]:
+            panel.plot([value for value, _ in points], [costs[name] for _, costs in points], marker="o", label=name)
         panel.set_xscale("log")
         panel.set_ylim(bottom=0)
         panel.axhline(1, color="grey", linewidth=1)
         panel.set_xlabel(axis)
-        panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("time in units of SiLU (median of paired ratios)")
-    panels[0].legend(frameon=False, fontsize=8)
-    figure.suptitle("Forward and backward, float32: the cost against the size", x=0.01, ha="left", fontsize=11)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-    return path
+    panels[0].legend()
+    figure.suptitle("Forward and backward, float32: the cost against the size", x=0.01, ha="left")
+    return write_figure(figure, path)
 
 
 def main(

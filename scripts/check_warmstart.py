@@ -255,37 +255,32 @@ def spread(scores: Any) -> str:
 
 def draw(table: Any, given: argparse.Namespace) -> None:
     """Draw the means over the epochs, a panel for each model and activation."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     import polars as pl
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    from rtdetr_act.analysis.figures import COLOURS
+    from rtdetr_act.analysis.figures import figure_style, write_figure
 
-    models = table["model"].unique(maintain_order=True).to_list()
-    figure, axes = pyplot.subplots(
-        len(models), len(given.act), figsize=(3.2 * len(given.act), 2.8 * len(models)), layout="constrained",
-        squeeze=False, sharex=True,
-    )  # fmt: skip
-    for row, model in zip(axes, models, strict=True):
-        of_model = table.filter(pl.col("model") == model)
-        best = of_model.filter((pl.col("method") == "stock") & (pl.col("epoch") == "best"))["score"].mean()
-        for axis, activation in zip(row, given.act, strict=True):
-            axis.axhline(best, color="0.5", linewidth=1)
-            axis.axhline(SHARE * best, color="0.5", linewidth=1, linestyle=":")
-            axis.set_title(f"{model}, {activation}", fontsize=9)
-            axis.grid(alpha=0.25)
-            for colour, method in zip(COLOURS, given.method, strict=False):
-                group = of_model.filter((pl.col("activation") == activation) & (pl.col("method") == method))
-                means = by_epoch(group)
-                axis.plot(means["epoch"], means["score"], label=method, color=colour, linewidth=1.6, marker=".")
-        row[0].set_ylabel("mAP50-95")
-    for axis in axes[-1]:
-        axis.set_xlabel("epochs after the swap")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.savefig(given.output / "warmstart.png", dpi=130)
+    with figure_style():
+        models = table["model"].unique(maintain_order=True).to_list()
+        figure = Figure(figsize=(2.4 * len(given.act), 2.1 * len(models)))
+        axes = figure.subplots(len(models), len(given.act), squeeze=False, sharex=True)
+        for row, model in zip(axes, models, strict=True):
+            of_model = table.filter(pl.col("model") == model)
+            best = of_model.filter((pl.col("method") == "stock") & (pl.col("epoch") == "best"))["score"].mean()
+            for axis, activation in zip(row, given.act, strict=True):
+                axis.axhline(best, color="0.5", linewidth=0.8)
+                axis.axhline(SHARE * best, color="0.5", linewidth=0.8, linestyle=":")
+                axis.set_title(f"{model}, {activation}")
+                for method in given.method:
+                    group = of_model.filter((pl.col("activation") == activation) & (pl.col("method") == method))
+                    means = by_epoch(group)
+                    axis.plot(means["epoch"], means["score"], label=method, marker=".")
+            row[0].set_ylabel("mAP50-95")
+        for axis in axes[-1]:
+            axis.set_xlabel("epochs after the swap")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        write_figure(figure, given.output / "warmstart.png")
 
 
 if __name__ == "__main__":

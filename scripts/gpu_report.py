@@ -247,7 +247,7 @@ def _draw(parts: dict[str, dict[str, Any]], machine: dict[str, Any]) -> bytes | 
         for title, rows in benched.items()
         if title.endswith(largest)
     }
-    return render_figure(bars_figure(panels, "GPU time of forward and backward in units of SiLU"), dpi=110)
+    return render_figure(bars_figure(panels, "GPU time of forward and backward in units of SiLU"))
 
 
 def _elements(shape: str) -> int:

@@ -412,6 +412,7 @@ ENTRIES = (
             "To learn for each channel how linear it is. It can be silu exactly, which is where init=match starts in "
             "a network trained with silu."
         ),
+        title="ACON-C",
     ),
     Entry(
         "meta_aconc",
@@ -425,5 +426,6 @@ ENTRIES = (
         coefficients=MetaAconC.coefficients,
         held_at=MetaAconC.held_at,
         use_when="As aconc, where the switch between linear and not should depend on the image.",
+        title="Meta-ACON",
     ),
 )

@@ -58,5 +58,6 @@ ENTRIES = (
         fit=_fit,
         # Its softplus has a negative beta: NaN in OpenVINO, unknown to NCNN.
         exportable=_exportable,
+        title="APA",
     ),
 )

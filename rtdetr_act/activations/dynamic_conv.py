@@ -405,5 +405,6 @@ ENTRIES = (
         replaces="convolution",
         tokens=False,
         classes=(DynamicConv2d,),
+        title="Dynamic convolution",
     ),
 )

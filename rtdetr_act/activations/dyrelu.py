@@ -677,13 +677,13 @@ if triton is not None:
         return grad_x, None if attention is None else _reduce_like(attended.view(attention.shape), attention), *grads
 
 
-def _entry(name: str, factory: type[_DyReLU], formula: str, alias: str, use_when: str) -> Entry:
+def _entry(letter: str, factory: type[_DyReLU], formula: str, use_when: str) -> Entry:
     return Entry(
-        name,
+        f"dyrelu_{letter.lower()}",
         factory,
         formula,
         "Chen et al., ECCV 2020, arXiv:2003.10027",
-        aliases=(alias,),
+        aliases=(f"dynamic_relu_{letter.lower()}",),
         tokens=False,
         maps_only_because=POOLS_OVER_POSITIONS,
         not_pooled_because=POOLS_A_POOLED_MAP,
@@ -692,29 +692,27 @@ def _entry(name: str, factory: type[_DyReLU], formula: str, alias: str, use_when
         coefficients=factory.coefficients_by_name,
         held_at=factory.held_at,
         use_when=use_when,
+        title=f"DY-ReLU-{letter}",
     )
 
 
 ENTRIES = (
     _entry(
-        "dyrelu_a",
+        "A",
         DyReLUA,
         "max_k(aᵏ(x)·x + bᵏ(x)), a and b per image",
-        "dynamic_relu_a",
         "To let the slopes depend on the image, shared by all channels; the dynamic ReLU with the fewest parameters.",
     ),
     _entry(
-        "dyrelu_b",
+        "B",
         DyReLUB,
         "max_k(aᵏ(x)·x + bᵏ(x)), a and b per image and channel",
-        "dynamic_relu_b",
         "To let the slopes depend on image and channel; its paper recommends it for backbones. It starts as relu.",
     ),
     _entry(
-        "dyrelu_c",
+        "C",
         DyReLUC,
         "min(HW/3·softmax(z/τ), 1)·max_k(aᵏ(x)·x + bᵏ(x)), z a 1×1 convolution",
-        "dynamic_relu_c",
         "As dyrelu_b, with an attention over positions; its paper recommends it for heads that locate keypoints.",
     ),
 )

@@ -139,5 +139,6 @@ ENTRIES = (
         use_when=(
             "To gate by what a 1x1 convolution computes, at the cost of that convolution, C to 2C channels, per site."
         ),
+        title="GLU",
     ),
 )

@@ -316,5 +316,6 @@ ENTRIES = (
             "To learn the negative slope, one per site, or one per channel with per_channel=True. Cross-layer "
             "equalisation is possible."
         ),
+        title="PReLU",
     ),
 )

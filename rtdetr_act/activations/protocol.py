@@ -86,6 +86,8 @@ class Entry:
         targets: Edge targets that run it natively, by name.
         folds_to: Name of the activation that it always folds to, the one that targets run.
         use_when: When to choose it, in a sentence or two for the documentation; "" (default) says nothing.
+        title: The name as its paper spells it, such as "DY-ReLU-B", which figures show. Default: the name of its class
+            if the factory is one, which is right for SiLU and GELU, else `name`.
     """
 
     name: str
@@ -110,6 +112,12 @@ class Entry:
     targets: Mapping[str, Native] = field(default_factory=dict)
     folds_to: str = ""
     use_when: str = ""
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.title:
+            title = self.factory.__name__ if isinstance(self.factory, type) else self.name
+            object.__setattr__(self, "title", title)
 
     @cached_property  # a model has hundreds of sites, and each would read the signature several times
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -151,3 +159,4 @@ class Answers(TypedDict, total=False):
     targets: Mapping[str, Native]
     folds_to: str
     use_when: str
+    title: str

@@ -224,6 +224,24 @@ def get_default_arguments(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
+def get_title(spec: str | ActSpec) -> str:
+    """Return an activation as papers name it, with the arguments of its spec, if any.
+
+    Args:
+        spec: As in `create`.
+
+    Raises:
+        SpecError: The name is unknown, or the text is not a spec.
+
+    >>> get_title("dyrelu_b"), get_title("prelu(init=0.1)"), get_title("nn.LeakyReLU(0.1)")
+    ('DY-ReLU-B', 'PReLU (init=0.1)', 'Leaky ReLU (0.1)')
+    """
+    spec = _parse_spec(spec)
+    found = get_entry(spec.name)
+    arguments = str(spec)[len(spec.name) :]
+    return f"{found.title} {arguments}" if arguments else found.title
+
+
 def list_own_classes() -> list[type]:
     """Return the registered module classes that torch does not define, which checkpoints may contain.
 
@@ -267,8 +285,9 @@ def register(name: str, factory: Any = None, **answers: Unpack[Answers]) -> Any:
     Args:
         name: An identifier.
         factory: A module class, or a callable that returns a module. Default: None, which returns a decorator.
-        **answers: Documentation (`formula`, `paper`, `note`, `aliases`), supported layouts (`tokens`), and callbacks
-            that fit, fold, export and record it: the attributes of `rtdetr_act.activations.protocol.Entry`.
+        **answers: Documentation (`formula`, `paper`, `note`, `aliases`, `title`), supported layouts (`tokens`), and
+            callbacks that fit, fold, export and record it: the attributes of
+            `rtdetr_act.activations.protocol.Entry`.
 
     Returns:
         The factory.

@@ -178,6 +178,7 @@ ENTRIES = (
             "As relu, where no unit should stop learning: its gradient is nowhere 0. Cross-layer equalisation is "
             "possible."
         ),
+        title="Leaky ReLU",
     ),
     _entry(
         "rrelu",
@@ -198,6 +199,7 @@ ENTRIES = (
         _SATURATES,
         fold=_fold_hardtanh,
         targets={"openvino": Native(OPENVINO_FUSED)},
+        title="HardTanh",
     ),
     _entry(
         "relu6",
@@ -223,6 +225,7 @@ ENTRIES = (
             "edgetpu": Native(CORAL),
             "openvino": Native(OPENVINO_FUSED),
         },
+        title="sigmoid",
     ),
     _entry(
         "hardsigmoid",
@@ -236,6 +239,7 @@ ENTRIES = (
             "vitis-dpu": Native(UG1414),
             "openvino": Native(OPENVINO, _ALONE),
         },
+        title="h-sigmoid",
     ),
     _entry(
         "tanh",
@@ -248,6 +252,7 @@ ENTRIES = (
             "edgetpu": Native(CORAL),
             "openvino": Native(OPENVINO_FUSED),
         },
+        title="tanh",
     ),
     _entry(
         "silu",
@@ -276,6 +281,7 @@ ENTRIES = (
             "openvino": Native(OPENVINO_FUSED),
         },
         use_when="To approximate silu without an exponential, on targets that run it natively.",
+        title="h-swish",
     ),
     _entry(
         "elu",
@@ -315,6 +321,7 @@ ENTRIES = (
         "x for |x| > λ, 0 else, λ = 0.5",
         _SHRINKS,
         exportable=make_exportable(_exportable_hardshrink),  # unknown to OpenVINO
+        title="hard shrinkage",
     ),
     _entry(
         "softshrink",
@@ -322,6 +329,7 @@ ENTRIES = (
         "sign(x)·max(|x| − λ, 0), λ = 0.5",
         _SHRINKS,
         exportable=make_exportable(lambda m, x: x - x.clamp(-m.lambd, m.lambd)),  # unknown to OpenVINO
+        title="soft shrinkage",
     ),
     _entry(
         "logsigmoid",
@@ -329,6 +337,7 @@ ENTRIES = (
         "ln σ(x)",
         "is negative everywhere and flat where x > 0, so the signal vanishes",
         exportable=make_exportable(lambda _, x: F.softplus(x * -1) * -1),  # log(sigmoid(x)) in ONNX, -inf from -104 on
+        title="log-sigmoid",
     ),
     _entry(
         "softplus",
@@ -336,6 +345,7 @@ ENTRIES = (
         "ln(1 + e^(βx)) / β, β = 1",
         targets={"rknn": Native(RKNN), "openvino": Native(OPENVINO, _ALONE)},
         use_when="As a smooth relu that is positive everywhere; unusual in detectors.",
+        title="softplus",
     ),
     _entry(
         "softsign",
@@ -344,6 +354,7 @@ ENTRIES = (
         _SATURATES,
         exportable=make_exportable(lambda _, x: x * (x.abs() + 1).reciprocal()),  # unknown to NCNN
         targets={"openvino": Native(OPENVINO, _ALONE)},
+        title="softsign",
     ),
     _entry(
         "tanhshrink",
@@ -351,6 +362,7 @@ ENTRIES = (
         "x − tanh(x)",
         _SHRINKS,
         exportable=make_exportable(lambda _, x: (torch.tanh(x) - x) * -1),  # unknown to NCNN
+        title="tanh shrinkage",
     ),
     _entry(
         "softmin",
@@ -359,6 +371,7 @@ ENTRIES = (
         _COMPETES,
         classes=(nn.Softmin,),
         exportable=make_exportable(lambda m, x: torch.softmax(x * -1, m.dim)),  # unknown to NCNN
+        title="softmin",
     ),
     _entry(
         "softmax",
@@ -367,6 +380,7 @@ ENTRIES = (
         _COMPETES,
         classes=(nn.Softmax,),
         targets={"rknn": Native(RKNN, _ON_CPU), "openvino": Native(OPENVINO, _ALONE)},
+        title="softmax",
     ),
     _entry(
         "softmax2d",
@@ -377,6 +391,7 @@ ENTRIES = (
         maps_only_because="softmax takes both",
         classes=(Softmax2d, nn.Softmax2d),
         targets={"rknn": Native(RKNN, _ON_CPU), "openvino": Native(OPENVINO, _ALONE)},
+        title="softmax (2D)",
     ),
     _entry(
         "log_softmax",
@@ -385,6 +400,7 @@ ENTRIES = (
         "is negative everywhere and ties every channel to all others",
         classes=(nn.LogSoftmax,),
         targets={"openvino": Native(OPENVINO, _ALONE)},
+        title="log-softmax",
     ),
     _entry(
         "threshold",
@@ -394,5 +410,6 @@ ENTRIES = (
         fold=_fold_threshold,
         # In ONNX with a threshold of 0 only, unknown to OpenVINO and NCNN.
         exportable=make_exportable(_exportable_threshold),
+        title="threshold",
     ),
 )

@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from rtdetr_act.activations import registry
-from rtdetr_act.analysis.figures import COLOURS, check_figure_path, write_figure
+from rtdetr_act.analysis.figures import TWO_COLUMNS, check_figure_path, figure_style, write_figure
 from rtdetr_act.spec import as_list
 from rtdetr_act.surgery.tracing import embed_values
 
 _CHANNELS, _SIZE, _CONTEXTS = 16, 5, 64
 
 
+@figure_style()
 def plot_activations(specs: str | Sequence[str], output: Path | str, *, limit: float = 4.0) -> Path:
     """Plot activations (left) and their gradients (right) over [-limit, limit], and return the path of the figure.
 
@@ -41,23 +42,21 @@ def plot_activations(specs: str | Sequence[str], output: Path | str, *, limit: f
     names = [str(registry.resolve(spec)) for spec in as_list(specs)]
 
     x = torch.linspace(-limit, limit, 401)
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(TWO_COLUMNS, 2.9))
     axes = figure.subplots(1, 2)
-    for index, name in enumerate(names):
-        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
+    for name in names:
         for axis, values in zip(axes, sample_activation(name, x), strict=True):
             low, middle, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95]), dim=0)
-            axis.plot(x, middle, label=name, linewidth=1.8, **style)
+            (line,) = axis.plot(x, middle, label=registry.get_title(name))
             if float((high - low).max()) > 1e-4:
-                axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+                axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     for axis, title in zip(axes, ("f(x)", "f′(x)"), strict=True):
         axis.set_title(title)
         axis.set_xlabel("x")
-        axis.grid(alpha=0.25)
         axis.axhline(0, color="0.4", linewidth=0.8)
         axis.axvline(0, color="0.4", linewidth=0.8)
-    axes[0].legend(frameon=False)
-    return write_figure(figure, path, dpi=150)
+    axes[0].legend()
+    return write_figure(figure, path)
 
 
 def sample_activation(spec: str, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rtdetr_act.analysis.diagnosis import Diagnosis, SiteDiagnosis
-from rtdetr_act.analysis.figures import COLOURS, render_figure
+from rtdetr_act.analysis.figures import figure_style, render_figure
 from rtdetr_act.files import convert_write_errors, create_folder, write_files_atomically
 
 QUANTITIES = "gradient_in gradient_out gain gain_active dead scale mean saturation effective_rank rank_share".split()
@@ -195,6 +195,7 @@ def write_diagnosis(diagnoses: Mapping[str, Diagnosis], folder: Path, title: str
     return [folder / name for name in contents]
 
 
+@figure_style()
 def draw_diagnosis(diagnoses: Mapping[str, Diagnosis], title: str) -> bytes:
     """Plot the quantities of all sites, a panel each with sites from left to right, and return the PNG file.
 
@@ -205,7 +206,7 @@ def draw_diagnosis(diagnoses: Mapping[str, Diagnosis], title: str) -> bytes:
     sites = _group_by_site(diagnoses)
     first = [next(iter(rows.values())) for rows in sites.values()]
     size = min(max(7.0, 2.5 + 0.11 * len(sites)), 16), 1.2 + 1.35 * len(_PANELS)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size)
     grid = figure.subplots(len(_PANELS), 1, sharex=True)
     for axes, (key, label) in zip(grid, _PANELS.items(), strict=True):
         for start, end, section in _group_consecutive(first, "section"):
@@ -217,18 +218,15 @@ def draw_diagnosis(diagnoses: Mapping[str, Diagnosis], title: str) -> bytes:
             points = [(place, getattr(site, key)) for place, site in there]
             # A gradient of zero, as before a box head initialised to zero, cannot be drawn on a logarithmic scale.
             points = [(x, y) for x, y in points if math.isfinite(y) and (y > 0 or key not in _LOGARITHMIC)]
-            style = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3]}
-            style["marker"] = "osD^vP*"[index % 7]
             xs, ys = [x for x, _ in points], [y for _, y in points]
-            axes.plot(xs, ys, markersize=2.6, linewidth=0.9, label=variant, **style)
+            axes.plot(xs, ys, marker="osD^vP*"[index % 7], markersize=2.6, linewidth=0.9, label=variant)
         _set_scale(axes, key)
-        axes.set_ylabel(label, fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylabel(label)
+        axes.grid(axis="x", visible=False)  # the layers are marked
     _label_sites(grid[0], grid[-1], first)
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    figure.legend(*grid[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
-    return render_figure(figure, dpi=130)
+    figure.suptitle(title, parse_math=False)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return render_figure(figure)
 
 
 def _set_scale(axes: Any, key: str) -> None:
@@ -258,9 +256,7 @@ def _group_consecutive(sites: Sequence[SiteDiagnosis], attribute: str) -> Iterat
 def _label_sites(top: Any, bottom: Any, sites: Sequence[SiteDiagnosis]) -> None:
     """Label the sections above the top panel and the layers below the bottom panel, centred on their sites."""
     for start, end, section in _group_consecutive(sites, "section"):
-        top.annotate(
-            section, ((start + end) / 2, 1.02), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9
-        )
+        top.annotate(section, ((start + end) / 2, 1.02), xycoords=("data", "axes fraction"), ha="center", va="bottom")
     layers = [
         ((start + end) / 2, layer) for start, end, layer in _group_consecutive(sites, "layer") if layer is not None
     ]
@@ -271,6 +267,6 @@ def _label_sites(top: Any, bottom: Any, sites: Sequence[SiteDiagnosis]) -> None:
         for layer in layers[1:]:
             shown += [layer] if layer[0] - shown[-1][0] > room else []
         bottom.set_xticks([place for place, _ in shown], [str(layer) for _, layer in shown])
-        bottom.set_xlabel("layer (a point is an activation site)", fontsize=9)
+        bottom.set_xlabel("layer (a point is an activation site)")
     else:
-        bottom.set_xlabel("activation sites in the order of their first call", fontsize=9)
+        bottom.set_xlabel("activation sites in the order of their first call")

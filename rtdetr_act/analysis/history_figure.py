@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rtdetr_act.analysis.figures import check_figure_path, write_figure
+from rtdetr_act.analysis.figures import COLOURS, check_figure_path, figure_style, write_figure
 from rtdetr_act.analysis.learned import SPREAD, layer_index
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _ROW_HEIGHT, _MIN_HEIGHT = 0.15, 1.3  # inches: of a site with a readable name, 
 _MIN_RELATIVE_CHANGE = 0.02  # the colour range spans at least this fraction of the initial value
 
 
+@figure_style()
 def draw_history(history: polars.DataFrame, output: Path | str, title: str = "") -> Path:
     """Plot learned quantities as heat maps of sites by epochs, and return the path of the figure.
 
@@ -49,13 +50,13 @@ def draw_history(history: polars.DataFrame, output: Path | str, title: str = "")
     columns = max(len(panels) for _, panels in blocks.values())
     names = max(len(_shorten_site(site)) for sites, _ in blocks.values() for site in sites)
     width = 0.08 * names + 0.6 + columns * min(4.5, max(1.9, 14 / columns))
-    figure = Figure(figsize=(max(width, 6.0), sum(heights) + 0.3), layout="constrained")
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    figure = Figure(figsize=(max(width, 6.0), sum(heights) + 0.3))
+    figure.suptitle(title, parse_math=False)
     parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, height, (activation, (sites, panels)) in zip(parts, heights, blocks.items(), strict=True):
-        part.suptitle(activation, fontsize=10, fontweight="bold")
+        part.suptitle(activation, fontweight="bold")
         _draw_activation(part, sites, panels, (height - 1.0) / 0.1)
-    return write_figure(figure, path, dpi=110)
+    return write_figure(figure, path)
 
 
 def _group_by_activation(history: polars.DataFrame) -> dict[str, tuple[list[str], dict[str, polars.DataFrame]]]:
@@ -95,19 +96,17 @@ def _draw_activation(part: SubFigure, sites: list[str], panels: Mapping[str, pol
     starts = [row for row in range(1, len(sites)) if layer_index(sites[row]) != layer_index(sites[row - 1])]
     for column, (name, frame) in enumerate(panels.items()):
         axis, legend = axes[0, column], axes[1, column]
-        axis.set_title(name.replace(SPREAD, " spread"), fontsize=9)
+        axis.set_title(name.replace(SPREAD, " spread"))
         epochs, values = _to_matrix(frame, sites)
         if len(epochs) > 1:
             _draw_heatmap(part, axis, legend, epochs, values, name)
         else:
-            axis.plot(values[:, 0], range(len(sites)), "o", markersize=4, color="#0072B2")
-            axis.grid(alpha=0.3)
-            axis.tick_params(axis="x", labelsize=7)
+            axis.plot(values[:, 0], range(len(sites)), "o", color=COLOURS[0])
             legend.axis("off")
         axis.set_ylim(len(sites) - 0.5, -0.5)
         for row in starts:
             axis.axhline(row - 0.5, color="0.75", linewidth=0.5)
-        axis.set_yticks(range(len(sites)), [_shorten_site(site) for site in sites] if column == 0 else [], fontsize=7)
+        axis.set_yticks(range(len(sites)), [_shorten_site(site) for site in sites] if column == 0 else [])
         axis.tick_params(axis="y", length=0)
 
 
@@ -122,12 +121,10 @@ def _draw_heatmap(part: SubFigure, axis: Any, legend: Any, epochs: range, values
     )
     axis.set_facecolor("0.85")  # missing epochs and values that are not finite
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axis.tick_params(axis="x", labelsize=7)
-    axis.set_xlabel("epoch", fontsize=8)
+    axis.grid(False)
+    axis.set_xlabel("epoch")
     bar = part.colorbar(image, cax=legend, orientation="horizontal")
     bar.ax.xaxis.set_major_locator(MaxNLocator(3))
-    bar.ax.tick_params(labelsize=7)
-    bar.ax.xaxis.get_offset_text().set_fontsize(7)
 
 
 def _choose_colours(values: np.ndarray, name: str) -> dict[str, Any]:
@@ -136,11 +133,11 @@ def _choose_colours(values: np.ndarray, name: str) -> dict[str, Any]:
     if not len(finite):
         return {}
     if name.endswith(SPREAD):
-        return {"cmap": "viridis", "vmin": 0.0, "vmax": float(finite.max()) or 1.0}
+        return {"vmin": 0.0, "vmax": float(finite.max()) or 1.0}
     if np.isfinite(first).all() and np.ptp(first) <= 1e-5 * max(1.0, abs(first[0])):
         reach = max(float(np.abs(finite - first[0]).max()), _MIN_RELATIVE_CHANGE * abs(float(first[0])), 1e-6)
         return {"cmap": "RdBu_r", "vmin": float(first[0]) - reach, "vmax": float(first[0]) + reach}
-    return {"cmap": "viridis", "vmin": float(finite.min()), "vmax": float(finite.max())}
+    return {"vmin": float(finite.min()), "vmax": float(finite.max())}
 
 
 def _to_matrix(frame: polars.DataFrame, sites: Sequence[str]) -> tuple[range, np.ndarray]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from ultralytics.cfg import get_cfg
 
-from rtdetr_act.analysis.figures import COLOURS, render_figure, write_figure
+from rtdetr_act.analysis.figures import COLOURS, TWO_COLUMNS, figure_style, render_figure, write_figure
 from rtdetr_act.analysis.memory import (
     BatchEstimate,
     StepMemory,
@@ -31,7 +31,6 @@ from rtdetr_act.results import Result, to_plain
 from rtdetr_act.timing import Ratio, compute_ratios, time_medians
 
 _OBJECTS_PER_IMAGE = 8
-_DPI = 110
 
 
 @dataclass(frozen=True, repr=False)
@@ -290,7 +289,7 @@ def write_costs(costs: Mapping[str, Sequence[Cost]], folder: Path, name: str) ->
             panels.setdefault(model, {})[cost.activation] = {**times, **memory}
     text = json.dumps(to_plain(costs), indent=1)
     chart = bars_figure(panels, "in units of the stock model (times: medians of paired ratios)")
-    contents = {folder / f"{name}.json": text.encode(), folder / f"{name}.png": render_figure(chart, dpi=_DPI)}
+    contents = {folder / f"{name}.json": text.encode(), folder / f"{name}.png": render_figure(chart)}
     with convert_write_errors(folder), create_folder(folder):
         write_files_atomically(contents)
     return list(contents)
@@ -310,15 +309,16 @@ def draw_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], output: P
     Raises:
         InputError: The file cannot be written; an old one is then as it was.
     """
-    return write_figure(bars_figure(panels, axis), Path(output), dpi=_DPI)
+    return write_figure(bars_figure(panels, axis), Path(output))
 
 
+@figure_style()
 def bars_figure(panels: Mapping[str, Mapping[str, Mapping[str, float]]], axis: str) -> Figure:
     """Return the figure that `draw_bars` writes."""
     names = list(dict.fromkeys(name for rows in panels.values() for values in rows.values() for name in values))
     heights = [len(rows) for rows in panels.values()]
-    size = 9, 1.3 + 0.7 * len(panels) + 0.17 * sum(heights) * len(names)
-    figure = Figure(figsize=size, layout="constrained")
+    size = TWO_COLUMNS, 1.0 + 0.6 * len(panels) + 0.17 * sum(heights) * len(names)
+    figure = Figure(figsize=size)
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights, sharex=True)
     thickness = 0.8 / len(names)
     for axes, (title, rows) in zip(grid[:, 0], panels.items(), strict=True):
@@ -328,13 +328,13 @@ def bars_figure(panels: Mapping[str, Mapping[str, Mapping[str, float]]], axis: s
             label = name if axes is grid[0, 0] else None
             colour = COLOURS[index % len(COLOURS)]
             drawn = axes.barh(positions, [value for _, value in bars], thickness, label=label, color=colour)
-            axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=7)
+            axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize="small")
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(title, loc="left")
+        axes.grid(axis="y", visible=False)
         axes.margins(x=0.08)
     grid[-1, 0].set_xlabel(axis)
-    figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=len(names))
+    figure.legend(loc="outside upper center", ncols=len(names))
     return figure

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import LOGGER
 
-from rtdetr_act.analysis.figures import COLOURS, render_figure
+from rtdetr_act.analysis.figures import COLOURS, TWO_COLUMNS, figure_style, render_figure
 from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import InputError
@@ -43,7 +43,6 @@ from rtdetr_act.timing import Ratio, compute_ratios, time_rounds
 
 TORCH = "torch"  # the format that is not exported
 _MARKERS = "osD^vP*X"
-_DPI = 110
 
 
 @dataclass(frozen=True)
@@ -282,12 +281,13 @@ def write_latencies(latencies: Sequence[Latency], folder: Path, name: str) -> li
     """
     contents = {folder / f"{name}.json": json.dumps(to_plain(latencies), indent=1).encode()}
     if all(latency.scores for latency in latencies):
-        contents[folder / f"{name}.png"] = render_figure(draw_pareto(latencies), dpi=_DPI)
+        contents[folder / f"{name}.png"] = render_figure(draw_pareto(latencies))
     with convert_write_errors(folder), create_folder(folder):
         write_files_atomically(contents)
     return list(contents)
 
 
+@figure_style()
 def draw_pareto(latencies: Sequence[Latency]) -> Figure:
     """Draw score against latency: a colour per activation, a marker per format, and the Pareto front of each format.
 
@@ -297,7 +297,7 @@ def draw_pareto(latencies: Sequence[Latency]) -> Figure:
     activations = list(dict.fromkeys(latency.activation for latency in latencies))
     formats = list(dict.fromkeys(latency.format for latency in latencies))
     score = list(latencies[0].scores or {})[-1]
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(TWO_COLUMNS, 4.5))
     axes = figure.subplots()
     for index, export_format in enumerate(formats):
         own = [latency for latency in latencies if latency.format == export_format]
@@ -306,14 +306,13 @@ def draw_pareto(latencies: Sequence[Latency]) -> Figure:
             colour = COLOURS[activations.index(activation) % len(COLOURS)]
             axes.plot(x, y, _MARKERS[index % len(_MARKERS)], color=colour, markersize=8)
         front = pareto_front([(x, y) for x, y, _ in points])
-        axes.plot([x for x, _ in front], [y for _, y in front], color="grey", linewidth=0.8, zorder=0)
+        axes.plot([x for x, _ in front], [y for _, y in front], color="grey", linestyle="-", linewidth=0.8, zorder=0)
     for index, activation in enumerate(activations):
         axes.plot([], [], "s", color=COLOURS[index % len(COLOURS)], label=activation)
     for index, export_format in enumerate(formats):
         axes.plot([], [], _MARKERS[index % len(_MARKERS)], color="black", fillstyle="none", label=export_format)
     axes.set(xlabel="median latency of an image, ms", ylabel=score, xlim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=9, loc="outside right upper")
+    figure.legend(loc="outside right upper")
     return figure
 
 
