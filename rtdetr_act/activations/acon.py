@@ -413,6 +413,7 @@ ENTRIES = (
             "a network trained with silu."
         ),
         title="ACON-C",
+        start="slopes p1 and p2 from N(0, 1) for each channel, β = 1",
     ),
     Entry(
         "meta_aconc",
@@ -427,5 +428,6 @@ ENTRIES = (
         held_at=MetaAconC.held_at,
         use_when="As aconc, where the switch between linear and not should depend on the image.",
         title="Meta-ACON",
+        start="slopes p1 and p2 from N(0, 1) for each channel, β(x) of random layers",
     ),
 )

@@ -59,5 +59,6 @@ ENTRIES = (
         # Its softplus has a negative beta: NaN in OpenVINO, unknown to NCNN.
         exportable=_exportable,
         title="APA",
+        start="λ and κ from U(0, 1)",
     ),
 )

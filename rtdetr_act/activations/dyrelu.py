@@ -677,7 +677,7 @@ if triton is not None:
         return grad_x, None if attention is None else _reduce_like(attended.view(attention.shape), attention), *grads
 
 
-def _entry(letter: str, factory: type[_DyReLU], formula: str, use_when: str) -> Entry:
+def _entry(letter: str, factory: type[_DyReLU], formula: str, use_when: str, start: str = "") -> Entry:
     return Entry(
         f"dyrelu_{letter.lower()}",
         factory,
@@ -693,6 +693,7 @@ def _entry(letter: str, factory: type[_DyReLU], formula: str, use_when: str) -> 
         held_at=factory.held_at,
         use_when=use_when,
         title=f"DY-ReLU-{letter}",
+        start=start,
     )
 
 
@@ -714,5 +715,6 @@ ENTRIES = (
         DyReLUC,
         "min(HW/3·softmax(z/τ), 1)·max_k(aᵏ(x)·x + bᵏ(x)), z a 1×1 convolution",
         "As dyrelu_b, with an attention over positions; its paper recommends it for heads that locate keypoints.",
+        "relu times a random attention of about 1/3",
     ),
 )

@@ -194,5 +194,6 @@ ENTRIES = (
         not_pooled_because="around a single position, its convolution sees nothing but padding",
         held_at=FReLU.held_at,
         use_when="To compare each pixel with its neighbourhood, at the cost of a depthwise 3x3 convolution per site.",
+        start="the maximum of x and a random convolution of it",
     ),
 )

@@ -140,5 +140,6 @@ ENTRIES = (
             "To gate by what a 1x1 convolution computes, at the cost of that convolution, C to 2C channels, per site."
         ),
         title="GLU",
+        start="a random projection of x and a random gate",
     ),
 )

@@ -88,6 +88,8 @@ class Entry:
         use_when: When to choose it, in a sentence or two for the documentation; "" (default) says nothing.
         title: The name as its paper spells it, such as "DY-ReLU-B", which figures show. Default: the name of its class
             if the factory is one, which is right for SiLU and GELU, else `name`.
+        start: What its initial parameters make it, in a few words such as "silu exactly". "" (default): found out from
+            its curve at construction, which tells nothing where that is random or depends on the whole input.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Entry:
     folds_to: str = ""
     use_when: str = ""
     title: str = ""
+    start: str = ""
 
     def __post_init__(self) -> None:
         if not self.title:
@@ -160,3 +163,4 @@ class Answers(TypedDict, total=False):
     folds_to: str
     use_when: str
     title: str
+    start: str
