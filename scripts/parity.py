@@ -8,12 +8,12 @@ images: of the shapes, and the photographs that come with Ultralytics. The torch
 
 An error is the largest difference of a score or of a box (in units of the image), over all images. Of torch's 50 best
 detections of each image, those count as matched of which the export has one of the same class, with an IoU of 0.9 and a
-score within 0.02. About 15 minutes on two cores, with Ultralytics 8.4.
+score within 0.02. The figures go beside the table as JSON, where `scripts/bench_acts.py` reads them; with --act or
+--only, the other rows stay. About 15 minutes on two cores, with Ultralytics 8.4.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
@@ -24,13 +24,16 @@ import cv2
 import numpy as np
 import torch
 import typer
+from parity_table import DEFAULT, DOUBLE, compose_markdown, format_table, merge_rows, read_table
 from torch import Tensor, nn
 from ultralytics.data.augment import LetterBox
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import ASSETS, LOGGER
 
 from rtdetr_act import names, patch_model, shapes
+from rtdetr_act.analysis.measured import FORMATS
 from rtdetr_act.errors import InputError
+from rtdetr_act.files import write_files_atomically
 from rtdetr_act.integrations.ultralytics.export import export_model
 from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS, SIDE
@@ -42,26 +45,6 @@ except ImportError:  # before 8.3.200
     from ultralytics.utils.ops import non_max_suppression
 
 MODELS = ("rtdetr-n.yaml", "yolo11n.yaml")
-FORMATS = ("torchscript", "onnx", "openvino", "ncnn")
-# OpenVINO computes in bfloat16 by itself on CPUs that have it; that is its precision, not its export.
-DEFAULT = "openvino, its default precision"
-# How far torch itself is from torch in float64 says how well a network is conditioned.
-DOUBLE = "torch, float64"
-COLUMNS = (DOUBLE, "torchscript", "onnx", "openvino", DEFAULT, "ncnn")
-_PREFACE = """Made by `make parity`: every activation at all convolutional sites, with parameters away from their start.
-The largest difference of a score or of a box (in units of the image) from torch, unfolded and unfused, on six images;
-and how many of torch's 50 best detections of each image the file finds again (same class, IoU of 0.9, score within
-0.02). OpenVINO is run in float32, and in the precision that it takes by itself: bfloat16 on a CPU that has it, where
-the differences are that precision's, not the export's.
-
-The first column is torch in float64 instead of a file: what rounding alone changes. Where that is much, or a format is
-off by more than 1e-4, the activation is to blame, not the export: `tanhshrink` subtracts nearly equal numbers,
-`hardshrink` and `threshold` jump, and a chain of products as in `glu` adds errors up. With `softmax` and `softmin` the
-scores in yolo11n differ by 6e-9 from one to the next, so that NMS takes others of the same kind: errors of 5e-7, but
-few matches, in float64 as well. `apa` raises to the power of 1/λ, up to 10,000 here, which shows how OpenVINO and NCNN
-approximate: with λ of 0.3 and more, both are off by 1e-6. NCNN keeps the weights of the fully connected layers in
-`meta_aconc` in float16; told not to (`opt.use_fp16_storage`), it is off by 6e-5. A detection or two may be missed where
-NMS keeps a box in one and drops it in the other, its overlap being just at the limit."""
 ARGUMENTS = {
     "threshold": "threshold(0.1, 0.05)",
     "prelu": "prelu(per_channel=True)",
@@ -83,18 +66,17 @@ def main(
     """Train, export, compare, write."""
     LOGGER.setLevel("ERROR")
     images = torch.cat([_read(path) for path in _image_files()])
-    found: dict[str, dict[str, dict[str, str]]] = {}
+    table = read_table(output.with_suffix(".json")) if act or only else {}
+    output.parent.mkdir(parents=True, exist_ok=True)
     for model in only or MODELS:
+        stem = Path(model).stem
         base = _train(model, folder / "base", epochs)
         for name in act or names():
-            row = found.setdefault(model, {}).setdefault(name, {})
-            row.update(_compare(base, ARGUMENTS.get(name, name), images, folder / "exports" / Path(model).stem / name))
-            print(
-                f"{Path(model).stem:10} {name:12}", "  ".join(f"{key}: {cell}" for key, cell in row.items()), flush=True
-            )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    output.write_text(_as_markdown(found), encoding="utf-8")
+            row = _compare(base, ARGUMENTS.get(name, name), images, folder / "exports" / stem / name)
+            table = merge_rows(table, stem, {name: row})
+            print(f"{stem:10} {name:12}", "  ".join(f"{key}: {cell}" for key, cell in row.items()), flush=True)
+    contents = {output.with_suffix(".json"): format_table(table), output: compose_markdown(table)}
+    write_files_atomically({path: text.encode() for path, text in contents.items()})
     print(f"file: {output}")
 
 
@@ -223,23 +205,6 @@ def _match(expected: Tensor, found: Tensor) -> tuple[int, int]:
     near &= (expected[:, 4, None] - found[:, 4]).abs() <= 0.02
     near &= expected[:, 5, None] == found[:, 5]
     return int(near.any(1).sum()), len(expected)
-
-
-def _as_markdown(found: dict[str, dict[str, dict[str, str]]]) -> str:
-    lines = ["# Exported files against torch", "", *_PREFACE.splitlines(), ""]
-    for model, rows in found.items():
-        refusals = {cell for cells in rows.values() for cell in cells.values() if cell.startswith("refused")}
-        lines += [
-            f"## {Path(model).stem}",
-            "",
-            "| activation | " + " | ".join(COLUMNS) + " |",
-            "|---" * (1 + len(COLUMNS)) + "|",
-        ]
-        for name, cells in rows.items():
-            shown = [cells.get(column, "-").partition(" (")[0] for column in COLUMNS]
-            lines.append("| " + " | ".join([name, *shown]) + " |")
-        lines += ["", *sorted(refusals), ""]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
