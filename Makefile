@@ -72,9 +72,10 @@ coverage:
 	$(call environment,$(MODELS),-e ".[dev]" timm transformers)
 	$(MODELS)/$(BIN)/python scripts/count_activations.py $(REPOSITORIES)
 
-# Tables, JSON and charts in runs/bench; about 25 minutes on two cores.
+# Tables, JSON and charts in runs/bench, and what `rtdetr-act acts` shows of costs; about half an hour on two cores.
 bench: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/bench_ops.py
+	$(VENV)/$(BIN)/python scripts/bench_acts.py
 	$(VENV)/$(BIN)/python scripts/bench_models.py
 	$(VENV)/$(BIN)/python scripts/bench_fold.py
 	$(VENV)/$(BIN)/python scripts/bench_conv.py
@@ -84,7 +85,7 @@ bench: $(VENV)/installed
 gpu: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/check_gpu.py --minutes 120 --report docs
 
-# Every activation in every export format against torch: runs/parity/parity.md; about fifteen minutes.
+# Every activation in every export format against torch: runs/parity/parity.md and .json; about fifteen minutes.
 parity: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/parity.py
 
