@@ -20,7 +20,7 @@ project = "rtdetr-act"
 author = "The rtdetr-act developers"
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["_build", "_generated", "example_activation", "activations/table.md"]
+exclude_patterns = ["_build", "_generated", "example_activation", "activations/table.md", "activations/measured.md"]
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence"]

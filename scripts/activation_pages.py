@@ -1,4 +1,4 @@
-"""Write a page for each activation of the zoo, and the table of all of them: what the registry says, and its curve.
+"""Write a page for each activation of the zoo, and the tables of all: what is registered and measured, and the curves.
 
     python scripts/activation_pages.py [--folder docs/activations]
 
@@ -9,7 +9,6 @@ few pages again, and a curve is drawn again only if a module of the package is n
 from __future__ import annotations
 
 import argparse
-import csv
 import inspect
 import re
 from pathlib import Path
@@ -19,51 +18,49 @@ from rtdetr_act.activations.checks import MAP_SHAPES
 from rtdetr_act.activations.protocol import SITE_PARAMETERS, Entry
 from rtdetr_act.activations.registry import count_parameters, get_entry, names
 from rtdetr_act.analysis.curves import plot_activations
+from rtdetr_act.analysis.measured import FORMATS, Measured, read_measured
 from rtdetr_act.deploy.targets import TARGETS, get_native_support
 from rtdetr_act.errors import SpecError
+from rtdetr_act.tables import format_markdown_table
+from rtdetr_act.workflows.activations import ListedActivation, list_activations
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(rtdetr_act.__file__).parent
-COSTS = ROOT / "docs" / "cost.csv"
 # What must be given where an activation has arguments without defaults.
 SPECS = {"threshold": "threshold(0.1, 0.0)"}
 
 
 def write_pages(folder: Path, *, curves: bool = True) -> list[Path]:
-    """Write `<name>.md` for each activation, `table.md`, and the curves; remove pages of activations that are gone.
+    """Write `<name>.md` for each activation, the tables, and the curves; remove pages of activations that are gone.
 
     Args:
         folder: Folder of the pages, which is made where it does not exist.
         curves: Whether to draw the curves too; True by default.
 
     Returns:
-        The pages in alphabetical order, without `table.md`.
+        The pages in alphabetical order, without the tables.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    costs = read_costs()
+    listed = {each.name: each for each in list_activations().activations}
     pages = [folder / f"{name}.md" for name in names()]
     for path in pages:
-        _write_if_changed(path, compose_page(get_entry(path.stem), costs))
-    _write_if_changed(folder / "table.md", compose_table(costs))
-    for left in set(folder.glob("*.md")) - {*pages, folder / "table.md"}:
+        _write_if_changed(path, compose_page(get_entry(path.stem), listed[path.stem]))
+    tables = {folder / "table.md": compose_table(listed), folder / "measured.md": compose_measured()}
+    for path, text in tables.items():
+        _write_if_changed(path, text)
+    for left in set(folder.glob("*.md")) - {*pages, *tables}:
         left.unlink()
     if curves:
         _draw_curves(folder / "curves")
     return pages
 
 
-def read_costs() -> dict[str, str]:
-    """Return the cost of each measured activation in units of SiLU, as `docs/cost.csv` has it."""
-    with COSTS.open(encoding="utf-8", newline="") as file:
-        return {row["activation"].split(" ")[0]: row["in units of SiLU"] for row in csv.DictReader(file)}
-
-
-def compose_page(entry: Entry, costs: dict[str, str]) -> str:
+def compose_page(entry: Entry, listed: ListedActivation) -> str:
     """Return the page of an activation in Markdown."""
     spec = SPECS.get(entry.name, entry.name)
     when = f"It {entry.note}." if entry.note else _link_names(entry)
     title = "Not meant for training a detector" if entry.note else "When to use it"
-    rows = "\n".join(f"| {key} | {value} |" for key, value in _describe(entry, costs))
+    rows = "\n".join(f"| {key} | {value} |" for key, value in _describe(entry, listed))
     return f"""# {entry.name}
 
 ```text
@@ -101,26 +98,24 @@ patch_model(model, "{spec}")
 """
 
 
-def _describe(entry: Entry, costs: dict[str, str]) -> list[tuple[str, str]]:
+def _describe(entry: Entry, listed: ListedActivation) -> list[tuple[str, str]]:
     """Return the rows of the table on a page."""
-    cost = f"{costs[entry.name]} of SiLU, [measured](../cost.md)" if entry.name in costs else "not measured"
     homogeneous = (
         "yes, so that [cross-layer equalisation](../deploy.md#int8-and-equalisation) can be used"
         if entry.homogeneous
         else "no: [cross-layer equalisation](../deploy.md#int8-and-equalisation) cannot be used"
     )
-    if entry.name == entry.folds_to or not entry.folds_to:
-        folds = "torch's own under certain parameters" if entry.fold else "nothing; it is deployed as it is"
-    else:
-        folds = f"[{entry.folds_to}]({entry.folds_to}.md)"
+    total = listed.parameters_rtdetr_l
     rows = [
+        ("At the start", {"fixed": "the same: it has no parameters", "": "not known"}.get(listed.start, listed.start)),
         ("Parameters of a site", _describe_size(entry)),
+        ("Parameters in rtdetr-l", "none" if not total else f"{total:,} at all convolutional sites"),
         ("Arguments", _describe_arguments(entry)),
         ("Other names", ", ".join(f"`{alias}`" for alias in entry.aliases) or "none"),
         ("Where it can stand", _describe_places(entry)),
-        ("Forward and backward", cost),
+        *_describe_measured(listed.measured),
         ("`init=match`", _describe_match(entry)),
-        ("[Folds](../deploy.md) to", folds),
+        ("[Folds](../deploy.md) to", _describe_fold(listed)),
         ("f(c·x) = c·f(x) for c > 0", homogeneous),
     ]
     for target in TARGETS:
@@ -128,6 +123,26 @@ def _describe(entry: Entry, costs: dict[str, str]) -> list[tuple[str, str]]:
         said = f"native{'; ' + native.note if native.note else ''} ({native.source})" if native else "not native"
         rows.append((f"On {target}", said))
     return [*rows, ("Source", _link_paper(entry.paper))]
+
+
+def _describe_measured(measured: Measured | None) -> list[tuple[str, str]]:
+    """Return the rows of a table about cost and export."""
+    if measured is None:
+        return [("Cost", "not measured")]
+    kept = f"{measured.kept:g} bytes per element of a float32 input"
+    return [
+        ("Forward and backward", f"{measured.train:.2f} of SiLU, [measured](../cost.md)"),
+        ("Inference", f"{measured.inference:.2f} of SiLU"),
+        ("Kept for the backward", f"{kept}, {measured.kept_output:g} of them the output's"),
+        ("[Exported](../parity.md)", "; ".join(f"{form}: {found}" for form, found in measured.exports.items())),
+    ]
+
+
+def _describe_fold(listed: ListedActivation) -> str:
+    """Return what an activation folds to, in words."""
+    if listed.folds == "sometimes":
+        return "torch's own under certain parameters"
+    return f"[{listed.folds_to}]({listed.folds_to}.md)" if listed.folds_to else "nothing; it is deployed as it is"
 
 
 def _describe_size(entry: Entry) -> str:
@@ -170,22 +185,51 @@ def _link_paper(paper: str) -> str:
     return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper)
 
 
-def compose_table(costs: dict[str, str]) -> str:
+def compose_table(listed: dict[str, ListedActivation]) -> str:
     """Return the table of all activations in Markdown, those that are meant for training first."""
-    lines = ["| activation | f(x) | parameters at 64 channels | on | cost | native on |", "|---|---|---|---|---|---|"]
-    for entry in sorted(map(get_entry, names()), key=lambda entry: (bool(entry.note), entry.name)):
-        native = [target for target in TARGETS if get_native_support(entry.name, target)]
-        size = "0" if entry.name in SPECS else f"{count_parameters(entry.name, 64):,}"
-        cells = (
-            f"[{entry.name}](activations/{entry.name}.md){' ¹' if entry.note else ''}",
-            entry.formula.replace("|", "\\|"),
-            size,
-            "maps, tokens" if entry.tokens else "maps",
-            costs.get(entry.name, ""),
-            "all" if len(native) == len(TARGETS) else ", ".join(native),
+    rows = []
+    for each in sorted(listed.values(), key=lambda each: (bool(each.note), each.name)):
+        native = [target for target in TARGETS if get_native_support(each.name, target)]
+        rows.append(
+            (
+                f"[{each.name}](activations/{each.name}.md){' ¹' if each.note else ''}",
+                each.formula,
+                f"{each.parameters_rtdetr_l or 0:,}",
+                "maps, tokens" if each.tokens else "maps",
+                f"{each.measured.train:.2f}" if each.measured else "",
+                f"{each.measured.inference:.2f}" if each.measured else "",
+                "all" if len(native) == len(TARGETS) else ", ".join(native),
+            )
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    header = ("activation", "f(x)", "parameters in rtdetr-l", "on", "training", "inference", "native on")
+    return format_markdown_table(header, rows) + "\n"
+
+
+def compose_measured() -> str:
+    """Return what was measured of all activations as a table in Markdown, and where, below it."""
+    measured = read_measured()
+    header = ("activation", "training", "inference", "kept", "off by", "in float32", "gradcheck", *FORMATS)
+    rows = [_format_measured(measured[name]) for name in sorted(measured)]
+    machines = dict.fromkeys(each.machine for each in measured.values())
+    return f"{format_markdown_table(header, rows)}\n\n*Measured on {'; '.join(machines)}.*\n"
+
+
+def _format_measured(each: Measured) -> tuple[str, ...]:
+    kept = f"{each.kept:g}" if not each.kept_output else f"{each.kept:g} (output: {each.kept_output:g})"
+    return (
+        f"[{each.activation}](activations/{each.activation}.md)",
+        f"{each.train:.2f} ({each.train_low:.2f}-{each.train_high:.2f})",
+        f"{each.inference:.2f} ({each.inference_low:.2f}-{each.inference_high:.2f})",
+        kept,
+        _format_error(each.error),
+        _format_error(each.error_float32),
+        "passed" if each.gradcheck else "failed",
+        *(getattr(each, form) for form in FORMATS),
+    )
+
+
+def _format_error(error: float | None) -> str:
+    return "no formula" if error is None else f"{error:.0e}" if error else "0"
 
 
 def _quote(spec: str) -> str:

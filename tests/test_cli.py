@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from ultralytics import YOLO
 
 from rtdetr_act import patch_model
-from rtdetr_act.activations.registry import get_entry, names, register
+from rtdetr_act.activations.registry import register
 from rtdetr_act.cli.main import app, summarized_warnings
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
 from rtdetr_act.integrations.ultralytics.arguments import parse_arguments
@@ -121,13 +121,6 @@ def test_sites_shows_before_and_after(stock_yaml) -> None:
     output = run("sites", str(stock_yaml), "--act", "arelu@backbone")
     assert "before" in output and "after" in output and "sites swapped" in output
     assert "after" not in run("sites", str(stock_yaml))
-
-
-def test_acts_lists_every_entry_and_says_which_are_not_for_training() -> None:
-    output = run("acts")
-    listed = set(re.findall(r"│ (\w+)", output))
-    assert set(names()) <= listed
-    assert output.count("not meant") >= sum(bool(get_entry(name).note) for name in names()) > 5
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

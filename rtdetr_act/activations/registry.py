@@ -242,6 +242,16 @@ def get_title(spec: str | ActSpec) -> str:
     return f"{found.title} {arguments}" if arguments else found.title
 
 
+def is_built_in(name: str) -> bool:
+    """Return whether the entry with a name is one of this package, not a user's or a plugin's.
+
+    >>> is_built_in("arelu"), is_built_in("unknown")
+    (True, False)
+    """
+    _load_entries()
+    return name in _built_in
+
+
 def list_own_classes() -> list[type]:
     """Return the registered module classes that torch does not define, which checkpoints may contain.
 

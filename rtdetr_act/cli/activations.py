@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,43 +11,124 @@ from rtdetr_act.cli.completion import complete_act, complete_target
 from rtdetr_act.cli.grammar import command
 from rtdetr_act.cli.options import Name, OutputFile, Project, open_file
 from rtdetr_act.cli.printing import print_files
-from rtdetr_act.errors import InputError
+from rtdetr_act.errors import InputError, quote
+from rtdetr_act.formatting import UNKNOWN, format_count, format_number, join_words
+from rtdetr_act.tables import align_columns
 
 if TYPE_CHECKING:
     from rtdetr_act.workflows.activations import ActivationListing, ListedActivation
 
 
-@command("", "for=rknn")
+@command("", "learnable=True for=rknn")
 def acts(
     target: Annotated[
         str | None,
-        typer.Option("--for", help="What rknn, hailo, edgetpu, … runs natively.", autocompletion=complete_target),
+        typer.Option("--for", help="Those that rknn, hailo, edgetpu, … runs natively.", autocompletion=complete_target),
+    ] = None,
+    learnable: Annotated[
+        bool | None, typer.Option("--learnable/--no-learnable", help="Those with parameters; False: without.")
+    ] = None,
+    maps: Annotated[
+        bool | None, typer.Option("--maps/--no-maps", help="Those for feature maps only; False: for tokens too.")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option("--search", help="Those with all these words in name, formula, source, …")
     ] = None,
 ) -> None:
-    """List the activations.
+    """List the activations that pass all filters.
 
-    Each with its formula, its parameters per site, where it can stand, and its source.
+    Each with what it starts as, its parameters, its cost in training and inference, what it folds to, the formats that
+    it can be exported to, its formula, and its source. Exit code 1 if there is none.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from rtdetr_act.workflows.activations import list_activations
 
-    listing = list_activations(target or None)
+    listing = list_activations(target or None, learnable=learnable, maps=maps, search=search or None)
+    if not listing.activations:
+        print(f"no activation {_describe_filters(learnable, maps, search)}")
+        raise typer.Exit(1)
+    shown = [each for each in listing.activations if each.native is not False]
+    if shown:
+        _print_activations(shown)
     if listing.target:
-        _print_natives(listing)
-        return
-    table = Table(title="x: input; C: channels at the site; parameters are those of one site", show_lines=True)
-    table.add_column("name", no_wrap=True)
-    table.add_column("on", no_wrap=True)
-    table.add_column("formula, parameters, source")
-    for each in listing.activations:
-        lines = Text(f"{each.formula}\n{_describe_size(each)}; {each.paper}")
-        if each.note:
-            lines.append(f"\nnot meant for training: {each.note}", style="italic")
-        table.add_row(each.name, "maps, tokens" if each.tokens else "maps", lines)
-    Console().print(table)
+        _print_target(listing)
+
+
+def _describe_filters(learnable: bool | None, maps: bool | None, search: str | None) -> str:
+    """Return the filters as the end of a sentence about activations."""
+    parts = []
+    if learnable is not None:
+        parts.append("has parameters" if learnable else "has no parameters")
+    if maps is not None:
+        parts.append("stands on feature maps only" if maps else "stands on tokens too")
+    if search is not None:
+        parts.append(f"has {join_words([quote(word) for word in search.split()])} in its name or description")
+    return join_words(parts)
+
+
+_COLUMNS = ("", "parameters", "training", "inference", "tokens", "folds to", "exports to")
+
+
+def _print_activations(activations: Sequence[ListedActivation]) -> None:
+    """Print a line of figures for each activation, and below it its formula, its start and its source."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console()
+    header, *lines = align_columns([_COLUMNS, *map(_make_row, activations)])
+    console.print(Text(header, style="underline"))
+    for each, line in zip(activations, lines, strict=True):
+        console.print(Text(line, style="bold"))
+        for text in _describe(each):
+            console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
+    console.print()
+    for text in _explain(activations):
+        console.print(Text(text))
+
+
+def _make_row(activation: ListedActivation) -> list[str]:
+    """Return the cells of an activation, numbers aligned to the right."""
+    total, measured = activation.parameters_rtdetr_l, activation.measured
+    numbers = (
+        UNKNOWN if total is None else f"{total:,}",
+        format_number(measured.train if measured else None, "{:.2f}"),
+        format_number(measured.inference if measured else None, "{:.2f}"),
+    )
+    return [
+        activation.name,
+        *(number.rjust(len(title)) for number, title in zip(numbers, _COLUMNS[1:], strict=False)),
+        "yes" if activation.tokens else "no",
+        activation.folds_to or ("sometimes" if activation.folds == "sometimes" else "nothing"),
+        _describe_exports(measured.exports) if measured else "not measured",
+    ]
+
+
+def _describe_exports(exports: Mapping[str, str]) -> str:
+    """Return which formats hold an activation, as a cell."""
+    from rtdetr_act.analysis.measured import list_working
+
+    working = list_working(exports)
+    if len(working) == len(exports):
+        return "all" if exports else "not measured"
+    return join_words(working) or "none"
+
+
+def _describe(activation: ListedActivation) -> Iterator[str]:
+    """Yield the lines of text about an activation."""
+    from rtdetr_act.analysis.measured import list_inaccurate
+
+    if activation.formula:
+        yield activation.formula
+    start = f"start: {activation.start}; " if activation.start not in ("", "fixed") else ""
+    yield f"{start}{_describe_size(activation)}{activation.paper and '; ' + activation.paper}"
+    if activation.note:
+        yield f"not meant for training: {activation.note}"
+    if activation.native:
+        condition = activation.native_condition and f": {activation.native_condition}"
+        yield f"native{condition} ({activation.native_source})"
+    exports = activation.measured.exports if activation.measured else {}
+    if off := list_inaccurate(exports):
+        yield f"exported files differ from torch: {', '.join(f'{form} by {exports[form]}' for form in off)}"
 
 
 def _describe_size(activation: ListedActivation) -> str:
@@ -55,25 +137,29 @@ def _describe_size(activation: ListedActivation) -> str:
     if few is None or many is None:
         return "no parameters but its arguments"
     if few == many:
-        return f"{few} parameters, learned" if few else "no parameters"
-    return f"{few:,} parameters at C = 64, {many:,} at C = 256, learned"
+        return f"{format_count(few, 'parameter')} a site" if few else "no parameters"
+    return f"{few:,} parameters a site of 64 channels, {many:,} of 256"
 
 
-def _print_natives(listing: ActivationListing) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _explain(activations: Sequence[ListedActivation]) -> Iterator[str]:
+    """Yield what the columns mean."""
+    yield "parameters: at all convolutional sites of rtdetr-l"
+    machines = {each.measured.machine: None for each in activations if each.measured}
+    measured = "; ".join(machines) or "not measured"
+    yield f"training, inference: time of the activation alone, in units of SiLU ({measured})"
+    yield "tokens: whether it can stand at transformer sites too"
+    yield "folds to: what it is deployed as; sometimes: where its parameters or arguments make it one of torch's"
+    yield "exports to: torchscript, onnx, openvino, ncnn, tried on yolo11n; no RT-DETR can be exported to ncnn"
 
+
+def _print_target(listing: ActivationListing) -> None:
+    """Print what the target does not run, and what becomes of it."""
     from rtdetr_act.deploy.targets import get_target
 
     target = get_target(str(listing.target))
-    table = Table(title=f"native on {listing.target}: {target.title}")
-    for title in ("activation", "condition", "source"):
-        table.add_column(title, overflow="fold")
-    for each in listing.activations:
-        if each.native:
-            table.add_row(each.name, each.native_condition, each.native_source)
-    Console().print(table)
-    print(f"not native: {', '.join(each.name for each in listing.activations if not each.native)}")
+    others = [each.name for each in listing.activations if not each.native]
+    print(f"native on {listing.target}: {target.title}")
+    print(f"not native: {', '.join(others) or 'none'}")
     for sentence in filter(None, (target.otherwise, target.caveat)):
         print(sentence)
 
