@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.bench import bench_exports as bench_exports
     from rtdetr_act.workflows.bench import bench_training as bench_training
     from rtdetr_act.workflows.checks import collect_checks as collect_checks
+    from rtdetr_act.workflows.curves import plot_checkpoint as plot_checkpoint
     from rtdetr_act.workflows.diagnose import diagnose as diagnose
     from rtdetr_act.workflows.diagnose import diagnose_variants as diagnose_variants
     from rtdetr_act.workflows.doctor import examine as examine
@@ -133,6 +134,7 @@ _MODULES = {
     "bench_exports": "workflows.bench",
     "bench_training": "workflows.bench",
     "collect_checks": "workflows.checks",
+    "plot_checkpoint": "workflows.curves",
     "diagnose": "workflows.diagnose",
     "diagnose_variants": "workflows.diagnose",
     "export_checkpoint": "workflows.export",

@@ -19,7 +19,8 @@ from rtdetr_act.surgery.sites import find_sites
 FUNCTIONS = {
     "train": ["train_variants"], "resume": ["resume_training"], "val": ["validate_checkpoints", "validate_variants"],
     "predict": ["predict_source"], "export": ["export_checkpoint"], "fold": ["fold_checkpoint"],
-    "diagnose": ["diagnose", "diagnose_variants"], "acts": ["list_activations"], "plot": ["plot_activations"],
+    "diagnose": ["diagnose", "diagnose_variants"], "acts": ["list_activations"],
+    "plot": ["plot_activations", "plot_checkpoint"],
     "sites": ["list_sites"], "learned": ["report_learned", "read_learned"],
     "bench": ["bench_training", "bench_exports"], "study": ["run_study"], "report": ["report_study"],
     "search": ["run_search"], "doctor": ["examine"], "exec": ["run_script"],

@@ -131,21 +131,6 @@ def test_plot_draws_what_it_names(suffix: str, tmp_path: Path) -> None:
     assert head.startswith(b"\x89PNG") if suffix == "png" else b"<svg" in head or b"<?xml" in head
 
 
-def test_plot_samples_are_the_functions_themselves() -> None:
-    from rtdetr_act.analysis.curves import sample_activation
-
-    x = torch.linspace(-3, 3, 25)
-    values, gradients = sample_activation("mish", x)
-    torch.testing.assert_close(values, torch.nn.functional.mish(x).expand_as(values))
-    s = 1 + torch.sigmoid(torch.tensor(2.0))
-    _, slopes = sample_activation("arelu", x[x != 0])
-    torch.testing.assert_close(slopes[0], torch.where(x[x != 0] > 0, s, torch.tensor(0.9)))
-    torch.testing.assert_close(sample_activation("relu(inplace=True)", x), sample_activation("relu", x))
-    dynamic, _ = sample_activation("dyrelu_b", x)
-    assert float(dynamic.std(0).max()) > 0.05, "a dynamic activation is a band"
-    assert float(values.std(0).max()) < 1e-6 and gradients.shape == values.shape
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

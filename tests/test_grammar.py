@@ -125,7 +125,11 @@ def test_from_becomes_part_of_each_plan() -> None:
             "'arelu' is not a model file: give a .yaml or a .pt; did you mean act=arelu?",
         ),
         (["train", "act=relu", "pretrained=yes"], "pretrained is a .pt checkpoint, True or False, not 'yes'"),
-        (["plot"], "plot needs activations"),
+        (["plot"], "plot needs activations or a checkpoint"),
+        (["plot", "silu", "best.pt"], "plot draws activations, or one checkpoint alone: rtdetr-act plot best.pt"),
+        (["plot", "silu", "xlim=6,-6"], "xlim is two numbers, the lower one first, such as -6,6, not '6,-6'"),
+        (["plot", "silu", "--ylim", "-1"], "ylim is two numbers, the lower one first, such as -6,6, not '-1'"),
+        (["plot", "silu", "dpi=0"], "dpi is an integer from 1 to 1200"),
         (["plot", "silu", "-o", "x.png", "name=y"], "output= is project= and name= in one"),
         (["train", "act=relu", "-o", "x", "name=y"], "output= is project= and name= in one"),
         *(

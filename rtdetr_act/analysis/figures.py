@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +28,12 @@ _METADATA = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 # The Okabe-Ito palette, safe for colour-blind readers, without yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Each colour as a solid line, then as a dashed one, and so on: 28 lines that differ.
-_CYCLE = cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=COLOURS)
+LINES = cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=COLOURS)
 
 # Widths of a figure in inches, and dots per inch: on a screen by default, and what journals ask of a bitmap.
 ONE_COLUMN, TWO_COLUMNS = 3.5, 7.16
 DPI, PRINT_DPI = 150, 300
-_MOST_DPI = 2400
+_MOST_DPI = 1200  # of line art in print
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def figure_style() -> Iterator[None]:
     >>> before == dict(matplotlib.rcParams)
     True
     """
-    with style.context(["default", str(_STYLE), {"axes.prop_cycle": _CYCLE}]):
+    with style.context(["default", str(_STYLE), {"axes.prop_cycle": LINES}]):
         yield
 
 
@@ -71,7 +72,7 @@ def check_figure_path(output: Path | str) -> Path:
 
 
 def check_dpi(dpi: int) -> int:
-    """Return the dots per inch of a figure, or raise InputError if they are not an integer from 1 to 2400.
+    """Return the dots per inch of a figure, or raise InputError if they are not an integer from 1 to 1200.
 
     >>> check_dpi(300)
     300
@@ -79,6 +80,25 @@ def check_dpi(dpi: int) -> int:
     if isinstance(dpi, bool) or not isinstance(dpi, int) or not 1 <= dpi <= _MOST_DPI:
         raise InputError(f"dpi is an integer from 1 to {_MOST_DPI}, such as {PRINT_DPI} for print, not {quote(dpi)}")
     return dpi
+
+
+def check_limits(name: str, limits: str | Sequence[float]) -> tuple[float, float]:
+    """Return the limits of an axis, or raise InputError if they are not two finite numbers, the lower one first.
+
+    Args:
+        name: What they are called in the message.
+        limits: The limits, or a text such as "-6,6", with or without brackets.
+
+    >>> check_limits("xlim", [-6, 6]), check_limits("ylim", "-1, 2.5")
+    ((-6.0, 6.0), (-1.0, 2.5))
+    """
+    try:
+        low, high = map(float, limits.strip("()[] ").split(",") if isinstance(limits, str) else limits)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(f"{name} is two numbers, the lower one first, such as -6,6, not {quote(limits)}")
+    return low, high
 
 
 @figure_style()

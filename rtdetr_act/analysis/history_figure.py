@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rtdetr_act.analysis.figures import COLOURS, check_figure_path, figure_style, write_figure
+from rtdetr_act.analysis.figures import COLOURS, DPI, check_dpi, check_figure_path, figure_style, write_figure
 from rtdetr_act.analysis.learned import SPREAD, layer_index
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _MIN_RELATIVE_CHANGE = 0.02  # the colour range spans at least this fraction of 
 
 
 @figure_style()
-def draw_history(history: polars.DataFrame, output: Path | str, title: str = "") -> Path:
+def draw_history(history: polars.DataFrame, output: Path | str, title: str = "", *, dpi: int = DPI) -> Path:
     """Plot learned quantities as heat maps of sites by epochs, and return the path of the figure.
 
     There is a row of panels per activation and a panel per quantity; sites are in the order of the network. If all
@@ -36,14 +36,16 @@ def draw_history(history: polars.DataFrame, output: Path | str, title: str = "")
         history: As `read_history` returns it.
         output: PNG, SVG or PDF file to write.
         title: Title of the figure.
+        dpi: Dots per inch of a PNG file. Default: 150.
 
     Returns:
         `output` as a path.
 
     Raises:
-        InputError: The suffix is not supported, or the file cannot be written.
+        InputError: The suffix is not supported, the file cannot be written, or `dpi` is out of range.
     """
     path = check_figure_path(output)
+    check_dpi(dpi)
 
     blocks = _group_by_activation(history)
     heights = [max(_MIN_HEIGHT, _ROW_HEIGHT * len(sites)) + 1.1 for sites, _ in blocks.values()]
@@ -56,7 +58,7 @@ def draw_history(history: polars.DataFrame, output: Path | str, title: str = "")
     for part, height, (activation, (sites, panels)) in zip(parts, heights, blocks.items(), strict=True):
         part.suptitle(activation, fontweight="bold")
         _draw_activation(part, sites, panels, (height - 1.0) / 0.1)
-    return write_figure(figure, path)
+    return write_figure(figure, path, dpi=dpi)
 
 
 def _group_by_activation(history: polars.DataFrame) -> dict[str, tuple[list[str], dict[str, polars.DataFrame]]]:

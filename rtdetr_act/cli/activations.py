@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rtdetr_act.cli.completion import complete_act, complete_target
 from rtdetr_act.cli.grammar import command
-from rtdetr_act.cli.options import Name, OutputFile, Project, open_file
+from rtdetr_act.cli.options import Dpi, Name, OutputFile, Project, open_file
 from rtdetr_act.cli.printing import print_files
 from rtdetr_act.errors import InputError, quote
 from rtdetr_act.formatting import UNKNOWN, format_count, format_number, join_words
@@ -164,23 +164,47 @@ def _print_target(listing: ActivationListing) -> None:
         print(sentence)
 
 
-@command("arelu silu mish -o curves.png", "silu 'leaky_relu(0.1)' dyrelu_b")
+@command("silu 'leaky_relu(0.1)' dyrelu_b xlim=-6,6 -o curves.pdf", "best.pt dpi=300")
 def plot(
     act: Annotated[
-        list[str] | None, typer.Argument(metavar="ACTIVATION…", autocompletion=complete_act, show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="ACTIVATION… | CHECKPOINT", autocompletion=complete_act, show_default=False),
     ] = None,
+    xlim: Annotated[str | None, typer.Option("--xlim", help="Lowest and highest x; -4,4 if not given.")] = None,
+    ylim: Annotated[str | None, typer.Option("--ylim", help="Lowest and highest f(x) that is shown.")] = None,
+    dpi: Dpi = 150,
     output: OutputFile = None,
     project: Project = None,
     name: Name = None,
 ) -> None:
     """Draw activations and their gradients.
 
-    They are drawn at their initial parameters, dynamic ones as a band over inputs. The figure is a PNG, SVG or PDF
-    file; runs/plot/curves.png if -o does not name one.
+    They are drawn at their initial parameters, dynamic ones as a band over inputs; those of a checkpoint as they were
+    trained, a line per site, coloured by depth. The figure is a PNG, SVG or PDF file; runs/plot/curves.png if -o does
+    not name one.
     """
-    from rtdetr_act.analysis.curves import plot_activations
-
     if not act:
-        raise InputError("plot needs activations: rtdetr-act plot arelu silu")
+        raise InputError("plot needs activations or a checkpoint: rtdetr-act plot arelu silu")
+    checkpoints = [word for word in act if word.endswith(".pt")]
+    if checkpoints and len(act) > 1:
+        raise InputError(f"plot draws activations, or one checkpoint alone: rtdetr-act plot {checkpoints[0]}")
+    shown: dict[str, Any] = {"xlim": _parse_limits("xlim", xlim), "ylim": _parse_limits("ylim", ylim), "dpi": dpi}
     with open_file("plot", "curves.png", output, project, name) as path:
-        print_files([plot_activations(act, path)])
+        if checkpoints:
+            from rtdetr_act.integrations.ultralytics.downloads import no_downloads
+            from rtdetr_act.workflows.curves import plot_checkpoint
+
+            with no_downloads():
+                plot_checkpoint(checkpoints[0], path, **shown)
+        else:
+            from rtdetr_act.analysis.curves import plot_activations
+
+            plot_activations(act, path, **shown)
+        print_files([path])
+
+
+def _parse_limits(key: str, text: str | None) -> tuple[float, float] | None:
+    """Return the limits of an axis given as text; None if they are not given."""
+    from rtdetr_act.analysis.figures import check_limits
+
+    return None if text is None else check_limits(key, text)

@@ -57,6 +57,7 @@ TargetOption = Annotated[
 Fold = Annotated[bool, typer.Option("--fold", help="Fold the activations into the weights first.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the results.")]
 OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")]
+Dpi = Annotated[int, typer.Option("--dpi", help="Dots per inch of a PNG; journals ask for 300.")]
 Project = Annotated[str | None, typer.Option("--project", help="Folder of result folders; runs if not given.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the result folder.")]
 

@@ -9,6 +9,7 @@ from rtdetr_act.cli.grammar import command
 from rtdetr_act.cli.options import (
     Act,
     Data,
+    Dpi,
     From,
     Model,
     Name,
@@ -90,6 +91,7 @@ def _print_sites(model: str, listing: SiteListing) -> None:
 def learned(
     model: Model = None,
     data: Data = None,
+    dpi: Dpi = 150,
     output: OutputFile = None,
     project: Project = None,
     name: Name = None,
@@ -104,7 +106,7 @@ def learned(
 
     weights = require(model, "learned needs a checkpoint", "rtdetr-act learned best.pt")
     with open_file("learned", "learned.png", output, project, name) as path:
-        report_learned(weights, path, data, show=_print_learned)
+        report_learned(weights, path, data, show=_print_learned, dpi=dpi)
         print_files([path])
 
 

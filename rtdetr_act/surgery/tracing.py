@@ -40,7 +40,7 @@ def sample_curve(
     >>> sample_curve(nn.ReLU(), torch.tensor([-1.0, 2.0]), 4)
     tensor([0., 2.])
     """
-    width = channels or _get_built_channels(activation)
+    width = channels or get_built_channels(activation)
     if not (isinstance(activation, nn.Module) and any(True for _ in activation.parameters())):
         # With eight inputs (C, 3, 3) per value, the 77 sites of rtdetr-l would take 10 s and 2 GB.
         few = slice(None, None, max(len(x) // 2, 1))
@@ -51,7 +51,7 @@ def sample_curve(
     return _evaluate_embedded(activation, x, width, layout)
 
 
-def _get_built_channels(activation: object) -> int:
+def get_built_channels(activation: object) -> int:
     """Return the number of channels that an activation was built for, or 1 if it accepts any."""
     return getattr(activation, "num_parameters", getattr(activation, "channels", 1))
 

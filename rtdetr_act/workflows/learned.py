@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtdetr_act.analysis.figures import check_figure_path
+from rtdetr_act.analysis.figures import DPI, check_dpi, check_figure_path
 from rtdetr_act.analysis.history import HISTORY_FILE, get_initial_values, make_history, read_history
 from rtdetr_act.analysis.history_figure import draw_history
 from rtdetr_act.analysis.learned import Quantity, has_coefficients, read_quantities
@@ -67,6 +67,7 @@ def report_learned(
     data: str | Path | None = None,
     *,
     show: Callable[[Learned], object] | None = None,
+    dpi: int = DPI,
 ) -> tuple[Learned, Path]:
     """Read what the activations of a checkpoint learned, and draw it.
 
@@ -75,6 +76,7 @@ def report_learned(
         output: PNG, SVG or PDF file to write.
         data: As in `read_learned`.
         show: Called with the values before they are drawn.
+        dpi: Dots per inch of a PNG file. Default: 150; journals ask for 300.
 
     Returns:
         The values, and the path written.
@@ -85,11 +87,12 @@ def report_learned(
             written.
     """
     path = check_figure_path(output)
+    check_dpi(dpi)
     found = read_learned(weights, data)
     if show:
         show(found)
     history = make_history(found.quantities) if found.history is None else found.history
-    return found, draw_history(history, path, str(weights))
+    return found, draw_history(history, path, str(weights), dpi=dpi)
 
 
 def read_learned(weights: str | Path, data: str | Path | None = None) -> Learned:
