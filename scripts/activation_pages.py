@@ -3,7 +3,7 @@
     python scripts/activation_pages.py [--folder docs/activations]
 
 `make docs` calls this before it builds the site. A file is written only where it changes, so that a second build reads
-few pages again, and a curve is drawn again only if a module of the package is newer. Fifteen seconds the first time.
+few pages again, and a curve is drawn again only if a file of the package is newer. Half a minute the first time.
 """
 
 from __future__ import annotations
@@ -239,8 +239,8 @@ def _quote(spec: str) -> str:
 def _draw_curves(folder: Path) -> None:
     """Draw each activation beside SiLU, where its picture is missing or older than the package."""
     folder.mkdir(exist_ok=True)
-    modules = [path for room in ("activations", "analysis") for path in (PACKAGE / room).glob("*.py")]
-    changed = max(path.stat().st_mtime for path in modules)
+    files = [path for room in ("activations", "analysis") for path in (PACKAGE / room).glob("*.*")]
+    changed = max(path.stat().st_mtime for path in files)
     for name in names():
         path = folder / f"{name}.svg"
         if not path.exists() or path.stat().st_mtime < changed:

@@ -262,3 +262,11 @@ def test_sites_with_many_functions_are_a_mean_with_a_band() -> None:
     assert model.training and all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     with pytest.raises(ModelError, match="no activation"):
         draw_sites(nn.Sequential(nn.Conv2d(3, 6, 3)), (-4, 4))
+
+
+def test_sites_are_drawn_as_they_are_deployed() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    patch_model(model.train(), "rrelu")
+    figure = draw_sites(model, (-4, 4))
+    assert not figure.axes[0].collections and model[1].training
+    assert float(coloured(figure)[1][0].get_ydata()[0]) == pytest.approx(11 / 48)

@@ -58,17 +58,17 @@ def sample_curves(
     quantiles: tuple[float, float] = (0.05, 0.95),
     most_channels: int | None = None,
     functions: int = 4096,
+    random: bool = False,
 ) -> list[Curve]:
     """Return the curve of an activation; of one that differs between channels, that of several.
 
     An elementwise activation is one function, or one per channel. One whose output depends on more than the element
     itself is a family of functions, one for each of some random inputs, which are standard normal with different
     channel means: what it computes from several elements (coefficients, neighbourhoods) is held constant if its entry
-    says how, which is the limit of a large map; else the element is varied alone. A module in training mode is assumed
-    to be elementwise and random, as RReLU is.
+    says how, which is the limit of a large map; else the element is varied alone.
 
     Args:
-        activation: A module or function. It is left as it is: a copy in float64 is evaluated.
+        activation: A module or function. It is left as it is: a copy in float64 and evaluation mode is sampled.
         channels: Number of channels C of its input.
         limits: Lowest and highest input.
         layout: "map" (default) or "tokens".
@@ -78,12 +78,13 @@ def sample_curves(
             their own. Default: None, one curve with quantiles over the channels.
         functions: Number of functions in a family, about. Quantiles of few that jump each elsewhere are staircases.
             Default: 4096, which take up to a second.
+        random: Sample in training mode an activation that is elementwise and random there, as RReLU is: one function
+            for each of its random numbers. Default: False.
     """
     if isinstance(activation, nn.Module):
-        activation = copy.deepcopy(activation).double()
-    family, looped = _choose_family(
-        activation, _make_contexts(max(_FEWEST_CONTEXTS, functions // channels), channels, layout, dims), layout
-    )
+        activation = copy.deepcopy(activation).double().train(random)
+    contexts = _make_contexts(max(_FEWEST_CONTEXTS, functions // channels), channels, layout, dims)
+    family, looped = _choose_family(activation, contexts, layout, random)
     x = torch.linspace(*limits, _LOOPED_POINTS if looped else _POINTS, dtype=torch.float64)
     sampled, least = family(x), _LEAST_LOOPED_JUMP if looped else _LEAST_JUMP
     chosen: Sequence[slice] = [slice(None)]
@@ -95,17 +96,18 @@ def sample_curves(
 # ---------------------------------------------------------------- the functions that an activation may be
 
 
-def _choose_family(activation: Function, contexts: Tensor, layout: Layout) -> tuple[Family, bool]:
+def _choose_family(activation: Function, contexts: Tensor, layout: Layout, random: bool) -> tuple[Family, bool]:
     """Return the functions that an activation may be, and whether each point takes a call.
 
     Args:
         activation: A module or function.
         contexts: Inputs, as `_make_contexts` returns them.
         layout: Their layout.
+        random: Whether it is elementwise and random.
     """
     channels, dims = contexts.shape[_CHANNEL_DIM[layout]], contexts.ndim - 2
     centre = _index_centre(layout, dims)
-    if isinstance(activation, nn.Module) and activation.training:
+    if random:
         return lambda x: _call_for_each(_repeat_noise(activation), contexts, centre, x), True
     elementwise = _make_elementwise(activation, channels, layout, dims)
     embedded = _embed(activation, contexts, channels, layout, dims)

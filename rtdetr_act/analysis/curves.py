@@ -145,8 +145,8 @@ def sample_activation(spec: str, limits: tuple[float, float]) -> list[Curve]:
         for part in module.modules():
             if isinstance(part, (nn.Linear, nn.Conv2d)) and not part.weight.any():
                 part.reset_parameters()
-        module.train(_is_random(module))
-    return sample_curves(module, _CHANNELS, limits, most_channels=_DRAWN_CHANNELS)
+        random = _is_random(module)
+    return sample_curves(module, _CHANNELS, limits, most_channels=_DRAWN_CHANNELS, random=random)
 
 
 @torch.no_grad()

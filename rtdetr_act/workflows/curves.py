@@ -21,7 +21,7 @@ def plot_checkpoint(
     """Plot the activations at all sites of a checkpoint and their gradients, with what they learned.
 
     Args:
-        weights: A .pt checkpoint or a model YAML.
+        weights: A .pt checkpoint.
         output: PNG, SVG or PDF file to write.
         xlim: As in `rtdetr_act.analysis.site_curves.plot_sites`, which says what is drawn.
         ylim: Likewise.
