@@ -82,7 +82,7 @@ def sample_curves(
             for each of its random numbers. Default: False.
     """
     if isinstance(activation, nn.Module):
-        activation = copy.deepcopy(activation).double().train(random)
+        activation = copy.deepcopy(activation).cpu().double().train(random)
     contexts = _make_contexts(max(_FEWEST_CONTEXTS, functions // channels), channels, layout, dims)
     family, looped = _choose_family(activation, contexts, layout, random)
     x = torch.linspace(*limits, _LOOPED_POINTS if looped else _POINTS, dtype=torch.float64)
