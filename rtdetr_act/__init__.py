@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.learned import Learned as Learned
     from rtdetr_act.workflows.learned import read_learned as read_learned
     from rtdetr_act.workflows.learned import report_learned as report_learned
+    from rtdetr_act.workflows.maps import FeatureMaps as FeatureMaps
+    from rtdetr_act.workflows.maps import compare_feature_maps as compare_feature_maps
     from rtdetr_act.workflows.predict import predict_source as predict_source
     from rtdetr_act.workflows.script import run_script as run_script
     from rtdetr_act.workflows.sites import SiteListing as SiteListing
@@ -142,6 +144,8 @@ _MODULES = {
     "Learned": "workflows.learned",
     "read_learned": "workflows.learned",
     "report_learned": "workflows.learned",
+    "FeatureMaps": "workflows.maps",
+    "compare_feature_maps": "workflows.maps",
     "predict_source": "workflows.predict",
     "run_script": "workflows.script",
     "SiteListing": "workflows.sites",

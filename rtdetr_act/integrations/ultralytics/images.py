@@ -8,12 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
+from ultralytics import RTDETR
+from ultralytics.data.augment import LetterBox, classify_transforms
 from ultralytics.utils.checks import check_imgsz
+from ultralytics.utils.patches import imread
 
+from rtdetr_act.errors import InputError, quote
 from rtdetr_act.integrations.ultralytics.arguments import check_positive_integers
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
 
@@ -69,6 +75,57 @@ def training_imgsz(model: Any, default: int) -> int:
     return int(max(imgsz) if isinstance(imgsz, (list, tuple)) else imgsz)
 
 
+def load_image(model: Any, path: str | Path, imgsz: int) -> Tensor:
+    """Return an image as Ultralytics' predictors give it to a model: a float batch of one, (1, 3, H, W), in [0, 1].
+
+    RT-DETR gets a square that the image is stretched to, as in training and validation; YOLO the image with its longer
+    side scaled to `imgsz`, padded with grey to multiples of the stride; a classifier the square in its middle.
+
+    Args:
+        model: RTDETR or YOLO object.
+        path: The image file.
+        imgsz: Side of the image, in pixels; rounded up to a multiple of the model's stride.
+
+    Raises:
+        InputError: There is no such file, it is not an image, or the model does not take images of three channels.
+    """
+    check_positive_integers(imgsz=imgsz)
+    if not Path(path).is_file():
+        raise InputError(f"there is no image {quote(str(path))}")
+    channels = int(model.model.yaml.get("channels", 3))
+    if channels != 3:
+        raise InputError(f"the model takes images of {channels} channels, and {quote(str(path))} is read as RGB")
+    pixels = _read_pixels(Path(path))
+    side = _round_up(model, imgsz)
+    if model.task == "classify":
+        return torch.stack([classify_transforms(side)(Image.fromarray(pixels))])
+    stretch = isinstance(model, RTDETR)
+    # By position: older releases call scale_fill scaleFill.
+    scaled = LetterBox((side, side), not stretch, stretch, stride=_get_stride(model))(image=pixels)
+    return torch.from_numpy(np.ascontiguousarray(scaled)).permute(2, 0, 1)[None].float() / 255
+
+
+def _read_pixels(path: Path) -> np.ndarray[Any, Any]:
+    """Return an image file as Ultralytics reads it, RGB of shape (H, W, 3)."""
+    try:
+        pixels = imread(str(path), cv2.IMREAD_COLOR)
+    except (cv2.error, OSError):  # older releases: an empty file, or one that may not be read
+        pixels = None
+    if pixels is None:
+        raise InputError(f"{quote(str(path))} is not an image that can be read: give a JPEG or a PNG, say")
+    return np.ascontiguousarray(pixels[..., ::-1])
+
+
+def _get_stride(model: Any) -> int:
+    """Return the largest stride of a model, 32 at least."""
+    return max(int(max(getattr(model.model, "stride", [32]))), 32)
+
+
+def _round_up(model: Any, imgsz: int) -> int:
+    """Return the side of an image, rounded up to a multiple of the stride of a model."""
+    return int(check_imgsz(imgsz, _get_stride(model)))
+
+
 def open_validation(
     model: Any, data: Mapping[str, Any], imgsz: int, batch: int = 1, device: str = "cpu"
 ) -> tuple[Any, Any]:
@@ -84,12 +141,12 @@ def open_validation(
     Raises:
         InputError: Ultralytics cannot use the data or an argument.
     """
-    stride = max(int(max(getattr(model.model, "stride", [32]))), 32)
-    arguments = {"task": model.task, "mode": "val", "imgsz": check_imgsz(imgsz, stride), "batch": batch, "workers": 0}
+    side = _round_up(model, imgsz)
+    arguments = {"task": model.task, "mode": "val", "imgsz": side, "batch": batch, "workers": 0}
     # A validator makes a folder for its results on construction; this one writes none.
     with translate_errors(), tempfile.TemporaryDirectory() as folder:
         validator = model.task_map[model.task]["validator"](save_dir=Path(folder), args=arguments)
-        validator.data, validator.stride, validator.device = data, stride, torch.device(device)
+        validator.data, validator.stride, validator.device = data, _get_stride(model), torch.device(device)
         validator.names = data["names"]
         return validator, validator.get_dataloader(data.get("val") or data.get("test"), batch).dataset
 
