@@ -1,8 +1,11 @@
-"""Tables in plain text and Markdown."""
+"""Tables in plain text, in Markdown and in a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
 
 _BAR = r"\|"  # a vertical bar in a cell of a Markdown table
 
@@ -35,3 +38,10 @@ def format_markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], 
     """
     lines = [header, alignment or ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', _BAR) for cell in line)} |" for line in lines)
+
+
+def print_wide_table(table: Table) -> None:
+    """Print a table of many columns, 160 characters wide outside of a terminal."""
+    console = Console()
+    # A file or a pipe has no width of its own, and Rich would assume 80 columns.
+    (console if console.is_terminal else Console(width=160)).print(table)

@@ -54,6 +54,7 @@ COMMANDS = {
     "fold": ("train", f"fold {CHECKPOINT} -o folded.pt"),
     "plot": ("", "plot arelu silu -o curves.png"),
     "learned": ("train", f"learned {CHECKPOINT} -o learned.png"),
+    "maps": ("train", f"maps {CHECKPOINT} image={{images}}/0.png -o maps.png"),
     "val": ("train", f"val {CHECKPOINT} act=stock,relu imgsz=64 workers=0 plots=False data={{data}} -o table.csv"),
     "bench": ("", "bench --model tiny.yaml --act arelu --turns 2 imgsz=64 batch=2 -o bench"),
     "bench --format": ("train", f"bench --model {CHECKPOINT} --format torchscript --turns 2 imgsz=64 -o bench"),
@@ -137,10 +138,10 @@ def try_command(name: str, shared: Path) -> list[Trial]:
         work, good = disk / "work", shared / f"{name.replace(' ', '-')}-good"
         work.mkdir()
         shutil.copy(shared / "tiny.yaml", work)
-        data = shared / "data.yaml"
-        before, command = (text.format(data=data) for text in COMMANDS[name])
+        places = {"data": shared / "data.yaml", "images": shared / "detect" / "images"}
+        before, command = (text.format(**places) for text in COMMANDS[name])
         if before:
-            call((COMMANDS["train"][1] if before == "train" else before).format(data=data), work, shared)
+            call((COMMANDS["train"][1] if before == "train" else before).format(**places), work, shared)
         if name != "study":  # its second call adds runs
             call(command, work, shared)
         shutil.copytree(work, good)

@@ -57,6 +57,7 @@ FURTHER = {
     "export": "imgsz=64",
     "bench": "imgsz=64 turns=2",
     "diagnose": "imgsz=64 images=4",
+    "maps": "imgsz=64",
 }
 # Commands that are run with further changes: a part of the command -> what is done to it.
 CHANGED = {

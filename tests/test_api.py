@@ -21,7 +21,7 @@ FUNCTIONS = {
     "predict": ["predict_source"], "export": ["export_checkpoint"], "fold": ["fold_checkpoint"],
     "diagnose": ["diagnose", "diagnose_variants"], "acts": ["list_activations"],
     "plot": ["plot_activations", "plot_checkpoint"],
-    "sites": ["list_sites"], "learned": ["report_learned", "read_learned"],
+    "sites": ["list_sites"], "learned": ["report_learned", "read_learned"], "maps": ["compare_feature_maps"],
     "bench": ["bench_training", "bench_exports"], "study": ["run_study"], "report": ["report_study"],
     "search": ["run_search"], "doctor": ["examine"], "exec": ["run_script"],
     "checks": ["collect_checks"],

@@ -92,6 +92,7 @@ def test_nothing_is_downloaded_where_a_command_only_looks(tmp_path: Path, monkey
         ["sites", "rtdetr-l.pt"],
         ["learned", "rtdetr-l.pt"],
         ["plot", "rtdetr-l.pt"],
+        ["maps", "rtdetr-l.pt", "image=x.jpg"],
         ["fold", "rtdetr-l.pt"],
         ["bench", "--act", "arelu", "--model", "rtdetr-l.pt"],
         ["diagnose", "--model", "rtdetr-l.pt"],

@@ -134,7 +134,7 @@ def test_from_becomes_part_of_each_plan() -> None:
         (["train", "act=relu", "-o", "x", "name=y"], "output= is project= and name= in one"),
         *(
             ([name], f"{name} needs ")
-            for name in ("val", "predict", "export", "fold", "resume", "learned", "sites", "report")
+            for name in ("val", "predict", "export", "fold", "resume", "learned", "maps", "sites", "report")
         ),
     ],
 )

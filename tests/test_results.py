@@ -18,6 +18,7 @@ from records import make_folder
 from torch import nn
 
 from rtdetr_act import Plan, diagnose, find_sites, fold_activations, patch_convs, patch_model
+from rtdetr_act.analysis.feature_maps import ValueSummary
 from rtdetr_act.analysis.history import make_history
 from rtdetr_act.analysis.learned import read_quantities
 from rtdetr_act.errors import InputError
@@ -28,6 +29,7 @@ from rtdetr_act.results import Result, TableResult, to_plain
 from rtdetr_act.study.report import report_study
 from rtdetr_act.timing import Ratio
 from rtdetr_act.workflows.learned import Learned
+from rtdetr_act.workflows.maps import FeatureMaps, SiteMaps
 from rtdetr_act.workflows.sites import list_sites
 
 ONE, MORE = Ratio(1.0, 1.0, 1.0, 0.5), Ratio(1.25, 1.2, 1.3, 0.625)
@@ -84,6 +86,12 @@ def make_learned(_: Path) -> Result:
     return Learned(quantities, {(quantities[0].site, quantities[0].name): 0.9}, make_history(quantities), "a note")
 
 
+def make_maps(_: Path) -> Result:
+    values = ValueSummary(0.5, 1.0, 0.0, math.inf, 0.25, 0.0)
+    rows = [SiteMaps(model, "model.2.act", 2, "ReLU", 8, 4, 4, 1, 0.0, (3, 1), values, values) for model in "ab"]
+    return FeatureMaps("photo.jpg", 64, 64, tuple(rows), ("b: model.3.act",))
+
+
 def make_study(folder: Path) -> Result:
     return report_study(make_folder(folder / "study"))
 
@@ -98,6 +106,7 @@ TABLES: dict[Callable[[Path], Any], tuple[str, int]] = {
     make_diagnosis: ("<Diagnosis: 3 sites on 1 batch>", 3),
     make_sites: (f"<SiteListing: {tiny.CONV_SITES + tiny.TOKEN_SITES} sites, 21 swapped>", 30),
     make_learned: ("<Learned: 6 quantities of 3 sites>", 6),
+    make_maps: ("<FeatureMaps: 1 site of 2 models>", 2),
     make_study: ("<StudyReport: 2 variants, 4 finished runs>", 2),
 }
 OTHERS = {

@@ -148,6 +148,7 @@ def test_pictures_leave_pyplot_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (("plot", "arelu", "-o", "{}/" + "a" * 300 + ".png"), "too long"),
         (("plot", "arelu", "-o", "{}/folder.png"), "it is a folder"),
         (("learned", "x.pt", "-o", "{}/folder.png"), "it is a folder"),
+        (("maps", "x.pt", "image=x.jpg", "-o", "{}/folder.png"), "it is a folder"),
         (("bench", "--act", "arelu", "-o", "{}/file"), "it is a file, not a folder"),
         (("bench", "--act", "arelu", "-o", "{}/file/below"), "Not a directory"),
         (("diagnose", "-o", "{}/file"), "it is a file, not a folder"),

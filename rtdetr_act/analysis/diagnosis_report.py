@@ -12,12 +12,12 @@ from typing import Any
 import polars
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
-from rich.console import Console
 from rich.table import Table
 
 from rtdetr_act.analysis.diagnosis import Diagnosis, SiteDiagnosis
 from rtdetr_act.analysis.figures import figure_style, render_figure
 from rtdetr_act.files import convert_write_errors, create_folder, write_files_atomically
+from rtdetr_act.tables import print_wide_table
 
 QUANTITIES = "gradient_in gradient_out gain gain_active dead scale mean saturation effective_rank rank_share".split()
 # Fractions are mostly 0 with a few outliers, so that their mean is more informative than their median.
@@ -54,7 +54,7 @@ def print_summary(title: str, diagnoses: Mapping[str, Diagnosis]) -> None:
                     section, name, str(len(there)), *(_format_cell(key, _average(key, there)) for key in _COLUMNS)
                 )
         table.add_section()
-    _print_table(table)
+    print_wide_table(table)
 
 
 def print_sites(title: str, diagnoses: Mapping[str, Diagnosis]) -> None:
@@ -69,7 +69,7 @@ def print_sites(title: str, diagnoses: Mapping[str, Diagnosis]) -> None:
         for variant, site in rows.items():
             table.add_row(name, variant, site.activation, *(_format_cell(key, getattr(site, key)) for key in _COLUMNS))
         table.add_section()
-    _print_table(table)
+    print_wide_table(table)
 
 
 def _make_table(title: str, first: Sequence[str]) -> Any:
@@ -80,13 +80,6 @@ def _make_table(title: str, first: Sequence[str]) -> Any:
     for name in _COLUMNS.values():
         table.add_column(name, justify="right")
     return table
-
-
-def _print_table(table: Any) -> None:
-    """Print a table, 160 columns wide outside of a terminal."""
-    console = Console()
-    # A file or a pipe has no width of its own, and Rich would assume 80 columns.
-    (console if console.is_terminal else Console(width=160)).print(table)
 
 
 def _format_cell(key: str, value: float) -> str:

@@ -27,11 +27,10 @@ _COLOURS = "RdBu_r"  # 0 is white
 _CLIPPED = 0.5  # per cent of the drawn values whose magnitude is beyond the colour scale
 _TAILS = 0.05  # per cent of the values on each side that the histograms leave out
 _BINS = 60
-_TILES = 4  # maps side by side
 _MOST_PIXELS = 2**16 - 1  # of Agg, which draws PNG files
 # In inches: the left edges of the columns and their widths, and the heights of what is drawn.
 _LABEL, _BEFORE, _AFTER, _HISTOGRAM = 0.12, 0.36, 2.74, 5.62
-_MAPS_WIDTH, _HISTOGRAM_WIDTH = 2.26, TWO_COLUMNS - 5.62 - 0.05
+_MAPS_WIDTH, _HISTOGRAM_WIDTH = 2.26, TWO_COLUMNS - 5.62 - 0.12
 _IMAGE, _HEADER, _TITLES, _SCALE = 0.85, 1.0, 0.4, 0.47
 _MIN_ROW, _ROW_GAP, _GAP = 0.8, 0.1, 0.03
 
@@ -53,6 +52,26 @@ class _Page:
     def write(self, left: float, top: float, text: str, **style: Any) -> None:
         """Write a text."""
         self.figure.text(left / self.width, 1 - top / self.height, text, parse_math=False, **style)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Feature maps of one size in rows.
+
+    Attributes:
+        count: Number of maps.
+        columns: Maps side by side.
+        height: Height of all rows, in inches.
+    """
+
+    count: int
+    columns: int
+    height: float
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return math.ceil(self.count / self.columns)
 
 
 @figure_style()
@@ -83,9 +102,8 @@ def draw_feature_maps(
         name: {model: found[name] for model, found in captures.items() if name in found}
         for name in next(iter(captures.values()))
     }
-    tile = _MAPS_WIDTH / _TILES * image.shape[1] / image.shape[2]
-    maps_height = tile * math.ceil(channels / _TILES)
-    step = max(_MIN_ROW, maps_height) + _ROW_GAP
+    grid = _choose_grid(channels, image.shape[1] / image.shape[2])
+    step = max(_MIN_ROW, grid.height) + _ROW_GAP
     height = _HEADER + sum(_TITLES + len(found) * step + _SCALE for found in blocks.values())
     if height * dpi > _MOST_PIXELS:
         raise InputError(
@@ -97,8 +115,25 @@ def draw_feature_maps(
     _draw_header(page, image, title, channels)
     top = _HEADER
     for found in blocks.values():
-        top = _draw_block(page, top, (step, maps_height), found, channels)
+        top = _draw_block(page, top, step, found, grid)
     return page.figure
+
+
+def _choose_grid(count: int, shape: float) -> _Grid:
+    """Return the grid for a number of maps that comes near to a height that grows with it, and leaves little empty.
+
+    Args:
+        count: Number of maps.
+        shape: Height of a map by its width.
+    """
+    target = 0.3 * math.sqrt(count)  # 0.85 inches for 8 maps
+    grids = []
+    for columns in range(1, count + 1):
+        rows = math.ceil(count / columns)
+        height = rows * _MAPS_WIDTH / columns * shape
+        loss = abs(math.log(height / target)) + (rows * columns - count) / count
+        grids.append((loss, _Grid(count, columns, height)))
+    return min(grids, key=lambda each: each[0])[1]
 
 
 def describe_activation(site: Site) -> str:
@@ -112,7 +147,7 @@ def _draw_header(page: _Page, image: Tensor, title: str, channels: int) -> None:
     """Draw the image, what is shown of it, and the legend of the histograms."""
     _, height, width = image.shape
     scale = min(_IMAGE / height, _MAPS_WIDTH / width)
-    axes = page.add(_BEFORE, 0.04, width * scale, height * scale)
+    axes = page.add(_BEFORE, 0.04 + _IMAGE - height * scale, width * scale, height * scale)
     axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), aspect="auto")
     axes.axis("off")
     maps = "the channel" if channels == 1 else f"the {channels} channels"
@@ -135,32 +170,31 @@ def _draw_header(page: _Page, image: Tensor, title: str, channels: int) -> None:
     )
 
 
-def _draw_block(
-    page: _Page, top: float, heights: tuple[float, float], found: Mapping[str, Capture], channels: int
-) -> float:
+def _draw_block(page: _Page, top: float, step: float, found: Mapping[str, Capture], grid: _Grid) -> float:
     """Draw the block of a site: a row per model, and below them the scales.
 
     Args:
         page: The page.
         top: Upper edge of the block, in inches from the top of the page.
-        heights: From one row to the next, and of the maps in it, in inches.
+        step: From one row to the next, in inches.
         found: Captures by the name of the model.
-        channels: Maps of each model.
+        grid: Where the maps of a model are.
 
     Returns:
         Lower edge of the block.
     """
     _write_titles(page, top, next(iter(found.values())))
-    chosen = {model: list(capture.choose_channels(channels)) for model, capture in found.items()}
+    chosen = {model: list(capture.choose_channels(grid.count)) for model, capture in found.items()}
     limit = _get_limit([each[chosen[model]] for model, c in found.items() for each in (c.before, c.after)])
     colours = ScalarMappable(Normalize(-limit, limit), _COLOURS)
     edges = _get_edges([each for capture in found.values() for each in (capture.before, capture.after)])
     top += _TITLES
-    (step, maps_height), histograms = heights, []
+    histograms = []
     for model, capture in found.items():
         _write_model(page, top + (step - _ROW_GAP) / 2, step, model, describe_activation(capture.site))
         for left, maps in ((_BEFORE, capture.before), (_AFTER, capture.after)):
-            _draw_maps(page, (left, top, maps_height), maps[chosen[model]].numpy(), channels, colours)
+            axes = page.add(left, top + (step - _ROW_GAP - grid.height) / 2, _MAPS_WIDTH, grid.height)
+            _draw_maps(axes, maps[chosen[model]].numpy(), grid, colours)
         histograms.append(page.add(_HISTOGRAM, top, _HISTOGRAM_WIDTH, step - _ROW_GAP))
         top += step
     _draw_histograms(histograms, list(found.values()), edges)
@@ -208,34 +242,17 @@ def _normalise(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
-def _draw_maps(
-    page: _Page,
-    place: tuple[float, float, float],
-    maps: np.ndarray[Any, Any],
-    channels: int,
-    colours: ScalarMappable,
-) -> None:
-    """Draw feature maps side by side, in rows of four.
-
-    Args:
-        page: The page.
-        place: Left and upper edge, and height, in inches.
-        maps: The maps, (N, H, W).
-        channels: Number of maps that there is room for.
-        colours: The colour scale.
-    """
-    left, top, height = place
-    width, height = _MAPS_WIDTH / _TILES, height / math.ceil(channels / _TILES)  # of a map with the gap behind it
-    axes = page.add(left, top, _MAPS_WIDTH, place[2])
-    axes.set(xlim=(0, _MAPS_WIDTH), ylim=(place[2], 0))
+def _draw_maps(axes: Any, maps: np.ndarray[Any, Any], grid: _Grid, colours: ScalarMappable) -> None:
+    """Draw feature maps (N, H, W) side by side into axes of the size of the grid."""
     axes.axis("off")
+    width, height = _MAPS_WIDTH / grid.columns, grid.height / grid.rows
     for number, each in enumerate(maps):
-        x, y = number % _TILES * width, number // _TILES * height
+        x, y = number % grid.columns * width, number // grid.columns * height
         extent = (x, x + width - _GAP, y + height - _GAP, y)
         axes.imshow(each, extent=extent, aspect="auto", interpolation="nearest", cmap=colours.cmap, norm=colours.norm)
         frame = Rectangle((x, y), width - _GAP, height - _GAP, fill=False, edgecolor="0.6", linewidth=0.4)
         axes.add_patch(frame)
-    axes.set(xlim=(0, _MAPS_WIDTH), ylim=(place[2], 0))  # which imshow sets to the map
+    axes.set(xlim=(0, _MAPS_WIDTH), ylim=(grid.height, 0))  # after imshow, which sets them to the map
 
 
 def _draw_histograms(rows: Sequence[Any], captures: Sequence[Capture], edges: np.ndarray[Any, Any]) -> None:
@@ -256,7 +273,7 @@ def _draw_histograms(rows: Sequence[Any], captures: Sequence[Capture], edges: np
         axes.axvline(0, color="0.4", linewidth=0.5, zorder=0)
         # A third of the height is for the text.
         axes.set(yscale="log", xlim=(edges[0], edges[-1]), ylim=(low, high * (high / low) ** 0.5))
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(LogLocator(numticks=4))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.tick_params(labelbottom=axes is rows[-1])
@@ -279,7 +296,7 @@ def _draw_scale(page: _Page, top: float, colours: ScalarMappable) -> None:
     """Draw the colour scale of a block below its maps."""
     axes = page.add(_BEFORE + _MAPS_WIDTH / 2, top, _MAPS_WIDTH + 0.1, 0.07)
     bar = page.figure.colorbar(colours, cax=axes, orientation="horizontal", extend="both")
-    bar.ax.xaxis.set_major_locator(MaxNLocator(6, symmetric=True))
+    bar.ax.xaxis.set_major_locator(MaxNLocator(4, symmetric=True))
     bar.ax.grid(False)
     bar.set_label("value", labelpad=1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @command(
-    "stock/best.pt arelu/best.pt image=photo.jpg layers=2,4 -o maps.pdf",
+    "a/best.pt b/best.pt image=photo.jpg layers=2,4 -o maps.pdf",
     "best.pt image=photo.jpg include='*.cv2.act' channels=16",
 )
 @no_downloads()
@@ -41,11 +40,11 @@ def maps(
     project: Project = None,
     name: Name = None,
 ) -> None:
-    """Draw an image before and after activations.
+    """Compare feature maps of an image before and after activations.
 
-    The feature maps of trained models side by side, with histograms, the share of zeros and that of negative values.
-    Each model shows the channels whose output varies most over the image. Without layers= and include=, three layers of
-    the backbone are drawn. The figure is runs/maps/maps.png if -o does not name a PNG, SVG or PDF.
+    Those of trained models, side by side, with histograms and the shares of zeros and of negative values. Each model
+    shows the channels whose output varies most over the image. Without layers= and include=, three layers of the
+    backbone are drawn. The figure is runs/maps/maps.png if -o does not name a PNG, SVG or PDF.
     """
     from rtdetr_act.workflows.maps import compare_feature_maps
 
@@ -70,29 +69,26 @@ def maps(
 
 
 def _print_maps(found: FeatureMaps) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{found.image} at {found.width} x {found.height} pixels: before → after the activation")
+    from rtdetr_act.tables import print_wide_table
+
+    table = Table(title=f"{found.image} at {found.width} x {found.height} pixels, before and after activations")
     for title in ("site", "model", "activation"):
         table.add_column(title, overflow="fold")
-    formats: dict[str, Callable[[ValueSummary], str]] = {
-        "mean": lambda each: f"{each.mean:.3g}",
-        "std": lambda each: f"{each.std:.3g}",
-        "min": lambda each: f"{each.minimum:.3g}",
-        "max": lambda each: f"{each.maximum:.3g}",
-        "zeros": lambda each: f"{each.zeros:.1%}",
-        "negative": lambda each: f"{each.negative:.1%}",
-    }
-    for title in (*formats, "dead channels"):
+    table.add_column("values")
+    for title in ("mean", "std", "min", "max", "zeros", "negative", "dead channels"):
         table.add_column(title, justify="right")
     for _, rows in groupby(found.sites, key=lambda each: each.site):
         for each in rows:
-            cells = [f"{format_(each.before)} → {format_(each.after)}" for format_ in formats.values()]
-            table.add_row(each.site, each.model, each.activation, *cells, f"{each.dead:.1%}")
+            table.add_row(each.site, each.model, each.activation, "before", *_format_values(each.before))
+            table.add_row("", "", "", "after", *_format_values(each.after), f"{each.dead:.1%}")
         table.add_section()
-    console = Console()
-    # A file or a pipe has no width of its own, and Rich would assume 80 columns.
-    (console if console.is_terminal else Console(width=160)).print(table)
+    print_wide_table(table)
     if found.left_out:
         print(f"not seen: {', '.join(found.left_out)}")
+
+
+def _format_values(values: ValueSummary) -> list[str]:
+    numbers = (values.mean, values.std, values.minimum, values.maximum)
+    return [*(f"{number:.3g}" for number in numbers), f"{values.zeros:.1%}", f"{values.negative:.1%}"]

@@ -144,6 +144,8 @@ def compare_feature_maps(
         SpecError: `layers` is invalid.
     """
     path = check_figure_path(output)
+    if path.resolve() == Path(image).resolve():
+        raise InputError(f"the figure would overwrite the image {quote(str(image))}: name another file with -o")
     check_positive_integers(channels=channels)
     check_dpi(dpi)
     files = list(dict.fromkeys(str(source) for source in as_list(sources)))
@@ -181,7 +183,7 @@ def _capture(
     for name, own in sites.items():
         if lacking := [each for each in names if each not in own]:
             raise InputError(
-                f"{quote(name)} has no activation site {join_words(lacking)}, which {quote(base)} has: compare models "
+                f"{quote(name)} has no activation {join_words(lacking)}, which {quote(base)} has: compare models "
                 "of one architecture, or choose sites that all of them have"
             )
     captures: dict[str, dict[str, Capture]] = {}
