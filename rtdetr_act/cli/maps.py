@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rtdetr_act.cli.completion import complete_model
 from rtdetr_act.cli.grammar import command
-from rtdetr_act.cli.options import Models, Name, OutputFile, Project, open_file, require
+from rtdetr_act.cli.options import Dpi, Name, OutputFile, Project, open_file, require
 from rtdetr_act.cli.printing import print_files
 from rtdetr_act.integrations.ultralytics.downloads import no_downloads
 
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 )
 @no_downloads()
 def maps(
-    model: Models = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Checkpoints; or the first words.", autocompletion=complete_model),
+    ] = None,
     image: Annotated[Path | None, typer.Option("--image", help="The image.")] = None,
     layers: Annotated[
         str | None, typer.Option("--layers", help="Layers such as 2,4; the last activation of each.")
@@ -35,7 +39,7 @@ def maps(
     channels: Annotated[int, typer.Option("--channels", min=1, help="Maps of each model at each site.")] = 8,
     imgsz: Annotated[int | None, typer.Option("--imgsz", min=1, help="Side of the image.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")] = "cpu",
-    dpi: Annotated[int, typer.Option("--dpi", help="Dots per inch; journals ask for 300.")] = 150,
+    dpi: Dpi = 150,
     output: OutputFile = None,
     project: Project = None,
     name: Name = None,
