@@ -258,11 +258,14 @@ def test_the_figure_has_the_maps_the_scale_and_the_counts(tmp_path: Path) -> Non
     assert words.count("16 channels of 16 × 16") == 1
 
 
-def test_a_map_without_a_finite_value_or_with_one_value_is_drawn() -> None:
-    for after in (torch.full((5, 2, 2), torch.nan), torch.zeros(5, 2, 2)):
-        figure = draw_feature_maps(IMAGE[0], {"a": {"1": capture_of(after)}}, "photo.jpg", 1)
+def test_maps_of_one_value_of_none_and_of_few_channels_are_drawn() -> None:
+    spike = torch.zeros(5, 100, 100)
+    spike[0, 0, 0] = 3.0
+    for after in (torch.full((5, 2, 2), torch.nan), torch.zeros(5, 2, 2), torch.full((5, 2, 2), 1e6), spike):
+        figure = draw_feature_maps(IMAGE[0], {"a": {"0": capture_of(after)}}, "photo.jpg", 50)
         figure.canvas.draw()
-        assert len(figure.axes) == 5
+        assert len(figure.axes) == 5 and len(figure.axes[1].images) == 5
+        assert figure.axes[1].images[0].norm.vmax > 0
 
 
 def test_a_figure_that_is_too_high_is_refused(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def draw_feature_maps(
         image: What the models got, (3, H, W) in [0, 1].
         captures: Captures by site, by the name of the model. Every site is one of the first model.
         title: Name of the image.
-        channels: Maps of each model. Default: 8.
+        channels: Maps of each model; fewer where the maps have fewer channels. Default: 8.
         dpi: Dots per inch of the figure. Default: 150.
 
     Returns:
@@ -102,6 +102,7 @@ def draw_feature_maps(
         name: {model: found[name] for model, found in captures.items() if name in found}
         for name in next(iter(captures.values()))
     }
+    channels = min(channels, max(len(each.before) for found in captures.values() for each in found.values()))
     grid = _choose_grid(channels, image.shape[1] / image.shape[2])
     step = max(_MIN_ROW, grid.height) + _ROW_GAP
     height = _HEADER + sum(_TITLES + len(found) * step + _SCALE for found in blocks.values())
@@ -305,7 +306,9 @@ def _get_limit(maps: Sequence[Tensor]) -> float:
     """Return the end of a symmetric colour scale for some maps."""
     found = np.concatenate([np.abs(each.flatten().numpy()) for each in maps])
     found = found[np.isfinite(found)]
-    return float(np.percentile(found, 100 - _CLIPPED)) if found.any() else 1.0
+    if not found.any():
+        return 1.0
+    return float(np.percentile(found, 100 - _CLIPPED)) or float(found.max())  # 0 where nearly all are
 
 
 def _get_edges(values: Sequence[Tensor]) -> np.ndarray[Any, Any]:
@@ -314,7 +317,8 @@ def _get_edges(values: Sequence[Tensor]) -> np.ndarray[Any, Any]:
     ends = [np.percentile(each, (_TAILS, 100 - _TAILS)) for each in finite if len(each)]
     low = min((each[0] for each in ends), default=0.0)
     high = max((each[1] for each in ends), default=0.0)
-    if high - low < 1e-12:
-        low, high = low - 0.5, high + 0.5
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-6 * size:  # float32 tells no more apart
+        low, high = low - (size or 1.0) / 2, high + (size or 1.0) / 2
     step = (high - low) / _BINS
     return np.arange(math.floor(low / step), math.ceil(high / step) + 1) * step
