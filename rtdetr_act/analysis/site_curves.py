@@ -93,8 +93,9 @@ def draw_sites(model: nn.Module, limits: tuple[float, float], visible: tuple[flo
     axes = draw_axes(figure, limits, visible)
     curves = [_sample_site(site, limits) for site in sites]
     banded = sum(curve.varies for curve in curves) <= _MOST_BANDS
-    for curve, title, depth in zip(curves, titles, depths, strict=True):
-        _draw_site(axes, curve, {"color": colours.to_rgba(np.asarray(depth)), "linestyle": styles[title]}, banded)
+    for index in _order_by_turns(depths):
+        style = {"color": colours.to_rgba(np.asarray(depths[index])), "linestyle": styles[titles[index]]}
+        _draw_site(axes, curves[index], style, banded)
     figure.colorbar(colours, ax=axes, label=label, aspect=30, pad=0.02).outline.set_visible(False)
     if len(kinds) > 1:
         for each in kinds:
@@ -105,9 +106,19 @@ def draw_sites(model: nn.Module, limits: tuple[float, float], visible: tuple[flo
     return figure
 
 
+def _order_by_turns(depths: Sequence[int]) -> list[int]:
+    """Return the order of drawing: sites of all depths in turns, so that the head, with the most, does not hide others.
+
+    >>> _order_by_turns([0, 1, 1, 1])
+    [3, 2, 0, 1]
+    """
+    before = [depths[:index].count(depth) for index, depth in enumerate(depths)]
+    return sorted(range(len(depths)), key=lambda index: (-before[index], depths[index]))
+
+
 def _draw_site(axes: Any, curve: Curve, style: dict[str, Any], banded: bool) -> None:
     for axis, (low, mean, high) in zip(axes, (curve.values, curve.gradients), strict=True):
-        axis.plot(curve.x, mean, linewidth=0.8, **style)
+        axis.plot(curve.x, mean, linewidth=0.6, alpha=0.8, **style)
         if banded and curve.varies:
             axis.fill_between(curve.x, low, high, color=style["color"], alpha=0.08, linewidth=0)
 
