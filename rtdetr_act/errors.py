@@ -77,7 +77,7 @@ class Interrupted(RtdetrActError):
 
 
 class RtdetrActWarning(UserWarning):
-    """A model is trained or loaded in a way that leaves its swap without effect; the program goes on.
+    """A swap has no effect on what is trained or loaded, or a name means another activation; the program goes on.
 
     Args:
         message: One sentence without a final period.

@@ -157,13 +157,14 @@ def rows_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_zoo() -> Iterator[None]:
-    """Take back what a test registers."""
+    """Take back what a test registers, and which names of ours it took over."""
     from rtdetr_act.activations import registry
 
     registry.names()
-    tables = (registry._entries, registry._names_by_key, registry._by_class)
-    copies = [dict(table) for table in tables]
+    tables = (registry._entries, registry._names_by_key, registry._by_class, registry._built_in)
+    copies = [table.copy() for table in tables]
     yield
+    os.environ.pop(registry.NOTIFIED, None)
     for table, before in zip(tables, copies, strict=True):
         table.clear()
         table.update(before)

@@ -22,6 +22,7 @@ from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
+import tiny
 from reference import REFERENCE
 
 from rtdetr_act.activations.acon import AconC, MetaAconC
@@ -30,10 +31,12 @@ from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.dyrelu import DyReLUA, DyReLUB, DyReLUC
 from rtdetr_act.activations.frelu import FReLU
 from rtdetr_act.activations.glu import GatedLinearUnit
+from rtdetr_act.activations.placed import get_placement, set_placement
 from rtdetr_act.activations.prelu import PReLU, build_prelu
 from rtdetr_act.activations.registry import (
     count_parameters,
     create,
+    find_entry,
     get_entry,
     list_own_classes,
     names,
@@ -41,10 +44,12 @@ from rtdetr_act.activations.registry import (
     resolve,
 )
 from rtdetr_act.activations.torch_native import Softmax2d
-from rtdetr_act.errors import SelectionError, SpecError
+from rtdetr_act.errors import ModelError, RtdetrActWarning, SelectionError, SpecError
 from rtdetr_act.kernels.backend import read_parameters
 from rtdetr_act.kernels.pool import global_avg_pool
 from rtdetr_act.spec import ActSpec
+from rtdetr_act.surgery.patcher import patch_model
+from rtdetr_act.surgery.sites import find_sites
 
 ROOT = Path(__file__).parents[1]
 MAP, TOKENS = (2, 6, 5, 4), (2, 7, 6)
@@ -886,12 +891,15 @@ def test_register_passes_channels_and_layout_to_those_who_ask() -> None:
 def test_register_refuses_what_cannot_be() -> None:
     register("my_cube", Plain)
     register("my_cube", Plain)  # the same again is no error
-    for name, factory in (("my_cube", Bare), ("MyCube", Plain), ("relu", Plain), ("swish", Plain), ("HardSwish", Bare)):
+    # Other names of a user, torch's names and their aliases, and that of a convolution.
+    taken = [("my_cube", Bare), ("MyCube", Plain), ("relu", Plain), ("swish", Plain), ("HardSwish", Bare)]
+    for name, factory in (*taken, ("PReLU", Plain), ("parametric_relu", Plain), ("GLU", Bare), ("dynamic_conv", Bare)):
         with pytest.raises(SpecError, match="is taken"):
             register(name, factory)
-    with pytest.raises(SpecError, match="is taken"):
-        register("fresh", Bare, aliases=("silu",))
-    assert "fresh" not in names()
+    for other in ("silu", "my_cube"):
+        with pytest.raises(SpecError, match="is taken"):
+            register("fresh", Bare, aliases=("aglu", other))
+    assert "fresh" not in names() and type(create("aglu")) is AGLU
     for name in ("my act", "my-act", "2x", "", "lambda"):
         with pytest.raises(SpecError, match="cannot name"):
             register(name, Plain)
@@ -900,6 +908,86 @@ def test_register_refuses_what_cannot_be() -> None:
     register("no_module", lambda: 3)
     with pytest.raises(SpecError, match="not a torch"):
         create("no_module")
+
+
+@pytest.mark.usefixtures("own_zoo")
+def test_a_name_of_ours_that_a_user_registers_is_the_users() -> None:
+    ours = create("aglu")
+    with pytest.warns(RtdetrActWarning, match=r"Plain is now used under 'aglu' in place of rtdetr_act's own") as caught:
+        register("aglu", Plain)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert create("nn.AGLU(5)").power == 5 and resolve("aglu") == ActSpec("aglu") and names().count("aglu") == 1
+    with pytest.raises(SpecError, match="no activation 'adaptive_glu'"):  # it named what is no longer there
+        get_entry("adaptive_glu")
+    # A checkpoint may still hold ours: it is described, and may be loaded.
+    assert find_entry(ours).fold(ours).activation == ActSpec("silu") and find_entry(create("aglu")).fold is None
+    assert {AGLU, Plain} <= set(list_own_classes())
+    with pytest.raises(SpecError, match="is taken by the activation 'aglu'"):
+        register("aglu", Bare)
+    with pytest.warns(RtdetrActWarning):
+        register("arelu", fail)
+    with pytest.raises(SpecError, match="raised it"):  # in one sentence, as of any factory of a user
+        create("arelu")
+
+
+def fail() -> nn.Module:
+    raise OSError("raised it")
+
+
+@pytest.mark.usefixtures("own_zoo")
+def test_other_names_of_ours_can_be_taken_one_by_one() -> None:
+    with pytest.warns(RtdetrActWarning, match="under 'acon' and 'frelu' in"):
+        register("my_act", Plain, aliases=("acon", "frelu"))
+    assert type(create("acon")) is type(create("FReLU")) is Plain and "frelu" not in names()
+    assert get_entry("acon_c").name == "aconc" and get_entry("aconc").aliases == ("acon_c",)
+    with pytest.warns(RtdetrActWarning, match="under 'Dy_ReLU_B' in"):
+        register("Dy_ReLU_B", Bare)  # its name as others write it
+    assert get_entry("dyrelu_b").name == "Dy_ReLU_B" and "dyrelu_b" not in names()
+
+
+@pytest.mark.usefixtures("own_zoo")
+def test_a_name_of_ours_may_be_taken_with_all_its_aliases() -> None:
+    with pytest.warns(RtdetrActWarning, match="under 'aconc' and 'acon' in"):
+        register("aconc", Plain, aliases=("acon_c", "acon"))
+    assert type(create("acon")) is Plain
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        register("aconc", Plain, aliases=("acon_c", "acon"))
+
+
+def test_what_a_test_took_over_was_given_back() -> None:
+    assert type(create("adaptive_glu")) is type(create("aglu")) is AGLU and type(create("acon", 4)) is AconC
+
+
+@pytest.mark.integration
+def test_a_name_is_taken_in_any_order_and_told_of_once() -> None:
+    code = (
+        "import subprocess, sys\n"
+        "from torch import nn\n"
+        "from rtdetr_act import create, register\n"
+        "register('aglu', nn.Identity)  # before anything is looked up\n"
+        "print(create('aglu(1)'), flush=True)\n"
+        "if len(sys.argv) > 1: subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)  # as a worker does\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["Identity()"] * 2
+    assert done.stderr.count("torch.nn.modules.linear.Identity is now used under 'aglu'") == 1, done.stderr
+
+
+def test_weights_of_a_users_activation_are_not_loaded_into_ours() -> None:
+    from ultralytics.nn.tasks import DetectionModel
+
+    source, network = (DetectionModel(tiny.yolo(), verbose=False) for _ in range(2))
+    for model in (source, network):
+        patch_model(model, "aglu")
+    network.load(source, verbose=False)
+    for site in find_sites(source):
+        theirs = Plain()
+        set_placement(theirs, get_placement(site.module))
+        setattr(site.owner, site.attribute, theirs)
+    source = copy.deepcopy(source)
+    with pytest.raises(ModelError, match=r"the 'aglu' of these weights is .*Plain, which is not registered here"):
+        network.load(source, verbose=False)
 
 
 @pytest.mark.integration
@@ -925,6 +1013,7 @@ def test_entry_points(tmp_path: Path) -> None:
         "plugin_make = strange_acts:make\n"
         "plugin_entry = strange_acts:described\n"
         "relu = strange_acts:Cube\n"
+        "frelu = strange_acts:Cube\n"
         "plugin_broken = strange_acts:missing\n"
     )
     code = (
@@ -936,7 +1025,7 @@ def test_entry_points(tmp_path: Path) -> None:
         "for w in caught: print('W', w.message)\n"
         "print(type(create('plugin_cube')).__name__, create('plugin_make(0.5)', 4), create('plugin_entry(2.0)'))\n"
         "import sys\n"
-        "print(type(create('relu')).__name__, 'ultralytics' in sys.modules)\n"
+        "print(type(create('relu')).__name__, type(create('frelu')).__name__, 'ultralytics' in sys.modules)\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
@@ -945,4 +1034,5 @@ def test_entry_points(tmp_path: Path) -> None:
     assert [line for line in lines if "'plugin_broken'" in line and line.startswith("W")]
     assert [line for line in lines if "'relu'" in line and "taken" in line]
     assert lines[-2] == "Cube LeakyReLU(negative_slope=2.0) Hardtanh(min_val=-2.0, max_val=2.0)"
-    assert lines[-1] == "ReLU False"  # asking imports no Ultralytics
+    assert [line for line in lines if "strange_acts.Cube is now used under 'frelu'" in line]
+    assert lines[-1] == "ReLU Cube False"  # asking imports no Ultralytics

@@ -2,16 +2,22 @@
 
 Installed packages can add activations through the entry-point group `rtdetr_act.activations`. The name of the entry
 point is the name of the activation; its object is a class, a factory or an `Entry`.
+
+A name that a user registers wins over one of this package, whose entry then only describes the modules of its classes,
+such as those in earlier checkpoints. The names of `torch.nn` are an exception: folding, model YAMLs and functional
+calls mean torch's classes by them.
 """
 
 from __future__ import annotations
 
 import inspect
 import keyword
+import os
 import pkgutil
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -22,13 +28,14 @@ from torch import nn
 import rtdetr_act.activations as folder
 from rtdetr_act.activations.checks import check_dims
 from rtdetr_act.activations.protocol import LAYOUTS, SITE_PARAMETERS, Answers, Entry, Layout, Replaces
-from rtdetr_act.errors import RtdetrActError, SelectionError, SpecError, quote, reason, suggest
+from rtdetr_act.errors import RtdetrActError, SelectionError, SpecError, quote, reason, suggest, warn
 from rtdetr_act.spec import ActSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 GROUP = "rtdetr_act.activations"
+NOTIFIED = "RTDETR_ACT_OVERRIDDEN"  # environment variable: overridden names, inherited by data loaders, DDP and studies
 _MOST_VARIANTS = 4  # names offered for one that several begin with
 
 
@@ -260,8 +267,10 @@ def list_own_classes() -> list[type]:
     True
     """
     _load_entries()
-    classes = (cls for item in _entries.values() for cls in _get_classes(item))
-    return [cls for cls in classes if isinstance(cls, type) and not cls.__module__.startswith("torch.nn.")]
+    # Those whose name a user has registered are found by class only.
+    classes = (cls for item in (*_entries.values(), *_by_class.values()) for cls in _get_classes(item))
+    own = (cls for cls in classes if isinstance(cls, type) and not cls.__module__.startswith("torch.nn."))
+    return list(dict.fromkeys(own))
 
 
 def count_parameters(spec: str | ActSpec, channels: int) -> int:
@@ -292,6 +301,10 @@ def register(name: str, factory: Any = None, **answers: Unpack[Answers]) -> Any:
 
     To load a checkpoint that contains the class, its module must be importable under the same name.
 
+    A name or alias of this package is taken over with an RtdetrActWarning, printed once: the name, also in plans and
+    checkpoints, then means the new activation, and other names of the old one are no longer known. The names of
+    `torch.nn`, such as "relu", and of other registered activations cannot be taken over.
+
     Args:
         name: An identifier.
         factory: A module class, or a callable that returns a module. Default: None, which returns a decorator.
@@ -303,7 +316,8 @@ def register(name: str, factory: Any = None, **answers: Unpack[Answers]) -> Any:
         The factory.
 
     Raises:
-        SpecError: The name or an alias is taken or is not an identifier, or `factory` is not callable.
+        SpecError: The name or an alias is one of `torch.nn` or of another registered activation or is not an
+            identifier, or `factory` is not callable.
 
     >>> from torch import nn
     >>> @register("doctest_cube", formula="x³")
@@ -317,6 +331,7 @@ def register(name: str, factory: Any = None, **answers: Unpack[Answers]) -> Any:
         return lambda decorated: register(name, decorated, **answers)
     if not callable(factory):
         raise SpecError(f"{quote(name)} needs a module class or a callable that returns a module, not {quote(factory)}")
+    _load_built_ins()
     aliases = answers.get("aliases", ())
     settings: dict[str, Any] = {**answers, "aliases": (aliases,) if isinstance(aliases, str) else tuple(aliases)}
     _add_entry(Entry(name, factory, **settings))
@@ -324,13 +339,68 @@ def register(name: str, factory: Any = None, **answers: Unpack[Answers]) -> Any:
 
 
 def _add_entry(new: Entry) -> None:
-    """Add an entry, its aliases and its classes to the registry; raise SpecError if a name is invalid or taken."""
+    """Add an entry of a user in place of those of this package that have one of its names.
+
+    Raises:
+        SpecError: A name is invalid, or taken by torch or by another entry of a user.
+    """
+    keys: dict[str, str] = {}
     for name in (new.name, *new.aliases):
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
             raise SpecError(f"{quote(name)} cannot name an activation: use an identifier such as 'my_act'")
-        taken = _names_by_key.get(_normalise_name(name))
-        if taken is not None and not (taken == new.name and _entries[taken].factory == new.factory):
-            raise SpecError(f"the name '{name}' is taken by the activation '{taken}': choose another")
+        keys.setdefault(_normalise_name(name), name)
+    overridden = {}
+    for key, name in keys.items():
+        old = _entries.get(_names_by_key.get(key, ""))
+        if old is None or (old.name == new.name and old.factory == new.factory):
+            continue
+        if old.name not in _built_in or _is_fixed(old):
+            raise SpecError(f"the name '{name}' is taken by the {old.replaces} '{old.name}': choose another")
+        overridden[name] = old
+    for name, old in overridden.items():
+        _release_name(_normalise_name(name), old.name)
+    _insert_entry(new)
+    if overridden:
+        _notify_once(list(overridden), new)
+
+
+def _is_fixed(item: Entry) -> bool:
+    """Return whether this package itself looks an entry up by its names: one of `torch.nn`, or a convolution.
+
+    What `F.relu` or `activation: nn.ReLU()` stands for, and what activations fold to, must not change.
+    """
+    return item.replaces == "convolution" or _normalise_name(item.name) in _TORCH_NAMES
+
+
+_TORCH_NAMES = {name.lower() for name in nn.modules.activation.__all__}
+
+
+def _release_name(key: str, owner: str) -> None:
+    """Take a name from the entry that has it; with its main name, the entry is removed."""
+    item = _entries.get(owner)
+    if item is None:  # its main name was released before
+        return
+    if key != _normalise_name(owner):
+        _entries[owner] = replace(item, aliases=tuple(a for a in item.aliases if _normalise_name(a) != key))
+        return
+    del _entries[owner]
+    _built_in.discard(owner)
+    for each in [each for each, name in _names_by_key.items() if name == owner]:
+        del _names_by_key[each]
+
+
+def _notify_once(overridden: list[str], new: Entry) -> None:
+    """Warn that names of this package are now a user's, unless this process or one that started it has done so."""
+    told = os.environ.get(NOTIFIED, "").split(",")
+    if untold := [name for name in overridden if name not in told]:
+        os.environ[NOTIFIED] = ",".join(filter(None, [*told, *untold]))
+        path = f"{new.factory.__module__}.{getattr(new.factory, '__qualname__', new.name)}"
+        shown = " and ".join(map(repr, untold))
+        warn(f"{path} is now used under {shown} in place of rtdetr_act's own activation")
+
+
+def _insert_entry(new: Entry) -> None:
+    """Add an entry, its aliases and its classes to the registry."""
     _entries[new.name] = new
     _names_by_key.update({_normalise_name(name): new.name for name in (new.name, *new.aliases)})
     for cls in _get_classes(new):
@@ -473,20 +543,29 @@ _entries: dict[str, Entry] = {}
 _names_by_key: dict[str, str] = {}  # names and aliases, as `_normalise_name` gives them, to names
 _by_class: dict[str, Entry] = {}
 _built_in: set[str] = set()
-_loaded = False
+_loaded: set[str] = set()  # "built-ins" and "plugins"
 
 
 def _load_entries() -> None:
     """Register the activations of this folder and of installed plugins, on the first call only."""
-    global _loaded
-    if _loaded:
+    _load_built_ins()
+    if "plugins" not in _loaded:
+        _loaded.add("plugins")  # first, because a plugin may call names() while it is imported
+        _load_plugins()
+
+
+def _load_built_ins() -> None:
+    """Register the activations of this folder, on the first call only.
+
+    What a user registers comes after them. It does not wait for plugins, of which it may be one that is being imported.
+    """
+    if "built-ins" in _loaded:
         return
-    _loaded = True  # set first, because a plugin may call names() while it is imported
+    _loaded.add("built-ins")
     for file in pkgutil.iter_modules(folder.__path__):
         for item in _read_entries(file.name):
             _add_entry(item)
-            _built_in.add(item.name)
-    _load_plugins()
+    _built_in.update(_entries)  # last: none of ours overrides another
 
 
 def _read_entries(file: str) -> Iterator[Entry]:

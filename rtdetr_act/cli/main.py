@@ -18,7 +18,7 @@ from rtdetr_act.cli import script, checks  # noqa: F401
 # isort: on
 from rtdetr_act.cli.app import app
 from rtdetr_act.cli.printing import print_warning
-from rtdetr_act.errors import RtdetrActError
+from rtdetr_act.errors import RtdetrActError, RtdetrActWarning
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def summarized_warnings() -> Iterator[None]:
 
     def show(message: Any, category: Any, filename: str, *_: Any, **__: Any) -> None:
         package = _find_package(filename)
-        if package == "rtdetr_act":
+        if package == "rtdetr_act" or issubclass(category, RtdetrActWarning):
             print_warning(str(message))
         else:
             counts[package] += 1

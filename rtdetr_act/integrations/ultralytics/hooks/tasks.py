@@ -219,7 +219,32 @@ def _load(
             f"{len(matched - inside)} of {len(own) - len(inside)} items outside the activations transferred; "
             f"{len(inside - matched)} items of the activations start from their initial values"
         )
+    if plan:
+        _check_same_classes(self, model)
     return result
+
+
+def _check_same_classes(network: Any, source: Any) -> None:
+    """Raise ModelError if an activation of a user in a checkpoint became one of this package, which has its name too.
+
+    It was registered where the checkpoint was trained, and is not here.
+    """
+    from rtdetr_act.activations.placed import get_placement
+    from rtdetr_act.activations.registry import find_entry
+    from rtdetr_act.surgery.sites import iterate_placed_activations
+
+    theirs = dict(iterate_placed_activations(source))
+    for site, module in iterate_placed_activations(network):
+        other = theirs.get(site)
+        ours, placed = get_placement(module), get_placement(other)
+        if not ours or not placed or ours.spec != placed.spec or find_entry(other) is not None:
+            continue
+        if type(module).__module__.startswith("rtdetr_act."):
+            path = f"{type(other).__module__}.{type(other).__qualname__}"
+            raise ModelError(
+                f"the {quote(ours.spec)} of these weights is {path}, which is not registered here, where the name is "
+                f"that of rtdetr_act's own activation: register {path} first"
+            )
 
 
 def _init_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
