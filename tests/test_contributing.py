@@ -20,7 +20,7 @@ def test_an_activation_is_added_as_it_says(tmp_path: Path, monkeypatch: pytest.M
     shutil.copytree(ROOT / "rtdetr_act", tmp_path / "rtdetr_act", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     written = re.findall(r"Write `([\w/.]+)`.*?```python\n(.*?)```", recipe, re.DOTALL)
-    assert [name for name, _ in written] == ["rtdetr_act/activations/squareplus.py", "tests/test_squareplus.py"]
+    assert [name for name, _ in written] == ["rtdetr_act/activations/serf.py", "tests/test_serf.py"]
     for name, content in written:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content, encoding="utf-8")
@@ -33,7 +33,7 @@ def test_an_activation_is_added_as_it_says(tmp_path: Path, monkeypatch: pytest.M
         done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         printed += done.stdout
-    assert "1 passed" in printed and (tmp_path / "curves.png").is_file() and "squareplus" in printed.split("passed")[1]
+    assert "1 passed" in printed and (tmp_path / "curves.png").is_file() and "serf" in printed.split("passed")[1]
 
 
 def test_the_rooms_in_the_picture_are_those_that_there_are() -> None:
