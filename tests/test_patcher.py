@@ -23,7 +23,7 @@ from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 from rtdetr_act import default_act, find_sites, patch_model, unpatch_model
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.placed import get_placement
-from rtdetr_act.activations.registry import names
+from rtdetr_act.activations.registry import names, register
 from rtdetr_act.errors import ModelError, RtdetrActError, SelectionError, SpecError
 from rtdetr_act.integrations.ultralytics.costs import draw_batch
 from rtdetr_act.surgery.functional_calls import FUNCTIONS
@@ -130,6 +130,34 @@ def test_inplace_is_taken_over() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1), nn.ReLU())
     patch_model(model, "hardswish")
     assert (model[1].inplace, model[3].inplace) == (True, False)
+
+
+class NeverInPlace(nn.Module):
+    """As those of torch-activation: it has the attribute, and may refuse it."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not self.inplace
+        return x.sin()
+
+
+@pytest.mark.usefixtures("own_zoo")
+def test_an_activation_of_others_works_in_place_only_if_its_spec_says_so(tmp_path: Path) -> None:
+    register("never_in_place", NeverInPlace)
+    model = YOLO(str(tiny.write_yaml(tmp_path / "tiny.yaml", tiny.yolo())))
+    for site in find_sites(model.model):
+        site.module.inplace = True
+    patch_model(model, "never_in_place")
+    torch.save({"model": model.model}, tmp_path / "best.pt")
+    loaded = YOLO(tmp_path / "best.pt").model  # Ultralytics sets `inplace` of all modules
+    for each in (model.model, loaded):
+        assert {site.module.inplace for site in find_sites(each)} == {False}
+    patch_model(model, "never_in_place(inplace=True)")
+    torch.save({"model": model.model}, tmp_path / "best.pt")
+    assert {site.module.inplace for site in find_sites(YOLO(tmp_path / "best.pt").model)} == {True}
 
 
 def test_other_weights_and_the_random_state_are_untouched() -> None:

@@ -81,8 +81,8 @@ class Entry:
         held_at: Returns the elementwise function that a module applies to an input x, with everything computed from
             several elements of x (coefficients, neighbourhoods) held constant. None (default): it is elementwise.
         backward_reads_result: Returns whether the backward of a module reads its output and not its input, so that it
-            can work in place after a layer whose backward does not read its own output. None (default): it works in
-            place only if the activation that it replaces does.
+            can work in place after a layer whose backward does not read its own output. None (default): one of torch
+            works in place if the activation that it replaces does, another as it was built.
         targets: Edge targets that run it natively, by name.
         folds_to: Name of the activation that it always folds to, the one that targets run.
         use_when: When to choose it, in a sentence or two for the documentation; "" (default) says nothing.

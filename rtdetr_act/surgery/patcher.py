@@ -647,9 +647,10 @@ def _set_inplace(module: nn.Module, site: Site, rule: Rule, entry: Entry) -> Non
     if hasattr(module, "inplace") and "inplace" not in dict(rule.activation.kwargs):
         # A backward that reads the output needs only what the next layer saves anyway, which saves one map per site.
         # That of SiLU or Mish reads the input, of which torch would make a copy.
-        if entry.backward_reads_result is None:
+        # Of another class nobody knows whether it can: those of the package torch-activation raise an error.
+        if entry.backward_reads_result is None and type(module).__module__.startswith("torch.nn."):
             module.inplace = was_in_place(site.module)  # type: ignore[assignment]
-        else:
+        elif entry.backward_reads_result is not None:
             module.inplace = entry.backward_reads_result(module) and site.overwritable  # type: ignore[assignment]
 
 

@@ -36,6 +36,10 @@ def hook_tasks(tasks: Any) -> None:
     # package Ultralytics runs `pip install` with that name, which for a user's module may install an unrelated package.
     replace(tasks, "torch_safe_load", _torch_safe_load)
     replace(tasks, "check_requirements", _check_requirements)
+    # A loaded checkpoint works in place wherever a module has the attribute. The names are those of 8.3 and of 8.4.
+    for name in ("attempt_load_weights", "attempt_load_one_weight", "load_checkpoint"):
+        if hasattr(tasks, name):
+            replace(tasks, name, _load_checkpoint, by_name=True)
     # Here and not in a forward hook, which every pickle would name. In training, `loss` calls `predict`.
     classes = (each for each in vars(tasks).values() if isinstance(each, type) and issubclass(each, tasks.BaseModel))
     for cls in dict.fromkeys(classes):
@@ -178,6 +182,30 @@ def _torch_safe_load(original: Callable[..., Any], weight: str | Path, *args: An
     finally:
         _loading.reset(token)
     return found
+
+
+def _load_checkpoint(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Wrap what loads a checkpoint, so that activations of others work in place only if their specs say so.
+
+    Ultralytics sets `inplace` of every module. Those of the package torch-activation then raise an error, and others
+    may write over an input that is read again.
+    """
+    from torch import nn
+
+    from rtdetr_act.activations.placed import get_placement
+    from rtdetr_act.surgery.sites import iterate_placed_activations
+
+    result = original(*args, **kwargs)
+    for network in result if isinstance(result, tuple) else (result,):
+        for _, module in iterate_placed_activations(network) if isinstance(network, nn.Module) else ():
+            placed = get_placement(module)
+            if placed and hasattr(module, "inplace") and not type(module).__module__.startswith(_KNOWN):
+                given = dict(ActSpec.parse(placed.spec).kwargs).get("inplace", False)
+                module.inplace = bool(given)  # type: ignore[assignment]
+    return result
+
+
+_KNOWN = ("torch.nn.", "rtdetr_act.")
 
 
 def _check_requirements(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
