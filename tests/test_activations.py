@@ -1003,6 +1003,7 @@ def test_entry_points(tmp_path: Path) -> None:
         "def build(layout, value=1.0):\n"
         "    return nn.Hardtanh(-value, value)\n"
         "described = Entry('plugin_entry', build, formula='clamp')\n"
+        "several = {'plugin_one': Cube, 'plugin_two': 2, 'plugin_three': Entry('plugin_three', make)}\n"
     )
     dist = tmp_path / "strange_acts-1.0.dist-info"
     dist.mkdir()
@@ -1015,6 +1016,7 @@ def test_entry_points(tmp_path: Path) -> None:
         "relu = strange_acts:Cube\n"
         "frelu = strange_acts:Cube\n"
         "plugin_broken = strange_acts:missing\n"
+        "all_of_them = strange_acts:several\n"
     )
     code = (
         "import warnings\n"
@@ -1030,7 +1032,8 @@ def test_entry_points(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     lines = run.stdout.splitlines()
-    assert lines[0] == "plugin_cube plugin_entry plugin_make"
+    assert lines[0] == "plugin_cube plugin_entry plugin_make plugin_one plugin_three"
+    assert [line for line in lines if "'plugin_two' (strange_acts:several) was left out: SpecError" in line]
     assert [line for line in lines if "'plugin_broken'" in line and line.startswith("W")]
     assert [line for line in lines if "'relu'" in line and "taken" in line]
     assert lines[-2] == "Cube LeakyReLU(negative_slope=2.0) Hardtanh(min_val=-2.0, max_val=2.0)"

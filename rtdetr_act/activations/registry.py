@@ -1,7 +1,8 @@
 """The registry of activations: look them up, build them, and register new ones.
 
 Installed packages can add activations through the entry-point group `rtdetr_act.activations`. The name of the entry
-point is the name of the activation; its object is a class, a factory or an `Entry`.
+point is the name of the activation; its object is a class, a factory or an `Entry`. It may also be a mapping of names
+to such objects, whatever the name of the entry point.
 
 A name that a user registers wins over one of this package, whose entry then only describes the modules of its classes,
 such as those in earlier checkpoints. The names of `torch.nn` are an exception: folding, model YAMLs and functional
@@ -16,7 +17,8 @@ import os
 import pkgutil
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -590,15 +592,21 @@ def list_plugins() -> dict[str, str]:
 
 def _load_plugins() -> None:
     for point in entry_points(group=GROUP):
-        try:
+        with _leaving_out(point.name, point.value):
             found = point.load()
-            if isinstance(found, Entry):
-                _add_entry(found)
-            else:
-                register(point.name, found)
-        except Exception as error:  # a broken plugin must not stop a training run
-            warnings.warn(
-                f"the activation plugin '{point.name}' ({point.value}) was left out: {type(error).__name__}: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            for name, each in found.items() if isinstance(found, Mapping) else [(point.name, found)]:
+                with _leaving_out(name, point.value):
+                    if isinstance(each, Entry):
+                        _add_entry(each)
+                    else:
+                        register(name, each)
+
+
+@contextmanager
+def _leaving_out(name: str, source: str) -> Iterator[None]:
+    """Warn of an error inside the block, since a broken plugin must not stop a training run."""
+    try:
+        yield
+    except Exception as error:
+        message = f"the activation plugin '{name}' ({source}) was left out: {type(error).__name__}: {reason(error)}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)  # beyond contextlib
