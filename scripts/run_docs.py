@@ -87,6 +87,7 @@ LEFT_OUT = {
     r"^pip install": "the environment is made already; the extra exists",
     r"^python scripts/": "takes minutes to hours; the script exists",
     r"^rtdetr-act exec": "`make repositories` runs scripts of the checkouts that it is given",
+    r"shilu": "it takes a package that no test installs, torch-activation",
     r"engine=ray": "`make test-ray` runs studies on Ray, in an environment of its own",
 }
 BY_TESTS = {"CONTRIBUTING.md": "tests/test_contributing.py runs it"}

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import tiny
+
+from rtdetr_act.activations.registry import GROUP
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "example_activation"
@@ -70,13 +74,28 @@ def test_one_file_trains_matches_folds_exports_is_recorded_and_benchmarked(data,
 
 def _install(folder: Path) -> None:
     """Write what pip would write for the example: its entry point."""
-    text = (FOLDER / "pyproject.toml").read_text(encoding="utf-8")
-    pattern = r'^\[project\.entry-points\."([\w.]+)"\]\n((?:\w+ = "[\w.:]+"\n)+)'
-    group, points = re.search(pattern, text, re.MULTILINE).groups()
+    group, points = _read_entry_points(FOLDER)
     info = folder / "scaled_relu-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scaled-relu\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[{group}]\n" + points.replace('"', ""))
+
+
+def _read_entry_points(folder: Path) -> tuple[str, str]:
+    """Return the group of a project's entry points and their lines."""
+    text = (folder / "pyproject.toml").read_text(encoding="utf-8")
+    pattern = r'^\[project\.entry-points\."([\w.]+)"\]\n((?:\w+ = "[\w.:]+"\n)+)'
+    group, points = re.search(pattern, text, re.MULTILINE).groups()
+    return group, points
+
+
+def test_classes_of_a_package_that_knows_nothing_of_us_are_named() -> None:
+    group, points = _read_entry_points(FOLDER.with_name("example_third_party"))
+    assert group == GROUP
+    found = re.findall(r'^(\w+) = "torch_activation:(\w+)"$', points, re.MULTILINE)
+    assert [name for name, _ in found] == [cls.lower() for _, cls in found] == ["shilu", "phish"]
+    if find_spec("torch_activation"):
+        assert all(isinstance(getattr(import_module("torch_activation"), cls), type) for _, cls in found)
 
 
 @pytest.mark.integration
