@@ -21,7 +21,10 @@ from rtdetr_act.surgery.recomputation import Recomputation
 
 # Without it cuBLAS refuses to run where only deterministic algorithms may; read when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-LEARNED = ("arelu", "prelu", "frelu", "aconc", "meta_aconc", "aglu", "glu", "dyrelu_a", "dyrelu_b", "dyrelu_c")
+LEARNED = (
+    *("arelu", "prelu", "frelu", "aconc", "meta_aconc", "aglu", "glu", "dyrelu_a", "dyrelu_b", "dyrelu_c"),
+    "repact",
+)
 ARGUMENTS = {"threshold": "threshold(0.1, 0.05)"}
 # Generators and convolutions add up products of rounded numbers, which a map rounded once does not.
 CHAINED = {torch.float32: 4e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
@@ -281,7 +284,7 @@ def check_graph(name: str, dtype: torch.dtype, device: torch.device | str) -> fl
 
 # One image that needs offsets of 64 bits inside it, and several that need them from one to the next.
 LARGE_SHAPES = {"one image": (1, 3, 26_755, 26_756), "many images": (3, 64, 3_400, 3_300)}
-LARGE_OPS = ("arelu", "aglu", "prelu", "prelu-channels", "dyrelu-2", "acon", "maximum")
+LARGE_OPS = ("arelu", "aglu", "repact", "prelu", "prelu-channels", "dyrelu-2", "acon", "maximum")
 
 
 def bytes_for_large(shape: tuple[int, ...]) -> int:

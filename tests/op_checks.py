@@ -20,6 +20,7 @@ from rtdetr_act.activations.arelu import arelu
 from rtdetr_act.activations.dyrelu import dyrelu
 from rtdetr_act.activations.frelu import maximum
 from rtdetr_act.activations.prelu import prelu
+from rtdetr_act.activations.repact import repact
 from rtdetr_act.kernels.logits import compute_logits
 from rtdetr_act.kernels.pool import global_avg_pool
 
@@ -77,6 +78,11 @@ def prelu_formula(x: Tensor, weight: Tensor) -> Tensor:
     return torch.where(x > 0, x, (weight if len(weight) == 1 else over_map(weight)) * x)
 
 
+def repact_formula(x: Tensor, weights: Tensor, slope: Tensor) -> Tensor:
+    branches = x, F.relu(x), torch.where(x > 0, x, slope * x), F.hardswish(x)
+    return sum((w * branch for w, branch in zip(weights, branches, strict=True)), torch.zeros_like(x))
+
+
 # name: the op, its formula, and its other inputs for an x
 OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Tensor], Inputs]]] = {
     "arelu": (arelu, arelu_formula, lambda x: [scalar(0.2, 0.8), scalar(-2, 2)]),
@@ -91,6 +97,9 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
     "prelu": (prelu, prelu_formula, lambda x: [scalar(-0.5, 0.8)]),
     "prelu-equal": (prelu, prelu_formula, lambda x: [scalar(0.95, 1.05)]),
     "prelu-channels": (prelu, prelu_formula, lambda x: channelwise(x, 1)),
+    "repact": (repact, repact_formula, lambda x: [torch.randn(4), scalar(0.1, 0.8)]),
+    "repact-even": (repact, repact_formula, lambda x: [torch.tensor([0.8, 0.1, -0.1, 0.2]), scalar(0.9, 1)]),
+    "repact-zero": (repact, repact_formula, lambda x: [torch.tensor([0.0, 0.5, -0.5, 1.0]), torch.zeros(1)]),
     "dyrelu-1": (lambda x, *c: dyrelu(x, c[:1], c[1:]), dyrelu_formula, lambda x: per_image(x, 2)),
     "dyrelu-2": (lambda x, *c: dyrelu(x, c[:2], c[2:]), dyrelu_formula, lambda x: per_image(x, 4)),
     "dyrelu-4": (lambda x, *c: dyrelu(x, c[:4], c[4:]), dyrelu_formula, lambda x: per_image(x, 8)),
@@ -207,6 +216,8 @@ def clear_of_ties(name: str, inputs: Inputs) -> Tensor:
     x, *coefs = inputs
     if name == "maximum":
         return x != coefs[0]
+    if name.startswith("repact"):
+        return (x != 0) & (x.abs() != 3)  # where Hardswish has kinks
     if not name.startswith("dyrelu") or name == "dyrelu-1":
         return x != 0  # where AReLU and PReLU have either slope; torch 2.4 draws zeros in bfloat16
     first, second = dyrelu_terms(x, *(coefs[1:] if name == "dyrelu-c" else coefs)).topk(2, 0).values

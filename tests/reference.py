@@ -148,6 +148,12 @@ def aglu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
     return x * apa(x, p, axis)
 
 
+def repact(x: Array, p: dict[str, Array], axis: int, softmax: bool = False, **_: Any) -> Array:
+    weights = np.exp(p["weights"]) / np.exp(p["weights"]).sum() if softmax else p["weights"]
+    branches = x, np.maximum(x, 0), np.where(x < 0, float(p["slope"][0]) * x, x), hardswish(x, p, axis)
+    return sum(weight * branch for weight, branch in zip(weights, branches, strict=True))
+
+
 def glu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
     last = np.moveaxis(x, axis, -1)
     both = last @ p["proj.weight"].reshape(-1, last.shape[-1]).T + p["proj.bias"]
@@ -269,6 +275,7 @@ REFERENCE = {
     "meta_aconc": meta_aconc,
     "aglu": aglu,
     "apa": apa,
+    "repact": repact,
     "relu": relu,
     "rrelu": rrelu,
     "hardtanh": hardtanh,

@@ -43,6 +43,7 @@ from rtdetr_act.activations.registry import (
     register,
     resolve,
 )
+from rtdetr_act.activations.repact import RepAct
 from rtdetr_act.activations.torch_native import Softmax2d
 from rtdetr_act.errors import ModelError, RtdetrActWarning, SelectionError, SpecError
 from rtdetr_act.kernels.backend import read_parameters
@@ -64,6 +65,7 @@ OURS = {
     "frelu": FReLU,
     "aglu": AGLU,
     "glu": GatedLinearUnit,
+    "repact": RepAct,
 }
 ARGUMENTS = {"threshold": {"threshold": 0.1, "value": -0.3}}
 BUILT_IN = sorted(REFERENCE)
@@ -83,6 +85,7 @@ VARIANTS = [
     ("prelu", {"num_parameters": 6}),
     ("aconc", {"init": "silu"}),
     ("aglu", {"lambd": 3.0, "kappa": -0.5}),
+    ("repact", {"softmax": True}),
     ("meta_aconc", {"reduction": 2, "init": "silu"}),
     ("leaky_relu", {"negative_slope": 0.1}),
     ("gelu", {"approximate": "tanh"}),

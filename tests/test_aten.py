@@ -56,6 +56,15 @@ def test_gradient_of_the_sigmoid_and_softplus_over_their_input(dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+def test_hardswish_into_a_buffer_and_its_derivative(dtype: torch.dtype) -> None:
+    x, grad, out = torch.linspace(-5, 5, 1000, dtype=dtype), torch.randn(1000, dtype=dtype), torch.empty(1000).to(dtype)
+    assert aten.hardswish_into(x, out) is out
+    torch.testing.assert_close(out, x * ((x + 3) / 6).clamp(0, 1))
+    derivative = torch.where(x < -3, 0, torch.where(x > 3, 1, x / 3 + 0.5))
+    torch.testing.assert_close(aten.hardswish_backward(grad, x), grad * derivative)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 def test_sums_per_channel(dtype: torch.dtype) -> None:
     grad, x = torch.randn(3, 5, 7, 9, dtype=dtype), torch.randn(3, 5, 7, 9, dtype=dtype)
     products, totals = aten.sum_per_channel(grad, x)

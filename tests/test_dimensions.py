@@ -23,7 +23,8 @@ from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.errors import SelectionError, SpecError
 from rtdetr_act.testing import check_activation
 
-OURS = "aconc aglu apa arelu dyrelu_a dyrelu_b dyrelu_c frelu glu meta_aconc prelu(per_channel=True) softmax2d".split()
+OURS = "aconc aglu apa arelu dyrelu_a dyrelu_b dyrelu_c frelu glu meta_aconc prelu(per_channel=True) repact".split()
+OURS.append("softmax2d")
 # Their formula reads each position alone or the mean of all, so that it does not matter how positions are arranged.
 UNARRANGED = [*(set(OURS) - {"frelu"}), "prelu", "softmax", "softmin", "log_softmax", "silu"]
 SHAPES = {1: (2, 6, 7), 2: (2, 6, 5, 4), 3: (2, 6, 2, 3, 2)}

@@ -209,7 +209,10 @@ def test_arelu_saves_only_its_result_which_the_next_layer_saves_anyway() -> None
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("dyrelu-2", 1), ("acon", 1), ("aglu", 1), ("prelu", 1), ("maximum", 2), ("mean", 1), ("logits", 1)],
+    [
+        *(("dyrelu-2", 1), ("acon", 1), ("aglu", 1), ("prelu", 1), ("maximum", 2), ("mean", 1), ("logits", 1)),
+        ("repact", 1),
+    ],
 )
 def test_no_op_saves_more_than_what_it_reads(name: str, count: int) -> None:
     op, _, more = OPS[name]
@@ -396,7 +399,7 @@ def test_registered_operators_keep_their_promises() -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "name", ["arelu", "dyrelu_a", "dyrelu_b", "dyrelu_c", "aconc", "meta_aconc", "aglu", "prelu", "frelu"]
+    "name", ["arelu", "dyrelu_a", "dyrelu_b", "dyrelu_c", "aconc", "meta_aconc", "aglu", "prelu", "frelu", "repact"]
 )
 def test_modules_learn_alike_compiled_and_eager(name: str) -> None:
     module, x = create(name, 6), draw_map((2, 6, 8, 8))
@@ -432,7 +435,10 @@ def test_a_block_of_a_patched_network_is_one_graph(name: str) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize(
     "name",
-    ["arelu", "dyrelu_a", "dyrelu_b", "dyrelu_b(k=3)", "dyrelu_c", "aconc", "meta_aconc", "aglu", "prelu", "frelu"],
+    [
+        *("arelu", "dyrelu_a", "dyrelu_b", "dyrelu_b(k=3)", "dyrelu_c", "aconc", "meta_aconc", "aglu", "prelu"),
+        *("frelu", "repact"),
+    ],
 )
 def test_a_compiled_training_saves_no_masks(name: str) -> None:
     # Inductor's code for a mask is scalar on a CPU, and the partitioner prefers one to computing a condition again.

@@ -16,7 +16,7 @@ from rtdetr_act.activations.registry import register
 from rtdetr_act.spec import ActSpec
 from rtdetr_act.testing import check_activation
 
-OURS = "aconc aglu apa arelu dyrelu_a dyrelu_b dyrelu_c frelu glu meta_aconc prelu".split()
+OURS = "aconc aglu apa arelu dyrelu_a dyrelu_b dyrelu_c frelu glu meta_aconc prelu repact".split()
 
 
 @pytest.mark.integration

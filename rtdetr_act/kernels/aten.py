@@ -14,6 +14,7 @@ _elu_backward_out = _ops.elu_backward.grad_input
 _threshold_backward_out = _ops.threshold_backward.grad_input
 _sigmoid_backward_out = _ops.sigmoid_backward.grad_input
 _softplus_out = _ops.softplus.out
+_hardswish_out = _ops.hardswish.out
 # The constant alpha * scale in `scale_by_sign`, by compute dtype.
 ELU_OFFSET = {torch.float32: 2.0**60, torch.float64: 2.0**500}
 
@@ -45,7 +46,7 @@ def scale_by_sign(x: Tensor, sign: Tensor, above: float, below: float, out: Tens
     Args:
         x: Any shape, float32 or float64.
         sign: Same shape and dtype as x.
-        above: Factor where `sign` is positive; must not be 0.
+        above: Factor where `sign` is positive; must be positive, since torch refuses an ELU with a negative alpha.
         below: Factor elsewhere; must not be 0.
         out: Output tensor, which may alias x or `sign`; None (default) allocates a new one.
 
@@ -99,6 +100,24 @@ def softplus_(x: Tensor) -> Tensor:
     tensor([0.6931])
     """
     return _softplus_out(x, out=x)
+
+
+def hardswish_into(x: Tensor, out: Tensor) -> Tensor:
+    """Write x * clamp(x / 6 + 1/2, 0, 1) to `out`, and return it.
+
+    >>> hardswish_into(torch.tensor([-4.0, 0.0, 3.0]), torch.empty(3))
+    tensor([-0., 0., 3.])
+    """
+    return _hardswish_out(x, out=out)
+
+
+def hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """Return grad times the derivative of `hardswish_into`: x / 3 + 1/2 where -3 < x < 3, 0 below and 1 above.
+
+    >>> hardswish_backward(torch.ones(3), torch.tensor([-4.0, 0.0, 4.0]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    return _ops.hardswish_backward.default(grad, x)
 
 
 def sum_per_channel(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
