@@ -21,6 +21,7 @@ from rtdetr_act.activations.dyrelu import dyrelu
 from rtdetr_act.activations.frelu import maximum
 from rtdetr_act.activations.prelu import prelu
 from rtdetr_act.activations.repact import repact
+from rtdetr_act.activations.rational import NUMERATOR, rational
 from rtdetr_act.kernels.logits import compute_logits
 from rtdetr_act.kernels.pool import global_avg_pool
 
@@ -81,6 +82,8 @@ def prelu_formula(x: Tensor, weight: Tensor) -> Tensor:
 def repact_formula(x: Tensor, weights: Tensor, slope: Tensor) -> Tensor:
     branches = x, F.relu(x), torch.where(x > 0, x, slope * x), F.hardswish(x)
     return sum((w * branch for w, branch in zip(weights, branches, strict=True)), torch.zeros_like(x))
+def rational_formula(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return sum(c * x**k for k, c in enumerate(a)) / (1 + abs(sum(c * x**k for k, c in enumerate(b, 1))))
 
 
 # name: the op, its formula, and its other inputs for an x
@@ -100,6 +103,11 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
     "repact": (repact, repact_formula, lambda x: [torch.randn(4), scalar(0.1, 0.8)]),
     "repact-even": (repact, repact_formula, lambda x: [torch.tensor([0.8, 0.1, -0.1, 0.2]), scalar(0.9, 1)]),
     "repact-zero": (repact, repact_formula, lambda x: [torch.tensor([0.0, 0.5, -0.5, 1.0]), torch.zeros(1)]),
+    "rational": (
+        rational,
+        rational_formula,
+        lambda x: [torch.tensor(NUMERATOR) + torch.rand(6) / 5, torch.tensor([0.1, 4, 0.1, 0.3]) + torch.rand(4) / 5],
+    ),
     "dyrelu-1": (lambda x, *c: dyrelu(x, c[:1], c[1:]), dyrelu_formula, lambda x: per_image(x, 2)),
     "dyrelu-2": (lambda x, *c: dyrelu(x, c[:2], c[2:]), dyrelu_formula, lambda x: per_image(x, 4)),
     "dyrelu-4": (lambda x, *c: dyrelu(x, c[:4], c[4:]), dyrelu_formula, lambda x: per_image(x, 8)),

@@ -152,6 +152,9 @@ def repact(x: Array, p: dict[str, Array], axis: int, softmax: bool = False, **_:
     weights = np.exp(p["weights"]) / np.exp(p["weights"]).sum() if softmax else p["weights"]
     branches = x, np.maximum(x, 0), np.where(x < 0, float(p["slope"][0]) * x, x), hardswish(x, p, axis)
     return sum(weight * branch for weight, branch in zip(weights, branches, strict=True))
+def rational(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
+    inner = np.polyval([*p["denominator"][::-1], 0], x)
+    return np.polyval(p["numerator"][::-1], x) / (1 + np.abs(inner))
 
 
 def glu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
@@ -276,6 +279,7 @@ REFERENCE = {
     "aglu": aglu,
     "apa": apa,
     "repact": repact,
+    "rational": rational,
     "relu": relu,
     "rrelu": rrelu,
     "hardtanh": hardtanh,

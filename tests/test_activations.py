@@ -33,6 +33,7 @@ from rtdetr_act.activations.frelu import FReLU
 from rtdetr_act.activations.glu import GatedLinearUnit
 from rtdetr_act.activations.placed import get_placement, set_placement
 from rtdetr_act.activations.prelu import PReLU, build_prelu
+from rtdetr_act.activations.rational import Rational
 from rtdetr_act.activations.registry import (
     count_parameters,
     create,

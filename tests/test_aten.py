@@ -44,6 +44,15 @@ def test_where_positive(dtype: torch.dtype) -> None:
     torch.testing.assert_close(aten.zero_unless_positive(x, sign, sign), expected, rtol=0, atol=0)
 
 
+def test_zero_outside_keeps_what_is_within_the_limit() -> None:
+    x, position = torch.randn(64), 3 * torch.randn(64)
+    expected = torch.where(position.abs() < 2, x, 0)
+    for out in (torch.empty(64), torch.empty(64, dtype=torch.bfloat16)):
+        assert aten.zero_outside(x, position, 2, out) is out
+        torch.testing.assert_close(out, expected.to(out.dtype), rtol=0, atol=0)
+    torch.testing.assert_close(aten.zero_outside(x, position, 2, x), expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_gradient_of_the_sigmoid_and_softplus_over_their_input(dtype: torch.dtype) -> None:
     gate, grad = torch.rand(1000, dtype=dtype), torch.randn(1000, dtype=dtype)

@@ -12,6 +12,7 @@ _ops = torch.ops.aten
 _elu_backward = _ops.elu_backward.default
 _elu_backward_out = _ops.elu_backward.grad_input
 _threshold_backward_out = _ops.threshold_backward.grad_input
+_hardtanh_backward_out = _ops.hardtanh_backward.grad_input
 _sigmoid_backward_out = _ops.sigmoid_backward.grad_input
 _softplus_out = _ops.softplus.out
 _hardswish_out = _ops.hardswish.out
@@ -78,6 +79,22 @@ def zero_unless_positive(x: Tensor, sign: Tensor, out: Tensor) -> Tensor:
     tensor([0., 6.])
     """
     return _threshold_backward_out(x, sign, 0, grad_input=out)
+
+
+def zero_outside(x: Tensor, position: Tensor, limit: float, out: Tensor) -> Tensor:
+    """Return x where |position| < limit and 0 elsewhere, written to `out`, in one pass over memory.
+
+    Args:
+        x: Any shape.
+        position: Same shape and dtype as x.
+        limit: A positive number.
+        out: Output tensor of the same shape, which may alias x, and may have another dtype.
+
+    >>> x = torch.tensor([5.0, 6.0])
+    >>> zero_outside(x, torch.tensor([-3.0, 1.0]), 2.0, x)
+    tensor([0., 6.])
+    """
+    return _hardtanh_backward_out(x, position, -limit, limit, grad_input=out)
 
 
 def sigmoid_backward_(grad: Tensor, gate: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ def apply_elementwise(function: Elementwise, x: Tensor, *parameters: Tensor) -> 
     Args:
         function: The function.
         x: Any shape; (B, C, H, W) if a parameter is per channel.
-        *parameters: Each (1,), one number for all of x, or (C, 1, 1), one per channel; all of the same shape.
+        *parameters: Each (1,), one number for all of x, or (C, 1, 1), one per channel; all of the same shape. Or
+            vectors of any lengths, for all of x.
 
     >>> double = Elementwise(
     ...     plain=lambda x, a: x * a,
