@@ -21,6 +21,7 @@ from rtdetr_act.activations.dyrelu import dyrelu
 from rtdetr_act.activations.frelu import maximum
 from rtdetr_act.activations.prelu import prelu
 from rtdetr_act.activations.repact import repact
+from rtdetr_act.activations.pwlu import pwlu
 from rtdetr_act.activations.rational import NUMERATOR, rational
 from rtdetr_act.kernels.logits import compute_logits
 from rtdetr_act.kernels.pool import global_avg_pool
@@ -82,6 +83,14 @@ def prelu_formula(x: Tensor, weight: Tensor) -> Tensor:
 def repact_formula(x: Tensor, weights: Tensor, slope: Tensor) -> Tensor:
     branches = x, F.relu(x), torch.where(x > 0, x, slope * x), F.hardswish(x)
     return sum((w * branch for w, branch in zip(weights, branches, strict=True)), torch.zeros_like(x))
+def pwlu_formula(x: Tensor, values: Tensor, slopes: Tensor, bounds: Tensor) -> Tensor:
+    """Sum a hinge for each change of slope, of which none is at a number that a half type can hold."""
+    step = (bounds[1] - bounds[0]) / (len(values) - 1)
+    slope = torch.cat([slopes[:1], values.diff() / step, slopes[1:]])
+    hinges = [(x - bounds[0] - step * at).relu() * change for at, change in enumerate(slope.diff())]
+    return values[0] + slopes[0] * (x - bounds[0]) + torch.stack(hinges).sum(0)
+
+
 def rational_formula(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return sum(c * x**k for k, c in enumerate(a)) / (1 + abs(sum(c * x**k for k, c in enumerate(b, 1))))
 
@@ -103,6 +112,11 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
     "repact": (repact, repact_formula, lambda x: [torch.randn(4), scalar(0.1, 0.8)]),
     "repact-even": (repact, repact_formula, lambda x: [torch.tensor([0.8, 0.1, -0.1, 0.2]), scalar(0.9, 1)]),
     "repact-zero": (repact, repact_formula, lambda x: [torch.tensor([0.0, 0.5, -0.5, 1.0]), torch.zeros(1)]),
+    "pwlu": (
+        pwlu,
+        pwlu_formula,
+        lambda x: [torch.randn(9), torch.randn(2), torch.tensor([-3.0123, 2.9771])],
+    ),
     "rational": (
         rational,
         rational_formula,

@@ -33,6 +33,7 @@ from rtdetr_act.activations.frelu import FReLU
 from rtdetr_act.activations.glu import GatedLinearUnit
 from rtdetr_act.activations.placed import get_placement, set_placement
 from rtdetr_act.activations.prelu import PReLU, build_prelu
+from rtdetr_act.activations.pwlu import PWLU
 from rtdetr_act.activations.rational import Rational
 from rtdetr_act.activations.registry import (
     count_parameters,
@@ -738,6 +739,9 @@ def test_every_site_gets_its_own_instance() -> None:
         ("arelu(alpha=1e39)", "alpha is a finite number"),
         ("aglu(lambd=0)", "lambd is a positive number"),
         ("aglu(kappa=True)", "kappa is a finite number"),
+        ("pwlu(intervals=5)", "intervals is an even number"),
+        ("pwlu(bound=0)", "bound is a positive number"),
+        ("pwlu(realign_epoch=-1)", "realign_epoch is a non-negative number"),
         ("prelu(init=1e999)", "init is a finite number"),
         ("arelu(beta=1e999)", "beta is a finite number"),
         ("prelu(num_parameters=0)", "num_parameters"),

@@ -1,4 +1,4 @@
-"""Anneal the temperatures of a model with the training epoch."""
+"""Anneal the temperatures of a model, and realign its piecewise linear units, with the training epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rtdetr_act.surgery.modules import unwrap
 
 
 def set_epoch(model: Any, epoch: float) -> None:
-    """Set the temperatures of all attentions in a model to those of a training epoch.
+    """Set what depends on the training epoch: temperatures of attentions, and once the regions of PWLUs.
 
     Ultralytics' training calls it before every batch. In a custom training loop, call it at least once per epoch, and
     preferably before every step. Schedules that have finished are also removed from `model.yaml`.

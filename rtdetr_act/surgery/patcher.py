@@ -244,7 +244,7 @@ def patch_model(
         scope: "conv" (default) for convolutional sites, "all" for transformer sites too.
         act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training. Default: 1.0.
         init: "paper" (default) for the activation's default initialisation, "match" to fit it to the activation that it
-            replaces, if it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, rational,
+            replaces, if it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, pwlu, rational,
             dyrelu_a, dyrelu_b, dyrelu_c).
             With "match" the next training with Ultralytics begins with `refit`, for any activation.
         example_input: Input of a model that is not from Ultralytics, a tensor or a tuple of arguments, for a forward

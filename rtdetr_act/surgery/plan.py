@@ -45,7 +45,8 @@ _LONGEST_FORM = 1_000_000  # characters; a rule for each of the 165 sites of yol
 MAX_STAGES = 51  # a plan and its nested bases
 _WORDS = ("from", "init")  # what may follow an activation and its sites in the text of a rule
 _MEMORY = "memory"  # which may follow too, and is of the whole plan
-_SCHEDULE_KEYS = ("tau_start", "tau_epochs")  # arguments without effect once a schedule has finished
+# Of each schedule, the argument that is None without it and the one that says in which epoch it finishes.
+_SCHEDULES = (("tau_start", "tau_epochs"), ("realign_epoch", "realign_epoch"))
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ class Rule:
         end = _schedule_end(self.activation)
         if end is None or end > epoch:
             return self
-        kept = [(key, value) for key, value in self.activation.kwargs if key not in _SCHEDULE_KEYS]
-        starts_by_default = _get_default_arguments(self.activation.name).get("tau_start") is not None
-        kept += [("tau_start", None)] if starts_by_default else []
+        kept = [(key, value) for key, value in self.activation.kwargs if all(key not in keys for keys in _SCHEDULES)]
+        defaults = _get_default_arguments(self.activation.name)
+        kept += [(switch, None) for switch, _ in _SCHEDULES if defaults.get(switch) is not None]
         return replace(self, activation=replace(self.activation, kwargs=tuple(kept)))
 
     def to_yaml(self) -> dict[str, Any]:
@@ -815,12 +816,15 @@ def _check_fitted(value: object) -> bool:
 
 
 def _schedule_end(activation: ActSpec) -> float | None:
-    """Return the epoch at which the schedule of an activation's temperature finishes, or None without a schedule."""
+    """Return the epoch at which the schedule of an activation finishes, or None without a schedule."""
     given = {**_get_default_arguments(activation.name), **dict(activation.kwargs)}
-    epochs = given.get("tau_epochs", 0)
-    if not _is_number(epochs):
-        raise SpecError(f"tau_epochs is a number of epochs such as 10, not {quote(epochs)}")
-    return float(epochs) if given.get("tau_start") is not None else None
+    for switch, end in _SCHEDULES:
+        epochs = given.get(end)
+        if epochs is not None and not _is_number(epochs):
+            raise SpecError(f"{end} is a number of epochs such as 10, not {quote(epochs)}")
+        if epochs is not None and given.get(switch) is not None:
+            return float(epochs)
+    return None
 
 
 def _get_default_arguments(name: str) -> dict[str, Any]:

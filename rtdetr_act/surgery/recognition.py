@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rtdetr_act.activations.dynamic_conv import DynamicConv2d
 from rtdetr_act.activations.placed import get_placement
-from rtdetr_act.activations.temperature import Scheduled
+from rtdetr_act.activations.temperature import Temperature
 from rtdetr_act.errors import reason
 from rtdetr_act.surgery.plan import TreatAs, parse_treat_as
 
@@ -23,7 +23,7 @@ GROUP = "rtdetr_act.treat_as"
 # Functions that gate or normalise (attention, scores) are not activations to swap; GLU halves the channels.
 _NOT_SITES = (
     nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention,
-    DynamicConv2d, Scheduled,
+    DynamicConv2d, Temperature,
 )  # fmt: skip
 _ACTIVATION_MODULES = ("torch.nn.modules.activation", "ultralytics.nn.modules.activation", "rtdetr_act.activations")
 

@@ -1,4 +1,4 @@
-"""Update a patched model during Ultralytics' training: the fit at its start, and annealed temperatures."""
+"""Update a patched model during Ultralytics' training: the fit at its start, and what changes with the epoch."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class _Schedule:
 
 
 def update_schedule(trainer: Any, event: str) -> None:
-    """Update the temperatures of a trainer's model and of its EMA, and fit the model at the start if needed.
+    """Set the epoch of a trainer's model and of its EMA, and fit the model at the start if needed.
 
-    It is called with each event of an Ultralytics trainer, before its callbacks, on every worker. Temperatures depend
-    only on the plan and the epoch, so a resumed training needs no further state.
+    It is called with each event of an Ultralytics trainer, before its callbacks, on every worker. What depends on the
+    epoch needs nothing but the plan and the weights, so a resumed training needs no further state.
 
     Args:
         trainer: The trainer.
@@ -72,7 +72,8 @@ def _start(trainer: Any) -> None:
         return
     if hasattr(model, "student_model"):
         raise InputError(
-            "distill_model wraps the model, so its temperatures cannot be updated: omit it, or give tau_start=None"
+            "distill_model wraps the model, so that activations do not learn the epoch: omit it, or give "
+            "tau_start=None or, for pwlu, realign_epoch=None"
         )
     setattr(trainer, _SCHEDULE, _Schedule())
     _set_epoch(trainer, trainer.start_epoch)
