@@ -41,7 +41,9 @@ def test_where_positive(dtype: torch.dtype) -> None:
     out = torch.empty_like(x)
     assert aten.zero_unless_positive(x, sign, out) is out
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
-    torch.testing.assert_close(aten.zero_unless_positive(x, sign, sign), expected, rtol=0, atol=0)
+    torch.testing.assert_close(aten.zero_unless_positive(x, sign.clone(), out), expected, rtol=0, atol=0)
+    expected = torch.where(sign.nan_to_num(1) > -0.5, x, 0)
+    torch.testing.assert_close(aten.zero_unless_above(x, sign, -0.5, sign), expected, rtol=0, atol=0)
 
 
 def test_zero_outside_keeps_what_is_within_the_limit() -> None:
@@ -54,8 +56,9 @@ def test_zero_outside_keeps_what_is_within_the_limit() -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_gradient_of_the_sigmoid_and_softplus_over_their_input(dtype: torch.dtype) -> None:
+def test_gradients_of_sigmoid_and_tanh_and_softplus_over_their_input(dtype: torch.dtype) -> None:
     gate, grad = torch.rand(1000, dtype=dtype), torch.randn(1000, dtype=dtype)
+    torch.testing.assert_close(aten.tanh_backward_(grad.clone(), gate), grad * (1 - gate**2))
     expected = grad * gate * (1 - gate)
     torch.testing.assert_close(aten.sigmoid_backward_(grad, gate), expected)
     x = torch.linspace(-30, 30, 1000, dtype=dtype)

@@ -14,6 +14,7 @@ _elu_backward_out = _ops.elu_backward.grad_input
 _threshold_backward_out = _ops.threshold_backward.grad_input
 _hardtanh_backward_out = _ops.hardtanh_backward.grad_input
 _sigmoid_backward_out = _ops.sigmoid_backward.grad_input
+_tanh_backward_out = _ops.tanh_backward.grad_input
 _softplus_out = _ops.softplus.out
 _hardswish_out = _ops.hardswish.out
 # The constant alpha * scale in `scale_by_sign`, by compute dtype.
@@ -67,18 +68,24 @@ def scale_by_sign(x: Tensor, sign: Tensor, above: float, below: float, out: Tens
 
 
 def zero_unless_positive(x: Tensor, sign: Tensor, out: Tensor) -> Tensor:
-    """Return x where sign > 0 and 0 elsewhere, written to `out`.
+    """Return x where sign > 0 and 0 elsewhere, written to `out`: `zero_unless_above` with a threshold of 0."""
+    return zero_unless_above(x, sign, 0, out)
+
+
+def zero_unless_above(x: Tensor, other: Tensor, threshold: float, out: Tensor) -> Tensor:
+    """Return x where other > threshold and 0 elsewhere, written to `out`.
 
     Args:
         x: Any shape.
-        sign: Same shape and dtype as x.
-        out: Output tensor of the same shape and dtype, which may alias `sign`.
+        other: Same shape and dtype as x.
+        threshold: A number of this dtype.
+        out: Output tensor of the same shape and dtype, which may alias x or `other`.
 
-    >>> sign = torch.tensor([-1.0, 2.0])
-    >>> zero_unless_positive(torch.tensor([5.0, 6.0]), sign, sign)
+    >>> other = torch.tensor([-1.0, 2.0])
+    >>> zero_unless_above(torch.tensor([5.0, 6.0]), other, -1.0, other)
     tensor([0., 6.])
     """
-    return _threshold_backward_out(x, sign, 0, grad_input=out)
+    return _threshold_backward_out(x, other, threshold, grad_input=out)
 
 
 def zero_outside(x: Tensor, position: Tensor, limit: float, out: Tensor) -> Tensor:
@@ -108,6 +115,19 @@ def sigmoid_backward_(grad: Tensor, gate: Tensor) -> Tensor:
     tensor([0.2500])
     """
     return _sigmoid_backward_out(grad, gate, grad_input=grad)
+
+
+def tanh_backward_(grad: Tensor, result: Tensor) -> Tensor:
+    """Multiply `grad` in place by the derivative of tanh, 1 - result², and return it.
+
+    Args:
+        grad: Gradient with respect to the output of tanh; any shape.
+        result: Output of tanh, in the same shape and dtype.
+
+    >>> tanh_backward_(torch.tensor([1.0]), torch.tensor([0.5]))
+    tensor([0.7500])
+    """
+    return _tanh_backward_out(grad, result, grad_input=grad)
 
 
 def softplus_(x: Tensor) -> Tensor:
