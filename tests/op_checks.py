@@ -23,6 +23,7 @@ from rtdetr_act.activations.prelu import prelu
 from rtdetr_act.activations.repact import repact
 from rtdetr_act.activations.pwlu import pwlu
 from rtdetr_act.activations.rational import NUMERATOR, rational
+from rtdetr_act.activations.swish_beta import swish_beta
 from rtdetr_act.kernels.logits import compute_logits
 from rtdetr_act.kernels.pool import global_avg_pool
 
@@ -93,6 +94,8 @@ def pwlu_formula(x: Tensor, values: Tensor, slopes: Tensor, bounds: Tensor) -> T
 
 def rational_formula(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return sum(c * x**k for k, c in enumerate(a)) / (1 + abs(sum(c * x**k for k, c in enumerate(b, 1))))
+def swish_beta_formula(x: Tensor, beta: Tensor) -> Tensor:
+    return x * torch.sigmoid((beta if len(beta) == 1 else over_map(beta)) * x)
 
 
 # name: the op, its formula, and its other inputs for an x
@@ -138,6 +141,8 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
     "acon": (acon, acon_formula, lambda x: channelwise(x, 3)),
     "acon-meta": (acon, acon_formula, lambda x: [*channelwise(x, 2), torch.rand(x.shape[:2])]),
     "maximum": (maximum, lambda x, t: torch.where(t > x, t, x), lambda x: [torch.randn_like(x)]),
+    "swish_beta": (swish_beta, swish_beta_formula, lambda x: [scalar(-2, 3)]),
+    "swish_beta-channels": (swish_beta, swish_beta_formula, lambda x: channelwise(x, 1)),
     "logits": (
         lambda x, w, b: compute_logits(x, w, b).expand_as(x).to(x.dtype),
         lambda x, w, b: F.conv2d(x, w, b).expand_as(x),

@@ -273,6 +273,11 @@ def threshold(x: Array, p: dict[str, Array], axis: int, threshold: float, value:
     return np.where(x > threshold, x, value)
 
 
+def swish_beta(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
+    beta = p["beta"] if p["beta"].size == 1 else along(p["beta"], x, axis)
+    return x * sigmoid(beta * x)
+
+
 REFERENCE = {
     "arelu": arelu,
     "dyrelu_a": dyrelu_a,
@@ -314,4 +319,5 @@ REFERENCE = {
     "log_softmax": channel_log_softmax,
     "glu": glu,
     "threshold": threshold,
+    "swish_beta": swish_beta,
 }

@@ -26,6 +26,7 @@ from op_checks import (
     check_second_derivatives,
     draw_map,
     draw_pair,
+    exactly,
     run,
     scalar,
 )
@@ -162,6 +163,31 @@ def test_arelu_is_exact_over_22_orders_of_magnitude(magnitude: float) -> None:
     want = run(arelu_formula, [t.double() for t in (x, alpha, beta)], torch.full((1000,), 1e-8).double())
     for g, w in zip(got[:2], want[:2], strict=True):
         torch.testing.assert_close(g.double(), w, rtol=3e-7, atol=0)
+
+
+# Elementwise ops whose formulas overflow to NaN, or whose gradients do.
+FINITE = "swish_beta".split()
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("name", FINITE)
+def test_no_finite_input_gives_nan(name: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if small:
+        monkeypatch.setattr(blocks, "SMALL_NUMEL", 1000)
+    op, formula, more = OPS[name]
+    for dtype in (torch.float64, torch.float32, *HALF):
+        steps = [0, 1e-5, 2, 5, 10, 20, 88, 89, 104, 200, 300, 6e4, 1e10, 1e19, 1e30, 1e38]
+        positive = torch.tensor(steps, dtype=torch.float64).clamp(max=torch.finfo(dtype).max / 2)
+        x = torch.cat([positive, -positive]).to(dtype)
+        inputs = [x, *more(x)]
+        found = run(op, inputs, torch.ones_like(x))
+        assert not any(t.isnan().any() for t in found)
+        # Where the formula and its gradient are finite in float64 and within the type, they are the result.
+        for got, want in zip(found[:2], run(formula, exactly(inputs), torch.ones_like(x).double())[:2], strict=True):
+            fits = want.abs() < torch.finfo(dtype).max / 2
+            scale = 1 + want.abs() + (x.double().abs() if got is found[0] else 0)
+            error = (got.double() - want).abs() / scale
+            assert float(error[fits].max()) < 8 * torch.finfo(dtype).eps
 
 
 @pytest.mark.kernels

@@ -165,6 +165,8 @@ def at_the_end(name: str, activation: nn.Module) -> bool:
         return activation.alpha.item() <= 0.0101 or activation.beta.item() < -2.9
     if name == "aconc":
         return activation.beta.max().item() > 9.9
+    if name == "swish_beta":
+        return activation.beta.item() > 9.99
     if name in ("aglu", "apa"):
         return activation.lambd.item() < 0.0011 or activation.kappa.item() > 9.99
     return False

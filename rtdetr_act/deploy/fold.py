@@ -102,9 +102,9 @@ def fold_activations(model: Any, example_input: Any = None) -> FoldReport:
 
     AReLU becomes LeakyReLU, and its positive slope is folded into the weights before it, or into those after it if the
     former is impossible because there is no layer or its output has other consumers. This works through skip
-    connections, concatenations, pooling and functional calls. PReLU with one slope and RReLU become LeakyReLU; ACON-C
-    and AGLU become SiLU if their parameters make them SiLU. An activation whose factor cannot be folded is kept, and
-    the report gives the reason.
+    connections, concatenations, pooling and functional calls. PReLU with one slope and RReLU become LeakyReLU; ACON-C,
+    AGLU and Swish become SiLU if their parameters make them SiLU. An activation whose factor cannot be folded is kept,
+    and the report gives the reason.
 
     The fold is computed and verified on a copy in float64 with random inputs. The model is changed only if the outputs
     agree. For an Ultralytics model the new activations are stored in `model.yaml`. A fold cannot be undone.
