@@ -19,6 +19,7 @@ from rtdetr_act.activations.aglu import aglu
 from rtdetr_act.activations.arelu import arelu
 from rtdetr_act.activations.dyrelu import dyrelu
 from rtdetr_act.activations.frelu import maximum
+from rtdetr_act.activations.hard_mish import hard_mish
 from rtdetr_act.activations.prelu import prelu
 from rtdetr_act.activations.repact import repact
 from rtdetr_act.activations.pwlu import pwlu
@@ -143,6 +144,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
     "maximum": (maximum, lambda x, t: torch.where(t > x, t, x), lambda x: [torch.randn_like(x)]),
     "swish_beta": (swish_beta, swish_beta_formula, lambda x: [scalar(-2, 3)]),
     "swish_beta-channels": (swish_beta, swish_beta_formula, lambda x: channelwise(x, 1)),
+    "hard_mish": (hard_mish, lambda x: x * F.hardtanh(x + 2, 0.0, 2.0) / 2, lambda x: []),
     "logits": (
         lambda x, w, b: compute_logits(x, w, b).expand_as(x).to(x.dtype),
         lambda x, w, b: F.conv2d(x, w, b).expand_as(x),

@@ -278,6 +278,10 @@ def swish_beta(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
     return x * sigmoid(beta * x)
 
 
+def hard_mish(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
+    return x / 2 * np.minimum(np.maximum(x + 2, 0), 2)
+
+
 REFERENCE = {
     "arelu": arelu,
     "dyrelu_a": dyrelu_a,
@@ -320,4 +324,5 @@ REFERENCE = {
     "glu": glu,
     "threshold": threshold,
     "swish_beta": swish_beta,
+    "hard_mish": hard_mish,
 }
