@@ -24,6 +24,7 @@ from rtdetr_act.activations.prelu import prelu
 from rtdetr_act.activations.repact import repact
 from rtdetr_act.activations.pwlu import pwlu
 from rtdetr_act.activations.rational import NUMERATOR, rational
+from rtdetr_act.activations.squareplus import squareplus
 from rtdetr_act.activations.swish_beta import swish_beta
 from rtdetr_act.kernels.logits import compute_logits
 from rtdetr_act.kernels.pool import global_avg_pool
@@ -145,6 +146,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
     "swish_beta": (swish_beta, swish_beta_formula, lambda x: [scalar(-2, 3)]),
     "swish_beta-channels": (swish_beta, swish_beta_formula, lambda x: channelwise(x, 1)),
     "hard_mish": (hard_mish, lambda x: x * F.hardtanh(x + 2, 0.0, 2.0) / 2, lambda x: []),
+    "squareplus": (squareplus, lambda x: (x + torch.sqrt(x * x + 4)) / 2, lambda x: []),
     "logits": (
         lambda x, w, b: compute_logits(x, w, b).expand_as(x).to(x.dtype),
         lambda x, w, b: F.conv2d(x, w, b).expand_as(x),

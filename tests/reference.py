@@ -282,6 +282,10 @@ def hard_mish(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
     return x / 2 * np.minimum(np.maximum(x + 2, 0), 2)
 
 
+def squareplus(x: Array, p: dict[str, Array], axis: int, b: float = 4.0, **_: Any) -> Array:
+    return (x + np.sqrt(x**2 + b)) / 2
+
+
 REFERENCE = {
     "arelu": arelu,
     "dyrelu_a": dyrelu_a,
@@ -325,4 +329,5 @@ REFERENCE = {
     "threshold": threshold,
     "swish_beta": swish_beta,
     "hard_mish": hard_mish,
+    "squareplus": squareplus,
 }
