@@ -24,6 +24,7 @@ from rtdetr_act.activations.prelu import prelu
 from rtdetr_act.activations.repact import repact
 from rtdetr_act.activations.pwlu import pwlu
 from rtdetr_act.activations.rational import NUMERATOR, rational
+from rtdetr_act.activations.smu import smu, smu1
 from rtdetr_act.activations.squareplus import squareplus
 from rtdetr_act.activations.swish_beta import swish_beta
 from rtdetr_act.kernels.logits import compute_logits
@@ -100,6 +101,14 @@ def swish_beta_formula(x: Tensor, beta: Tensor) -> Tensor:
     return x * torch.sigmoid((beta if len(beta) == 1 else over_map(beta)) * x)
 
 
+def smu_formula(x: Tensor, mu: Tensor) -> Tensor:
+    return (1.25 * x + 0.75 * x * torch.erf(mu * 0.75 * x)) / 2
+
+
+def smu1_formula(x: Tensor, mu: Tensor) -> Tensor:
+    return (1.25 * x + torch.sqrt(0.5625 * x * x + mu * mu)) / 2
+
+
 # name: the op, its formula, and its other inputs for an x
 OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Tensor], Inputs]]] = {
     "arelu": (arelu, arelu_formula, lambda x: [scalar(0.2, 0.8), scalar(-2, 2)]),
@@ -146,6 +155,8 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
     "swish_beta": (swish_beta, swish_beta_formula, lambda x: [scalar(-2, 3)]),
     "swish_beta-channels": (swish_beta, swish_beta_formula, lambda x: channelwise(x, 1)),
     "hard_mish": (hard_mish, lambda x: x * F.hardtanh(x + 2, 0.0, 2.0) / 2, lambda x: []),
+    "smu": (smu, smu_formula, lambda x: [scalar(-1, 3)]),
+    "smu1": (smu1, smu1_formula, lambda x: [scalar(0.1, 2)]),
     "squareplus": (squareplus, lambda x: (x + torch.sqrt(x * x + 4)) / 2, lambda x: []),
     "logits": (
         lambda x, w, b: compute_logits(x, w, b).expand_as(x).to(x.dtype),

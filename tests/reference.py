@@ -282,6 +282,14 @@ def hard_mish(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
     return x / 2 * np.minimum(np.maximum(x + 2, 0), 2)
 
 
+def smu(x: Array, p: dict[str, Array], axis: int, alpha: float = 0.25, **_: Any) -> Array:
+    return ((1 + alpha) * x + (1 - alpha) * x * erf(p["mu"] * (1 - alpha) * x)) / 2
+
+
+def smu1(x: Array, p: dict[str, Array], axis: int, alpha: float = 0.25, **_: Any) -> Array:
+    return ((1 + alpha) * x + np.sqrt((1 - alpha) ** 2 * x**2 + p["mu"] ** 2)) / 2
+
+
 def squareplus(x: Array, p: dict[str, Array], axis: int, b: float = 4.0, **_: Any) -> Array:
     return (x + np.sqrt(x**2 + b)) / 2
 
@@ -329,5 +337,7 @@ REFERENCE = {
     "threshold": threshold,
     "swish_beta": swish_beta,
     "hard_mish": hard_mish,
+    "smu": smu,
+    "smu1": smu1,
     "squareplus": squareplus,
 }

@@ -325,6 +325,7 @@ FORMS = {
     "rrelu(0.1, 0.5)": nn.LeakyReLU(0.3),
     "aconc(init='silu')": nn.SiLU(),
     "aglu": nn.SiLU(),
+    "smu1(mu=0.0)": nn.LeakyReLU(0.25),
     "swish_beta(per_channel=True)": nn.SiLU(),
     "hardtanh(0, 6)": nn.ReLU6(),
     "celu(1.0)": nn.ELU(),

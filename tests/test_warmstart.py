@@ -167,6 +167,8 @@ def at_the_end(name: str, activation: nn.Module) -> bool:
         return activation.beta.max().item() > 9.9
     if name == "swish_beta":
         return activation.beta.item() > 9.99
+    if name == "smu1":  # at 0, on either side of which it is the same
+        return activation.mu.item() < 1e-6
     if name in ("aglu", "apa"):
         return activation.lambd.item() < 0.0011 or activation.kappa.item() > 9.99
     return False
