@@ -25,6 +25,7 @@ from rtdetr_act.activations.repact import repact
 from rtdetr_act.activations.pwlu import pwlu
 from rtdetr_act.activations.rational import NUMERATOR, rational
 from rtdetr_act.activations.smu import smu, smu1
+from rtdetr_act.activations.squared_relu import squared_relu
 from rtdetr_act.activations.squareplus import squareplus
 from rtdetr_act.activations.swish_beta import swish_beta
 from rtdetr_act.kernels.logits import compute_logits
@@ -157,6 +158,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
     "hard_mish": (hard_mish, lambda x: x * F.hardtanh(x + 2, 0.0, 2.0) / 2, lambda x: []),
     "smu": (smu, smu_formula, lambda x: [scalar(-1, 3)]),
     "smu1": (smu1, smu1_formula, lambda x: [scalar(0.1, 2)]),
+    "squared_relu": (squared_relu, lambda x: x.clamp(min=0) ** 2, lambda x: []),
     "squareplus": (squareplus, lambda x: (x + torch.sqrt(x * x + 4)) / 2, lambda x: []),
     "logits": (
         lambda x, w, b: compute_logits(x, w, b).expand_as(x).to(x.dtype),

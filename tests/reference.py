@@ -290,6 +290,10 @@ def smu1(x: Array, p: dict[str, Array], axis: int, alpha: float = 0.25, **_: Any
     return ((1 + alpha) * x + np.sqrt((1 - alpha) ** 2 * x**2 + p["mu"] ** 2)) / 2
 
 
+def squared_relu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
+    return np.maximum(x, 0) ** 2
+
+
 def squareplus(x: Array, p: dict[str, Array], axis: int, b: float = 4.0, **_: Any) -> Array:
     return (x + np.sqrt(x**2 + b)) / 2
 
@@ -339,5 +343,6 @@ REFERENCE = {
     "hard_mish": hard_mish,
     "smu": smu,
     "smu1": smu1,
+    "squared_relu": squared_relu,
     "squareplus": squareplus,
 }
