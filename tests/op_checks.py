@@ -27,6 +27,7 @@ from rtdetr_act.activations.rational import NUMERATOR, rational
 from rtdetr_act.activations.smu import smu, smu1
 from rtdetr_act.activations.squared_relu import squared_relu
 from rtdetr_act.activations.squareplus import squareplus
+from rtdetr_act.activations.star_relu import star_relu
 from rtdetr_act.activations.swish_beta import swish_beta
 from rtdetr_act.kernels.logits import compute_logits
 from rtdetr_act.kernels.pool import global_avg_pool
@@ -159,6 +160,11 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
     "smu": (smu, smu_formula, lambda x: [scalar(-1, 3)]),
     "smu1": (smu1, smu1_formula, lambda x: [scalar(0.1, 2)]),
     "squared_relu": (squared_relu, lambda x: x.clamp(min=0) ** 2, lambda x: []),
+    "star_relu": (
+        star_relu,
+        lambda x, scale, bias: scale * x.clamp(min=0) ** 2 + bias,
+        lambda x: [scalar(0.5, 1), scalar(-1, 1)],
+    ),
     "squareplus": (squareplus, lambda x: (x + torch.sqrt(x * x + 4)) / 2, lambda x: []),
     "logits": (
         lambda x, w, b: compute_logits(x, w, b).expand_as(x).to(x.dtype),

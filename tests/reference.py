@@ -294,6 +294,10 @@ def squared_relu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
     return np.maximum(x, 0) ** 2
 
 
+def star_relu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
+    return p["scale"] * np.maximum(x, 0) ** 2 + p["bias"]
+
+
 def squareplus(x: Array, p: dict[str, Array], axis: int, b: float = 4.0, **_: Any) -> Array:
     return (x + np.sqrt(x**2 + b)) / 2
 
@@ -344,5 +348,6 @@ REFERENCE = {
     "smu": smu,
     "smu1": smu1,
     "squared_relu": squared_relu,
+    "star_relu": star_relu,
     "squareplus": squareplus,
 }
