@@ -19,6 +19,7 @@ from rtdetr_act.activations.aglu import aglu
 from rtdetr_act.activations.arelu import arelu
 from rtdetr_act.activations.dyrelu import dyrelu
 from rtdetr_act.activations.frelu import maximum
+from rtdetr_act.activations.golu import golu
 from rtdetr_act.activations.hard_mish import hard_mish
 from rtdetr_act.activations.prelu import prelu
 from rtdetr_act.activations.repact import repact
@@ -165,6 +166,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
         lambda x, scale, bias: scale * x.clamp(min=0) ** 2 + bias,
         lambda x: [scalar(0.5, 1), scalar(-1, 1)],
     ),
+    "golu": (golu, lambda x: x * torch.exp(-torch.exp(-x)), lambda x: []),
     "squareplus": (squareplus, lambda x: (x + torch.sqrt(x * x + 4)) / 2, lambda x: []),
     "logits": (
         lambda x, w, b: compute_logits(x, w, b).expand_as(x).to(x.dtype),

@@ -298,6 +298,10 @@ def star_relu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
     return p["scale"] * np.maximum(x, 0) ** 2 + p["bias"]
 
 
+def golu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
+    return x * np.exp(-np.exp(-x))
+
+
 def squareplus(x: Array, p: dict[str, Array], axis: int, b: float = 4.0, **_: Any) -> Array:
     return (x + np.sqrt(x**2 + b)) / 2
 
@@ -349,5 +353,6 @@ REFERENCE = {
     "smu1": smu1,
     "squared_relu": squared_relu,
     "star_relu": star_relu,
+    "golu": golu,
     "squareplus": squareplus,
 }
