@@ -30,6 +30,7 @@ from rtdetr_act.activations.squared_relu import squared_relu
 from rtdetr_act.activations.squareplus import squareplus
 from rtdetr_act.activations.star_relu import star_relu
 from rtdetr_act.activations.swish_beta import swish_beta
+from rtdetr_act.activations.telu import telu
 from rtdetr_act.kernels.logits import compute_logits
 from rtdetr_act.kernels.pool import global_avg_pool
 
@@ -167,6 +168,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[Ten
         lambda x: [scalar(0.5, 1), scalar(-1, 1)],
     ),
     "golu": (golu, lambda x: x * torch.exp(-torch.exp(-x)), lambda x: []),
+    "telu": (telu, lambda x: x * torch.tanh(torch.exp(x)), lambda x: []),
     "squareplus": (squareplus, lambda x: (x + torch.sqrt(x * x + 4)) / 2, lambda x: []),
     "logits": (
         lambda x, w, b: compute_logits(x, w, b).expand_as(x).to(x.dtype),

@@ -302,6 +302,10 @@ def golu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
     return x * np.exp(-np.exp(-x))
 
 
+def telu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
+    return x * np.tanh(np.exp(x))
+
+
 def squareplus(x: Array, p: dict[str, Array], axis: int, b: float = 4.0, **_: Any) -> Array:
     return (x + np.sqrt(x**2 + b)) / 2
 
@@ -354,5 +358,6 @@ REFERENCE = {
     "squared_relu": squared_relu,
     "star_relu": star_relu,
     "golu": golu,
+    "telu": telu,
     "squareplus": squareplus,
 }

@@ -166,7 +166,7 @@ def test_arelu_is_exact_over_22_orders_of_magnitude(magnitude: float) -> None:
 
 
 # Elementwise ops whose formulas overflow to NaN, or whose gradients do.
-FINITE = "swish_beta hard_mish smu smu1 squared_relu star_relu golu squareplus".split()
+FINITE = "swish_beta hard_mish smu smu1 squared_relu star_relu golu telu squareplus".split()
 
 
 @pytest.mark.parametrize("small", [False, True])
