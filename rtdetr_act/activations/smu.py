@@ -312,6 +312,7 @@ ENTRIES = (
         aliases=("smooth_maximum_unit",),
         fit=_fit_smu,
         exportable=_export_smu,
+        start="slopes 1.00 and 0.25 up to 1e-7",
         title="SMU",
     ),
     _entry(

@@ -117,6 +117,7 @@ ENTRIES = (
             "As squared_relu, with outputs of mean 0 and variance 1 at first; it was designed for networks with "
             "LayerNorm. In a trained network, start it with init=match."
         ),
+        start="squared ReLU with mean 0 and variance 1",
         title="StarReLU",
     ),
 )
