@@ -23,7 +23,7 @@ from rtdetr_act.surgery.recomputation import Recomputation
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 LEARNED = (
     *("arelu", "prelu", "frelu", "aconc", "meta_aconc", "aglu", "glu", "dyrelu_a", "dyrelu_b", "dyrelu_c"),
-    "repact",
+    *("pwlu", "rational", "repact", "smu", "smu1", "star_relu", "swish_beta"),
 )
 ARGUMENTS = {"threshold": "threshold(0.1, 0.05)"}
 # Generators and convolutions add up products of rounded numbers, which a map rounded once does not.

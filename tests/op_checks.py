@@ -22,9 +22,9 @@ from rtdetr_act.activations.frelu import maximum
 from rtdetr_act.activations.golu import golu
 from rtdetr_act.activations.hard_mish import hard_mish
 from rtdetr_act.activations.prelu import prelu
-from rtdetr_act.activations.repact import repact
 from rtdetr_act.activations.pwlu import pwlu
 from rtdetr_act.activations.rational import NUMERATOR, rational
+from rtdetr_act.activations.repact import repact
 from rtdetr_act.activations.smu import smu, smu1
 from rtdetr_act.activations.squared_relu import squared_relu
 from rtdetr_act.activations.squareplus import squareplus
@@ -91,6 +91,8 @@ def prelu_formula(x: Tensor, weight: Tensor) -> Tensor:
 def repact_formula(x: Tensor, weights: Tensor, slope: Tensor) -> Tensor:
     branches = x, F.relu(x), torch.where(x > 0, x, slope * x), F.hardswish(x)
     return sum((w * branch for w, branch in zip(weights, branches, strict=True)), torch.zeros_like(x))
+
+
 def pwlu_formula(x: Tensor, values: Tensor, slopes: Tensor, bounds: Tensor) -> Tensor:
     """Sum a hinge for each change of slope, of which none is at a number that a half type can hold."""
     step = (bounds[1] - bounds[0]) / (len(values) - 1)
@@ -101,6 +103,8 @@ def pwlu_formula(x: Tensor, values: Tensor, slopes: Tensor, bounds: Tensor) -> T
 
 def rational_formula(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return sum(c * x**k for k, c in enumerate(a)) / (1 + abs(sum(c * x**k for k, c in enumerate(b, 1))))
+
+
 def swish_beta_formula(x: Tensor, beta: Tensor) -> Tensor:
     return x * torch.sigmoid((beta if len(beta) == 1 else over_map(beta)) * x)
 

@@ -152,6 +152,8 @@ def repact(x: Array, p: dict[str, Array], axis: int, softmax: bool = False, **_:
     weights = np.exp(p["weights"]) / np.exp(p["weights"]).sum() if softmax else p["weights"]
     branches = x, np.maximum(x, 0), np.where(x < 0, float(p["slope"][0]) * x, x), hardswish(x, p, axis)
     return sum(weight * branch for weight, branch in zip(weights, branches, strict=True))
+
+
 def pwlu(x: Array, p: dict[str, Array], axis: int, **_: Any) -> Array:
     values, (left, right), (low, high) = p["values"], p["slopes"], p["bounds"]
     inside = np.interp(x, np.linspace(low, high, len(values)), values)

@@ -33,8 +33,6 @@ from rtdetr_act.activations.frelu import FReLU
 from rtdetr_act.activations.glu import GatedLinearUnit
 from rtdetr_act.activations.placed import get_placement, set_placement
 from rtdetr_act.activations.prelu import PReLU, build_prelu
-from rtdetr_act.activations.pwlu import PWLU
-from rtdetr_act.activations.rational import Rational
 from rtdetr_act.activations.registry import (
     count_parameters,
     create,
@@ -45,7 +43,6 @@ from rtdetr_act.activations.registry import (
     register,
     resolve,
 )
-from rtdetr_act.activations.repact import RepAct
 from rtdetr_act.activations.torch_native import Softmax2d
 from rtdetr_act.errors import ModelError, RtdetrActWarning, SelectionError, SpecError
 from rtdetr_act.kernels.backend import read_parameters
@@ -67,7 +64,6 @@ OURS = {
     "frelu": FReLU,
     "aglu": AGLU,
     "glu": GatedLinearUnit,
-    "repact": RepAct,
 }
 ARGUMENTS = {"threshold": {"threshold": 0.1, "value": -0.3}}
 BUILT_IN = sorted(REFERENCE)
@@ -183,21 +179,6 @@ def test_rrelu_draws_slopes_in_training() -> None:
     assert 0.125 <= slopes.min() < 0.15 and 0.3 < slopes.max() <= 1 / 3
 
 
-@pytest.mark.parametrize(("name", "layout"), OUR_PLACES)
-def test_gradcheck(name: str, layout: str) -> None:
-    module = build(name, layout, channels=3).double().eval()
-    shape = (2, 3, 2, 2) if layout == "map" else (2, 3, 3)
-    x = torch.randn(shape, dtype=torch.float64)
-    x = torch.where(x.abs() < 0.05, torch.full_like(x, 0.3), x).requires_grad_()
-    parameters = tuple(module.parameters())
-
-    def call(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
-        keys = [key for key, _ in module.named_parameters()]
-        return torch.func.functional_call(module, dict(zip(keys, values, strict=True)), (x,))
-
-    assert torch.autograd.gradcheck(call, (x, *parameters))
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("name", "layout"), OUR_PLACES)
 def test_half_types_are_close_to_float64(name: str, layout: str, dtype: torch.dtype) -> None:
@@ -236,22 +217,6 @@ def test_autocast(name: str, layout: str) -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in module.parameters())
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize(("name", "layout"), OUR_SITES)
-def test_compile_without_graph_breaks(name: str, layout: str) -> None:
-    kwargs = {"per_channel": True} if name == "prelu" else {}
-    module, x = build(name, layout, **kwargs), data(layout, torch.float32)
-    torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=False)
-    loss = compiled(x).square().sum()
-    loss.backward()
-    grads = [p.grad.clone() for p in module.parameters()]
-    module.zero_grad()
-    module(x).square().sum().backward()
-    for mine, theirs in zip(grads, module.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs.grad, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning")
 @pytest.mark.parametrize(("name", "layout"), OUR_SITES)
 def test_trace_holds_for_other_sizes(name: str, layout: str) -> None:
@@ -259,25 +224,6 @@ def test_trace_holds_for_other_sizes(name: str, layout: str) -> None:
     traced = torch.jit.trace(module, data(layout, torch.float32))
     x = torch.randn((3, 6, 7, 2) if layout == "map" else (1, 11, 6))
     torch.testing.assert_close(traced(x), module(x))
-
-
-@pytest.mark.parametrize(("name", "layout"), OUR_PLACES)
-def test_deepcopy_and_pickle(name: str, layout: str) -> None:
-    module, x = build(name, layout).eval(), data(layout, torch.float32)
-    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), copy.deepcopy(module).half().float()):
-        torch.testing.assert_close(twin(x), module(x), rtol=2e-2, atol=2e-2)
-        assert type(twin) is type(module)
-        own = {p.data_ptr() for p in twin.parameters()}
-        assert own.isdisjoint(p.data_ptr() for p in module.parameters())
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", OUR_NAMES)
-def test_one_image_of_one_pixel(name: str, training: bool) -> None:
-    module, x = build(name).train(training), torch.randn(1, 6, 1, 1, requires_grad=True)
-    y = module(x)
-    y.sum().backward()
-    assert y.shape == x.shape and torch.isfinite(y).all() and torch.isfinite(x.grad).all()
 
 
 @pytest.mark.parametrize("name", OUR_NAMES)
@@ -299,17 +245,6 @@ def test_parameter_count_is_that_of_the_module(name: str, channels: int) -> None
             count_parameters(name, channels)
     else:
         assert count_parameters(name, channels) == sum(p.numel() for p in create(name, channels).parameters())
-
-
-@pytest.mark.parametrize(("name", "layout"), OUR_PLACES)
-def test_scalars_and_per_channel_parameters_have_one_dimension(name: str, layout: str) -> None:
-    module = create(name, 6, layout, **ARGUMENTS.get(name, {}))
-    matrices = {
-        f"{key}.weight"
-        for key, child in module.named_modules()
-        if isinstance(child, (nn.Linear, nn.Conv2d)) and child is not module
-    }
-    assert {key for key, p in module.named_parameters() if p.ndim != 1} == matrices
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -34,8 +34,10 @@ FORMATS = ("onnx", "openvino", "torchscript", "ncnn")
 # Ours, and those of torch that one of the formats is given in other operators. `make parity` has each alone, and the
 # others, which torch exports as they are.
 ACTIVATIONS = ("aconc", "aglu", "apa", "arelu", "dyrelu_a", "dyrelu_b", "dyrelu_c", "frelu", "glu", "meta_aconc")
-ACTIVATIONS += ("prelu", "prelu(per_channel=True)", "repact", "elu(inplace=True)", "hardshrink", "logsigmoid")
-ACTIVATIONS += ("softmin", "softshrink", "softsign", "tanhshrink", "threshold(0.1, 0.05)")
+ACTIVATIONS += ("prelu", "prelu(per_channel=True)", "elu(inplace=True)", "hardshrink", "logsigmoid", "softmin")
+ACTIVATIONS += ("softshrink", "softsign", "tanhshrink", "threshold(0.1, 0.05)", "golu", "hard_mish", "pwlu", "rational")
+ACTIVATIONS += ("repact", "smu(0.1, 1.5)", "smu1(0.1, 0.5)", "squared_relu", "squareplus", "star_relu", "swish_beta")
+ACTIVATIONS += ("swish_beta(per_channel=True)", "telu")
 # Of the largest output: twice what rounding changes in NCNN, and a thirtieth of what 1 % on one activation does.
 TOLERANCE = 2e-5
 SIDE_BY_SIDE = {

@@ -345,8 +345,8 @@ def test_what_equals_an_activation_of_torch_becomes_it(spec: str) -> None:
 
 
 NONE = "silu relu relu6 leaky_relu(0.1) hardtanh celu(0.5) threshold(0.1,0) threshold(0,0.1) frelu dyrelu_b aconc"
-NONE += " apa aglu(0.5) repact"
-TRAINED = ["prelu(per_channel=True)", "aconc(init='silu')", "aglu"]
+NONE += " apa aglu(0.5) pwlu rational repact smu smu1 star_relu swish_beta(2.0)"
+TRAINED = ["prelu(per_channel=True)", "aconc(init='silu')", "aglu", "swish_beta"]
 
 
 @pytest.mark.parametrize("spec", [*NONE.split(), *TRAINED])

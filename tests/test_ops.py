@@ -236,8 +236,8 @@ def test_arelu_saves_only_its_result_which_the_next_layer_saves_anyway() -> None
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        *(("dyrelu-2", 1), ("acon", 1), ("aglu", 1), ("prelu", 1), ("maximum", 2), ("mean", 1), ("logits", 1)),
-        ("repact", 1),
+        *((name, 1) for name in ("dyrelu-2", "acon", "aglu", "prelu", "mean", "logits", *FINITE)),
+        *(("maximum", 2), ("pwlu", 1), ("rational", 1), ("repact", 1)),
     ],
 )
 def test_no_op_saves_more_than_what_it_reads(name: str, count: int) -> None:
@@ -462,8 +462,8 @@ def test_a_block_of_a_patched_network_is_one_graph(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("arelu", "dyrelu_a", "dyrelu_b", "dyrelu_b(k=3)", "dyrelu_c", "aconc", "meta_aconc", "aglu", "prelu"),
-        *("frelu", "repact"),
+        *"arelu dyrelu_a dyrelu_b dyrelu_b(k=3) dyrelu_c aconc meta_aconc aglu prelu frelu".split(),
+        *"golu hard_mish rational repact smu1 squared_relu telu".split(),
     ],
 )
 def test_a_compiled_training_saves_no_masks(name: str) -> None:

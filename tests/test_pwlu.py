@@ -22,6 +22,7 @@ from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.surgery.match import match
 from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.sites import find_sites
+from rtdetr_act.testing import check_activation
 
 X = torch.linspace(-8, 8, 4001)
 
@@ -40,6 +41,11 @@ def pwlus(model: nn.Module) -> list[PWLU]:
 
 
 # ---------------------------------------------------------------- the function
+
+
+@pytest.mark.integration
+def test_pwlu_conforms() -> None:
+    check_activation("pwlu", REFERENCE["pwlu"])
 
 
 def test_pwlu_starts_as_relu() -> None:

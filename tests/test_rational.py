@@ -11,6 +11,12 @@ from rtdetr_act import create
 from rtdetr_act.activations.rational import Rational
 from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.surgery.match import match
+from rtdetr_act.testing import check_activation
+
+
+@pytest.mark.integration
+def test_rational_conforms() -> None:
+    check_activation("rational", REFERENCE["rational"])
 
 
 def test_rational_starts_close_to_leaky_relu() -> None:

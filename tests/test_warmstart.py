@@ -139,7 +139,9 @@ def squared_error(activation: nn.Module, old: nn.Module) -> float:
 
 
 @pytest.mark.parametrize("old", OLD)
-@pytest.mark.parametrize("name", ["arelu", "prelu", "aconc", "aglu", "apa", "repact", "dyrelu_a", "dyrelu_b"])
+@pytest.mark.parametrize(
+    "name", "arelu prelu aconc aglu apa dyrelu_a dyrelu_b repact smu smu1 star_relu swish_beta".split()
+)
 def test_no_other_parameters_are_closer(name: str, old: str) -> None:
     activation = create(name, channels=4)
     misfit = match(activation, OLD[old], 4)
