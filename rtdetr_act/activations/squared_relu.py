@@ -12,6 +12,9 @@ from rtdetr_act.kernels.blocks import scratch_like
 from rtdetr_act.kernels.elementwise import Elementwise, Reduce, apply_elementwise
 from rtdetr_act.kernels.recomputable import recomputable
 
+# Two epochs of yolo11n on the embedded shapes: finite losses in training, NaN in validation.
+OVERFLOWS = "squares outliers at every layer, which overflow in deep convolutional networks outside of training"
+
 
 class SquaredReLU(nn.Module):
     """Apply `max(x, 0) ** 2`.
@@ -75,10 +78,11 @@ ENTRIES = (
         SquaredReLU,
         "max(x, 0)²",
         "So et al. (Primer), NeurIPS 2021, arXiv:2109.08668",
+        OVERFLOWS,
         aliases=("relu2", "relu_squared", "sqr_relu"),
         use_when=(
-            "In transformer layers, for which it was found. In a network trained with another activation the sizes of "
-            "its outputs change: train from scratch."
+            "At a few sites, such as transformer layers, for which it was found. In a network trained with another "
+            "activation the sizes of its outputs change: train from scratch."
         ),
         title="Squared ReLU",
     ),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from rtdetr_act.activations.checks import check_finite
 from rtdetr_act.activations.fitting import fit_curve
 from rtdetr_act.activations.protocol import GRID, Entry
+from rtdetr_act.activations.squared_relu import OVERFLOWS
 from rtdetr_act.kernels.blocks import scratch_like
 from rtdetr_act.kernels.elementwise import Elementwise, Reduce, apply_elementwise
 from rtdetr_act.kernels.recomputable import recomputable
@@ -112,6 +113,7 @@ ENTRIES = (
         StarReLU,
         "s·max(x, 0)² + b, from s = 0.8944, b = −0.4472",
         "Yu et al. (MetaFormer Baselines), TPAMI 2024, arXiv:2210.13452",
+        OVERFLOWS,
         fit=_fit,
         use_when=(
             "As squared_relu, with outputs of mean 0 and variance 1 at first; it was designed for networks with "
