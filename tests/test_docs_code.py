@@ -54,7 +54,7 @@ def test_a_command_has_only_options_that_exist(command: Command) -> None:
 
 def test_pages_of_activations_have_commands_and_code_that_exist(tmp_path: Path) -> None:
     pages = activation_pages.write_pages(tmp_path, curves=False)
-    assert len(pages) == 38
+    assert len(pages) == 49
     for page in pages:
         shell, code = docs_blocks.read_blocks(page, "sh", "python")
         for command in docs_blocks.read_commands(shell):
