@@ -17,8 +17,8 @@ def match(module: nn.Module, old: Callable[..., Any], channels: int | None, layo
     """Fit the parameters of an activation to another activation, in place.
 
     The fit is by least squares, weighted by a standard normal input, which is about the output of a BatchNorm. It
-    applies to AReLU, PReLU, LeakyReLU (its constant slope), ACON-C, AGLU, its gate alone (`apa`), PWLU, Rational,
-    Dynamic ReLU, and activations registered with a `fit` callback; others are not changed.
+    applies to activations whose entry has a `fit` callback, such as PReLU, LeakyReLU (its constant slope), PWLU and
+    Dynamic ReLU; others are not changed.
 
     Args:
         module: The new activation.

@@ -244,8 +244,7 @@ def patch_model(
         scope: "conv" (default) for convolutional sites, "all" for transformer sites too.
         act_lr: Factor on the learning rate of scalar and per-channel activation parameters in training. Default: 1.0.
         init: "paper" (default) for the activation's default initialisation, "match" to fit it to the activation that it
-            replaces, if it has parameters to fit (arelu, prelu, leaky_relu, aconc, aglu, pwlu, rational,
-            dyrelu_a, dyrelu_b, dyrelu_c).
+            replaces, if it has parameters or a constant to fit, as prelu, leaky_relu, pwlu and dyrelu_b have.
             With "match" the next training with Ultralytics begins with `refit`, for any activation.
         example_input: Input of a model that is not from Ultralytics, a tensor or a tuple of arguments, for a forward
             pass that determines channels and layouts. Default: None, zeros (1, C, 224, 224), or (1, C, 4096) or
