@@ -21,7 +21,7 @@ from rtdetr_act.activations.registry import get_entry, get_title, names
 from rtdetr_act.analysis.curve_sampling import Curve, sample_curves
 from rtdetr_act.analysis.curves import draw_activations, sample_activation
 from rtdetr_act.analysis.figures import COLOURS, check_dpi, check_limits, figure_style, render_figure
-from rtdetr_act.analysis.site_curves import draw_sites
+from rtdetr_act.analysis.site_curves import draw_sites, order_by_turns
 from rtdetr_act.errors import InputError, ModelError
 from rtdetr_act.integrations.ultralytics.costs import bars_figure
 from rtdetr_act.surgery.sites import find_sites
@@ -227,14 +227,16 @@ def coloured(figure: Any) -> tuple[list[Any], list[Any]]:
 
 def test_every_site_of_a_checkpoint_is_a_line_coloured_by_its_depth(rows_run: Run, tmp_path: Path) -> None:
     model = rows_run.model
-    sites = find_sites(model)
+    layers = [site.layer for site in find_sites(model)]
+    sites = [find_sites(model)[index] for index in order_by_turns(layers)]
     figure = draw_sites(model, (-4, 4))
     left, right = coloured(figure)
     assert len(left) == len(right) == len(sites) > 20
-    by_layer: dict[int | None, set[Any]] = {}
+    by_layer: dict[int, set[Any]] = {}
     for site, line in zip(sites, left, strict=True):
         by_layer.setdefault(site.layer, set()).add(tuple(line.get_color()))
-    colours = [each for (each,) in by_layer.values()]
+    colours = [each for layer in sorted(by_layer) for each in by_layer[layer]]
+    assert len(colours) == len(by_layer), "a colour for each layer"
     assert len(set(colours)) == len(by_layer) > 5
     greens = [green for _, green, _, _ in colours]
     assert greens == sorted(greens), "viridis becomes greener"

@@ -220,7 +220,10 @@ def _tabulate(values: Tensor, slopes: Tensor, bounds: Tensor) -> tuple[Tensor, T
     intervals = _count(values) - 1
     slope, knots = _compute_slopes(values, slopes, bounds), _place_knots(bounds, intervals)
     intercept = torch.cat([values[:1], values]) - slope * torch.cat([knots[:1], knots])
-    missing = (1 << (intervals + 1).bit_length()) - (intervals + 2)
+    rows = 2
+    while rows < intervals + 2:  # bit_length() breaks a graph in torch 2.4
+        rows *= 2
+    missing = rows - (intervals + 2)
     slope, intercept = (torch.cat([each, each[-1:].expand(missing)]) for each in (slope, intercept))
     rate = intervals / _measure_width(bounds)
     return slope, intercept, torch.stack([rate, 1 - rate * bounds[0]]).detach()

@@ -49,8 +49,8 @@ class SMU(_SMU):
     With alpha = 0 and mu = 1 / sqrt(2) it is GELU; as mu grows it approaches LeakyReLU.
 
     The default is that of the first version of the paper. With it the activation is LeakyReLU with a slope of 0.25 up
-    to 1.2e-7, and only inputs closer to 0 than about 1e-6 have a gradient with respect to mu. Published code has started
-    from alpha = 0.01 and mu = 2.5, which learns, since CVPR.
+    to 1.2e-7, and only inputs closer to 0 than about 1e-6 have a gradient with respect to mu. Since CVPR, published
+    code starts from alpha = 0.01 and mu = 2.5, which learns.
 
     Shapes: any to the same. `mu` is (1,), shared by all channels and positions.
 
@@ -82,7 +82,7 @@ class SMU1(_SMU):
     With alpha = 0 and mu = 2 it is squareplus; as mu approaches 0 it approaches LeakyReLU.
 
     The default is that of the first version of the paper. With it the activation is LeakyReLU with a slope of 0.25 up
-    to 2.2e-9. Published code has started from alpha = 0.01 and mu = 4.3325e-9 since CVPR.
+    to 2.2e-9. Since CVPR, published code starts from alpha = 0.01 and mu = 4.3325e-9.
 
     Shapes: any to the same. `mu` is (1,), shared by all channels and positions.
 

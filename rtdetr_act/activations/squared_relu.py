@@ -59,7 +59,8 @@ def _compute_plain(x: Tensor) -> Tensor:
 
 def _forward(x: Tensor, out: Tensor) -> None:
     """Compute a block of the activation."""
-    torch.square(torch.clamp_min(x, 0, out=scratch_like(x)), out=out)
+    positive = torch.clamp_min(x, 0, out=scratch_like(x))
+    torch.mul(positive, positive, out=out)  # torch.square does not cast its result in torch 2.4
 
 
 def _backward(grad: Tensor, x: Tensor, out: Tensor, reduce: Reduce) -> Sequence[Tensor]:

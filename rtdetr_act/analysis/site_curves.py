@@ -93,7 +93,7 @@ def draw_sites(model: nn.Module, limits: tuple[float, float], visible: tuple[flo
     axes = draw_axes(figure, limits, visible)
     curves = [_sample_site(site, limits) for site in sites]
     banded = sum(curve.varies for curve in curves) <= _MOST_BANDS
-    for index in _order_by_turns(depths):
+    for index in order_by_turns(depths):
         style = {"color": colours.to_rgba(np.asarray(depths[index])), "linestyle": styles[titles[index]]}
         _draw_site(axes, curves[index], style, banded)
     figure.colorbar(colours, ax=axes, label=label, aspect=30, pad=0.02).outline.set_visible(False)
@@ -106,10 +106,10 @@ def draw_sites(model: nn.Module, limits: tuple[float, float], visible: tuple[flo
     return figure
 
 
-def _order_by_turns(depths: Sequence[int]) -> list[int]:
+def order_by_turns(depths: Sequence[int]) -> list[int]:
     """Return the order of drawing: sites of all depths in turns, so that the head, with the most, does not hide others.
 
-    >>> _order_by_turns([0, 1, 1, 1])
+    >>> order_by_turns([0, 1, 1, 1])
     [3, 2, 0, 1]
     """
     before = [depths[:index].count(depth) for index, depth in enumerate(depths)]
