@@ -24,8 +24,9 @@ off by more than 1e-4, the activation is to blame, not the export: `tanhshrink` 
 scores in yolo11n differ by 6e-9 from one to the next, so that NMS takes others of the same kind: errors of 5e-7, but
 few matches, in float64 as well. `apa` raises to the power of 1/λ, up to 10,000 here, which shows how OpenVINO and NCNN
 approximate: with λ of 0.3 and more, both are off by 1e-6. NCNN keeps the weights of the fully connected layers in
-`meta_aconc` in float16; told not to (`opt.use_fp16_storage`), it is off by 6e-5. A detection or two may be missed where
-NMS keeps a box in one and drops it in the other, its overlap being just at the limit."""
+`meta_aconc` in float16; told not to (`opt.use_fp16_storage`), it is off by 6e-5. `squared_relu` and `star_relu` square
+outliers again at each site, so that rounding alone changes what is found, in float64 as well. A detection or two may be
+missed where NMS keeps a box in one and drops it in the other, its overlap being just at the limit."""
 # What was found, by model, activation and column.
 ParityTable: TypeAlias = dict[str, dict[str, dict[str, str]]]
 
