@@ -123,8 +123,8 @@ def list_activations(
 
     >>> [each.name for each in list_activations("edgetpu").activations if each.native]
     ['prelu', 'relu', 'relu6', 'sigmoid', 'tanh']
-    >>> [each.name for each in list_activations(learnable=True, maps=False, search="silu").activations]
-    ['aconc', 'aglu']
+    >>> [each.name for each in list_activations(learnable=True, search="dy-relu").activations]
+    ['dyrelu_a', 'dyrelu_b', 'dyrelu_c']
     """
     if target is not None:
         get_target(target)
