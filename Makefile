@@ -14,7 +14,7 @@ else
   BIN := bin
 endif
 
-.PHONY: demo test docs docs-code test-quick test-ray test-oldest bench gpu parity chaos chaos-ray interruptions fuzz stock compat coverage repositories format clean
+.PHONY: demo test docs docs-code test-quick test-ray test-oldest bench gpu parity targets chaos chaos-ray interruptions fuzz stock compat coverage repositories format clean
 
 define uv
 	$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
@@ -88,6 +88,10 @@ gpu: $(VENV)/installed
 # Every activation in every export format against torch: runs/parity/parity.md and .json; about fifteen minutes.
 parity: $(VENV)/installed
 	$(VENV)/$(BIN)/python scripts/parity.py
+
+# What each target runs of the operators of yolo11n and rtdetr-l: docs/targets.md and .json; a minute.
+targets: $(VENV)/installed
+	$(VENV)/$(BIN)/python scripts/operator_tables.py
 
 # Twenty kills that hit a running study, and twenty that hit a search, each compared with an undisturbed one; about half
 # an hour. A machine is slowed down by `scripts/chaos.py study --busy 4`.

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Imported where they are used: Ray is optional, SciPy takes 0.3 s, and the runtimes are those of an export.
-WHERE_USED = {"ray", "scipy", "onnxruntime"}
+# Imported where they are used: Ray and ONNX, which needs google.protobuf, are optional, SciPy takes 0.3 s, and the
+# runtimes are those of an export.
+WHERE_USED = {"ray", "onnx", "google", "scipy", "onnxruntime"}
 # Looking an activation up brings no Ultralytics, which takes 3 s.
 ALLOWED = {("rtdetr_act/activations/apa.py", "ultralytics")}
 

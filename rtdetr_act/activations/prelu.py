@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtdetr_act.activations.checks import channel_dim, check_count, check_finite
-from rtdetr_act.activations.edge_targets import AXIS, HAILO_STAFF, OPENVINO_FUSED, RKNN, Native
+from rtdetr_act.activations.edge_targets import (
+    AXELERA,
+    AXIS,
+    HAILO_STAFF,
+    HTP_GUIDE,
+    OPENVINO_FUSED,
+    RKNN,
+    TIDL,
+    Native,
+)
 from rtdetr_act.activations.fitting import fit_slopes
 from rtdetr_act.activations.protocol import GRID, Entry, Folded, Layout
 from rtdetr_act.activations.torch_native import leaky_relu_spec
@@ -311,6 +320,9 @@ ENTRIES = (
             "hailo": Native(HAILO_STAFF),
             "edgetpu": Native(AXIS, "one slope, or one per channel"),
             "openvino": Native(OPENVINO_FUSED),
+            "qualcomm-htp": Native(HTP_GUIDE),
+            "ti-tidl": Native(TIDL, "one slope, or one per channel"),
+            "axelera": Native(AXELERA, "one slope, or one per channel"),
         },
         use_when=(
             "To learn the negative slope, one per site, or one per channel with per_channel=True. Cross-layer "

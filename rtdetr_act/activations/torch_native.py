@@ -10,13 +10,17 @@ from torch.nn import functional as F
 
 from rtdetr_act.activations.checks import channel_dim, check_map
 from rtdetr_act.activations.edge_targets import (
+    AXELERA,
     CORAL,
     HAILO,
     HAILO_STAFF,
+    HTP_GUIDE,
     OPENVINO,
     OPENVINO_FUSED,
     PG338,
+    QNN_EP,
     RKNN,
+    TIDL,
     UG1414,
     Native,
 )
@@ -27,8 +31,10 @@ from rtdetr_act.spec import ActSpec
 
 RELU, RELU6, SILU, ELU = ActSpec("relu"), ActSpec("relu6"), ActSpec("silu"), ActSpec("elu")
 _ALONE = "on its own, not fused into the convolution"
-_PREVIEW = "a preview, in the form that the compiler recognises"
+_RECOGNISED = "in the form that the compiler recognises"
+_PREVIEW = f"a preview, {_RECOGNISED}"
 _SIXTHS = "slope 1/6, offset 1/2"
+_AS_PRODUCT = "as two operators, Sigmoid and Mul"
 _ON_CPU = "on the CPU on RK3566 and RK3568"
 _SHRINKS = "starves inputs around 0 of gradient, where BatchNorm puts most of them"
 _COMPETES = "makes the channels share a sum of 1, so the signal shrinks by about 1/C at every site"
@@ -152,6 +158,9 @@ ENTRIES = (
             "edgetpu": Native(CORAL),
             "vitis-dpu": Native(UG1414),
             "openvino": Native(OPENVINO_FUSED),
+            "qualcomm-htp": Native(HTP_GUIDE),
+            "ti-tidl": Native(TIDL),
+            "axelera": Native(AXELERA),
         },
         use_when=(
             "For NPUs and INT8: every target listed runs it natively, and cross-layer equalisation is possible. In a "
@@ -173,6 +182,9 @@ ENTRIES = (
             "hailo": Native(HAILO),
             "vitis-dpu": Native(PG338, "the slope becomes 26/256 = 0.1016, whatever was trained"),
             "openvino": Native(OPENVINO_FUSED),
+            "qualcomm-htp": Native(HTP_GUIDE),
+            "ti-tidl": Native(TIDL),
+            "axelera": Native(AXELERA),
         },
         use_when=(
             "As relu, where no unit should stop learning: its gradient is nowhere 0. Cross-layer equalisation is "
@@ -198,7 +210,12 @@ ENTRIES = (
         "clamp(x, −1, 1)",
         _SATURATES,
         fold=_fold_hardtanh,
-        targets={"openvino": Native(OPENVINO_FUSED)},
+        targets={
+            "openvino": Native(OPENVINO_FUSED),
+            "qualcomm-htp": Native(HTP_GUIDE, "as ReLUMinMax"),
+            "ti-tidl": Native(TIDL),
+            "axelera": Native(AXELERA),
+        },
         title="HardTanh",
     ),
     _entry(
@@ -211,6 +228,9 @@ ENTRIES = (
             "edgetpu": Native(CORAL),
             "vitis-dpu": Native(UG1414),
             "openvino": Native(OPENVINO_FUSED),
+            "qualcomm-htp": Native(HTP_GUIDE),
+            "ti-tidl": Native(TIDL),
+            "axelera": Native(AXELERA),
         },
         use_when="For fixed-point targets that want a bounded range, else relu.",
     ),
@@ -224,6 +244,9 @@ ENTRIES = (
             "hailo": Native(HAILO),
             "edgetpu": Native(CORAL),
             "openvino": Native(OPENVINO_FUSED),
+            "qualcomm-htp": Native(QNN_EP, _ALONE),
+            "ti-tidl": Native(TIDL),
+            "axelera": Native(AXELERA),
         },
         title="sigmoid",
     ),
@@ -238,6 +261,9 @@ ENTRIES = (
             "hailo": Native(HAILO),
             "vitis-dpu": Native(UG1414),
             "openvino": Native(OPENVINO, _ALONE),
+            "qualcomm-htp": Native(QNN_EP, _ALONE),
+            "ti-tidl": Native(TIDL),
+            "axelera": Native(AXELERA, _SIXTHS),
         },
         title="h-sigmoid",
     ),
@@ -251,6 +277,9 @@ ENTRIES = (
             "hailo": Native(HAILO),
             "edgetpu": Native(CORAL),
             "openvino": Native(OPENVINO_FUSED),
+            "qualcomm-htp": Native(QNN_EP, _ALONE),
+            "ti-tidl": Native(TIDL),
+            "axelera": Native(AXELERA),
         },
         title="tanh",
     ),
@@ -259,14 +288,27 @@ ENTRIES = (
         nn.SiLU,
         "x·σ(x)",
         aliases=("swish",),
-        targets={"rknn": Native(RKNN), "hailo": Native(HAILO_STAFF), "openvino": Native(OPENVINO_FUSED)},
+        targets={
+            "rknn": Native(RKNN),
+            "hailo": Native(HAILO_STAFF),
+            "openvino": Native(OPENVINO_FUSED),
+            "edgetpu": Native(CORAL, _AS_PRODUCT),
+            "qualcomm-htp": Native(QNN_EP, _AS_PRODUCT),
+            "ti-tidl": Native(TIDL, _AS_PRODUCT),
+            "axelera": Native(AXELERA, _AS_PRODUCT),
+        },
         use_when="The activation of most Ultralytics networks, and so the baseline for the others.",
     ),
     _entry(
         "mish",
         nn.Mish,
         "x·tanh(ln(1 + eˣ))",
-        targets={"rknn": Native(RKNN), "hailo": Native(HAILO_STAFF), "openvino": Native(OPENVINO_FUSED)},
+        targets={
+            "rknn": Native(RKNN),
+            "hailo": Native(HAILO_STAFF),
+            "openvino": Native(OPENVINO_FUSED),
+            "ti-tidl": Native(TIDL),
+        },
         use_when="As a smooth alternative to silu without parameters; checkpoints with it need no plugin.",
     ),
     _entry(
@@ -279,6 +321,9 @@ ENTRIES = (
             "hailo": Native(HAILO_STAFF, _PREVIEW),
             "vitis-dpu": Native(UG1414, "some were seen on the CPU: github.com/Xilinx/Vitis-AI/issues/1245"),
             "openvino": Native(OPENVINO_FUSED),
+            "qualcomm-htp": Native(HTP_GUIDE),
+            "ti-tidl": Native(TIDL),
+            "axelera": Native(AXELERA),
         },
         use_when="To approximate silu without an exponential, on targets that run it natively.",
         title="h-swish",
@@ -287,7 +332,13 @@ ENTRIES = (
         "elu",
         nn.ELU,
         "x for x > 0, α·(eˣ − 1) for x ≤ 0, α = 1",
-        targets={"rknn": Native(RKNN, "alpha = 1 only"), "hailo": Native(HAILO), "openvino": Native(OPENVINO_FUSED)},
+        targets={
+            "rknn": Native(RKNN, "alpha = 1 only"),
+            "hailo": Native(HAILO),
+            "openvino": Native(OPENVINO_FUSED),
+            "qualcomm-htp": Native(QNN_EP, _ALONE),
+            "ti-tidl": Native(TIDL),
+        },
         use_when="Where the output should have a mean near 0; unusual in detectors, whose BatchNorm sees to that.",
     ),
     _entry(
@@ -301,7 +352,10 @@ ENTRIES = (
         "selu",
         nn.SELU,
         "1.0507·(x for x > 0, 1.6733·(eˣ − 1) for x ≤ 0)",
-        targets={"openvino": Native(OPENVINO, _ALONE)},
+        targets={
+            "openvino": Native(OPENVINO, _ALONE),
+            "axelera": Native(AXELERA),
+        },
         use_when="In networks without BatchNorm, for which it was designed; unusual in detectors.",
     ),
     _entry(
@@ -312,6 +366,8 @@ ENTRIES = (
             "rknn": Native(RKNN, _ALONE),
             "hailo": Native(HAILO_STAFF, _PREVIEW),
             "openvino": Native(OPENVINO_FUSED),
+            "qualcomm-htp": Native(QNN_EP, _ALONE),
+            "ti-tidl": Native(TIDL, _RECOGNISED),
         },
         use_when="In transformer layers, where it is usual (AIFI has one); in convolutional ones it is close to silu.",
     ),
@@ -343,7 +399,11 @@ ENTRIES = (
         "softplus",
         nn.Softplus,
         "ln(1 + e^(βx)) / β, β = 1",
-        targets={"rknn": Native(RKNN), "openvino": Native(OPENVINO, _ALONE)},
+        targets={
+            "rknn": Native(RKNN),
+            "openvino": Native(OPENVINO, _ALONE),
+            "qualcomm-htp": Native(QNN_EP, _ALONE),
+        },
         use_when="As a smooth relu that is positive everywhere; unusual in detectors.",
         title="softplus",
     ),

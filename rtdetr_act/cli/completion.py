@@ -41,7 +41,8 @@ def complete_data(incomplete: str) -> list[str]:
 
 def complete_target(incomplete: str) -> list[str]:
     """Complete the name of a deployment target."""
-    return _select(["edgetpu", "hailo", "openvino", "rknn", "vitis-dpu"], incomplete)
+    targets = ["axelera", "edgetpu", "hailo", "openvino", "qualcomm-htp", "rknn", "ti-tidl", "vitis-dpu"]
+    return _select(targets, incomplete)
 
 
 _BY_KEY: dict[str, Callable[[str], list[str]]] = {

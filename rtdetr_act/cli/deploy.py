@@ -42,8 +42,10 @@ def export(
 ) -> None:
     """Export a checkpoint.
 
-    Its activations are folded into the weights first, and the file is written beside it.
+    Its activations are folded into the weights first, and the file is written beside it. With for=, the operators of an
+    ONNX file are listed with what the target runs natively.
     """
+    from rtdetr_act.deploy.operators import format_operators, list_operators, summarise_operators
     from rtdetr_act.workflows.export import export_checkpoint
 
     weights = require(model, "export needs a checkpoint", "rtdetr-act export best.pt format=onnx")
@@ -51,4 +53,8 @@ def export(
     path = export_checkpoint(
         weights, export_format, data, arguments, int8=int8, fold=fold, target=target, warn=print_warning
     )
+    if target is not None and path.suffix == ".onnx":
+        operators = list_operators(path, target)
+        print(format_operators(operators))
+        print(summarise_operators(operators, target))
     print_files([path], f"bench {weights} format={export_format}")

@@ -1,7 +1,7 @@
 """Native support of activations on edge targets, as documented by their vendors.
 
-Native means on the accelerator, as a separate operator or fused into the preceding convolution. Activations that are
-not listed may run there as several operators, on the CPU, or not at all.
+Native means on the accelerator, fused into the preceding convolution, as a separate operator, or as several where a
+note says so. Activations that are not listed may run there as several operators, on the CPU, or not at all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from rtdetr_act.activations.edge_targets import HAILO_STAFF, OPENVINO, Native
+from rtdetr_act.activations.edge_targets import AXELERA, HAILO_STAFF, OPENVINO, QNN_EP, TIDL, Native
 from rtdetr_act.activations.placed import get_placement
 from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.errors import InputError, SpecError, suggest
@@ -47,7 +47,7 @@ TARGETS = {
     "edgetpu": Target(
         "Google Coral Edge TPU",
         "others and all behind them run on the CPU; leaky_relu (github.com/google-coral/edgetpu/issues/597) and "
-        "hardswish (issues/272) are said not to run: prelu does what leaky_relu does",
+        "hardswish (issues/272) are not supported: prelu does what leaky_relu does",
     ),
     "vitis-dpu": Target(
         "AMD Vitis AI, DPUCZDX8G",
@@ -55,6 +55,19 @@ TARGETS = {
     ),
     "openvino": Target(
         "OpenVINO's CPU plugin, 2025.4", f"others run in the plugin too, as several operators ({OPENVINO})"
+    ),
+    "qualcomm-htp": Target(
+        "Qualcomm's Hexagon HTP, through ONNX Runtime's QNN EP 2.3.0",
+        f"others run there as several operators, or on the CPU ({QNN_EP})",
+        "QNN EP has one list for all of its backends, and HTP may lack an operator for a data type",
+    ),
+    "ti-tidl": Target(
+        "Texas Instruments' C7x and MMA, edgeai-tidl-tools",
+        f"others run there as several operators, or on the Arm Cortex-A cores ({TIDL})",
+    ),
+    "axelera": Target(
+        "Axelera's Metis AIPU, Voyager SDK",
+        f"others run there as several operators, or on the host's CPU ({AXELERA})",
     ),
 }
 

@@ -110,8 +110,8 @@ def list_activations(
     The filters are combined: an activation is listed if it passes all of them.
 
     Args:
-        target: Deployment target: "rknn", "hailo", "edgetpu", "vitis-dpu" or "openvino". All activations are listed,
-            with whether it runs them natively. Default: None.
+        target: Deployment target: "rknn", "hailo", "edgetpu", "vitis-dpu", "openvino", "qualcomm-htp", "ti-tidl" or
+            "axelera". All activations are listed, with whether it runs them natively. Default: None.
         learnable: True for those with parameters, False for those without. Default: None, both.
         maps: True for those that stand on feature maps only, False for those that can stand at transformer sites too.
             Default: None, both.
@@ -122,7 +122,7 @@ def list_activations(
         InputError: There is no such target, or `search` has no word.
 
     >>> [each.name for each in list_activations("edgetpu").activations if each.native]
-    ['prelu', 'relu', 'relu6', 'sigmoid', 'tanh']
+    ['prelu', 'relu', 'relu6', 'sigmoid', 'silu', 'tanh']
     >>> [each.name for each in list_activations(learnable=True, search="dy-relu").activations]
     ['dyrelu_a', 'dyrelu_b', 'dyrelu_c']
     """

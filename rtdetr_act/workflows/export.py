@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rtdetr_act.deploy.operators import list_operator_warnings, list_operators
 from rtdetr_act.deploy.targets import list_target_warnings
 from rtdetr_act.integrations.ultralytics.datasets import resolve_data
 from rtdetr_act.integrations.ultralytics.export import export_model
@@ -34,8 +35,9 @@ def export_checkpoint(
         arguments: Ultralytics' export arguments, such as {"imgsz": 640, "dynamic": True}.
         int8: Quantize weights and activations to 8 bits.
         fold: Fold the activations first.
-        target: Deployment target, such as "hailo": `warn` is called for activations that it does not run natively.
-        warn: Called with each warning, one sentence, before the export starts.
+        target: Deployment target, such as "hailo": `warn` is called for activations that it does not run natively, and
+            after an export to ONNX for operators of which that holds, or is not known.
+        warn: Called with each warning, one sentence.
 
     Returns:
         The file or folder written, beside the checkpoint.
@@ -53,4 +55,8 @@ def export_checkpoint(
         for sentence in list_target_warnings(model, target):
             warn(sentence)
     with translate_errors(**settings):
-        return export_model(model, export_format, int8=int8, fold=fold, **settings)
+        path = export_model(model, export_format, int8=int8, fold=fold, **settings)
+    if target is not None and path.suffix == ".onnx":
+        for sentence in list_operator_warnings(list_operators(path, target), target):
+            warn(sentence)
+    return path
