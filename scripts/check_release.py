@@ -675,7 +675,7 @@ def check_training_after_match(folder: Path) -> Seen:
     patch_model(model, "arelu", init="match")
     with tiny.logged() as lines:
         model.train(**tiny.train_args(folder / "data.yaml", place / "rtdetr-swap", val=False))
-    fitted = [match[0] for line in lines if (match := re.search(r"\d+ convolutions fitted", line))]
+    fitted = [match[0] for line in lines if (match := re.search(r"\d+ layers fitted", line))]
     expect(len(fitted) == 1, f"{len(fitted)} lines of the training say that it refitted")
     saved = outermost(tiny.load(Path(model.trainer.last)))
     expect(saved["AReLU"] == tiny.CONV_SITES, f"the checkpoint has {dict(saved)}")

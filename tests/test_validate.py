@@ -171,13 +171,13 @@ def test_match_fits_a_swap_as_the_start_of_a_training_does(stock_run: Run, share
     settings = {**ARGUMENTS, "project": str(tmp_path)}
     with tiny.logged() as lines:
         found = list(validate_variants(str(stock_run.pt), ["stock", "mish"], arguments=settings, init="match"))
-    fitted = [line for line in lines if "convolutions fitted" in line]
+    fitted = [line for line in lines if "layers fitted" in line]
     assert [each.activation for each in found] == ["stock", "mish init=match"] and len(fitted) == 1
     with tiny.logged() as lines:
         model = RTDETR(str(stock_run.pt))
         patch_model(model, "mish", init="match")
         tiny.train(model, shared_data.detect, tmp_path / "trained")
-    assert [line for line in lines if "convolutions fitted" in line] == fitted
+    assert [line for line in lines if "layers fitted" in line] == fitted
 
 
 @pytest.mark.parametrize(

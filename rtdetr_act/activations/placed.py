@@ -27,12 +27,15 @@ class Placement:
             loaded, which is rebuilt from its kernels.
         replaces: "activation" (default) or "convolution".
         folded: Whether a factor or a BatchNorm was folded into weights, so that the original can no longer be restored.
+        replaced: The activation of an earlier swap that this one replaced, with what it had learned, until the network
+            is fitted to what it was; None (default) for a first swap.
     """
 
     spec: str
     original: Any
     replaces: Replaces = "activation"
     folded: bool = False
+    replaced: nn.Module | None = None
 
 
 def get_placement(module: object) -> Placement | None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.surgery.model_plan import mark_fitted
 from rtdetr_act.surgery.modules import evaluation_mode, unwrap
+from rtdetr_act.surgery.reference import finish_fit
 
 
 def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
@@ -41,7 +41,7 @@ def calibrate(model: Any, images: Tensor | Iterable[Tensor]) -> int:
     if not has_batch_norms(root):
         raise InputError("the model has no BatchNorm to calibrate: calibrate it before it is fused")
     count = estimate_statistics(root, [images] if isinstance(images, Tensor) else images)
-    mark_fitted(root)
+    finish_fit(root)
     return count
 
 

@@ -592,7 +592,7 @@ def _build_swap(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:
         shared: The replacements built so far, by the ids of the convolutions; updated.
     """
     entry = registry.get_entry(rule.activation.name)
-    misfit = None
+    misfit = replaced = None
     if entry.replaces == "convolution":
         original = get_original_convolution(site.name, site.module)
         module = shared.get(id(site.module)) or registry.build(
@@ -603,11 +603,12 @@ def _build_swap(site: Site, rule: Rule, shared: dict[int, nn.Module]) -> Swap:
         _check_support(site, entry)
         placed = get_placement(site.module)
         original = placed.original if placed else site.module
+        replaced = site.module if placed and rule.init == "match" else None
         module = registry.build(rule.activation, site.channels, site.input_layout, dims=site.dims)
         if rule.init == "match":
             misfit = match(module, site.module, site.channels, site.input_layout)
         _set_inplace(module, site, rule, entry)
-    set_placement(module, Placement(str(rule.activation), original, entry.replaces))
+    set_placement(module, Placement(str(rule.activation), original, entry.replaces, replaced=replaced))
     counts = [_count_parameters(each) for each in (module, site.module)]
     return Swap(replace(site, module=module), site.current, str(rule.activation), counts[0], counts[1], misfit)
 

@@ -154,11 +154,13 @@ class Solution:
         factors: Factor of each parameter or buffer by name, without factors of 1.
         sides: For each folded activation, the scales of its input and output.
         kept: The activations that cannot be folded, with the reason.
+        outputs: For each layer, by the name of its weight, the scale of its output.
     """
 
     factors: dict[str, float]
     sides: dict[str, tuple[float, float]]
     kept: dict[str, str]
+    outputs: dict[str, float]
 
 
 def record(root: nn.Module, folded: Collection[str], inputs: tuple[Any, ...]) -> Flow:
@@ -221,13 +223,15 @@ def solve(flow: Flow, requirements: Mapping[str, Requirement]) -> Solution:
         scales = _try_solve(flow, requirements, kept)
     values = _assign_scales(scales, flow.layers)
     found: dict[str, float] = {}
+    outputs: dict[str, float] = {}
     for layer in flow.layers:
         before, after = values(layer.before), values(layer.after)
+        outputs[layer.weight] = after
         found[layer.weight] = after / before
         found.update({name: value for name, value in ((layer.bias, after), (layer.mean, before)) if name})
     first = {name: flow.calls[name][0] for name in requirements if name not in kept}
     sides = {name: (values(before), values(behind)) for name, (before, behind) in first.items()}
-    return Solution({name: value for name, value in found.items() if value != 1}, sides, kept)
+    return Solution({name: value for name, value in found.items() if value != 1}, sides, kept, outputs)
 
 
 def _try_solve(flow: Flow, requirements: Mapping[str, Requirement], kept: dict[str, str]) -> Scales | None:

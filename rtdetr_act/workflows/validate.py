@@ -19,15 +19,14 @@ from rtdetr_act.integrations.ultralytics.arguments import check_file_name, set_p
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data, training_data
 from rtdetr_act.integrations.ultralytics.failures import existing_folders, remove_empty_folders, translate_errors
 from rtdetr_act.integrations.ultralytics.images import open_validation, training_imgsz
-from rtdetr_act.integrations.ultralytics.log import log
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_checkpoint, load_variant
 from rtdetr_act.integrations.ultralytics.rebuilding import rebuild
 from rtdetr_act.integrations.ultralytics.results import format_scores, list_score_names, read_scores
 from rtdetr_act.integrations.ultralytics.run_folders import find_checkpoints, name_checkpoints
 from rtdetr_act.integrations.ultralytics.runs import count_sites, slug
-from rtdetr_act.integrations.ultralytics.warm_start import build_original, calibrate_networks, fit_to_original
+from rtdetr_act.integrations.ultralytics.warm_start import fit_to_reference
 from rtdetr_act.results import Result, Table, TableResult
-from rtdetr_act.surgery.model_plan import mark_fitted, read_plan
+from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.modules import unwrap
 from rtdetr_act.surgery.plan import SwapOptions
 from rtdetr_act.surgery.sites import find_sites
@@ -219,7 +218,7 @@ def validate_variants(
     def validate(name: str, path: str) -> Validation:
         _, model = load_variant(path, name, **options)
         if read_plan(model.model).needs_fit:
-            log(_fit(model, settings))
+            _fit(model, settings)
         return _validate(name, path, model, _name_results(settings, model, name if several else None), fold, show_fold)
 
     for activation in ordered:
@@ -383,8 +382,8 @@ def _describe_activation(root: nn.Module) -> tuple[str, int]:
     return f"{STOCK} but {summarise_differences(differences)}" if differences else STOCK, len(differences)
 
 
-def _fit(model: Any, settings: Mapping[str, Any]) -> str:
-    """Fit a variant to the checkpoint as a training does at its start; return what was done, in one sentence."""
+def _fit(model: Any, settings: Mapping[str, Any]) -> None:
+    """Fit a variant to the checkpoint as a training does at its start."""
     root = unwrap(model)
     imgsz = settings.get("imgsz") or training_imgsz(model, _DEFAULT_IMGSZ)
     size = max(imgsz) if isinstance(imgsz, (list, tuple)) else int(imgsz)
@@ -392,7 +391,4 @@ def _fit(model: Any, settings: Mapping[str, Any]) -> str:
     _, dataset = open_validation(model, {**data, "val": data["train"]}, size)
     with translate_errors():
         root.to(select_device(settings.get("device") or "", verbose=False))
-    original = build_original(root, read_plan(root))
-    done = fit_to_original(root, original, dataset, size) if original else calibrate_networks([root], dataset)
-    mark_fitted(root)
-    return done
+    fit_to_reference(root, dataset)

@@ -12,12 +12,11 @@ from ultralytics.utils import RANK
 
 from rtdetr_act.activations.temperature import Scheduled
 from rtdetr_act.errors import InputError
-from rtdetr_act.integrations.ultralytics.log import log
 from rtdetr_act.integrations.ultralytics.trainers import task_model
-from rtdetr_act.integrations.ultralytics.warm_start import build_original, calibrate_networks, fit_to_original
+from rtdetr_act.integrations.ultralytics.warm_start import fit_to_reference
 from rtdetr_act.surgery.epochs import find_scheduled_modules, set_epoch
-from rtdetr_act.surgery.model_plan import mark_fitted, read_plan
-from rtdetr_act.surgery.plan import Plan
+from rtdetr_act.surgery.model_plan import read_plan
+from rtdetr_act.surgery.reference import finish_fit
 
 _SCHEDULE = "activation_schedule"  # where a trainer keeps its `_Schedule`
 
@@ -65,9 +64,7 @@ def _start(trainer: Any) -> None:
     model = task_model(trainer.model)
     plan = read_plan(model)
     if plan.needs_fit:
-        _refit(trainer, model, plan)
-        for network in (model, trainer.ema.ema) if trainer.ema else (model,):
-            mark_fitted(network)
+        _fit(trainer, model)
     if not plan.schedule_ends():
         return
     if hasattr(model, "student_model"):
@@ -79,21 +76,18 @@ def _start(trainer: Any) -> None:
     _set_epoch(trainer, trainer.start_epoch)
 
 
-def _refit(trainer: Any, model: nn.Module, plan: Plan) -> None:
-    """Fit a swapped network to the network before the swap, and copy the result to the EMA."""
-    dataset = trainer.train_loader.dataset
-    original = build_original(model, plan)
-    if original is None:
-        log(calibrate_networks([model, trainer.ema.ema] if trainer.ema else [model], dataset))
-        return
+def _fit(trainer: Any, model: nn.Module) -> None:
+    """Fit a swapped network to the network before the swap, and copy the result to the other workers and the EMA."""
     if RANK in (-1, 0):
-        log(fit_to_original(model, original, dataset, trainer.args.imgsz))
+        fit_to_reference(model, trainer.train_loader.dataset)
     state = model.state_dict()
     if RANK != -1:
         for tensor in state.values():
             torch.distributed.broadcast(tensor, 0)
     if trainer.ema:
         trainer.ema.ema.load_state_dict(state)
+    for network in (model, trainer.ema.ema) if trainer.ema else (model,):
+        finish_fit(network)
 
 
 def _set_epoch(trainer: Any, epoch: float) -> None:

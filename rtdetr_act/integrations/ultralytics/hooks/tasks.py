@@ -236,6 +236,10 @@ def _load(
         source = read_plan(model)
         if source != plan and [s.rules for s in source.stages] != [s.rules for s in plan.reference.stages]:
             mark_fitted(self)  # the weights are from another network than the one before the swap
+        else:
+            from rtdetr_act.surgery.reference import carry_replaced
+
+            carry_replaced(model, self)
     if verbose and plan:
         from rtdetr_act.surgery.sites import iterate_placed_activations
 
