@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rtdetr_act.study.runner import run_study as run_study
     from rtdetr_act.surgery.calibrate import calibrate as calibrate
     from rtdetr_act.surgery.carried_plan import plan_of as plan_of
+    from rtdetr_act.surgery.convert import convert as convert
     from rtdetr_act.surgery.coverage import Coverage as Coverage
     from rtdetr_act.surgery.epochs import set_epoch as set_epoch
     from rtdetr_act.surgery.optimizer import add_to_optimizer as add_to_optimizer
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.bench import bench_exports as bench_exports
     from rtdetr_act.workflows.bench import bench_training as bench_training
     from rtdetr_act.workflows.checks import collect_checks as collect_checks
+    from rtdetr_act.workflows.conversion import Conversion as Conversion
+    from rtdetr_act.workflows.convert import convert_checkpoint as convert_checkpoint
     from rtdetr_act.workflows.curves import plot_checkpoint as plot_checkpoint
     from rtdetr_act.workflows.diagnose import diagnose as diagnose
     from rtdetr_act.workflows.diagnose import diagnose_variants as diagnose_variants
@@ -120,6 +123,7 @@ _MODULES = {
     "run_study": "study.runner",
     "calibrate": "surgery.calibrate",
     "plan_of": "surgery.carried_plan",
+    "convert": "surgery.convert",
     "Coverage": "surgery.coverage",
     "set_epoch": "surgery.epochs",
     "add_to_optimizer": "surgery.optimizer",
@@ -136,6 +140,8 @@ _MODULES = {
     "bench_exports": "workflows.bench",
     "bench_training": "workflows.bench",
     "collect_checks": "workflows.checks",
+    "Conversion": "workflows.conversion",
+    "convert_checkpoint": "workflows.convert",
     "plot_checkpoint": "workflows.curves",
     "diagnose": "workflows.diagnose",
     "diagnose_variants": "workflows.diagnose",

@@ -94,7 +94,7 @@ def rescale(root: nn.Module, samples: Mapping[str, SiteSample], images: Tensor) 
     """
     requirements: dict[str, scales.Requirement] = {}
     for site in find_sites(root, images):
-        if _has_fixed_form(site) and site.layout == "map" and (sample := samples.get(site.name)):
+        if _has_fixed_form(site) and (sample := samples.get(site.name)):
             x, y = (value.flatten().double() for value in (sample.inputs, sample.outputs))
             step = len(x) // _MAX_VALUES | 1  # odd, so that it takes from all columns of a map
             c, a = find_gain(site.module, x[::step], y[::step])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import shutil
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from ultralytics.nn.autobackend import AutoBackend
-from ultralytics.utils import LOGGER
 
 from rtdetr_act.analysis.figures import COLOURS, TWO_COLUMNS, figure_style, render_figure
 from rtdetr_act.analysis.flops import count_gflops
@@ -36,6 +34,8 @@ from rtdetr_act.integrations.ultralytics.arguments import check_positive_integer
 from rtdetr_act.integrations.ultralytics.datasets import training_data
 from rtdetr_act.integrations.ultralytics.export import check_export, export_model, without_stage
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
+from rtdetr_act.integrations.ultralytics.log import log_level
+from rtdetr_act.integrations.ultralytics.models import save_checkpoint
 from rtdetr_act.integrations.ultralytics.results import format_scores, read_scores
 from rtdetr_act.integrations.ultralytics.runs import slug
 from rtdetr_act.results import Result, to_plain
@@ -131,7 +131,7 @@ def measure_latencies(
             check_export(model, export.format, int8=export.int8)
             if export.int8 and data is None:
                 training_data(model)
-    with _staged(folder) as stage, _quiet():
+    with _staged(folder) as stage, log_level(logging.WARNING):
         latencies = _measure(models, exports, stage, imgsz, rounds, data)
     return [replace(each, path=str(folder / Path(each.path).relative_to(stage))) for each in latencies]
 
@@ -156,17 +156,6 @@ def _staged(folder: Path) -> Iterator[Path]:
             raise InputError(without_stage(str(error), stage)) from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress Ultralytics' log of each export and validation, warnings excepted."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
 
 
 def _measure(
@@ -211,12 +200,9 @@ def _measure(
 
 def _save(model: Any, path: Path) -> Path:
     """Write a checkpoint as Ultralytics does, and make it the one that exports are written beside."""
-    model.ckpt = model.ckpt or {}  # None in 8.3 for a model made from a YAML
-    content = io.BytesIO()  # torch's own writer raises RuntimeErrors without an errno
-    model.save(content)
     with convert_write_errors(path):
         path.parent.mkdir()
-        path.write_bytes(content.getvalue())
+    save_checkpoint(model, path)
     model.model.pt_path = str(path)
     return path
 

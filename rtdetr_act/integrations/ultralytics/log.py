@@ -28,6 +28,23 @@ def edited_log(edit: Callable[[str], str]) -> Iterator[None]:
 
 
 @contextmanager
+def log_level(level: int) -> Iterator[None]:
+    """Set the level of Ultralytics' log inside the block, such as `logging.WARNING`, of which progress bars take note.
+
+    Args:
+        level: The level.
+    """
+    from ultralytics.utils import LOGGER
+
+    before = LOGGER.level
+    LOGGER.setLevel(level)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(before)
+
+
+@contextmanager
 def only_warnings(name: str) -> Iterator[None]:
     """Drop what another library's logger says below the level of a warning, inside the block."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from rtdetr_act.activations.registry import is_known
 from rtdetr_act.errors import InputError, ModelError, RtdetrActError, quote, raising_module, reason, suggest
+from rtdetr_act.files import convert_write_errors, write_atomically
 from rtdetr_act.integrations.ultralytics.arguments import check_file_name
 from rtdetr_act.integrations.ultralytics.checkpoints import describe_foreign_file
 from rtdetr_act.integrations.ultralytics.configs import config_names, find_config
@@ -218,3 +220,22 @@ def load_variant(
     if not isinstance(activation, str):
         return str(read_plan(model.model)) or STOCK, model
     return activation if conv is None or activation == STOCK else f"{activation}, {conv}", model
+
+
+def save_checkpoint(model: Any, path: Path) -> None:
+    """Write a model as the checkpoint of a finished training, in half precision as Ultralytics does.
+
+    Args:
+        model: RTDETR or YOLO object.
+        path: The .pt file, which appears only when it is complete.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    # Without what a training goes on with: of a last.pt, the average of the weights of before would be loaded.
+    left_out = {"ema": None, "optimizer": None, "updates": None, "scaler": None, "epoch": -1}
+    model.ckpt = {**(model.ckpt or {}), **left_out}  # None in 8.3 for a model made from a YAML
+    content = io.BytesIO()  # torch's own writer raises RuntimeErrors without an errno
+    model.save(content)
+    with convert_write_errors(path):
+        write_atomically(path, content.getvalue())

@@ -30,6 +30,7 @@ class ImageBatches(Sequence[Tensor]):
         by_shape: dict[torch.Size, list[Tensor]] = {}  # with rect=True each batch of a data set has its own
         for image in images:
             by_shape.setdefault(image.shape, []).append(image)
+        self.images = len(images)
         groups = sorted(by_shape.values(), key=len, reverse=True)
         self._batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
@@ -44,7 +45,12 @@ class ImageBatches(Sequence[Tensor]):
         return (self[index] for index in range(len(self)))
 
 
-def fit_to_reference(model: nn.Module, dataset: Any) -> None:
+def pick_batches(dataset: Any, count: int = IMAGES) -> ImageBatches:
+    """Return evenly spaced images of one of Ultralytics' data sets, in batches; fewer where it has fewer."""
+    return ImageBatches(pick_images(dataset, count))
+
+
+def fit_to_reference(model: nn.Module, dataset: Any, count: int = IMAGES) -> None:
     """Fit a swapped network to the network before its last swap, in place, and log what was done.
 
     Where it is not known what the activations had learned that were replaced, only the statistics of BatchNorm are
@@ -53,13 +59,13 @@ def fit_to_reference(model: nn.Module, dataset: Any) -> None:
     Args:
         model: The swapped task model.
         dataset: Training images, as a data set of one of Ultralytics' data loaders.
+        count: Number of images.
     """
-    images = pick_images(dataset, IMAGES)
-    batches = ImageBatches(images)
+    batches = pick_batches(dataset, count)
     original = build_reference(model)
     if original is not None:
-        count = refit(model, batches, original)
-        log(f"{count} layers fitted to what they gave before the swap, on {len(images)} training images")
+        layers = refit(model, batches, original)
+        log(f"{layers} layers fitted to what they gave before the swap, on {batches.images} training images")
         return
     if has_batch_norms(model):
         calibrate(model, batches)
