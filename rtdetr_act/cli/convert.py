@@ -13,9 +13,7 @@ from rtdetr_act.errors import InputError
 from rtdetr_act.surgery.plan import check_scope
 
 
-@command(
-    "best.pt act=relu data=my.yaml for=rknn", "best.pt act=relu,relu6,hardswish int8=True dry_run=True"
-)
+@command("best.pt act=relu data=my.yaml for=rknn", "best.pt act=relu,relu6,hardswish int8=True dry_run=True")
 def convert(
     pairs: Pairs = None,
     model: Model = None,

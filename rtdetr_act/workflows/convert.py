@@ -43,7 +43,7 @@ _BATCH = 16
 _ROUNDS = 30  # of the latency of each file
 # Settings that suit a network that is converted already: a small rate, no warm-up of BatchNorm's and the optimizer's
 # statistics at rates above it, and images as they are deployed on.
-_TRAINING = {
+TRAINING = {
     "optimizer": "AdamW",
     "lr0": 1e-4,
     "lrf": 0.1,
@@ -353,7 +353,7 @@ def _train(conversion: Conversion, activation: str, best: Step, folder: Path) ->
         inherited = (model.ckpt or {}).get("train_args") or {}
         settings = {
             **{key: inherited[key] for key in _INHERITED if key in inherited},
-            **_TRAINING,
+            **TRAINING,
             **request.arguments,
             "data": request.data,
             "imgsz": request.imgsz,
