@@ -156,7 +156,9 @@ def score(given: argparse.Namespace, path: str | Path) -> float:
         names = json.dumps(dict(data["names"]))
         both.write_text(f"train: {data['train']}\nval: {json.dumps(held_out)}\nnames: {names}\n", encoding="utf-8")
         cls = RTDETR if "rtdetr" in str(path) else YOLO
-        settings = {"batch": 1, "rect": False, "workers": 0, "plots": False, "verbose": False, "device": "cpu"}
+        # Square images in all formats, of which an exported file takes one at a time.
+        batch = 16 if str(path).endswith(".pt") else 1
+        settings = {"batch": batch, "rect": False, "workers": 0, "plots": False, "verbose": False, "device": "cpu"}
         found = cls(str(path)).val(data=str(both), imgsz=given.imgsz, project=place, name="val", **settings)
     return read_scores(found)["mAP50-95"]
 

@@ -13,6 +13,11 @@ from rtdetr_act.errors import InputError
 from rtdetr_act.surgery.plan import check_scope
 
 
+def split_words(values: list[str] | None) -> list[str]:
+    """Return the words of an option that is given several times, or joined by commas."""
+    return [word.strip() for value in values or [] for word in value.split(",") if word.strip()]
+
+
 @command("best.pt act=relu data=my.yaml for=rknn", "best.pt act=relu,relu6,hardswish int8=True dry_run=True")
 def convert(
     pairs: Pairs = None,
@@ -45,7 +50,7 @@ def convert(
     formats = [] if export_format in ("none", "None", "") else [name.strip() for name in export_format.split(",")]
     arguments = parse_pairs(pairs, reserved=("task", "mode", "resume", "project", "name", "exist_ok"))
     options: dict[str, Any] = {
-        "keep": keep or [], "scope": check_scope(scope), "target": target, "bound": bound, "epochs": epochs,
+        "keep": split_words(keep), "scope": check_scope(scope), "target": target, "bound": bound, "epochs": epochs,
         "formats": formats, "int8": int8, "images": images, "arguments": arguments,
     }  # fmt: skip
     if dry_run:

@@ -41,11 +41,12 @@ AS_TRAINED, SWAPPED, REFITTED, CALIBRATED, TRAINED = "as trained", "swapped", "r
 _DEFAULT_IMGSZ = 640  # where the checkpoint does not tell
 _BATCH = 16
 _ROUNDS = 30  # of the latency of each file
-# Settings that suit a network that is converted already: a small rate, no warm-up of BatchNorm's and the optimizer's
-# statistics at rates above it, and images as they are deployed on.
+# Settings that suit a network that is converted already: images as they are deployed on, and a small rate. On BCCD
+# (yolo11n, 160 pixels), three epochs of the checkpoint itself cost it 0.6 % of its mAP at a rate of 2e-5, 2.5 % at 1e-4
+# and 6 % at 1e-3.
 TRAINING = {
     "optimizer": "AdamW",
-    "lr0": 1e-4,
+    "lr0": 2e-5,
     "lrf": 0.1,
     "warmup_epochs": 0.0,
     "mosaic": 0.0,
@@ -94,7 +95,7 @@ def convert_checkpoint(
         formats: Formats to export to, of "onnx" (default), "openvino", "torchscript" and "ncnn"; empty for none.
         int8: Also quantise to 8 bits, calibrated on training images.
         images: Number of training images for the fit.
-        arguments: Ultralytics' training arguments, such as {"imgsz": 640, "batch": 16, "lr0": 1e-4, "device": 0}.
+        arguments: Ultralytics' training arguments, such as {"imgsz": 640, "batch": 16, "lr0": 2e-5, "device": 0}.
         show: Called with a sentence after each step.
 
     Returns:
