@@ -15,7 +15,7 @@ from typing import Any
 from ultralytics.utils.files import increment_path
 
 from rtdetr_act.deploy.operators import list_operators, summarise_operators
-from rtdetr_act.deploy.targets import get_target
+from rtdetr_act.deploy.targets import get_native_support, get_target
 from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, quote
 from rtdetr_act.files import convert_write_errors, move_files_atomically, output_folder
 from rtdetr_act.integrations.ultralytics.arguments import check_device
@@ -78,8 +78,9 @@ def convert_checkpoint(
 
     Each activation is swapped in and the network fitted to what it computed before, on training images without labels.
     If its score on the validation split is then more than the bound below that of the checkpoint, it is trained for a
-    few epochs. The network that loses least is folded, exported, quantised if asked for, and measured beside the
-    checkpoint. An interrupted conversion goes on where it was when the same call is made again.
+    few epochs. The network that loses least, of those that the target runs natively if one is named, is folded,
+    exported, quantised if asked for, and measured beside the checkpoint. An interrupted conversion goes on where it was
+    when the same call is made again.
 
     Args:
         source: A .pt checkpoint, which stays as it is.
@@ -207,6 +208,8 @@ def _resolve_keep(model: Any, keep: Sequence[str]) -> tuple[str, ...]:
 
 def _check_classes(model: Any, data: Mapping[str, Any], where: str) -> None:
     """Check that a data set has the classes that a checkpoint was trained on, since its score would mean nothing."""
+    if model.overrides.get("single_cls"):
+        return  # its only class has a name of its own
     known = list(dict(model.names).values())
     given = list(dict(data["names"]).values()) if isinstance(data["names"], dict) else list(data["names"])
     if [str(name) for name in known] != [str(name) for name in given]:
@@ -394,14 +397,21 @@ def _score(path: Path, request: Request) -> dict[str, float]:
 
 
 def _choose(conversion: Conversion) -> Conversion:
-    """Take the network that loses least."""
+    """Take the network that loses least, of those whose activations the target runs natively if there are any."""
     if conversion.kept is not None:
         return conversion
     tried = [name for name in conversion.request.activations if name not in conversion.failures]
     if not tried:
         raise InputError("; ".join(f"{name}: {failure}" for name, failure in conversion.failures.items()))
-    kept = max((_find_best(conversion, name) for name in tried), key=lambda step: step.score)
+    native = [name for name in tried if _is_native(name, conversion.request.target)]
+    kept = max((_find_best(conversion, name) for name in native or tried), key=lambda step: step.score)
     return conversion.written(winner=kept.activation, kept=kept)
+
+
+def _is_native(activation: str, target: str | None) -> bool:
+    """Return whether a target runs all activations of a plan natively; True without a target."""
+    names = {rule.activation.name for rule in Plan.parse(activation).rules}
+    return target is None or all(get_native_support(name, target) is not None for name in names)
 
 
 def _deploy(conversion: Conversion, show: Callable[[str], object]) -> Conversion:
