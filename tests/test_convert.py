@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 import tiny
 import torch
@@ -125,6 +124,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str,
 def test_a_conversion_ends_in_a_folder_that_anybody_can_use(
     trained: Path, shared_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the extra 'export'")
     monkeypatch.chdir(tmp_path)
     words = ["convert", str(trained), "act=relu,arelu", f"data={shared_data.detect}", "for=rknn", "epochs=1", "bound=0"]
     result = CliRunner().invoke(app, [*words, "images=8", "device=cpu", "workers=0", "keep=4", "-o", "out"])
@@ -212,8 +212,10 @@ def test_mistakes_are_found_before_anything_is_written(
     words: list[str], message: str, stock_run: Any, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    where = [] if any(word.startswith("data=") for word in words) else [f"data={data.detect}"]
-    result = CliRunner().invoke(app, ["convert", str(stock_run.pt), *where, *words])
+    given = {word.partition("=")[0] for word in words}
+    more = {"data": f"data={data.detect}", "format": "format=none"}
+    rest = [word for key, word in more.items() if key not in given]
+    result = CliRunner().invoke(app, ["convert", str(stock_run.pt), *words, *rest])
     assert result.exit_code != 0 and message in f"{result.output} {result.exception}"
     assert list(tmp_path.iterdir()) == []
 
@@ -223,7 +225,7 @@ def test_a_data_set_of_other_classes_is_refused(stock_run: Any, data: Data, tmp_
     other = tmp_path / "other.yaml"
     other.write_text(text)
     with pytest.raises(InputError, match=r"has other classes \(cat, dog, …\) than the checkpoint"):
-        convert_checkpoint(stock_run.pt, "relu", other, tmp_path / "out")
+        convert_checkpoint(stock_run.pt, "relu", other, tmp_path / "out", formats=())
     assert not (tmp_path / "out").exists()
 
 
@@ -240,7 +242,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 
 def test_a_dry_run_writes_nothing(stock_run: Any, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["convert", str(stock_run.pt), "act=relu,mish", f"data={data.detect}", "dry_run=True"]
+    words = ["convert", str(stock_run.pt), "act=relu,mish", f"data={data.detect}", "format=none", "dry_run=True"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "relu: swap, refit on 8 images" in result.output and "in all about" in result.output

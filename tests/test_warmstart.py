@@ -33,6 +33,7 @@ from rtdetr_act.activations.prelu import PReLU
 from rtdetr_act.activations.registry import get_entry
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, ModelError, SpecError
+from rtdetr_act.integrations.ultralytics.models import save_checkpoint
 from rtdetr_act.surgery.least_squares import NormalEquations, collect_inputs, collect_outputs
 from rtdetr_act.surgery.match import match
 from rtdetr_act.surgery.model_plan import read_plan
@@ -649,11 +650,11 @@ def test_training_fits_to_what_activations_had_learned(
     patch_model(model, "arelu")
     torch.manual_seed(0)
     learn(model.model)
-    model.save(tmp_path / "arelu.pt")
+    save_checkpoint(model, tmp_path / "arelu.pt")
     original = copy.deepcopy(model.model)
     model = RTDETR(tmp_path / "arelu.pt")
     patch_model(model, "relu", init="match")
-    model.save(tmp_path / "swapped.pt")  # which a training may start from, too
+    save_checkpoint(model, tmp_path / "swapped.pt")  # which a training may start from, too
     model = RTDETR(tmp_path / "swapped.pt")
     if not known:  # as in a file of before
         for module in model.model.modules():

@@ -165,17 +165,17 @@ def check_request(
     given = tuple(dict.fromkeys(as_list(activations)))
     if not given:
         raise InputError("there is no activation to convert to: name one, such as act=relu")
+    patterns = _resolve_keep(model, as_list(keep))
+    for activation in given:
+        patch_model(copy.deepcopy(model), activation, exclude=patterns or None, scope=scope, init="match")
+    where = resolve_data(data) if data is not None else training_data(model)
+    _check_classes(model, check_data(where, str(model.task)), where)
     for name in as_list(formats):
         check_export(model, name)
     if int8:
         for name in as_list(formats):
             if name in ("onnx", "openvino"):
                 check_export(model, name, int8=True)
-    patterns = _resolve_keep(model, as_list(keep))
-    for activation in given:
-        patch_model(copy.deepcopy(model), activation, exclude=patterns or None, scope=scope, init="match")
-    where = resolve_data(data) if data is not None else training_data(model)
-    _check_classes(model, check_data(where, str(model.task)), where)
     return Request(
         str(source), digest, given, where, side, patterns, scope, target, bound, epochs, tuple(as_list(formats)), int8,
         images, settings,
