@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rtdetr_act.activations.registry import register as register
     from rtdetr_act.analysis.curves import plot_activations as plot_activations
     from rtdetr_act.analysis.diagnosis import Diagnosis as Diagnosis
+    from rtdetr_act.analysis.sensitivity import Sensitivity as Sensitivity
+    from rtdetr_act.analysis.sensitivity import measure_sensitivity as measure_sensitivity
     from rtdetr_act.deploy.fold import FoldReport as FoldReport
     from rtdetr_act.deploy.fold import fold_activations as fold_activations
     from rtdetr_act.errors import FoldError as FoldError
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.maps import compare_feature_maps as compare_feature_maps
     from rtdetr_act.workflows.predict import predict_source as predict_source
     from rtdetr_act.workflows.script import run_script as run_script
+    from rtdetr_act.workflows.sensitivity import measure_checkpoint_sensitivity as measure_checkpoint_sensitivity
     from rtdetr_act.workflows.sites import SiteListing as SiteListing
     from rtdetr_act.workflows.sites import list_sites as list_sites
     from rtdetr_act.workflows.train import resume_training as resume_training
@@ -95,6 +98,8 @@ _MODULES = {
     "register": "activations.registry",
     "plot_activations": "analysis.curves",
     "Diagnosis": "analysis.diagnosis",
+    "Sensitivity": "analysis.sensitivity",
+    "measure_sensitivity": "analysis.sensitivity",
     "FoldReport": "deploy.fold",
     "fold_activations": "deploy.fold",
     "FoldError": "errors",
@@ -154,6 +159,7 @@ _MODULES = {
     "compare_feature_maps": "workflows.maps",
     "predict_source": "workflows.predict",
     "run_script": "workflows.script",
+    "measure_checkpoint_sensitivity": "workflows.sensitivity",
     "SiteListing": "workflows.sites",
     "list_sites": "workflows.sites",
     "resume_training": "workflows.train",

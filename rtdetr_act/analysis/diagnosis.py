@@ -152,7 +152,8 @@ def diagnose_batches(
     >>> [round(each.sites[0].gain_active, 4) for each in diagnoses]
     [1.0, 1.8808]
     """
-    copied = _copy_model(unwrap(model))
+    copied = copy_network(unwrap(model), "a diagnosis works on a copy").train()
+    copied.requires_grad_(False)  # without the gradients of the weights, the backward pass is a third cheaper
     unreachable = find_unreachable_calls(copied)
     probes = _insert_probes(copied, example_input)
     calls: list[_Probe] = []  # one entry per call of a probe
@@ -172,15 +173,21 @@ def diagnose_batches(
     return Diagnosis(tuple(probe.summarise() for probe in called), count, (*idle, *unreachable))
 
 
-def _copy_model(root: nn.Module) -> nn.Module:
-    """Return a copy of a model in training mode whose parameters need no gradient."""
+def copy_network(root: nn.Module, reason: str) -> nn.Module:
+    """Return a copy of a network.
+
+    Args:
+        root: The network.
+        reason: What it is copied for, which the message of the error begins with.
+
+    Raises:
+        ModelError: It cannot be copied.
+    """
     try:
-        copied = copy.deepcopy(root)
+        return copy.deepcopy(root)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"a diagnosis works on a copy of the model, which cannot be copied: {reason}") from error
-    # Without the gradients of the weights, the backward pass is a third cheaper.
-    return copied.train().requires_grad_(False)
+        problem = str(error).partition("\n")[0]
+        raise ModelError(f"{reason} of the model, which cannot be copied: {problem}") from error
 
 
 def _insert_probes(model: nn.Module, example_input: Any) -> list[_Probe]:
@@ -200,15 +207,20 @@ def _insert_probes(model: nn.Module, example_input: Any) -> list[_Probe]:
 def _run_batch(model: nn.Module, batch: Any, loss: Loss, calls: list[_Probe], number: int) -> None:
     """Run forward and backward pass of a batch; raises InputError or TrainingError for an unusable loss."""
     calls_before = len(calls)
-    value = loss(model, batch)
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"the loss must be a tensor with one element, not {shape}")
+    value = check_scalar(loss(model, batch))
     if not bool(torch.isfinite(value.detach()).all()):
         raise TrainingError(f"the loss of batch {number} is {float(value.detach()):g}: there is no gradient to measure")
     if len(calls) == calls_before or not value.requires_grad:
         raise InputError("the loss depends on no activation of the model: it must call the model that it is given")
     value.sum().backward()
+
+
+def check_scalar(value: Any) -> Tensor:
+    """Return the result of a loss, or raise InputError if it is not a tensor with one element."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"the loss must be a tensor with one element, not {shape}")
+    return value
 
 
 @contextmanager

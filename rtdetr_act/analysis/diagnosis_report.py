@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from rtdetr_act.analysis.diagnosis import Diagnosis, SiteDiagnosis
 from rtdetr_act.analysis.figures import figure_style, render_figure
+from rtdetr_act.analysis.site_axes import label_sites, mark_layers
 from rtdetr_act.files import convert_write_errors, create_folder, write_files_atomically
 from rtdetr_act.tables import print_wide_table
 
@@ -35,7 +35,6 @@ _PANELS = {
     "rank_share": "effective rank\nof channels",
 }
 _LOGARITHMIC = ("gradient_in", "scale")
-_SECTION_SHADES = {"backbone": "0.96", "neck": "1", "head": "0.96"}
 
 
 def print_summary(title: str, diagnoses: Mapping[str, Diagnosis]) -> None:
@@ -202,10 +201,7 @@ def draw_diagnosis(diagnoses: Mapping[str, Diagnosis], title: str) -> bytes:
     figure = Figure(figsize=size)
     grid = figure.subplots(len(_PANELS), 1, sharex=True)
     for axes, (key, label) in zip(grid, _PANELS.items(), strict=True):
-        for start, end, section in _group_consecutive(first, "section"):
-            axes.axvspan(start - 0.5, end + 0.5, color=_SECTION_SHADES.get(section, "1"), linewidth=0, zorder=0)
-        for start, _, _ in list(_group_consecutive(first, "layer"))[1:]:
-            axes.axvline(start - 0.5, color="0.85", linewidth=0.5, zorder=1)
+        mark_layers(axes, first)
         for index, variant in enumerate(diagnoses):
             there = [(place, rows[variant]) for place, rows in enumerate(sites.values()) if variant in rows]
             points = [(place, getattr(site, key)) for place, site in there]
@@ -215,8 +211,7 @@ def draw_diagnosis(diagnoses: Mapping[str, Diagnosis], title: str) -> bytes:
             axes.plot(xs, ys, marker="osD^vP*"[index % 7], markersize=2.6, linewidth=0.9, label=variant)
         _set_scale(axes, key)
         axes.set_ylabel(label)
-        axes.grid(axis="x", visible=False)  # the layers are marked
-    _label_sites(grid[0], grid[-1], first)
+    label_sites(grid[0], grid[-1], first)
     figure.suptitle(title, parse_math=False)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return render_figure(figure)
@@ -237,29 +232,3 @@ def _set_scale(axes: Any, key: str) -> None:
         top = max(0.1, 1.1 * high) if key == "dead" else 1.0  # mostly small, and invisible on a full scale
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylim(-0.04 * top, 1.04 * min(top, 1))
-
-
-def _group_consecutive(sites: Sequence[SiteDiagnosis], attribute: str) -> Iterator[tuple[int, int, Any]]:
-    """Yield first index, last index and value of each group of consecutive sites with equal values of an attribute."""
-    for value, group in groupby(enumerate(sites), key=lambda pair: getattr(pair[1], attribute)):
-        indices = [index for index, _ in group]
-        yield indices[0], indices[-1], value
-
-
-def _label_sites(top: Any, bottom: Any, sites: Sequence[SiteDiagnosis]) -> None:
-    """Label the sections above the top panel and the layers below the bottom panel, centred on their sites."""
-    for start, end, section in _group_consecutive(sites, "section"):
-        top.annotate(section, ((start + end) / 2, 1.02), xycoords=("data", "axes fraction"), ha="center", va="bottom")
-    layers = [
-        ((start + end) / 2, layer) for start, end, layer in _group_consecutive(sites, "layer") if layer is not None
-    ]
-    bottom.set_xlim(-0.5, len(sites) - 0.5)
-    if layers:
-        room = len(sites) / (5 * bottom.figure.get_figwidth())  # a label of two digits is a fifth of an inch wide
-        shown = layers[:1]
-        for layer in layers[1:]:
-            shown += [layer] if layer[0] - shown[-1][0] > room else []
-        bottom.set_xticks([place for place, _ in shown], [str(layer) for _, layer in shown])
-        bottom.set_xlabel("layer (a point is an activation site)")
-    else:
-        bottom.set_xlabel("activation sites in the order of their first call")

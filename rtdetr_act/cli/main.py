@@ -12,8 +12,8 @@ from typing import Any
 
 # Importing these registers their commands, and `--help` lists them in this order.
 # isort: off
-from rtdetr_act.cli import train, validate, deploy, diagnose, doctor, activations, sites, maps, bench, study, search  # noqa: F401
-from rtdetr_act.cli import convert, script, checks  # noqa: F401
+from rtdetr_act.cli import train, validate, convert, sensitivity, deploy, diagnose, doctor, activations, sites  # noqa: F401
+from rtdetr_act.cli import maps, bench, study, search, script, checks  # noqa: F401
 
 # isort: on
 from rtdetr_act.cli.app import app

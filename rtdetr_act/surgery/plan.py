@@ -386,12 +386,16 @@ class Plan:
         >>> str(Plan.load(folder / "plan.yaml"))
         'arelu@backbone'
         """
+        with convert_write_errors(Path(path)):
+            write_atomically(Path(path), self.dump().encode())
+
+    def dump(self) -> str:
+        """Return the plan as the YAML that `save` writes."""
         import yaml  # the command line starts without it
 
         plain = self.to_yaml()
         data = plain if isinstance(plain, dict) else {"rules": [], **({"default_act": plain} if plain else {})}
-        with convert_write_errors(Path(path)):
-            write_atomically(Path(path), yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode())
+        return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -18,7 +18,9 @@ from rtdetr_act.surgery.sites import Site, find_sites, iterate_placed_activation
 # Bounds of the factor on the input: hardswish(100 x) is a ReLU in effect, not the activation that was asked for, but
 # relu6(x / 20) is what a network without BatchNorm needs whose values go up to 100.
 _MIN_GAIN, _MAX_GAIN = 1 / 32, 2.0
-_MAX_ERROR_RATIO = 0.9  # a factor must reduce the error to less than this ratio
+# A factor must reduce the error to less than this ratio. The few large values that ReLU6 cuts off are what objects are
+# found by: with 0.9, yolo11n with ReLU6 loses 3.4 % of its mAP on BCCD, with 0.99 it loses 2.5 %.
+_MAX_ERROR_RATIO = 0.99
 _MAX_VALUES = 4096  # of a sample, that find the factor
 
 
@@ -42,7 +44,7 @@ class Rescaling:
 def find_gain(activation: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> tuple[float, float]:
     """Return the factors (c, a) for which `a * activation(c * x)` is closest to a target.
 
-    The fit is by least squares, with c between 1/32 and 2. If it reduces the error by less than 10 %, (1, 1) is
+    The fit is by least squares, with c between 1/32 and 2. If it reduces the error by less than 1 %, (1, 1) is
     returned.
 
     Args:

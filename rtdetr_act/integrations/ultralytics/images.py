@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import tempfile
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ from ultralytics.utils.patches import imread
 
 from rtdetr_act.errors import InputError, quote
 from rtdetr_act.integrations.ultralytics.arguments import check_positive_integers
+from rtdetr_act.integrations.ultralytics.datasets import check_data
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
+from rtdetr_act.integrations.ultralytics.results import read_scores
 
 # Attributes in which Ultralytics keeps loaded images: their indices, pixels, and sizes before and after resizing.
 _BUFFERS = ("buffer", "ims", "im_hw0", "im_hw")
@@ -152,7 +155,13 @@ def open_validation(
 
 
 def load_batches(
-    model: Any, data: Mapping[str, Any], images: int, imgsz: int, batch: int, device: str = "cpu"
+    model: Any,
+    data: Mapping[str, Any],
+    images: int,
+    imgsz: int,
+    batch: int,
+    device: str = "cpu",
+    part: slice = slice(None),
 ) -> list[dict[str, Any]]:
     """Return labelled batches of the validation split, as Ultralytics' validators take them, without augmentation.
 
@@ -163,6 +172,7 @@ def load_batches(
         imgsz: Side of the images, in pixels; rounded up to a multiple of the model's stride.
         batch: Images of a batch; the last batch may be smaller.
         device: Device of the batches.
+        part: Which of these images to take, such as every second one. Default: all of them.
 
     Returns:
         Batches with the images under "img", float (B, 3, H, W) in [0, 1], and labels as the task's loss takes them.
@@ -171,8 +181,57 @@ def load_batches(
         InputError: Ultralytics cannot use the data or an argument.
     """
     check_positive_integers(images=images, imgsz=imgsz, batch=batch)
+    validator, loader = _open_images(model, data, images, imgsz, batch, device, part)
+    return [validator.preprocess(each) for each in loader]
+
+
+def score_images(
+    model: Any,
+    source: str,
+    images: int,
+    imgsz: int,
+    batch: int,
+    device: str = "cpu",
+    part: slice = slice(None),
+) -> dict[str, float]:
+    """Return the scores of a model on the images that `load_batches` takes, as Ultralytics validates it.
+
+    Unlike in Ultralytics' `val`, all images are squares, as in the batches.
+
+    Args:
+        model: RTDETR or YOLO object; a copy of it is validated.
+        source: Ultralytics' `data` argument, as `resolve_data` returns it.
+        images: As in `load_batches`.
+        imgsz: As in `load_batches`.
+        batch: As in `load_batches`.
+        device: As in `load_batches`.
+        part: As in `load_batches`.
+
+    Returns:
+        The scores, as `read_scores` returns them.
+    """
+    data = check_data(source, str(model.task))
+    validator, loader = _open_images(model, data, images, imgsz, batch, device, part)
+    cls: Any = type(validator)
+    with translate_errors(), tempfile.TemporaryDirectory() as folder:
+        found = copy.deepcopy(model).val(  # which fuses the model
+            validator=lambda **settings: cls(loader, **settings),
+            data=source,
+            imgsz=imgsz,
+            batch=batch,
+            device=device,
+            plots=False,
+            verbose=False,
+            project=folder,
+        )
+    return read_scores(found)
+
+
+def _open_images(
+    model: Any, data: Mapping[str, Any], images: int, imgsz: int, batch: int, device: str, part: slice
+) -> tuple[Any, Any]:
+    """Return a validator for a model, and a loader of a part of evenly spaced images, as in `load_batches`."""
     validator, dataset = open_validation(model, data, imgsz, batch, device)
     count = min(images, len(dataset))
-    chosen = Subset(dataset, [index * len(dataset) // count for index in range(count)])
-    loader = DataLoader(chosen, batch_size=batch, collate_fn=getattr(dataset, "collate_fn", None))
-    return [validator.preprocess(each) for each in loader]
+    chosen = Subset(dataset, [index * len(dataset) // count for index in range(count)][part])
+    return validator, DataLoader(chosen, batch_size=batch, collate_fn=getattr(dataset, "collate_fn", None))
