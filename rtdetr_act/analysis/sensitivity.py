@@ -138,6 +138,10 @@ class Sensitivity(TableResult):
         """Return the activation, and how many sites are kept."""
         return f"{self.activation}, {len(self.kept)} of {format_count(len(self.sites), 'site')} kept"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measurement as plain data, with the plan as `Plan.to_yaml` returns it."""
+        return {**super().to_dict(), "plan": self.plan.to_yaml()}
+
     def _make_table(self) -> Table:
         """Return a row per section, layer and site."""
         return [field.name for field in fields(SwapCost)], map(astuple, (*self.stages, *self.sites))
