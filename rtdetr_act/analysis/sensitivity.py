@@ -51,6 +51,8 @@ class SwapCost(Result):
         sites: Number of sites swapped.
         cost: Relative increase of the loss by the swap, after the refit: 0.01 is one per cent.
         error: Its standard error over the batches; NaN for a single batch.
+        change: Root mean square of the change of the loss over the batches, relative to the mean loss; sites are ranked
+            by it.
         kept: Whether the proposed plan keeps the site; False for stages.
     """
 
@@ -61,6 +63,7 @@ class SwapCost(Result):
     sites: int
     cost: float
     error: float
+    change: float
     kept: bool = False
 
     def _summarise(self) -> str:
@@ -101,8 +104,8 @@ class Sensitivity(TableResult):
         activation: The activation swapped in, as it was given.
         sites: The cost of each site, in the order in which they run.
         stages: The cost of each section and of each layer, all of its sites swapped.
-        plans: The proposed plan, and those beside it: nothing swapped, everything swapped, and as many sites kept at
-            the end of the network.
+        plans: Nothing swapped, everything swapped, the proposed plan and, if that keeps any site, as many kept at the
+            end of the network.
         trials: The plans measured in the choice of the proposed one, by the number of sites that they keep.
         bound: The largest increase of the loss allowed on the images of the choice.
         plan: The proposed plan, for `patch_model`.
@@ -123,7 +126,7 @@ class Sensitivity(TableResult):
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Names of the sites that the proposed plan keeps, the costliest first."""
+        """Names of the sites that the proposed plan keeps, the one that changes the loss most first."""
         return self.proposal.kept
 
     @property
@@ -135,13 +138,16 @@ class Sensitivity(TableResult):
         """Return the activation, and how many sites are kept."""
         return f"{self.activation}, {len(self.kept)} of {format_count(len(self.sites), 'site')} kept"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measurement as plain data, with the plan as `Plan.to_yaml` returns it."""
+        return {**super().to_dict(), "plan": self.plan.to_yaml()}
+
     def _make_table(self) -> Table:
         """Return a row per section, layer and site."""
         return [field.name for field in fields(SwapCost)], map(astuple, (*self.stages, *self.sites))
 
 
-NOTHING, EVERYTHING, PROPOSAL = "nothing swapped", "everything swapped", "costliest kept"
-AT_THE_END = "last ones kept"
+NOTHING, EVERYTHING, PROPOSAL, AT_THE_END = "nothing swapped", "everything swapped", "proposed", "last ones kept"
 
 
 def measure_sensitivity(
@@ -162,9 +168,15 @@ def measure_sensitivity(
 
     For each site, and for all sites of each layer and section, a copy of the network gets the new activation there and
     nowhere else, and is fitted by `refit`. Its cost is the relative increase of the loss on labelled images, in
-    evaluation mode. Then the costliest sites are kept, as few of them as are needed for the loss of the whole swap to
-    be within a bound; their number is found by bisection, with a refit and a measurement of each plan. Sites at which
-    the swap would change nothing, such as a ReLU where `relu` is swapped in, do not count.
+    evaluation mode. Sites at which the swap would change nothing, such as a ReLU where `relu` is swapped in, do not
+    count.
+
+    Then the sites that change the loss most are kept, as few of them as are needed for the loss of the whole swap to be
+    within a bound; their number is found by bisection, with a refit and a measurement of each plan. Sites are ranked by
+    the root mean square of the change over the batches, since their cost is often less than its error: a swap that
+    lowers the loss of some images and raises that of others is no gain. With 19 of 77 SiLUs of yolo11n kept and ReLU
+    elsewhere, the loss on other images rises by 0.04 ± 0.07 % if ranked so, by 0.27 ± 0.10 % if ranked by cost, and by
+    0.54 ± 0.21 % with the last 19; with none kept, by 1.60 ± 0.14 % (BCCD, 160 pixels).
 
     The model itself is not changed. There are as many refits as there are sites, layers and sections, and about ten.
 
@@ -212,7 +224,7 @@ def measure_sensitivity(
         show = show_progress or (lambda text: None)
         sites = [network.measure_alone("site", site.name, [site], show) for site in network.sites]
         stages = [network.measure_alone(*stage, show) for stage in _list_stages(network.sites)]
-        ranked = [site.name for site in sorted(sites, key=lambda site: -site.cost)]
+        ranked = [site.name for site in sorted(sites, key=lambda site: -site.change)]
         trials = _choose(lambda count: network.measure_plan(ranked[:count], show), bound, int(most * len(ranked)))
         chosen = next((each for each in trials if each.choice <= bound), trials[-1])
         candidates: dict[str, Sequence[str]] = {NOTHING: ranked, EVERYTHING: (), PROPOSAL: chosen.kept}
@@ -239,7 +251,7 @@ def _choose(measure: Callable[[int], PlanCost], bound: float, most: int) -> list
     """Measure plans in a search for the fewest sites to keep, and return them by that number.
 
     Args:
-        measure: Returns what it costs to keep so many of the costliest sites.
+        measure: Returns what it costs to keep so many sites.
         bound: The largest cost.
         most: The largest number of sites.
     """
@@ -321,8 +333,8 @@ class _TrainedNetwork:
         """Return what it costs to swap all sites but some."""
         show(f"{len(kept)} of {len(self.sites)} sites kept")
         network = self._swap(kept) if len(kept) < len(self.sites) else self._original
-        choice, _ = self._choosing.compare(network)
-        cost, error = self._scoring.compare(network)
+        choice, *_ = self._choosing.compare(network)
+        cost, error, _ = self._scoring.compare(network)
         return PlanCost(f"{len(kept)} kept", tuple(kept), choice, cost, error, score(network) if score else None)
 
     def _swap(self, kept: Collection[str]) -> nn.Module:
@@ -355,17 +367,16 @@ class _Comparison:
                 f"the loss of the model is {total:g}, and a cost is relative to it: it must be positive"
             )
 
-    def compare(self, network: nn.Module) -> tuple[float, float]:
-        """Return the relative increase of the loss, and its standard error over the batches."""
+    def compare(self, network: nn.Module) -> tuple[float, float, float]:
+        """Return `cost`, `error` and `change` of a network, as in `SwapCost`."""
         after, before, count = self._measure(network), self._before, len(self._before)
         ratio = float(after.sum() / before.sum())
         if not math.isfinite(ratio):
-            return math.inf, math.nan
-        if count == 1:
-            return ratio - 1, math.nan
+            return math.inf, math.nan, math.inf
+        change = float((after - before).square().mean().sqrt() / before.mean())
         # The standard error of a ratio of sums over the same batches.
-        error = float((after - ratio * before).std()) * math.sqrt(count) / float(before.sum())
-        return ratio - 1, error
+        spread = float((after - ratio * before).std()) if count > 1 else math.nan
+        return ratio - 1, spread * math.sqrt(count) / float(before.sum()), change
 
     @torch.no_grad()
     def _measure(self, network: nn.Module) -> Tensor:

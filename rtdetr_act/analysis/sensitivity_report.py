@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.table import Table
 
 from rtdetr_act.analysis.figures import COLOURS, figure_style, render_figure
-from rtdetr_act.analysis.sensitivity import AT_THE_END, PlanCost, Sensitivity, SwapCost
+from rtdetr_act.analysis.sensitivity import AT_THE_END, Sensitivity, SwapCost
 from rtdetr_act.analysis.site_axes import label_sites, mark_layers
 from rtdetr_act.files import convert_write_errors, create_folder, write_files_atomically
 from rtdetr_act.formatting import format_count, format_number, format_score
 from rtdetr_act.tables import format_markdown_table, print_wide_table
 
 PLAN_FILE = "plan.yaml"
-_COSTLIEST = 10  # sites in the tables; the CSV file has all
-_SWAP_COLUMNS = ("swapped alone", "sites", "cost", "± standard error", "kept")
+_LISTED = 10  # sites in the tables; the CSV file has all
+_SWAP_COLUMNS = ("swapped alone", "sites", "cost", "± standard error", "change", "kept")
 
 
 def print_sensitivity(title: str, found: Sensitivity) -> None:
-    """Print a table of stages and of the costliest sites, one of plans, and sentences on the proposed plan.
+    """Print a table of stages and of the sites that change the loss most, one of plans, and sentences on the best.
 
     Args:
         title: Title of the first table.
@@ -31,7 +30,7 @@ def print_sensitivity(title: str, found: Sensitivity) -> None:
     """
     costs = Table(title=title)
     for index, column in enumerate(_SWAP_COLUMNS):
-        costs.add_column(column, justify="right" if 0 < index < 4 else "left")
+        costs.add_column(column, justify="right" if 0 < index < 5 else "left")
     for group in _group_costs(found):
         for cells in map(_format_swap, group):
             costs.add_row(*cells)
@@ -102,25 +101,29 @@ def format_sensitivity(found: Sensitivity, title: str) -> str:
         f"# {title}",
         "![Cost of each site and layer](sensitivity.png)",
         "\n".join(f"- {sentence}" for sentence in describe_proposal(found)),
-        "A cost is the increase of the loss, relative to the model before the swap, after a refit.",
+        "A cost is the increase of the loss by the swap, after a refit; a change its rms over the batches.",
         format_markdown_table(header, plans, ["---", *["---:"] * (len(header) - 1)]),
-        f"Swapped alone: sections, layers, and the {_COSTLIEST} costliest sites; sensitivity.csv has all.",
-        format_markdown_table(_SWAP_COLUMNS, costs, ["---", "---:", "---:", "---:", "---"]),
+        f"Swapped alone: sections, layers, and the {_LISTED} sites that change the loss most; sensitivity.csv has all.",
+        format_markdown_table(_SWAP_COLUMNS, costs, ["---", "---:", "---:", "---:", "---:", "---"]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _group_costs(found: Sensitivity) -> list[list[SwapCost]]:
-    """Return sections, layers and the costliest sites, without empty groups."""
-    sites = sorted(found.sites, key=lambda site: -site.cost)[:_COSTLIEST]
+    """Return sections, layers and the sites that change the loss most, without empty groups."""
+    sites = sorted(found.sites, key=lambda site: -site.change)[:_LISTED]
     groups = ([each for each in found.stages if each.kind == kind] for kind in ("section", "layer"))
     return [group for group in (*groups, sites) if group]
 
 
 def _format_swap(each: SwapCost) -> list[str]:
     """Return the cells of `_SWAP_COLUMNS`."""
-    cost, error = format_number(each.cost, "{:+.2%}"), format_number(each.error, "{:.2%}")
-    return [each.name, str(each.sites), cost, error, "kept" if each.kept else ""]
+    cost, *others = format_number(each.cost, "{:+.2%}"), *map(_format_share, (each.error, each.change))
+    return [each.name, str(each.sites), cost, *others, "kept" if each.kept else ""]
+
+
+def _format_share(value: float) -> str:
+    return format_number(value, "{:.2%}")
 
 
 def _make_plan_table(found: Sensitivity) -> tuple[list[str], list[list[str]]]:
@@ -133,7 +136,7 @@ def _make_plan_table(found: Sensitivity) -> tuple[list[str], list[list[str]]]:
             str(len(each.kept)),
             format_number(each.choice, "{:+.2%}"),
             format_number(each.cost, "{:+.2%}"),
-            format_number(each.error, "{:.2%}"),
+            _format_share(each.error),
             *(format_score((each.scores or {}).get(name)) for name in names),
         ]
         for each in found.plans
@@ -158,65 +161,60 @@ def draw_sensitivity(found: Sensitivity, title: str) -> bytes:
         title: Title of the figure.
     """
     figure = Figure(figsize=(min(max(7.0, 2.5 + 0.09 * len(found.sites)), 16), 7.2))
-    layers = [each for each in found.stages if each.kind == "layer"]
-    grid = figure.subplots(3 if layers else 2, 1, squeeze=False)[:, 0]
-    grid[0].sharex(grid[-2])
-    _draw_sites(grid[0], found)
-    if layers:
-        _draw_layers(grid[1], found.sites, layers)
-        grid[0].tick_params(labelbottom=False)
-    label_sites(grid[0], grid[-2], found.sites)
-    _draw_plans(grid[-1], found)
+    grid = figure.subplots(3, 1)
+    grid[0].sharex(grid[1])
+    grid[0].tick_params(labelbottom=False)
+    _draw_changes(grid[0], found)
+    _draw_costs(grid[1], found)
+    label_sites(grid[0], grid[1], found.sites)
+    _draw_plans(grid[2], found)
     for axes in grid:
-        axes.axhline(0, color="black", linewidth=0.8, zorder=1.5)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(loc="best")
     figure.suptitle(title, parse_math=False)
     return render_figure(figure)
 
 
-def _draw_sites(axes: Any, found: Sensitivity) -> None:
-    """Draw the cost of each site, with its standard error."""
+def _draw_changes(axes: Any, found: Sensitivity) -> None:
+    """Draw how much each site changes the loss, and which sites are kept."""
     mark_layers(axes, found.sites)
-    for kept, colour, label in ((False, COLOURS[0], "swapped"), (True, COLOURS[1], "kept by the proposed plan")):
-        there = [(place, site) for place, site in enumerate(found.sites) if site.kept == kept]
+    for kept, marker, label in ((True, "D", "kept by the proposed plan"), (False, "o", "swapped by the proposed plan")):
+        there = [(place, site.change) for place, site in enumerate(found.sites) if site.kept == kept]
         if there:
-            places, costs = [place for place, _ in there], [site.cost for _, site in there]
-            errors = [site.error for _, site in there]
-            style = {"markersize": 3, "elinewidth": 0.7, "color": colour}
-            axes.errorbar(places, costs, errors, fmt="D" if kept else "o", label=label, **style)
-    axes.set_ylabel("one site swapped:\nincrease of the loss")
+            places, changes = zip(*there, strict=True)
+            axes.plot(places, changes, marker, markersize=3.5, color=COLOURS[int(kept)], label=label)
+    if any(site.change > 0 for site in found.sites):
+        axes.set_yscale("log", nonpositive="clip")
+    axes.set_ylabel("one site swapped:\nrms change of the loss")
 
 
-def _draw_layers(axes: Any, sites: Sequence[SwapCost], layers: Sequence[SwapCost]) -> None:
-    """Draw the cost of each layer as a bar over its sites."""
-    mark_layers(axes, sites)
-    for index, layer in enumerate(layers):
-        places = [place for place, site in enumerate(sites) if site.layer == layer.layer]
+def _draw_costs(axes: Any, found: Sensitivity) -> None:
+    """Draw the cost of each site, with its standard error, and that of each layer as a bar over its sites."""
+    mark_layers(axes, found.sites)
+    style = {"alpha": 0.45, "color": COLOURS[2], "ecolor": COLOURS[2], "error_kw": {"elinewidth": 0.9}}
+    for index, layer in enumerate(each for each in found.stages if each.kind == "layer"):
+        places = [place for place, site in enumerate(found.sites) if site.layer == layer.layer]
         middle, width = (places[0] + places[-1]) / 2, places[-1] - places[0] + 0.8
-        label = "all sites of a layer" if index == 0 else None
-        style = {"color": COLOURS[2], "ecolor": "0.3", "error_kw": {"elinewidth": 0.7}}
+        label = "all sites of a layer swapped" if index == 0 else None
         axes.bar(middle, layer.cost, width, yerr=layer.error, label=label, **style)
-    axes.set_ylabel("one layer swapped:\nincrease of the loss")
+    costs, errors = [site.cost for site in found.sites], [site.error for site in found.sites]
+    axes.errorbar(range(len(costs)), costs, errors, fmt=".", elinewidth=0.7, color=COLOURS[0], label="one site swapped")
+    axes.axhline(0, color="black", linewidth=0.8, zorder=1.5)
+    axes.set_ylabel("increase of the loss")
 
 
 def _draw_plans(axes: Any, found: Sensitivity) -> None:
     """Draw the cost of the plans of the search over the number of sites that they keep."""
     counts = [len(trial.kept) for trial in found.trials]
-    axes.plot(
-        counts, [trial.choice for trial in found.trials], marker="o", label="costliest kept, images of the choice"
-    )
+    axes.plot(counts, [trial.choice for trial in found.trials], marker="o", label="images of the choice")
     others = [trial.cost for trial in found.trials], [trial.error for trial in found.trials]
-    axes.errorbar(counts, *others, marker="s", elinewidth=0.7, label="costliest kept, other images")
+    axes.errorbar(counts, *others, marker="s", elinewidth=0.9, label="other images")
     for each in found.plans:
         if each.name == AT_THE_END:
-            _draw_point(axes, each)
+            label = f"{each.name}, other images"
+            axes.errorbar([len(each.kept)], [each.cost], [each.error], fmt="^", elinewidth=0.9, label=label)
     axes.axhline(found.bound, color="0.5", linewidth=0.8, linestyle=":", label=f"bound, {found.bound:.1%}")
+    axes.axhline(0, color="black", linewidth=0.8, zorder=1.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"sites kept, of {len(found.sites)}")
     axes.set_ylabel("the others swapped:\nincrease of the loss")
-
-
-def _draw_point(axes: Any, plan: PlanCost) -> None:
-    """Draw a plan that is no part of the search."""
-    label = f"{plan.name}, other images"
-    axes.errorbar([len(plan.kept)], [plan.cost], [plan.error], fmt="^", elinewidth=0.7, label=label)

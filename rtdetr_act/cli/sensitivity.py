@@ -49,7 +49,7 @@ def sensitivity(
     """Measure what swapping each site costs.
 
     Each site and each layer alone gets the activation, the network is refitted, and its loss on validation images is
-    compared. Then the fewest sites are kept, the costliest first, with which the loss of the whole swap is within
+    compared. Then the fewest sites are kept, those that change the loss most first, with which the whole swap is within
     bound=. The plan is chosen on half of the images and scored on the others. Takes imgsz=, batch=4 and device=cpu as
     well.
     """
