@@ -19,7 +19,7 @@ from rtdetr_act.surgery.sites import find_sites
 FUNCTIONS = {
     "train": ["train_variants"], "resume": ["resume_training"], "val": ["validate_checkpoints", "validate_variants"],
     "convert": ["convert_checkpoint"], "predict": ["predict_source"], "export": ["export_checkpoint"],
-    "fold": ["fold_checkpoint"], "sensitivity": ["measure_checkpoint_sensitivity"],
+    "fold": ["fold_checkpoint"],
     "diagnose": ["diagnose", "diagnose_variants"], "acts": ["list_activations"],
     "plot": ["plot_activations", "plot_checkpoint"],
     "sites": ["list_sites"], "learned": ["report_learned", "read_learned"], "maps": ["compare_feature_maps"],
