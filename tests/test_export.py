@@ -24,7 +24,9 @@ from rtdetr_act import create, patch_model
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.dyrelu import ConvDyReLU
 from rtdetr_act.errors import InputError, RtdetrActError
-from rtdetr_act.integrations.ultralytics.export import check_export, export_model, exporting
+from rtdetr_act.integrations.ultralytics.datasets import check_data
+from rtdetr_act.integrations.ultralytics.export import _int8_argument, check_export, export_model, exporting
+from rtdetr_act.integrations.ultralytics.int8 import measure_int8
 from rtdetr_act.integrations.ultralytics.latency import pareto_front
 from rtdetr_act.surgery.sites import find_sites
 
@@ -188,17 +190,34 @@ def test_dynamic_batch_and_size(tmp_path: Path) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_int8_keeps_the_answer_nearly(form: str, data: Any, tmp_path: Path) -> None:
-    if form == "onnx":
-        from ultralytics.engine import exporter
-
-        if "onnx" not in getattr(exporter, "INT8_FORMATS", ()):
-            pytest.skip("this Ultralytics has no INT8 export to ONNX")
     pytest.importorskip("nncf" if form == "openvino" else "onnxruntime")
     model = settled(tmp_path, "arelu")
-    path = export_model(model, form, int8=True, imgsz=64, data=str(data.detect), split="train")
+    path = export_model(model, form, int8=True, imgsz=64, data=str(data.detect))
     image = torch.rand(1, 3, 64, 64)
     off = difference(run_file(path, form, image), answer(model, image))
     assert 1e-4 < off < 0.3, "quantised, and still the same network"
+    if form == "onnx":
+        metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        assert metadata["task"] == "detect" and metadata["imgsz"] == "[64, 64]"
+        assert "'quantize': 8" in metadata.get("args", "'quantize': 8")
+        assert [each.name for each in tmp_path.iterdir() if each.suffix == ".onnx"] == ["tiny_int8.onnx"]
+        original = export_model(model, imgsz=64)
+        errors = measure_int8(model, original, path, check_data(str(data.detect), "detect"), 64, images=2)
+        assert errors.images == 2 and all(each.sqnr > 10 for each in errors.tensors)
+        assert {site.name for site in find_sites(model)} & {each.name for each in errors.tensors}
+
+
+@pytest.mark.integration
+def test_int8_of_rtdetr_keeps_its_decoder_in_float(data: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = settled(tmp_path, "relu", tiny.RTDETR)
+    model.export(format="onnx", imgsz=64, data=str(data.detect), **_int8_argument())
+    graph = onnx.load(tmp_path / "tiny_int8.onnx").graph
+    dequantised = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    layers = {node.name: node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")}
+    integers = {name for name, node in layers.items() if set(node.input) & dequantised}
+    behind = {name for name in layers if "self_attn" in name or "dec_bbox_head" in name}
+    assert len(integers) > 20 and len(behind) > 4 and not integers & behind
 
 
 def test_what_cannot_be_exported_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_files_that_name_one_another_name_the_final_ones(arelu: bytes, tmp_path:
         (folder / "model_ncnn.py").write_text(f'net.load_model("{(folder / "model.ncnn.bin").as_posix()}")\n')
         return f"{folder}/"
 
-    exporter = SimpleNamespace(callbacks={}, run_callbacks=lambda event: None)
+    exporter = SimpleNamespace(args=SimpleNamespace(format="ncnn"), callbacks={}, run_callbacks=lambda event: None)
     folder = tmp_path / "best_ncnn_model"
     assert export_staged(write, exporter, load(arelu, tmp_path).model) == f"{folder}/"
     assert (folder / "model_ncnn.py").read_text() == f'net.load_model("{folder.as_posix()}/model.ncnn.bin")\n'
@@ -317,7 +317,7 @@ def test_an_interruption_that_an_exporter_catches_is_one(raised: bool, arelu: by
         return str(model.pt_path)
 
     before = signal.getsignal(signal.SIGINT)
-    exporter = SimpleNamespace(callbacks={}, run_callbacks=lambda event: None)
+    exporter = SimpleNamespace(args=SimpleNamespace(format="ncnn"), callbacks={}, run_callbacks=lambda event: None)
     with pytest.raises(KeyboardInterrupt):
         export_staged(convert, exporter, load(arelu, tmp_path).model)
     assert [entry.name for entry in tmp_path.iterdir()] == ["best.pt"] and signal.getsignal(signal.SIGINT) is before
@@ -335,7 +335,7 @@ def test_an_interruption_waits_until_openvino_is_left(arelu: bytes, tmp_path: Pa
             time.sleep(0.01)
         came_back.append("and nothing comes")
 
-    exporter = SimpleNamespace(callbacks={}, run_callbacks=lambda event: None)
+    exporter = SimpleNamespace(args=SimpleNamespace(format="ncnn"), callbacks={}, run_callbacks=lambda event: None)
     with pytest.raises(KeyboardInterrupt):
         export_staged(convert, exporter, load(arelu, tmp_path).model)
     assert came_back == [True] and [entry.name for entry in tmp_path.iterdir()] == ["best.pt"]

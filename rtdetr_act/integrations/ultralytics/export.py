@@ -11,6 +11,7 @@ from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,7 @@ from rtdetr_act.errors import InputError, RtdetrActError, quote, reason, suggest
 from rtdetr_act.files import move_files_atomically, partial_path, remove_leftovers
 from rtdetr_act.integrations.ultralytics.datasets import training_data
 from rtdetr_act.integrations.ultralytics.failures import is_write_error
+from rtdetr_act.integrations.ultralytics.int8 import float_arguments, is_int8_onnx, quantise_exported
 from rtdetr_act.integrations.ultralytics.log import edited_log, log, only_warnings
 
 _ALIASES = {"tensorrt": "engine", "trt": "engine", "mlpackage": "coreml", "mlmodel": "coreml", "vitis": "xilinx"}
@@ -71,7 +73,8 @@ def export_model(
     Args:
         model: RTDETR or YOLO object.
         export_format: Ultralytics' name of the format, such as "onnx" (default), "openvino", "ncnn" or "engine".
-        int8: Quantize weights and activations to 8 bits, calibrated on `data`, else on the data of the training.
+        int8: Quantize weights and activations to 8 bits, calibrated on the training images of `data`, else of the data
+            of the training. ONNX files are quantised by `quantise_onnx`, others by Ultralytics.
         fold: Fold the activations first.
         **arguments: Ultralytics' arguments of `export`, such as imgsz, dynamic, data and split.
 
@@ -87,7 +90,7 @@ def export_model(
     if not isinstance(batch, int) or batch < 1:  # that of a training may be a fraction of the GPU memory
         raise InputError(f"batch must be a positive number of images in an exported file, not {quote(batch)}")
     if int8:
-        arguments["data"] = arguments.get("data") or training_data(model)
+        arguments = {"split": "train", **arguments, "data": arguments.get("data") or training_data(model)}
         arguments.update(_int8_argument())
     with exporting(fold=fold), only_warnings("nncf"):  # which names each of a hundred operators it leaves out
         return Path(model.export(format=export_format, **arguments))
@@ -151,8 +154,9 @@ def export_staged(original: Callable[..., Any], exporter: Any, model: nn.Module,
             remove_leftovers(target)
             shutil.rmtree(stage, ignore_errors=True)  # left by a killed process that had this process's id
             stage.mkdir()
+        run = partial(_export_int8, original) if is_int8_onnx(exporter.args) else original
         with edited_log(lambda text: _edit_paths(text, staged, file)):
-            result = _run_exporter(original, file, stage, exporter, copy, *args, **kwargs)
+            result = _run_exporter(run, file, stage, exporter, copy, *args, **kwargs)
         with _writing(file, stage):
             _write_final_paths(stage)
             moves = {file.with_name(path.name): path for path in stage.iterdir()}
@@ -175,6 +179,18 @@ def _checkpoint_of(model: Any) -> Path:
     names = (getattr(model, "pt_path", None), getattr(model, "yaml_file", None))
     file = Path(next(filter(None, names), None) or getattr(model, "yaml", {}).get("yaml_file", ""))
     return Path(file.name) if file.suffix in (".yaml", ".yml") else file
+
+
+def _export_int8(original: Callable[..., Any], exporter: Any, *args: Any, **kwargs: Any) -> str:
+    """Export to ONNX in float32, quantise the file, and return the path of the one that takes its place."""
+    with float_arguments(exporter.args), edited_log(_name_int8):
+        path = original(exporter, *args, **kwargs)
+    return str(quantise_exported(exporter, Path(path)))
+
+
+def _name_int8(text: str) -> str:
+    """Return a message of Ultralytics with the name of the quantised file, where it says how to use it."""
+    return text.replace(".onnx", "_int8.onnx") if "Results saved to" in text else text
 
 
 def _run_exporter(original: Callable[..., Any], file: Path, stage: Path, *args: Any, **kwargs: Any) -> Any:
@@ -359,7 +375,7 @@ def check_export(model: Any, export_format: str, *, int8: bool = False) -> str:
         raise InputError(
             "NCNN cannot hold RT-DETR's decoder, whose operators work across the batch: use onnx or openvino"
         )
-    if int8 and name not in getattr(exporter, "INT8_FORMATS", _INT8_FORMATS):
+    if int8 and name not in {"onnx", *getattr(exporter, "INT8_FORMATS", _INT8_FORMATS)}:
         raise InputError(
             f"Ultralytics {__version__} has no INT8 export to {name}: use openvino, or a newer Ultralytics"
         )

@@ -1,0 +1,47 @@
+"""Draw what INT8 costs in each layer of some networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rtdetr_act.analysis.figures import DPI, TWO_COLUMNS, figure_style, write_figure
+from rtdetr_act.analysis.quantisation_error import QuantisationErrors
+
+_MOST_LABELS = 40  # that can be read beside one another
+
+
+@figure_style()
+def draw_quantisation_errors(errors: Mapping[str, QuantisationErrors], path: Path, *, dpi: int = DPI) -> Path:
+    """Draw the ratio of signal to quantisation noise and the range of each layer's output, a line per network.
+
+    Args:
+        errors: Measurements of networks with the same layers, by the name of the network, the reference first.
+        path: PNG, SVG or PDF file to write.
+        dpi: Dots per inch of a PNG file. Default: 150.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    layers = list(dict.fromkeys(layer for each in errors.values() for layer in each.by_layer()))
+    figure = Figure(figsize=(TWO_COLUMNS, 5.0))
+    above, below = figure.subplots(2, 1, sharex=True)
+    for name, each in errors.items():
+        found = each.by_layer()
+        ratios = [found[layer].sqnr if layer in found else np.nan for layer in layers]
+        widths = [found[layer].high - found[layer].low if layer in found else np.nan for layer in layers]
+        above.plot(ratios, marker=".", label=name)
+        below.plot(widths, marker=".", label=name)
+    above.set(ylabel="SQNR of the output, dB")
+    below.set(ylabel="range of the output", yscale="log", xlabel="layer")
+    step = -(-len(layers) // _MOST_LABELS)
+    labels = [layer.removeprefix("model.") for layer in layers[::step]]
+    below.set_xticks(range(0, len(layers), step), labels, rotation=90)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside upper center", ncols=len(errors))
+    return write_figure(figure, path, dpi=dpi)
