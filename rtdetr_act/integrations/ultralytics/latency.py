@@ -190,7 +190,7 @@ def _measure(
                     gflops_640=gflops[name][0],
                     megabytes=_size(path) / 1e6,
                     path=str(path),
-                    scores=_score(models[name], path, data, imgsz) if data else None,
+                    scores=score_export(models[name], path, data, imgsz) if data else None,
                     imgsz=imgsz,
                     gflops=gflops[name][1],
                 )
@@ -207,7 +207,7 @@ def _save(model: Any, path: Path) -> Path:
     return path
 
 
-def load_runner(path: Path, imgsz: int) -> Callable[[], Any]:
+def load_runner(path: Path, imgsz: int, threads: int | None = None) -> Callable[[], Any]:
     """Return a function that runs an exported file or a checkpoint on one random image, as Ultralytics' predict does.
 
     ONNX Runtime's threads wait for work by spinning. With several sessions in one process they slow down one another
@@ -217,6 +217,7 @@ def load_runner(path: Path, imgsz: int) -> Callable[[], Any]:
     Args:
         path: File or folder, such as `best.onnx` or `best_openvino_model`.
         imgsz: Side of the image, in pixels.
+        threads: Threads of ONNX Runtime; None (default) for one per core. Other runtimes choose by themselves.
     """
     image = torch.rand(1, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
     if path.suffix == ".onnx":
@@ -224,6 +225,7 @@ def load_runner(path: Path, imgsz: int) -> Callable[[], Any]:
 
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.intra_op_num_threads = threads or 0
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         inputs = {session.get_inputs()[0].name: image.numpy()}
         return lambda: session.run(None, inputs)
@@ -242,7 +244,18 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _score(model: Any, path: Path, data: str, imgsz: int) -> dict[str, float]:
+def score_export(model: Any, path: Path, data: str, imgsz: int) -> dict[str, float]:
+    """Return the two headline scores of an exported file or a checkpoint on the validation images of a data set.
+
+    Args:
+        model: RTDETR or YOLO object of the same network.
+        path: File or folder, such as `best.onnx` or `best_openvino_model`.
+        data: The data set, as `resolve_data` returns it.
+        imgsz: Side of the images, in pixels.
+
+    Raises:
+        InputError: Ultralytics cannot use the file or the data.
+    """
     # An exported file takes one square image at a time. So does the checkpoint, to be scored on the same images.
     cls = type(model)
     loaded = cls(str(path)) if cls.__name__ == "RTDETR" else cls(str(path), task=model.task)
