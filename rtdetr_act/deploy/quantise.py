@@ -7,12 +7,10 @@ changes to float32 and back at each of them, and is slower than in float32.
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +21,6 @@ from rtdetr_act.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-Calibration: TypeAlias = Literal["minmax", "percentile", "entropy"]
 _MIN_OPSET = 13  # scales per channel
 
 # What ONNX Runtime computes in integers between two quantised layers, with a kernel of its own, as a part of the layer
@@ -52,25 +49,17 @@ class Quantisation:
 
 
 class _Reader:
-    """Hands images to ONNX Runtime's calibration, a slice at a time, as its option CalibStridedMinMax asks for them."""
+    """Hands images to ONNX Runtime's calibration."""
 
-    def __init__(self, name: str, images: Sequence[np.ndarray[Any, Any]]) -> None:
-        self._name, self._images, self._remaining = name, images, iter(images)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        self._remaining = iter([self._images[index] for index in range(start_index, end_index)])
+    def __init__(self, name: str, images: Iterable[np.ndarray[Any, Any]]) -> None:
+        self._name, self._remaining = name, iter(images)
 
     def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
         image = next(self._remaining, None)
         return None if image is None else {self._name: image}
 
 
-def quantise_onnx(
-    source: Path, output: Path, images: Sequence[np.ndarray[Any, Any]], *, calibration: Calibration = "minmax"
-) -> Quantisation:
+def quantise_onnx(source: Path, output: Path, images: Sequence[np.ndarray[Any, Any]]) -> Quantisation:
     """Quantise a float32 ONNX file to 8 bits: weights per channel, activations per tensor, metadata as they were.
 
     Computed in integers are the layers with weights and all that ONNX Runtime can compute in integers between two of
@@ -83,8 +72,6 @@ def quantise_onnx(
         output: File to write.
         images: Inputs to calibrate on, of shape (1, C, H, W), float32. One is in memory at a time if they are loaded
             when they are indexed.
-        calibration: How the range of an activation is chosen: "minmax" (default) takes that of all its values,
-            "percentile" leaves out a part in 100,000 of them, "entropy" what changes their distribution least.
 
     Raises:
         InputError: There are no images, no layer can be quantised, or the opset is too old.
@@ -96,8 +83,6 @@ def quantise_onnx(
 
     if not len(images):
         raise InputError("INT8 takes images to calibrate on, and there are none")
-    if calibration not in get_args(Calibration):
-        raise InputError(f"calibration is one of {', '.join(get_args(Calibration))}, not {calibration!r}")
     model = onnx.load(source)
     opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
     if opset < _MIN_OPSET:
@@ -110,26 +95,22 @@ def quantise_onnx(
     if not chosen:
         raise InputError(f"none of the {len(layers)} layers of {source.name} can be computed in 8 bits")
     add_pre_process_metadata(graph.model)  # its shapes are inferred: ONNX Runtime would warn that they are not
-    methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "percentile": CalibrationMethod.Percentile,
-        "entropy": CalibrationMethod.Entropy,
-    }
-    with contextlib.redirect_stdout(io.StringIO()):  # the calibration prints its progress
-        quantize_static(
-            graph.model,
-            output,
-            _Reader(model.graph.input[0].name, images),
-            op_types_to_quantize=sorted({node.op_type for node in chosen}),
-            nodes_to_quantize=[node.name for node in chosen],
-            per_channel=True,
-            # Both signed is as fast on ARM, but on x86 only unsigned activations have kernels.
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=methods[calibration],
-            # An image at a time: the histograms are of all values of all images of a stride.
-            extra_options={"CalibStridedMinMax": 1},
-        )
+    quantize_static(
+        graph.model,
+        output,
+        _Reader(model.graph.input[0].name, images),
+        op_types_to_quantize=sorted({node.op_type for node in chosen}),
+        nodes_to_quantize=[node.name for node in chosen],
+        per_channel=True,
+        # Both signed is as fast on ARM, but on x86 only unsigned activations have kernels.
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        # From the smallest to the largest value of all images. On yolo11n and rtdetr-n with six activations, at 160 and
+        # 320 pixels on BCCD (11 networks, 64 images), that costs 0.000 of mAP50-95 on average and 0.002 at most; the
+        # percentile 99.999 costs 0.001 and 0.006, entropy 0.003 and 0.009, means of the images' extremes 0.003 and
+        # 0.006. It needs the least time, and the memory for one image, where the histograms of the others can grow.
+        calibrate_method=CalibrationMethod.MinMax,
+    )
     names = {node.name for node in chosen}
     return Quantisation(
         tuple(name for name in layers if name in names), tuple(name for name in layers if name not in names)
