@@ -23,6 +23,7 @@ import onnxruntime
 import typer
 from ultralytics.utils import LOGGER
 
+from rtdetr_act.analysis.figures import write_figure
 from rtdetr_act.analysis.quantisation_figure import draw_quantisation_errors
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
 from rtdetr_act.integrations.ultralytics.export import export_model
@@ -72,14 +73,14 @@ def main(
             "operators": count_fused(files[size].quantised),
             "times": {str(each): {key: asdict(ratio) for key, ratio in found.items()} for each, found in times.items()},
             "scores": scores,
-            "drops": [(tensor.name, drop) for tensor, drop in errors[name].find_drops()],
+            "drops": [(tensor.name, tensor.drop) for tensor in errors[name].find_drops()],
         }
         rows.append(row)
         (output / "int8.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         (output / "int8.md").write_text(format_rows(rows), encoding="utf-8")
         errors[name].to_csv(output / f"{name}.csv")
         print(format_rows([row]), flush=True)
-    draw_quantisation_errors(errors, output / "int8.png")
+    write_figure(draw_quantisation_errors(errors), output / "int8.png")
 
 
 def export_both(model: Any, folder: Path, imgsz: int, data: str) -> Files:

@@ -125,9 +125,11 @@ def test_a_conversion_ends_in_a_folder_that_anybody_can_use(
     trained: Path, shared_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnx = pytest.importorskip("onnx", reason="needs the extra 'export'")
+    pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
     monkeypatch.chdir(tmp_path)
     words = ["convert", str(trained), "act=relu,arelu", f"data={shared_data.detect}", "for=rknn", "epochs=1", "bound=0"]
-    result = CliRunner().invoke(app, [*words, "images=8", "device=cpu", "workers=0", "keep=4", "-o", "out"])
+    words += ["images=8", "device=cpu", "workers=0", "keep=4", "int8=True", "-o", "out"]
+    result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     done = read_conversion(tmp_path / "out")
     assert done is not None and done.stock is not None and done.kept is not None
@@ -155,14 +157,24 @@ def test_a_conversion_ends_in_a_folder_that_anybody_can_use(
     assert kept == {nn.SiLU}
     graph = onnx.load(tmp_path / "out" / next(each.path for each in done.files if each.format == "onnx" and each.path))
     assert {"Relu", "LeakyRelu"} & {node.op_type for node in graph.graph.node}
+    # Quantised, it is the same network, and the report says in which layer it is least so, beside the checkpoint.
+    scores = {each.format: list(each.scores.values())[-1] for each in done.files if each.activation == done.winner}
+    assert abs(scores["onnx int8"] - scores["onnx"]) < 0.1
+    assert list(done.quantisation) == ["stock", done.winner]
+    for activation, errors in done.quantisation.items():
+        rows = (tmp_path / "out" / f"int8-errors-{activation}.csv").read_text().splitlines()
+        assert len(rows) == len(errors.tensors) + 1 and all(each.sqnr > 10 for each in errors.tensors)
+        worst = errors.find_drops(1)[0]
+        assert f"{worst.name} | {worst.operator}" in (tmp_path / "out" / "report.md").read_text()
     assert done.operators.startswith("rknn") and any(row["operator"] == "Conv" for row in done.operator_rows)
     for name in ("report.md", "report.html"):
         text = (tmp_path / "out" / name).read_text(encoding="utf-8")
         assert f"{done.kept.score:.4f}" in text and f"{done.stock.score:.4f}" in text and "Conv" in text
+    assert text.count('<img src="data:image/svg+xml;base64,') == 2
     assert "<script" not in text and "http" not in text.replace("http-equiv", "").replace("http://www.w3.org", "")
     # The same once more has nothing left to do.
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.pt")}
-    again = CliRunner().invoke(app, [*words, "images=8", "device=cpu", "workers=0", "keep=4", "-o", "out"])
+    again = CliRunner().invoke(app, words)
     assert again.exit_code == 0 and "going on with out" in again.output
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.pt")} == times
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rtdetr_act.analysis.figures import check_figure_path
-from rtdetr_act.analysis.quantisation_error import measure_quantisation, name_module
+from rtdetr_act.analysis.quantisation_error import measure_quantisation, name_module, read_errors
 from rtdetr_act.analysis.quantisation_figure import draw_quantisation_errors
 from rtdetr_act.deploy.integer_hardswish import rewrite_hardswish
 from rtdetr_act.deploy.onnx_graph import OnnxGraph
@@ -230,7 +232,7 @@ def test_the_error_of_each_tensor(tmp_path: Path) -> None:
     scales = {tensor.name: tensor for tensor in onnx.load(quantised).graph.initializer}
     step = onnx.numpy_helper.to_array(scales["head_out_scale"])
     assert errors.tensors[5].own_sqnr == pytest.approx(10 * np.log10(np.square(values).mean() / (step**2 / 12)), abs=1)
-    assert errors.to_csv().splitlines()[0] == "name,operator,low,high,sqnr,own_sqnr"
+    assert errors.to_csv().splitlines()[0] == "name,operator,low,high,sqnr,own_sqnr,drop"
     assert "SQNR, dB" in str(errors) and repr(errors).startswith("<QuantisationErrors: 6 tensors, ")
 
 
@@ -248,19 +250,31 @@ def test_a_spoiled_layer_is_the_one_that_drops(tmp_path: Path) -> None:
         if tensor.name == "b_act_scale":
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32(0.5), tensor.name))
     onnx.save(model, quantised)
-    tensor, drop = measure_quantisation(original, quantised, images(2)).find_drops(1)[0]
-    assert tensor.name == "model.b_act" and drop > 10
+    errors = measure_quantisation(original, quantised, images(2))
+    drops = {each.name: each.drop for each in errors.tensors}
+    assert errors.find_drops(1)[0].name == "model.b_act" and drops["model.b_act"] > 10
+    # The stem's output is from no other one, and the concatenation has what its worst input has.
+    assert drops["model.x"] == 0 and abs(drops["model.both"]) < 3
+    ratios = {each.name: each.sqnr for each in errors.tensors}
+    assert drops["model.sum"] == pytest.approx(min(ratios["model.x"], ratios["model.b_act"]) - ratios["model.sum"])
 
 
 def test_errors_are_drawn_beside_one_another(tmp_path: Path) -> None:
-    errors = {}
-    for act in (silu, relu):
-        folder = tmp_path / act.__name__
-        folder.mkdir()
-        original, quantised, _ = quantise(folder, act)
-        errors[act.__name__] = measure_quantisation(original, quantised, images(1))
-    path = draw_quantisation_errors(errors, check_figure_path(tmp_path / "errors.png"))
-    assert path.stat().st_size > 10_000
+    original, quantised, _ = quantise(tmp_path)
+    errors = {name: measure_quantisation(original, quantised, images(1, seed)) for seed, name in enumerate("ab")}
+    above, below = draw_quantisation_errors(errors).axes
+    for index, (name, each) in enumerate(errors.items()):
+        assert above.lines[index].get_label() == name
+        assert list(above.lines[index].get_ydata()) == [tensor.sqnr for tensor in each.tensors]
+        assert list(below.lines[index].get_ydata()) == [tensor.high - tensor.low for tensor in each.tensors]
+
+
+def test_errors_survive_their_record(tmp_path: Path) -> None:
+    original, quantised, _ = quantise(tmp_path)
+    errors = measure_quantisation(original, quantised, images(1))
+    first = replace(errors.tensors[0], sqnr=math.inf)
+    errors = replace(errors, tensors=(first, *errors.tensors[1:]))
+    assert read_errors(json.loads(json.dumps(errors.to_dict()))) == errors
 
 
 def test_errors_of_nothing_are_refused(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from rtdetr_act.errors import InputError, quote
 from rtdetr_act.formatting import format_count
 from rtdetr_act.results import Result, Table, TableResult
 from rtdetr_act.tables import align_columns
+
+if TYPE_CHECKING:
+    import onnx
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -34,6 +38,8 @@ class TensorError(Result):
         high: Largest value there.
         sqnr: Ratio of signal to quantisation noise in dB, between float32 and INT8: of all errors up to here.
         own_sqnr: The same of the rounding and clipping of this tensor alone.
+        drop: How much lower the ratio is, in dB, than the lowest of the tensors in 8 bits that this one is computed
+            from; 0 where there are none.
     """
 
     name: str
@@ -43,6 +49,7 @@ class TensorError(Result):
     high: float
     sqnr: float
     own_sqnr: float
+    drop: float
 
     def _summarise(self) -> str:
         """Return name and ratio."""
@@ -61,15 +68,13 @@ class QuantisationErrors(TableResult):
     tensors: tuple[TensorError, ...]
     images: int
 
-    def find_drops(self, count: int = 5) -> list[tuple[TensorError, float]]:
-        """Return the tensors behind which the ratio is lowest compared with the one before, and the drops in dB.
+    def find_drops(self, count: int = 5) -> list[TensorError]:
+        """Return the tensors with the largest drops, in that order.
 
         Args:
             count: Number of tensors, at most.
         """
-        pairs = zip(self.tensors, self.tensors[1:], strict=False)
-        drops = [(after, before.sqnr - after.sqnr) for before, after in pairs if after.sqnr < before.sqnr]
-        return sorted(drops, key=lambda drop: -drop[1])[:count]
+        return sorted((each for each in self.tensors if each.drop > 0), key=lambda each: -each.drop)[:count]
 
     def by_layer(self) -> dict[str, TensorError]:
         """Return the last tensor of each layer, its output, by the name of the layer."""
@@ -82,7 +87,7 @@ class QuantisationErrors(TableResult):
 
     def _make_table(self) -> Table:
         """Return the titles of the columns, and a row per tensor."""
-        header = ("name", "operator", "low", "high", "sqnr", "own_sqnr")
+        header = ("name", "operator", "low", "high", "sqnr", "own_sqnr", "drop")
         return header, [astuple(each)[:1] + astuple(each)[2:] for each in self.tensors]
 
     def __str__(self) -> str:
@@ -95,10 +100,28 @@ class QuantisationErrors(TableResult):
                 f"{each.high:.3g}",
                 f"{each.sqnr:.1f}",
                 f"{each.own_sqnr:.1f}",
+                f"{each.drop:.1f}",
             )
             for each in self.tensors
         ]
-        return "\n".join(align_columns([("tensor", "operator", "low", "high", "SQNR, dB", "own"), *rows]))
+        return "\n".join(align_columns([("tensor", "operator", "low", "high", "SQNR, dB", "own", "drop"), *rows]))
+
+
+def read_errors(plain: Mapping[str, Any]) -> QuantisationErrors:
+    """Return measured errors from what `to_dict` made of them, in which ratios without noise are None.
+
+    Args:
+        plain: What `to_dict` returned.
+
+    Raises:
+        KeyError: A field is missing.
+        TypeError: There are other fields.
+    """
+    tensors = []
+    for each in plain["tensors"]:
+        known: dict[str, Any] = {name: math.inf if value is None else value for name, value in each.items()}
+        tensors.append(TensorError(**known))
+    return QuantisationErrors(tuple(tensors), plain["images"])
 
 
 @dataclass
@@ -171,9 +194,35 @@ def measure_quantisation(original: Path, quantised: Path, images: Iterable[Array
         raise InputError("the error of INT8 is measured on images, and there are none")
     if not sums:
         raise InputError(f"{quote(str(quantised))} stores no tensor of {quote(str(original))} in 8 bits")
+    return QuantisationErrors(tuple(_describe_tensors(graph, sums)), count)
+
+
+def _describe_tensors(graph: onnx.GraphProto, sums: Mapping[str, _Sums]) -> Iterator[TensorError]:
+    """Yield the errors of the tensors of a graph, in its order, from the sums over the images."""
+    ratios = {name: _decibels(each.signal, each.noise) for name, each in sums.items()}
+    sources: dict[str, set[str]] = {}  # of each value, the nearest tensors in 8 bits that it is computed from
     producers = {output: node for node in graph.node for output in node.output}
-    names = [name for name in (graph.input[0].name, *producers) if name in sums]
-    return QuantisationErrors(tuple(_describe(name, producers.get(name), sums[name]) for name in names), count)
+    for name in (graph.input[0].name, *producers):
+        node = producers.get(name)
+        parents = node.input if node else ()
+        sources[name] = {
+            source for parent in parents for source in ({parent} if parent in sums else sources.get(parent, ()))
+        }
+        if name not in sums:
+            continue
+        own = sums[name]
+        module = name_module(node.name or name) if node else name
+        lowest = min((ratios[source] for source in sources[name]), default=ratios[name])
+        yield TensorError(
+            name=module,
+            layer=_name_layer(module),
+            operator=node.op_type if node else "Input",
+            low=own.low,
+            high=own.high,
+            sqnr=ratios[name],
+            own_sqnr=_decibels(own.signal, own.own_noise),
+            drop=lowest - ratios[name] if math.isfinite(lowest) else 0.0,
+        )
 
 
 def _read_encodings(path: Path) -> dict[str, _Encoding]:
@@ -193,20 +242,6 @@ def _read_encodings(path: Path) -> dict[str, _Encoding]:
     }
 
 
-def _describe(name: str, node: Any, sums: _Sums) -> TensorError:
-    """Return the error of a tensor, given the node that computes it: None for the input."""
-    module = name_module(node.name or name) if node else name
-    return TensorError(
-        name=module,
-        layer=_name_layer(module),
-        operator=node.op_type if node else "Input",
-        low=sums.low,
-        high=sums.high,
-        sqnr=_decibels(sums.signal, sums.noise),
-        own_sqnr=_decibels(sums.signal, sums.own_noise),
-    )
-
-
 def _power(values: Array) -> float:
     return float(np.square(values, dtype=np.float64).sum())
 
@@ -215,7 +250,7 @@ def _decibels(signal: float, noise: float) -> float:
     """Return a ratio of powers in dB: infinite without noise."""
     if not noise:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+    return 10 * math.log10((signal or sys.float_info.min) / noise)
 
 
 def name_module(node: str) -> str:

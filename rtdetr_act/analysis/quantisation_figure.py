@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from rtdetr_act.analysis.figures import DPI, TWO_COLUMNS, figure_style, write_figure
+from rtdetr_act.analysis.figures import TWO_COLUMNS, figure_style
 from rtdetr_act.analysis.quantisation_error import QuantisationErrors
 
 _MOST_LABELS = 40  # that can be read beside one another
 
 
 @figure_style()
-def draw_quantisation_errors(errors: Mapping[str, QuantisationErrors], path: Path, *, dpi: int = DPI) -> Path:
+def draw_quantisation_errors(errors: Mapping[str, QuantisationErrors]) -> Figure:
     """Draw the ratio of signal to quantisation noise and the range of each layer's output, a line per network.
 
     Args:
         errors: Measurements of networks with the same layers, by the name of the network, the reference first.
-        path: PNG, SVG or PDF file to write.
-        dpi: Dots per inch of a PNG file. Default: 150.
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: The file cannot be written.
     """
     layers = list(dict.fromkeys(layer for each in errors.values() for layer in each.by_layer()))
     figure = Figure(figsize=(TWO_COLUMNS, 5.0))
@@ -44,4 +35,4 @@ def draw_quantisation_errors(errors: Mapping[str, QuantisationErrors], path: Pat
     labels = [layer.removeprefix("model.") for layer in layers[::step]]
     below.set_xticks(range(0, len(layers), step), labels, rotation=90)
     figure.legend(*above.get_legend_handles_labels(), loc="outside upper center", ncols=len(errors))
-    return write_figure(figure, path, dpi=dpi)
+    return figure

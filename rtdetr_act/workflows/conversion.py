@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rtdetr_act.analysis.quantisation_error import QuantisationErrors, read_errors
 from rtdetr_act.errors import InputError, quote
 from rtdetr_act.files import convert_write_errors, write_atomically
 from rtdetr_act.integrations.ultralytics.results import format_scores
@@ -115,6 +116,7 @@ class Conversion(TableResult):
         files: The deployed files.
         operators: What the target runs, in one sentence; "" without a target or an ONNX file.
         operator_rows: Operator, count, status, note, source and date of each operator of the exported graph.
+        quantisation: Error of each tensor that the ONNX files in 8 bits hold, by activation, "stock" first.
         failures: Why an activation or a format could not be converted to, by its name.
     """
 
@@ -126,6 +128,7 @@ class Conversion(TableResult):
     files: tuple[DeployedFile, ...] = ()
     operators: str = ""
     operator_rows: tuple[dict[str, Any], ...] = ()
+    quantisation: dict[str, QuantisationErrors] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -202,6 +205,7 @@ def read_conversion(folder: Path) -> Conversion | None:
             files=tuple(DeployedFile(**each) for each in stored["files"]),
             operators=stored["operators"],
             operator_rows=tuple(stored["operator_rows"]),
+            quantisation={name: read_errors(each) for name, each in stored["quantisation"].items()},
             failures=stored["failures"],
         )
     except FileNotFoundError:

@@ -11,9 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from rtdetr_act.analysis.figures import COLOURS, TWO_COLUMNS, figure_style, render_figure
+from rtdetr_act.analysis.quantisation_figure import draw_quantisation_errors
 from rtdetr_act.errors import quote
 from rtdetr_act.files import convert_write_errors, write_files_atomically
-from rtdetr_act.formatting import UNKNOWN, format_number, join_words
+from rtdetr_act.formatting import UNKNOWN, format_count, format_number, join_words
+from rtdetr_act.integrations.ultralytics.runs import slug
 from rtdetr_act.tables import format_markdown_table
 from rtdetr_act.workflows.conversion import Conversion, Step
 
@@ -22,17 +24,23 @@ _TEMPLATE = "conversion.html.j2"
 
 @dataclass(frozen=True)
 class _Table:
-    """A table of the report; all columns but the first `texts` ones are numbers."""
+    """A table of the report, whose columns but the first `texts` ones are numbers; the page shows its picture first."""
 
     title: str
     note: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     texts: int = 1
+    picture: str = ""
 
 
 def write_report(conversion: Conversion) -> list[Path]:
-    """Write `report.md` and `report.html` into the folder of a finished conversion, both or neither.
+    """Write `report.md`, `report.html` and, with INT8, `int8-errors-*.csv` into the folder of a finished conversion.
+
+    All of them are written or none.
+
+    Returns:
+        The paths of the files.
 
     Raises:
         InputError: They cannot be written; older ones are then as they were.
@@ -42,6 +50,8 @@ def write_report(conversion: Conversion) -> list[Path]:
         conversion.folder / "report.md": _format_markdown(conversion, summary, tables).encode(),
         conversion.folder / "report.html": _render_page(conversion, summary, tables).encode(),
     }
+    for activation, errors in conversion.quantisation.items():
+        contents[conversion.folder / f"int8-errors-{slug(activation)}.csv"] = errors.to_csv().encode()
     with convert_write_errors(conversion.folder):
         write_files_atomically(contents)
     return list(contents)
@@ -89,6 +99,8 @@ def _make_tables(conversion: Conversion) -> list[_Table]:
     tables = [_make_steps(conversion)]
     if conversion.files:
         tables.append(_make_files(conversion))
+    if conversion.quantisation:
+        tables.append(_make_quantisation(conversion))
     if conversion.operator_rows:
         tables.append(_make_operators(conversion))
     return tables
@@ -142,6 +154,31 @@ def _make_files(conversion: Conversion) -> _Table:
     return _Table("Files", note, header, rows, texts=2)
 
 
+def _make_quantisation(conversion: Conversion) -> _Table:
+    rows = tuple(
+        (
+            activation,
+            each.name,
+            each.operator,
+            f"{format_number(each.low, '{:.3g}')} to {format_number(each.high, '{:.3g}')}",
+            f"{each.own_sqnr:.1f}",
+            f"{each.sqnr:.1f}",
+            f"{each.drop:.1f}",
+        )
+        for activation, errors in conversion.quantisation.items()
+        for each in errors.find_drops()
+    )
+    images = next(iter(conversion.quantisation.values())).images
+    note = (
+        f"Where each network loses most in 8 bits, on {format_count(images, 'validation image')}. SQNR: ratio of "
+        "signal to quantisation noise between the float32 and the INT8 file, in dB; own: of the rounding of this "
+        "tensor alone; drop: from the worst of the tensors that it is computed from. All tensors: int8-errors-*.csv."
+    )
+    header = ("activation", "tensor", "operator", "range", "own", "SQNR", "drop")
+    picture = _encode(draw_quantisation_errors(conversion.quantisation))
+    return _Table("Error of INT8 by layer", note, header, rows, texts=4, picture=picture)
+
+
 def _make_operators(conversion: Conversion) -> _Table:
     rows = tuple(
         (row["operator"], row["status"], row["note"], row["source"], row["date"], str(row["count"]))
@@ -176,15 +213,19 @@ def _render_page(conversion: Conversion, summary: Sequence[str], tables: Sequenc
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    image = base64.b64encode(render_figure(draw_steps(conversion), "svg")).decode()
     return environment.get_template(_TEMPLATE).render(
         title=_title(conversion),
         summary=summary,
         tables=tables,
-        image=f"data:image/svg+xml;base64,{image}",
+        image=_encode(draw_steps(conversion)),
         request=_describe_request(conversion),
         commands=_make_commands(conversion),
     )
+
+
+def _encode(figure: Figure) -> str:
+    """Return a figure as the address of an image that contains it."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(render_figure(figure, 'svg')).decode()}"
 
 
 def _title(conversion: Conversion) -> str:

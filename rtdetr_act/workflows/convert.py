@@ -14,6 +14,7 @@ from typing import Any
 
 from ultralytics.utils.files import increment_path
 
+from rtdetr_act.analysis.quantisation_error import QuantisationErrors
 from rtdetr_act.deploy.operators import list_operators, summarise_operators
 from rtdetr_act.deploy.targets import get_native_support, get_target
 from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, quote
@@ -23,7 +24,8 @@ from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_dat
 from rtdetr_act.integrations.ultralytics.export import check_export
 from rtdetr_act.integrations.ultralytics.failures import translate_errors
 from rtdetr_act.integrations.ultralytics.images import open_validation, training_imgsz
-from rtdetr_act.integrations.ultralytics.latency import measure_latencies
+from rtdetr_act.integrations.ultralytics.int8 import measure_int8
+from rtdetr_act.integrations.ultralytics.latency import Latency, measure_latencies
 from rtdetr_act.integrations.ultralytics.log import log_level
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_checkpoint, save_checkpoint
 from rtdetr_act.integrations.ultralytics.results import read_scores
@@ -428,6 +430,7 @@ def _deploy(conversion: Conversion, show: Callable[[str], object]) -> Conversion
             models, request.formats, Path(stage), imgsz=request.imgsz, rounds=_ROUNDS, int8=request.int8,
             data=request.data,
         )  # fmt: skip
+        quantisation = _measure_quantisation(request, models, latencies) if request.int8 else {}
         moves, files = {}, []
         for each in latencies:
             name = Path(each.path).name.replace("model", stem, 1) if each.activation != STOCK else ""
@@ -446,7 +449,7 @@ def _deploy(conversion: Conversion, show: Callable[[str], object]) -> Conversion
             )
         with convert_write_errors(conversion.folder):
             move_files_atomically(moves)
-    conversion = conversion.written(files=tuple(files))
+    conversion = conversion.written(files=tuple(files), quantisation=quantisation)
     onnx = next((conversion.folder / each.path for each in files if each.format == "onnx" and each.path), None)
     if request.target is None or onnx is None:
         return conversion
@@ -454,3 +457,17 @@ def _deploy(conversion: Conversion, show: Callable[[str], object]) -> Conversion
     return conversion.written(
         operators=summarise_operators(rows, request.target), operator_rows=tuple(asdict(row) for row in rows)
     )
+
+
+def _measure_quantisation(
+    request: Request, models: Mapping[str, Any], latencies: Sequence[Latency]
+) -> dict[str, QuantisationErrors]:
+    """Measure the error of each tensor of the ONNX files in 8 bits, by activation; nothing without such files."""
+    paths = {(each.activation, each.format): Path(each.path) for each in latencies}
+    found = {}
+    for name, model in models.items():
+        quantised = paths.get((name, "onnx int8"))
+        if quantised is not None:
+            data = check_data(request.data, str(model.task))
+            found[name] = measure_int8(model, paths[name, "onnx"], quantised, data, request.imgsz)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from rtdetr_act.deploy.quantise import quantise_onnx
 from rtdetr_act.errors import InputError
 from rtdetr_act.formatting import format_count
 from rtdetr_act.integrations.ultralytics.images import load_batches, pick_images
-from rtdetr_act.integrations.ultralytics.log import log
+from rtdetr_act.integrations.ultralytics.log import log, log_level
 
 # Of the calibration split, evenly spaced. yolo11n with ReLU scores 0.487, 0.488 and 0.486 on BCCD with 32, 64 and 128.
 CALIBRATION_IMAGES = 64
@@ -88,7 +89,8 @@ def load_calibration_images(exporter: Any) -> Sequence[np.ndarray[Any, Any]]:
     """
     if not exporter.args.data:
         raise InputError("INT8 takes images to calibrate on: name a data set with data=")
-    dataset = exporter.get_int8_calibration_dataloader().dataset
+    with log_level(logging.ERROR):  # it recommends 300 images, of which fewer are used
+        dataset = exporter.get_int8_calibration_dataloader().dataset
     transforms = getattr(getattr(dataset, "transforms", None), "transforms", None)
     if transforms and isinstance(transforms[0], LetterBox):
         stretch = type(exporter.model.model[-1]).__name__ == "RTDETRDecoder"
