@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich.table import Table
 
 from rtdetr_act.analysis.figures import COLOURS, figure_style, render_figure
@@ -18,6 +18,7 @@ from rtdetr_act.tables import format_markdown_table, print_wide_table
 
 PLAN_FILE = "plan.yaml"
 _LISTED = 10  # sites in the tables; the CSV file has all
+_NO_CHANGE = 1e-5  # of the loss, below which the axis is linear
 _SWAP_COLUMNS = ("swapped alone", "sites", "cost", "± standard error", "change", "kept")
 
 
@@ -57,7 +58,7 @@ def describe_proposal(found: Sensitivity) -> list[str]:
         verdict = f"{count} of {total} is the fewest to keep within the bound of {found.bound:.1%}:"
     else:
         verdict = f"none of {total} has to be kept for the bound of {found.bound:.1%}:"
-    verdict += f" the loss rises by {_format_cost(plan.choice)} on the images of the choice"
+    verdict += f" the loss changes by {_format_cost(plan.choice)} on the images of the choice"
     sentences = [f"{verdict}, and by {_format_cost(plan.cost, plan.error)} on the others"]
     by_hand = next((each for each in found.plans if each.name == AT_THE_END), None)
     if by_hand:
@@ -144,12 +145,12 @@ def _make_plan_table(found: Sensitivity) -> tuple[list[str], list[list[str]]]:
 
 
 def _format_cost(cost: float, error: float = float("nan")) -> str:
-    """Return a cost as text, such as "1.25 % ± 0.17".
+    """Return a cost as text.
 
-    >>> _format_cost(0.0125, 0.0017), _format_cost(0.002)
-    ('1.25 % ± 0.17', '0.20 %')
+    >>> _format_cost(0.0125, 0.0017), _format_cost(-0.002)
+    ('+1.25 % ± 0.17', '-0.20 %')
     """
-    return f"{100 * cost:.2f} %" + (f" ± {100 * error:.2f}" if error == error else "")
+    return f"{100 * cost:+.2f} %" + (f" ± {100 * error:.2f}" if error == error else "")
 
 
 @figure_style()
@@ -169,7 +170,7 @@ def draw_sensitivity(found: Sensitivity, title: str) -> bytes:
     label_sites(grid[0], grid[1], found.sites)
     _draw_plans(grid[2], found)
     for axes in grid:
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         axes.legend(loc="best")
     figure.suptitle(title, parse_math=False)
     return render_figure(figure)
@@ -183,8 +184,8 @@ def _draw_changes(axes: Any, found: Sensitivity) -> None:
         if there:
             places, changes = zip(*there, strict=True)
             axes.plot(places, changes, marker, markersize=3.5, color=COLOURS[int(kept)], label=label)
-    if any(site.change > 0 for site in found.sites):
-        axes.set_yscale("log", nonpositive="clip")
+    axes.set_yscale("symlog", linthresh=_NO_CHANGE)  # some sites change nothing
+    axes.set_ylim(bottom=-0.3 * _NO_CHANGE)
     axes.set_ylabel("one site swapped:\nrms change of the loss")
 
 
