@@ -189,6 +189,21 @@ def test_what_depends_on_a_selection_stays_in_float() -> None:
     assert not chosen
 
 
+def test_layers_of_pooled_values_stay_in_float() -> None:
+    model = detector(relu)
+    weight = onnx.numpy_helper.from_array(np.zeros((CHANNELS, CHANNELS, 1, 1), np.float32), "squeeze")
+    model.graph.initializer.append(weight)
+    pool = node("GlobalAveragePool", ["x"], "pooled")
+    conv = node("Conv", ["pooled", "squeeze"], "squeezed")
+    scaled = node("Mul", ["x", "squeezed"], "scaled")
+    index = next(index for index, each in enumerate(model.graph.node) if "a_out" in each.output)
+    for offset, each in enumerate((pool, conv, scaled)):
+        model.graph.node.insert(index + offset, each)
+    model.graph.node[index + 3].input[0] = "scaled"
+    chosen = {each.output[0] for each in choose_nodes(OnnxGraph(onnx.shape_inference.infer_shapes(model)))}
+    assert "a_out" in chosen and not {"pooled", "squeezed", "scaled"} & chosen
+
+
 def test_constant_nodes_count_as_weights(tmp_path: Path) -> None:
     model = detector(relu)
     expected = [each.name for each in choose_nodes(OnnxGraph(model))]

@@ -45,6 +45,12 @@ class OnnxGraph:
                 found[node.output[0]] = node.attribute[0].t
         return found
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the values, as far as they were inferred, by name; 0 for a size that is not known."""
+        values = [*self.model.graph.value_info, *self.model.graph.output]
+        return {each.name: tuple(size.dim_value for size in each.type.tensor_type.shape.dim) for each in values}
+
     def only_consumer(self, name: str) -> onnx.NodeProto | None:
         """Return the node that alone reads a value; None if several do, or if it is an output of the graph."""
         readers = self.consumers[name]

@@ -7,6 +7,7 @@ changes to float32 and back at each of them, and is slower than in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +161,13 @@ def _is_integer_layer(graph: OnnxGraph, node: onnx.NodeProto) -> bool:
     """Return whether a layer with weights has an integer kernel that is both exact enough and faster."""
     if not has_weights(graph, node):
         return False
-    if node.op_type != "Conv":
+    shape = graph.shapes.get(node.output[0])
+    is_conv = node.op_type == "Conv"
+    if shape and math.prod(shape[2:] if is_conv else shape[:-1]) == 1:
+        return False  # of pooled values: it costs less than the conversions
+    if not is_conv:
         return True
-    products = int(np.prod(graph.constants[node.input[1]].dims[1:]))
+    products = math.prod(graph.constants[node.input[1]].dims[1:])
     is_depthwise = graph.attribute(node, "group", 1) > 1
     return (is_depthwise or products >= _MIN_PRODUCTS) and not _is_expectation(graph, node)
 
