@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rtdetr_act.analysis.figures import TWO_COLUMNS, figure_style
 from rtdetr_act.analysis.quantisation_error import QuantisationErrors
@@ -31,6 +32,9 @@ def draw_quantisation_errors(errors: Mapping[str, QuantisationErrors]) -> Figure
         below.plot(widths, marker=".", label=name)
     above.set(ylabel="SQNR of the output, dB")
     below.set(ylabel="range of the output", yscale="log", xlabel="layer")
+    below.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    below.yaxis.set_minor_locator(NullLocator())
+    below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     step = -(-len(layers) // _MOST_LABELS)
     labels = [layer.removeprefix("model.") for layer in layers[::step]]
     below.set_xticks(range(0, len(layers), step), labels, rotation=90)

@@ -148,9 +148,9 @@ def _format_cost(cost: float, error: float = float("nan")) -> str:
     """Return a cost as text.
 
     >>> _format_cost(0.0125, 0.0017), _format_cost(-0.002)
-    ('+1.25 % ± 0.17', '-0.20 %')
+    ('+1.25 % ± 0.17', '−0.20 %')
     """
-    return f"{100 * cost:+.2f} %" + (f" ± {100 * error:.2f}" if error == error else "")
+    return format_number(100 * cost, "{:+.2f} %") + (f" ± {100 * error:.2f}" if error == error else "")
 
 
 @figure_style()

@@ -38,12 +38,19 @@ class NormalEquations:
             self._shifts = means if self._centred else (torch.zeros_like(means[0]), torch.zeros_like(means[1]))
         inputs, outputs = inputs - self._shifts[0], outputs - self._shifts[1]
         self._count += inputs.shape[1]
-        sums = [inputs.mT @ inputs, inputs.mT @ outputs, inputs.sum(1, keepdim=True), outputs.sum(1, keepdim=True)]
         if not self._sums:
-            self._sums = sums
-        else:
-            for own, new in zip(self._sums, sums, strict=True):
-                own += new
+            self._sums = [
+                inputs.mT @ inputs,
+                inputs.mT @ outputs,
+                inputs.sum(1, keepdim=True),
+                outputs.sum(1, keepdim=True),
+            ]
+            return
+        # In place: the first one has the square of a layer's inputs, and is added to once per chunk.
+        self._sums[0].baddbmm_(inputs.mT, inputs)
+        self._sums[1].baddbmm_(inputs.mT, outputs)
+        self._sums[2] += inputs.sum(1, keepdim=True)
+        self._sums[3] += outputs.sum(1, keepdim=True)
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor] | None:
         """Return the best weight, and the best constant per output channel.

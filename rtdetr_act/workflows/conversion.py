@@ -116,8 +116,8 @@ class Conversion(TableResult):
         files: The deployed files.
         operators: What the target runs, in one sentence; "" without a target or an ONNX file.
         operator_rows: Operator, count, status, note, source and date of each operator of the exported graph.
-        quantisation: Error of each tensor that the ONNX files in 8 bits hold, by activation, "stock" first.
         failures: Why an activation or a format could not be converted to, by its name.
+        quantisation: Error of each tensor that the ONNX files in 8 bits hold, by activation, "stock" first.
     """
 
     request: Request
@@ -128,8 +128,8 @@ class Conversion(TableResult):
     files: tuple[DeployedFile, ...] = ()
     operators: str = ""
     operator_rows: tuple[dict[str, Any], ...] = ()
-    quantisation: dict[str, QuantisationErrors] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    quantisation: dict[str, QuantisationErrors] = field(default_factory=dict)
 
     @property
     def stock(self) -> Step | None:
@@ -205,8 +205,8 @@ def read_conversion(folder: Path) -> Conversion | None:
             files=tuple(DeployedFile(**each) for each in stored["files"]),
             operators=stored["operators"],
             operator_rows=tuple(stored["operator_rows"]),
-            quantisation={name: read_errors(each) for name, each in stored["quantisation"].items()},
             failures=stored["failures"],
+            quantisation={name: read_errors(each) for name, each in stored["quantisation"].items()},
         )
     except FileNotFoundError:
         return None
