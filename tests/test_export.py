@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -24,6 +25,7 @@ from rtdetr_act import create, patch_model
 from rtdetr_act.activations.arelu import AReLU
 from rtdetr_act.activations.dyrelu import ConvDyReLU
 from rtdetr_act.errors import InputError, RtdetrActError
+from rtdetr_act.integrations.ultralytics import int8
 from rtdetr_act.integrations.ultralytics.datasets import check_data
 from rtdetr_act.integrations.ultralytics.export import _int8_argument, check_export, export_model, exporting
 from rtdetr_act.integrations.ultralytics.int8 import measure_int8
@@ -209,6 +211,26 @@ def test_int8_keeps_the_answer_nearly(form: str, data: Any, tmp_path: Path) -> N
         errors = measure_int8(model, original, path, check_data(str(data.detect), "detect"), 64, images=2)
         assert errors.images == 2 and all(each.sqnr > 10 for each in errors.tensors)
         assert {site.name for site in find_sites(model)} & {each.name for each in errors.tensors}
+
+
+@pytest.mark.kill
+def test_int8_on_a_full_disk_leaves_the_old_file(data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    model = settled(tmp_path, "relu")
+    (tmp_path / "tiny_int8.onnx").write_bytes(b"old")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with contextlib.ExitStack() as stack:
+        load = int8.load_calibration_images
+
+        def fill(exporter: Any) -> Any:  # after the float32 file was written
+            images = load(exporter)
+            stack.enter_context(tiny.full_disk(2000))
+            return images
+
+        monkeypatch.setattr(int8, "load_calibration_images", fill)
+        with pytest.raises(InputError, match=r"cannot write .*tiny.*: File too large; what was exported there before"):
+            export_model(model, int8=True, imgsz=64, data=str(data.detect))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.integration
