@@ -139,6 +139,9 @@ def test_a_conversion_ends_in_a_folder_that_anybody_can_use(
         assert names[:3] == ["swapped", "refitted", "calibrated"]
         best = max(step.score for step in done.steps if step.activation == activation and step.name != "trained")
         assert ("trained" in names) == (best < done.stock.score)
+        refitted = done.find_step(activation, "refitted")
+        swapped = done.find_step(activation, "swapped")
+        assert refitted is not None and swapped is not None and refitted.score >= swapped.score
     best = max((s for s in done.steps if s.activation == done.winner and s.path), key=lambda step: step.score)
     assert done.kept == best
     # What is left is torch's own, and the layer that was to stay has stayed.

@@ -525,7 +525,7 @@ def steps(draw: st.DrawFn, model: nn.Module) -> tuple[str, dict]:
     return ", ".join(rules), {"scope": draw(st.sampled_from(["conv", "all"]))}
 
 
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_model_patched_step_by_step_is_rebuilt_from_its_yaml(data: st.DataObject) -> None:
     model = tiny_rtdetr()
