@@ -116,7 +116,7 @@ def list_steps(
         if step not in cell:
             model = load_checkpoint(folder / "refitted.pt")
             int8 = step.endswith("int8")
-            calibration = {"data": given.data, "split": "train"} if int8 else {}
+            calibration = {"data": given.data} if int8 else {}
             yield step, score(given, export_model(model, "onnx", int8=int8, imgsz=given.imgsz, **calibration))
 
 

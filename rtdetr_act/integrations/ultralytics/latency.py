@@ -167,7 +167,7 @@ def _measure(
         own = folder / slug(name)
         paths[TORCH][name] = _save(model, (folder / f"{slug(name)}-{number}" if own.exists() else own) / "model.pt")
         for export in exports:
-            calibration: dict[str, Any] = {"data": data, "split": "train"} if export.int8 else {}
+            calibration: dict[str, Any] = {"data": data} if export.int8 else {}
             path = export_model(model, export.format, int8=export.int8, imgsz=imgsz, **calibration)
             paths.setdefault(str(export), {})[name] = path
     gflops = {name: (count_gflops(model.model), count_gflops(model.model, imgsz)) for name, model in models.items()}
