@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from rtdetr_act.study.statistics import compare, correct_p_values, count_seeds_needed, summarise
+from rtdetr_act.evaluation.statistics import compare, correct_p_values, count_seeds_needed, summarise
 
 # Extra hours of sleep with two drugs, ten patients: Student, The Probable Error of a Mean, Biometrika 6 (1908).
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rtdetr_act.evaluation.statistics import Comparison, Summary, summarise
 from rtdetr_act.formatting import finite_or_none, format_count, format_score, join_words
 from rtdetr_act.integrations.ultralytics.results import read_results
 from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed
 from rtdetr_act.study.run_record import RunRecord
-from rtdetr_act.study.statistics import Comparison, Summary, summarise
 from rtdetr_act.study.storage import CURVES_FILE, ActivationCurves, read_json
 
 _MAX_CLASSES_HEIGHT = 680  # pixels; a taller chart does not fit on a printed page

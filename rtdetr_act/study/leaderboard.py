@@ -16,10 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError
+from rtdetr_act.evaluation.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
 from rtdetr_act.formatting import format_count, format_p
 from rtdetr_act.results import Result
 from rtdetr_act.study.run_record import RunRecord
-from rtdetr_act.study.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
 from rtdetr_act.tables import format_markdown_table
 
 _COLUMNS = (

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError, TrainingError
+from rtdetr_act.evaluation.statistics import HALF_POINT, NO_DIFFERENCE, Comparison
 from rtdetr_act.files import write_files_atomically
 from rtdetr_act.formatting import format_count, format_p, format_score, join_words
 from rtdetr_act.integrations.ultralytics.models import load_variant
@@ -29,7 +30,6 @@ from rtdetr_act.study.search import (
     format_plan,
     is_uniform,
 )
-from rtdetr_act.study.statistics import HALF_POINT, NO_DIFFERENCE, Comparison
 from rtdetr_act.tables import format_markdown_table
 
 # Keys of a loaded model that depend on the process or the file, and are not part of its architecture.
