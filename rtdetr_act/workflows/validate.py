@@ -14,7 +14,7 @@ from ultralytics.utils.torch_utils import select_device
 from rtdetr_act.analysis.flops import count_gflops
 from rtdetr_act.analysis.inventory import compare_sites
 from rtdetr_act.deploy.fold import FoldReport, fold_activations
-from rtdetr_act.errors import InputError, Interrupted, ModelError, RtdetrActError, reason
+from rtdetr_act.errors import Interrupted, RtdetrActError, reason
 from rtdetr_act.integrations.ultralytics.arguments import check_file_name, set_project
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data, training_data
 from rtdetr_act.integrations.ultralytics.failures import existing_folders, remove_empty_folders, translate_errors
@@ -30,12 +30,11 @@ from rtdetr_act.surgery.model_plan import read_plan
 from rtdetr_act.surgery.modules import unwrap
 from rtdetr_act.surgery.plan import SwapOptions
 from rtdetr_act.surgery.sites import find_sites
+from rtdetr_act.workflows.comparable import DEFAULT_IMGSZ, check_comparable
 from rtdetr_act.workflows.examination import summarise_differences
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_DEFAULT_IMGSZ = 640  # where the checkpoint does not tell
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,16 +110,6 @@ class ValidationTable(TableResult):
         )
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """What a checkpoint says of the validation that its training ended with."""
-
-    task: str
-    imgsz: int
-    single_cls: bool
-    data: str  # as the training named it, "" if it did not
-
-
 def validate_checkpoints(
     sources: str | Path | Sequence[str | Path],
     data: str | Path | None = None,
@@ -161,7 +150,7 @@ def validate_checkpoints(
     if data is not None:
         settings["data"] = resolve_data(data)
     several = len(paths) > 1
-    failures = _check_comparable(dict(zip(names, paths, strict=True)), settings, warn) if several else {}
+    failures = check_comparable(dict(zip(names, paths, strict=True)), settings, warn) if several else {}
 
     def validate(name: str, path: str) -> Validation:
         model = load_checkpoint(path)
@@ -235,82 +224,6 @@ def _find_files(sources: Sequence[str | Path]) -> list[str]:
     return list(found.values())
 
 
-def _check_comparable(
-    paths: Mapping[str, str], settings: Mapping[str, Any], warn: Callable[[str], object]
-) -> dict[str, str]:
-    """Check that checkpoints are validated alike; return why some cannot be validated, by name.
-
-    Args:
-        paths: The checkpoints by name.
-        settings: The arguments for all of them, which may have "data" and "imgsz".
-        warn: Called with a warning, if the data of the validation is not that of all trainings.
-
-    Raises:
-        InputError: A file does not exist, or tasks, data sets or image sizes differ.
-    """
-    read: dict[str, _Settings] = {}
-    failures: dict[str, str] = {}
-    for name, path in paths.items():
-        try:
-            model = load_checkpoint(path)
-        except ModelError as error:  # a wrong name is not one of them: it is reported before minutes of validating
-            failures[name] = str(error)
-            continue
-        try:
-            read[name] = _read_settings(model, find_data="data" not in settings)
-        except InputError as error:
-            failures[name] = str(error)
-    _check_equal({name: each.task for name, each in read.items()}, "are of different tasks", "validate them apart")
-    if "data" not in settings:
-        _check_equal({name: each.data for name, each in read.items()}, _TRAINED_ON, "name one for all with data=")
-    elif len({Path(each.data).name for each in read.values()}) > 1:
-        groups = _group({name: Path(each.data).name or "unknown data" for name, each in read.items()})
-        warn(f"the checkpoints {_TRAINED_ON} ({groups}), so that their scores do not compare their networks alone")
-    if "imgsz" not in settings:
-        sizes = {name: str(each.imgsz) for name, each in read.items()}
-        _check_equal(sizes, "were trained with images of different sizes", "name one for all with imgsz=")
-    if "single_cls" not in settings:
-        kinds = {name: str(each.single_cls) for name, each in read.items()}
-        _check_equal(kinds, "were trained with and without single_cls", "name one for all with single_cls=")
-    return failures
-
-
-_TRAINED_ON = "were trained on different data"
-
-
-def _check_equal(values: Mapping[str, str], problem: str, remedy: str) -> None:
-    if len(set(values.values())) > 1:
-        raise InputError(f"the checkpoints {problem} ({_group(values)}): {remedy}")
-
-
-def _group(values: Mapping[str, str]) -> str:
-    """Return which names have which value.
-
-    >>> _group({"a": "640", "b": "320", "c": "640"})
-    '640: a, c; 320: b'
-    """
-    groups: dict[str, list[str]] = {}
-    for name, value in values.items():
-        groups.setdefault(value, []).append(name)
-    return "; ".join(f"{value}: {', '.join(names)}" for value, names in groups.items())
-
-
-def _read_settings(model: Any, *, find_data: bool) -> _Settings:
-    """Return what a checkpoint says of its training.
-
-    Args:
-        model: RTDETR or YOLO object.
-        find_data: Whether its data set must be here, since it is validated on that.
-    """
-    arguments = (model.ckpt or {}).get("train_args") or {}
-    data = training_data(model) if find_data else str(arguments.get("data") or "")
-    # The same data set by another path, as long as it is here.
-    data = str(Path(data).resolve()) if find_data and Path(data).exists() else data
-    return _Settings(
-        str(model.task), training_imgsz(model, _DEFAULT_IMGSZ), bool(model.overrides.get("single_cls")), data
-    )
-
-
 def _name_results(settings: Mapping[str, Any], model: Any, name: str | None) -> dict[str, Any]:
     """Return the arguments of one validation, with the folder of its results.
 
@@ -352,7 +265,7 @@ def _validate(
             show_fold(report)
     if "data" not in settings:
         settings["data"] = training_data(model)
-    imgsz = settings.get("imgsz") or training_imgsz(model, _DEFAULT_IMGSZ)
+    imgsz = settings.get("imgsz") or training_imgsz(model, DEFAULT_IMGSZ)
     size = max(imgsz) if isinstance(imgsz, (list, tuple)) else int(imgsz)
     parameters = sum(parameter.numel() for parameter in model.model.parameters())
     gflops = count_gflops(model.model)
@@ -385,7 +298,7 @@ def _describe_activation(root: nn.Module) -> tuple[str, int]:
 def _fit(model: Any, settings: Mapping[str, Any]) -> None:
     """Fit a variant to the checkpoint as a training does at its start."""
     root = unwrap(model)
-    imgsz = settings.get("imgsz") or training_imgsz(model, _DEFAULT_IMGSZ)
+    imgsz = settings.get("imgsz") or training_imgsz(model, DEFAULT_IMGSZ)
     size = max(imgsz) if isinstance(imgsz, (list, tuple)) else int(imgsz)
     data = check_data(str(settings["data"]), str(model.task))
     _, dataset = open_validation(model, {**data, "val": data["train"]}, size)
