@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from scipy import special, stats
 
+from rtdetr_act.evaluation.detections import Floats
+
 HALF_POINT = 0.005  # a typical difference in articles on activations, as a fraction of 1
 LEVEL = 0.05
 POWER = 0.8
@@ -115,12 +117,34 @@ def correct_p_values(p: Sequence[float]) -> list[float]:
     >>> correct_p_values([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
+    stepped, _ = _step_down(np.asarray(p, dtype=float))
+    return np.minimum(stepped, 1.0).tolist()
+
+
+def correct_levels(p: Sequence[float]) -> list[float]:
+    """Return the level of each confidence interval that agrees with p-values corrected by Holm.
+
+    An interval at this level leaves out zero if and only if the corrected p-value is below 0.05. Like the correction,
+    it depends on the other p-values.
+
+    Args:
+        p: Finite p-values of all tests, in any order, which is also that of the result.
+
+    >>> [round(level, 4) for level in correct_levels([0.01, 0.04, 0.03])]
+    [0.0167, 0.0333, 0.025]
+    """
     values = np.asarray(p, dtype=float)
-    order = np.argsort(values, kind="stable")
-    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
-    corrected = np.empty_like(values)
-    corrected[order] = np.minimum(stepped, 1.0)
-    return corrected.tolist()
+    stepped, counts = _step_down(values)
+    return (LEVEL * np.divide(values, stepped, out=1 / counts, where=values > 0)).tolist()
+
+
+def _step_down(p: Floats) -> tuple[Floats, Floats]:
+    """Return p-values corrected by Holm without the bound of 1, and how many p-values are at least as large as each."""
+    order = np.argsort(p, kind="stable")
+    counts, stepped = np.empty_like(p), np.empty_like(p)
+    counts[order] = np.arange(len(p), 0, -1)
+    stepped[order] = np.maximum.accumulate(p[order] * counts[order])
+    return stepped, counts
 
 
 def count_seeds_needed(deviation: float, difference: float = HALF_POINT) -> int:
