@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from rtdetr_act.workflows.bench import bench_exports as bench_exports
     from rtdetr_act.workflows.bench import bench_training as bench_training
     from rtdetr_act.workflows.checks import collect_checks as collect_checks
+    from rtdetr_act.workflows.compare import DetectorComparison as DetectorComparison
+    from rtdetr_act.workflows.compare import compare_detectors as compare_detectors
     from rtdetr_act.workflows.conversion import Conversion as Conversion
     from rtdetr_act.workflows.convert import convert_checkpoint as convert_checkpoint
     from rtdetr_act.workflows.curves import plot_checkpoint as plot_checkpoint
@@ -145,6 +147,8 @@ _MODULES = {
     "bench_exports": "workflows.bench",
     "bench_training": "workflows.bench",
     "collect_checks": "workflows.checks",
+    "DetectorComparison": "workflows.compare",
+    "compare_detectors": "workflows.compare",
     "Conversion": "workflows.conversion",
     "convert_checkpoint": "workflows.convert",
     "plot_checkpoint": "workflows.curves",

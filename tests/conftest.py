@@ -199,6 +199,21 @@ def shared_run(factory: pytest.TempPathFactory, name: str, data: Path, build: Ca
 
 
 @pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Data) -> Path:
+    """Train the tiny YOLO until it finds the squares."""
+    import torch
+    from ultralytics import YOLO
+
+    def fill(folder: Path) -> None:
+        torch.manual_seed(0)
+        model = YOLO(str(tiny.write_yaml(folder / "tiny.yaml", tiny.yolo())))
+        settings = {"mosaic": 0.0, "scale": 0.0, "translate": 0.0, "fliplr": 0.0, "hsv_v": 0.0, "erasing": 0.0}
+        tiny.train(model, shared_data.detect, folder, epochs=40, **settings)
+
+    return shared(tmp_path_factory, "trained", fill) / "run" / "weights" / "best.pt"
+
+
+@pytest.fixture(scope="session")
 def stock_run(shared_data: Data, stock_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Train the stock model."""
     from ultralytics import RTDETR

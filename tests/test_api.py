@@ -18,6 +18,7 @@ from rtdetr_act.surgery.sites import find_sites
 
 FUNCTIONS = {
     "train": ["train_variants"], "resume": ["resume_training"], "val": ["validate_checkpoints", "validate_variants"],
+    "compare": ["compare_detectors"],
     "convert": ["convert_checkpoint"], "predict": ["predict_source"], "export": ["export_checkpoint"],
     "fold": ["fold_checkpoint"],
     "diagnose": ["diagnose", "diagnose_variants"], "acts": ["list_activations"],

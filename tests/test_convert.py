@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import Data, shared
+from conftest import Data
 from torch import nn
 from typer.testing import CliRunner
-from ultralytics import YOLO
 
 from rtdetr_act import convert, convert_checkpoint, find_sites
 from rtdetr_act.cli.main import app
@@ -98,19 +97,6 @@ def test_conversion_without_images_is_refused(images: Any) -> None:
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Data) -> Path:
-    """Train the tiny YOLO until it finds the squares."""
-
-    def fill(folder: Path) -> None:
-        torch.manual_seed(0)
-        model = YOLO(str(tiny.write_yaml(folder / "tiny.yaml", tiny.yolo())))
-        settings = {"mosaic": 0.0, "scale": 0.0, "translate": 0.0, "fliplr": 0.0, "hsv_v": 0.0, "erasing": 0.0}
-        tiny.train(model, shared_data.detect, folder, epochs=40, **settings)
-
-    return shared(tmp_path_factory, "trained", fill) / "run" / "weights" / "best.pt"
 
 
 @pytest.fixture

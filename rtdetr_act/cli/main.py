@@ -12,7 +12,7 @@ from typing import Any
 
 # Importing these registers their commands, and `--help` lists them in this order.
 # isort: off
-from rtdetr_act.cli import train, validate, convert, sensitivity, deploy, diagnose, doctor, activations, sites  # noqa: F401
+from rtdetr_act.cli import train, validate, compare, convert, sensitivity, deploy, diagnose, doctor, activations, sites  # noqa: F401
 from rtdetr_act.cli import maps, bench, study, search, script, checks  # noqa: F401
 
 # isort: on
