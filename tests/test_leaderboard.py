@@ -152,7 +152,7 @@ def test_markdown_says_what_must_be_known(study, tmp_path):
     assert {row.count("|") for row in rows.values()} == {11}
     titles = [title.strip() for title in rows["variant"].split("|")]
     assert rows["arelu"].split("|")[titles.index("GFLOPs (640)")].strip() == "2.50" and "640 x 640 pixels" in text
-    assert "| 3 | 0.547 ± 0.015 [0.509, 0.585] | +0.031 [+0.025, +0.036] | 0.003 |" in rows["arelu"]
+    assert "| 3 | 0.547 ± 0.015 [0.509, 0.585] | +0.031 [+0.023, +0.038] | 0.003 |" in rows["arelu"]
     assert rows["arelu"].split("|")[6].strip() == "better" and "| baseline |" in rows["stock"]
     assert "| 0 of 1 |  |  |  | not compared |" in rows["dyrelu_b"]
     assert "nan" not in text and "Holm for 2 comparisons" in text and "does not mean equal" in text

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import random
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,7 @@ DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 DRUG_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 
 # Scores as Ultralytics prints them, so that differences are either equal or clearly not.
-scores = st.integers(0, 100_000).map(lambda value: value / 100_000)
+scores = st.integers(100, 100_000).map(lambda value: value / 100_000)
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 
@@ -91,6 +92,33 @@ def test_p_and_interval_by_hand(pair):
     assert 2 * t_tail(limit, size - 1) == pytest.approx(0.05, abs=1e-6)
     assert seen.high - mean == pytest.approx(mean - seen.low, abs=1e-9)
     assert (seen.low < 0 < seen.high) == (seen.p > 0.05)
+
+
+@given(st.lists(st.integers(2, 6).flatmap(pairs_of), min_size=1, max_size=6))
+def test_intervals_and_verdicts_never_contradict_each_other(pairs):
+    seen = compare({str(index): pair for index, pair in enumerate(pairs)})
+    for each in seen.values():
+        if not math.isnan(each.low):
+            near = abs(each.p_holm - 0.05) < 1e-9
+            assert near or (
+                (each.low > 0) == (each.verdict == "better") and (each.high < 0) == (each.verdict == "worse")
+            )
+
+
+def test_an_interval_is_as_wide_as_holm_asks():
+    stock, rng = [0.50, 0.51, 0.52, 0.53], random.Random(0)
+    pairs = {gain: ([each + gain + rng.gauss(0, 0.002) for each in stock], stock) for gain in (0.02, 0.015, 0.001)}
+    seen = compare(pairs)
+    by_p = sorted(pairs, key=lambda gain: seen[gain].p)
+    for gain, level in zip(by_p, (0.05 / 3, 0.05 / 2, 0.05), strict=True):
+        low, high = stats.ttest_rel(*pairs[gain]).confidence_interval(1 - level)
+        assert (seen[gain].low, seen[gain].high) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_runs_that_have_learned_nothing_are_not_compared():
+    seen = compare({"mish": ([0.0009, 0.0, 0.0005], [0.0, 0.0, 0.0]), "arelu": ([0.3, 0.31, 0.29], [0.0, 0.0, 0.0])})
+    assert seen["mish"].verdict == "nothing was learned" and math.isnan(seen["mish"].p)
+    assert seen["arelu"].verdict == "better" and seen["arelu"].p == seen["arelu"].p_holm
 
 
 def test_holm_by_hand():

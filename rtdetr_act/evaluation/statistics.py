@@ -18,8 +18,11 @@ POWER = 0.8
 _ROUNDING = 1e-12  # smaller differences of scores, which are fractions of 1, are rounding errors
 _NAN = float("nan")
 
-Verdict = Literal["better", "worse", "no difference shown"]
+LEARNED = 0.001  # scores below it, as fractions of 1, are those of networks that have learned nothing
+
+Verdict = Literal["better", "worse", "no difference shown", "nothing was learned"]
 NO_DIFFERENCE: Verdict = "no difference shown"
+NOTHING_LEARNED: Verdict = "nothing was learned"
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,15 @@ class Comparison:
     """Comparison of a variant with the baseline, paired by seed.
 
     There is no test with a single pair, nor if all differences are equal: several seeds with the very same difference
-    are not independent evidence (a seed without effect, copied scores, scores rounded to few digits). Values that need
-    a test are then NaN or None, except for a p-value of 1 if all differences of several pairs are zero.
+    are not independent evidence (a seed without effect, copied scores, scores rounded to few digits). Nor is there one
+    if no run of either has learned anything. Values that need a test are then NaN or None, except for a p-value of 1 if
+    all differences of several pairs are zero.
 
     Attributes:
         pairs: Number of seeds that both have finished.
         difference: Mean of variant minus baseline.
-        low, high: 95 % confidence interval of the difference by Student's t, not corrected for multiple comparisons.
+        low, high: Confidence interval of the difference by Student's t, at the level that Holm's correction leaves it:
+            it leaves out zero if and only if the corrected p-value is below 0.05. A single one is a 95 % interval.
         p: p-value of the paired t-test.
         p_holm: The same, corrected by Holm for all comparisons of the study that have a p-value.
         effect: Cohen's d of the differences: mean divided by standard deviation.
@@ -103,9 +108,11 @@ def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dic
     {'arelu': (0.038, 0.075, 'no difference shown'), 'mish': (0.423, 0.423, 'no difference shown')}
     """
     tested = {name: _test_pairs(variant, baseline) for name, (variant, baseline) in pairs.items()}
-    p_values = {name: each.p for name, each in tested.items() if not math.isnan(each.p)}
-    corrected = dict(zip(p_values, correct_p_values(list(p_values.values())), strict=True))
-    return {name: _set_verdict(each, corrected.get(name, _NAN)) for name, each in tested.items()}
+    known = {name: each.p for name, each in tested.items() if not math.isnan(each.p)}
+    p = list(known.values())
+    corrected = dict(zip(known, zip(correct_p_values(p), correct_levels(p), strict=True), strict=True))
+    errors = {name: _estimate_error(*pairs[name]) for name in known}
+    return tested | {name: _correct(tested[name], errors[name], *corrected[name]) for name in known}
 
 
 def correct_p_values(p: Sequence[float]) -> list[float]:
@@ -177,18 +184,18 @@ def _test_pairs(variant: Sequence[float], baseline: Sequence[float]) -> Comparis
     """Return the paired t-test of a variant against its baseline, not yet corrected for multiple comparisons."""
     differences = np.subtract(variant, baseline)
     pairs, difference = len(differences), float(differences.mean())
+    if max(*variant, *baseline) < LEARNED:
+        return Comparison(pairs, difference, _NAN, _NAN, _NAN, _NAN, _NAN, None, NOTHING_LEARNED)
     if np.ptp(differences) < _ROUNDING:
         p = 1.0 if pairs > 1 and abs(difference) < _ROUNDING else _NAN
         return Comparison(pairs, difference, _NAN, _NAN, p, _NAN, _NAN, None, NO_DIFFERENCE)
     deviation = float(differences.std(ddof=1))
-    result = stats.ttest_rel(variant, baseline)
-    interval = result.confidence_interval(1 - LEVEL)
     return Comparison(
         pairs=pairs,
         difference=difference,
-        low=float(interval.low),
-        high=float(interval.high),
-        p=float(result.pvalue),
+        low=_NAN,
+        high=_NAN,
+        p=float(stats.ttest_rel(variant, baseline).pvalue),
         p_holm=_NAN,
         effect=difference / deviation,
         seeds_needed=count_seeds_needed(deviation),
@@ -196,9 +203,17 @@ def _test_pairs(variant: Sequence[float], baseline: Sequence[float]) -> Comparis
     )
 
 
-def _set_verdict(comparison: Comparison, p_holm: float) -> Comparison:
-    """Return a comparison with its corrected p-value and its verdict."""
+def _estimate_error(variant: Sequence[float], baseline: Sequence[float]) -> float:
+    """Return the standard error of the mean difference of pairs, 0 if all differences are equal."""
+    differences = np.subtract(variant, baseline)
+    return float(stats.sem(differences)) if np.ptp(differences) >= _ROUNDING else 0.0
+
+
+def _correct(comparison: Comparison, error: float, p_holm: float, level: float) -> Comparison:
+    """Return a comparison with its corrected p-value, the interval at the level that goes with it, and its verdict."""
     verdict: Verdict = NO_DIFFERENCE
     if p_holm < LEVEL:
         verdict = "better" if comparison.difference > 0 else "worse"
-    return replace(comparison, p_holm=p_holm, verdict=verdict)
+    half = float(special.stdtrit(comparison.pairs - 1, 1 - level / 2)) * error if error else _NAN
+    low, high = comparison.difference - half, comparison.difference + half
+    return replace(comparison, low=low, high=high, p_holm=p_holm, verdict=verdict)

@@ -215,8 +215,8 @@ def draw_differences(
         },
     )
     text = (
-        "Filled: the mean difference of the pairs, with its 95 % interval. Open: single seeds. "
-        "The intervals are not corrected for the number of variants, the verdicts are."
+        "Filled: the mean difference of the pairs, with its interval, corrected for the number of variants as the "
+        "verdicts are. Open: single seeds."
     )
     return Figure(title, text, _complete_traces(traces), layout, 72 + 46 * len(labels))
 

@@ -283,12 +283,13 @@ def make_leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> Table
         rows: As `build_leaderboard` returns them.
         metric: Title of the column of means.
     """
-    table = Table(title="Leaderboard", caption="± standard deviation; difference with its 95 % confidence interval")
-    for title in ("variant", "runs", metric, "difference", "verdict"):
+    caption = "± standard deviation; difference with its interval, corrected by Holm as p is"
+    table = Table(title="Leaderboard", caption=caption)
+    for title in ("variant", "runs", metric, "difference", "p", "verdict"):
         table.add_column(title, overflow="fold", justify="left" if title in ("variant", "verdict") else "right")
     for row in rows:
-        variant, runs, score, difference, _, verdict, *_ = _format_row(row)
-        table.add_row(escape(variant), runs, score.partition(" [")[0], escape(difference), verdict)
+        variant, runs, score, difference, p, verdict, *_ = _format_row(row)
+        table.add_row(escape(variant), runs, score.partition(" [")[0], escape(difference), p, verdict)
     return table
 
 
@@ -339,9 +340,10 @@ def _write_notes(rows: Sequence[LeaderboardRow], metric: str) -> list[str]:
     if compared:
         notes += [
             "Differences are to the baseline with the same settings, over the seeds that both finished, paired by "
-            "seed, with their 95 % confidence interval (not corrected). The p-values are those of the paired t-test, "
-            f"corrected by Holm for {format_count(tested, 'comparison')}; below {LEVEL} the verdict is "
-            '"better" or "worse".',
+            "seed. The p-values are those of the paired t-test, corrected by Holm for "
+            f'{format_count(tested, "comparison")}; below {LEVEL} the verdict is "better" or "worse". The '
+            "intervals in brackets are corrected in the same way, so that they leave out zero just then; a single one "
+            "is a 95 % interval.",
             '"No difference shown" does not mean equal: these runs cannot tell the two apart. There is no p-value '
             "with a single pair of runs, nor where all pairs differ by the very same amount.",
             f'"Seeds needed" is how many would show a true difference of half a point ({HALF_POINT}) in four cases '

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from rtdetr_act.evaluation.statistics import NOTHING_LEARNED
 from rtdetr_act.formatting import (
     MAX_LISTED,
     UNKNOWN,
@@ -173,12 +174,14 @@ def _summarise_study(rows: Sequence[LeaderboardRow], records: Sequence[RunRecord
 def _describe_verdicts(rows: Sequence[LeaderboardRow]) -> list[str]:
     """Return sentences on which variants are better or worse than their baselines."""
     baselines = {row.setting: row.variant for row in rows if row.is_baseline}
-    sentences, same, untested = [], [], []
+    sentences, same, untested, unlearned = [], [], [], []
     for row in rows:
         comparison = row.comparison
         if row.is_baseline:
             continue
-        if comparison is None or not _is_tested(row):
+        if comparison is not None and comparison.verdict == NOTHING_LEARNED:
+            unlearned.append(row.variant)
+        elif comparison is None or not _is_tested(row):
             untested.append(row.variant)
         elif comparison.verdict in ("better", "worse"):
             sign = 1 if comparison.verdict == "better" else -1
@@ -193,6 +196,8 @@ def _describe_verdicts(rows: Sequence[LeaderboardRow]) -> list[str]:
         sentences[MAX_LISTED:] = [f"For {len(sentences) - MAX_LISTED} more with a difference, see the leaderboard."]
     if same:
         sentences.insert(0, f"No difference shown for {join_words(same)}.")
+    if unlearned:
+        sentences.append(f"Nothing was learned by {join_words(unlearned)}, nor by the baseline: train for longer.")
     if untested:
         sentences.append(f"Nothing to judge by for {join_words(untested)}: that takes two seeds beside a baseline's.")
     return sentences
