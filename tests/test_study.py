@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import psutil
 import pytest
@@ -22,10 +24,12 @@ from records import make_folder
 from rich.console import Console
 from typer.testing import CliRunner
 
-from rtdetr_act import patch_model
+from rtdetr_act import load_model, patch_model
 from rtdetr_act.cli.main import app
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
+from rtdetr_act.evaluation.detection_files import encode_detections, encode_scores
 from rtdetr_act.files import write_atomically
+from rtdetr_act.integrations.ultralytics.detections import collect_detections
 from rtdetr_act.study.display import Display
 from rtdetr_act.study.local import Slot, divide_into_slots
 from rtdetr_act.study.process import explain_exit, read_progress
@@ -128,6 +132,21 @@ def test_killed_study_equals_trainings_outside_of_it(
 
 @pytest.mark.kill
 @posix
+def test_runs_keep_what_they_find(study: tuple[Path, list[str]], data: Data, tmp_path: Path) -> None:
+    run = study[0] / "runs" / "arelu-s0"
+    found = collect_detections(load_model(run / "weights" / "best.pt"), data=str(data.detect), imgsz=64, batch=4)
+    for name, encode in (("detections.npz", encode_detections), ("scores.npz", encode_scores)):
+        with np.load(run / name, allow_pickle=False) as kept, np.load(io.BytesIO(encode(*found))) as expected:
+            assert set(kept) == set(expected) and len(kept)
+            for key in kept:
+                if kept[key].dtype.kind == "f":
+                    np.testing.assert_allclose(kept[key], expected[key], atol=2e-3)
+                else:
+                    assert (kept[key] == expected[key]).all(), key
+
+
+@pytest.mark.kill
+@posix
 def test_interrupted_study_says_how_to_go_on(study: tuple[Path, list[str]]) -> None:
     _, (_, interrupted, last) = study
     assert "interrupted; nothing is lost: the same command continues" in interrupted
@@ -145,7 +164,7 @@ def test_results_are_tables_and_a_page(study: tuple[Path, list[str]]) -> None:
     assert (board["latency_ms"] > 0).all()
     assert board.filter(pl.col("variant") == "arelu")["pairs"].item() == 1
     assert pl.read_parquet(folder / "leaderboard.parquet").columns == board.columns
-    assert "no difference shown" in (folder / "leaderboard.md").read_text(encoding="utf-8")
+    assert "nothing was learned" in (folder / "leaderboard.md").read_text(encoding="utf-8")
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "rtdetr-act train model=" in page and " act=arelu " in page
     shapes = read_json(folder / "runs" / "arelu-s0" / "activations.json")

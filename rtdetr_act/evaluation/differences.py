@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rtdetr_act.evaluation.bootstrap import (
     HEADLINES,
@@ -16,6 +17,7 @@ from rtdetr_act.evaluation.bootstrap import (
 from rtdetr_act.evaluation.statistics import LEVEL, NO_DIFFERENCE, Verdict, correct_levels, correct_p_values
 from rtdetr_act.results import Result
 
+K = TypeVar("K")
 PRIMARY = next(iter(HEADLINES))  # the score that conclusions are drawn from first
 
 
@@ -92,9 +94,9 @@ def compare_methods(methods: Mapping[str, Sequence[Scores]], categories: Sequenc
     seeds: dict[tuple[str, int], Conclusion] = {}
     for family in families:
         pairs = {place: (methods[baseline], methods[place[0]], place[1]) for place in family}
-        images |= _correct({place: compare_over_images(*pair) for place, pair in pairs.items()})
+        images |= conclude({place: compare_over_images(*pair) for place, pair in pairs.items()})
         several = {place: pair for place, pair in pairs.items() if min(map(len, pair[:2])) > 1}
-        seeds |= _correct({place: compare_over_seeds_and_images(*pair) for place, pair in several.items()})
+        seeds |= conclude({place: compare_over_seeds_and_images(*pair) for place, pair in several.items()})
     return [
         ScoreDifference(
             score=scores[row],
@@ -115,8 +117,8 @@ def _average(runs: Sequence[Scores], row: int) -> float:
     return math.fsum(float(each.observed[row]) for each in runs) / len(runs)
 
 
-def _correct(found: Mapping[tuple[str, int], Difference]) -> dict[tuple[str, int], Conclusion]:
-    """Return the tests of a family of differences."""
+def conclude(found: Mapping[K, Difference]) -> dict[K, Conclusion]:
+    """Return what may be concluded of some differences, corrected by Holm for their number."""
     p = {place: each.p for place, each in found.items()}
     known = [place for place, value in p.items() if not math.isnan(value)]
     values = [p[place] for place in known]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
 
@@ -16,8 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.evaluation.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
-from rtdetr_act.formatting import format_count, format_p
+from rtdetr_act.evaluation.bootstrap import Difference, compare_over_images, compare_over_seeds_and_images
+from rtdetr_act.evaluation.detection_files import RunScores
+from rtdetr_act.evaluation.differences import Conclusion, conclude
+from rtdetr_act.evaluation.statistics import HALF_POINT, LEARNED, LEVEL, Comparison, Summary, compare, summarise
+from rtdetr_act.formatting import format_count, format_p, format_score
 from rtdetr_act.results import Result
 from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.tables import format_markdown_table
@@ -26,6 +30,26 @@ _COLUMNS = (
     "variant", "runs", "score", "difference", "p (Holm)", "verdict", "seeds needed", "parameters", "GFLOPs (640)",
     "ms/image",
 )  # fmt: skip
+
+# Columns of the conclusions of the bootstrap, and what each question is called there.
+_QUESTIONS = ("images", "seeds_images")
+_CONCLUSION_COLUMNS = ("low", "high", "p", "p_holm", "verdict")
+
+
+CONCLUSION_TITLES = (
+    "variant",
+    "trained networks, other images",
+    "p (Holm)",
+    "verdict",
+    "other seeds, other images",
+    "p (Holm)",
+    "verdict",
+)
+CONCLUSION_NOTE = (
+    "mAP50-95 as COCO defines it, minus that of the baseline: intervals and p-values from a paired bootstrap over the "
+    "validation images, corrected by Holm. On the left, would these trained networks differ on other images of the "
+    "same kind? On the right, would the variants differ, trained with other seeds and validated on other images?"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +65,10 @@ class LeaderboardRow(Result):
         other_scores: Means of the other scores, such as {"mAP50": 0.8}.
         comparison: Difference to the baseline of the same setting, paired by seed; None for a baseline, and for a
             variant without a finished seed in common with the baseline.
+        over_images: Whether the trained networks would differ on other images, by the bootstrap; None without
+            detections of the same images by a finished run of both.
+        over_seeds_and_images: Whether the variant and the baseline would differ with other seeds and other images; None
+            unless both have several such runs.
         failed: Number of runs without a score because of an error.
         stopped: Number of runs stopped early by halving.
         unfinished: Number of runs not yet started, or interrupted.
@@ -56,6 +84,8 @@ class LeaderboardRow(Result):
     summary: Summary
     other_scores: dict[str, float]
     comparison: Comparison | None
+    over_images: Conclusion | None
+    over_seeds_and_images: Conclusion | None
     failed: int
     stopped: int
     unfinished: int
@@ -88,7 +118,11 @@ def choose_metric(records: Sequence[RunRecord]) -> str:
 
 
 def build_leaderboard(
-    records: Sequence[RunRecord], *, baseline: str, latencies: Mapping[str, float] = MappingProxyType({})
+    records: Sequence[RunRecord],
+    *,
+    baseline: str,
+    latencies: Mapping[str, float] = MappingProxyType({}),
+    scores: Mapping[Path, RunScores] = MappingProxyType({}),
 ) -> list[LeaderboardRow]:
     """Return the leaderboard of some runs, with the best mean score first and variants without a score last.
 
@@ -100,6 +134,7 @@ def build_leaderboard(
         records: Runs of one study, or of several folders.
         baseline: Activation of the baseline, such as "stock".
         latencies: Median latency of one image in milliseconds, by variant; variants may be missing.
+        scores: Scores on resamples of the validation images, by run folder; runs may be missing.
 
     Raises:
         InputError: The runs have different kinds of scores.
@@ -115,19 +150,64 @@ def build_leaderboard(
             baselines.setdefault(first.setting, []).append(variant)
 
     pairs = {}
+    compared_with: dict[str, str] = {}
     for variant, (first, *_) in variants.items():
         candidates = baselines.get(first.setting, [])
         if len(candidates) != 1 or variant in candidates:
             continue
+        compared_with[variant] = candidates[0]
         own, other = finished[variant], finished[candidates[0]]
         if seeds := [seed for seed in own if seed in other]:
             pairs[variant] = ([own[s].scores[metric] for s in seeds], [other[s].scores[metric] for s in seeds])
     compared = compare(pairs)
+    resampled = {
+        variant: _select_comparable([scores[run.folder] for run in runs.values() if run.folder in scores])
+        for variant, runs in finished.items()
+    }
+    over_images, over_both = _compare_resampled(resampled, compared_with)
     rows = [
-        _make_row(runs, finished[variant], metric, baseline, compared.get(variant), latencies.get(variant))
+        _make_row(
+            runs,
+            finished[variant],
+            metric,
+            baseline,
+            (compared.get(variant), over_images.get(variant), over_both.get(variant)),
+            latencies.get(variant),
+        )
         for variant, runs in variants.items()
     ]
     return sorted(rows, key=lambda row: (not row.summary.runs, -row.summary.mean if row.summary.runs else 0.0))
+
+
+def _select_comparable(runs: Sequence[RunScores]) -> list[RunScores]:
+    """Return the runs of a variant that were validated on the images of the first one."""
+    return [each for each in runs if each.truth == runs[0].truth]
+
+
+def _compare_resampled(
+    runs: Mapping[str, Sequence[RunScores]], compared_with: Mapping[str, str]
+) -> tuple[dict[str, Conclusion], dict[str, Conclusion]]:
+    """Return what may be concluded of each variant over images, and over seeds and images, each corrected by Holm.
+
+    Args:
+        runs: Scores of the runs of each variant on resamples of the images, on the same images for all of them.
+        compared_with: The baseline of each variant that has one.
+    """
+    images: dict[str, Difference] = {}
+    both: dict[str, Difference] = {}
+    for variant, baseline in compared_with.items():
+        groups = [runs[baseline], runs[variant]]
+        if not all(groups) or groups[0][0].truth != groups[1][0].truth or _learned_nothing(groups):
+            continue
+        reference, own = ([each.scores for each in group] for group in groups)
+        images[variant] = compare_over_images(reference, own, row=0)
+        if min(map(len, groups)) > 1:
+            both[variant] = compare_over_seeds_and_images(reference, own, row=0)
+    return conclude(images), conclude(both)
+
+
+def _learned_nothing(groups: Sequence[Sequence[RunScores]]) -> bool:
+    return max(float(each.scores.observed[0]) for group in groups for each in group) < LEARNED
 
 
 def encode_leaderboard(rows: Sequence[LeaderboardRow], metric: str) -> dict[str, bytes]:
@@ -168,6 +248,11 @@ def make_leaderboard_frame(rows: Sequence[LeaderboardRow], metric: str) -> pl.Da
         **dict.fromkeys(("difference", "difference_low", "difference_high", "p", "p_holm", "effect"), pl.Float64),
         "seeds_needed": pl.Int64,
         "verdict": pl.String,
+        **{
+            f"{name}_{column}": pl.String if column == "verdict" else pl.Float64
+            for name in _QUESTIONS
+            for column in _CONCLUSION_COLUMNS
+        },
         **dict.fromkeys(("sites", "parameters"), pl.Int64),
         **dict.fromkeys(("gflops_640", "seconds_per_epoch", "latency_ms"), pl.Float64),
     }
@@ -194,7 +279,7 @@ def _make_row(
     finished: Mapping[int, RunRecord],
     metric: str,
     baseline: str,
-    comparison: Comparison | None,
+    comparisons: tuple[Comparison | None, Conclusion | None, Conclusion | None],
     latency: float | None,
 ) -> LeaderboardRow:
     """Return the row of a variant.
@@ -204,7 +289,7 @@ def _make_row(
         finished: Its finished runs by seed.
         metric: Name of the ranked score.
         baseline: Activation of the baseline.
-        comparison: Its comparison with the baseline.
+        comparisons: Its comparison with the baseline: over seeds, over images, and over seeds and images.
         latency: Its latency in milliseconds.
     """
     done = list(finished.values())
@@ -221,7 +306,9 @@ def _make_row(
             name: fmean(run.scores[name] for run in done if name in run.scores)
             for name in _list_other_scores(done, metric)
         },
-        comparison=comparison,
+        comparison=comparisons[0],
+        over_images=comparisons[1],
+        over_seeds_and_images=comparisons[2],
         failed=states["failed"],
         stopped=states["stopped"],
         unfinished=states["unfinished"],
@@ -273,6 +360,9 @@ def _make_frame_row(row: LeaderboardRow, metric: str) -> dict[str, object]:
             "seeds_needed": comparison.seeds_needed,
             "verdict": comparison.verdict,
         }
+    for name, conclusion in zip(_QUESTIONS, (row.over_images, row.over_seeds_and_images), strict=True):
+        if conclusion:
+            cells |= {f"{name}_{column}": getattr(conclusion, column) for column in _CONCLUSION_COLUMNS}
     return cells
 
 
@@ -293,12 +383,46 @@ def make_leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> Table
     return table
 
 
+def make_conclusion_table(rows: Sequence[LeaderboardRow]) -> Table:
+    """Return what the bootstrap says of each variant as a table for a terminal of 80 columns or more."""
+    table = Table(title="Over seeds and images", caption="bootstrap over images; intervals and p corrected by Holm")
+    for title in ("variant", "on other images", "p", "and with other seeds", "p", "verdict"):
+        table.add_column(title, overflow="fold", justify="left" if title in ("variant", "verdict") else "right")
+    for variant, images, p, _, both, p_both, verdict in list_conclusions(rows):
+        table.add_row(escape(variant), images, p, both, p_both, verdict)
+    return table
+
+
 def _format_markdown(rows: Sequence[LeaderboardRow], metric: str) -> str:
     """Return the leaderboard and notes on it in Markdown."""
     header = (*_COLUMNS[:2], metric, *_COLUMNS[3:])
     alignment = ("---", *["---:"] * 4, "---", *["---:"] * 4)
     table = format_markdown_table(header, [_format_row(row) for row in rows], alignment)
-    return "\n\n".join(["# Leaderboard", table, *_write_notes(rows, metric)]) + "\n"
+    parts = ["# Leaderboard", table, *_write_notes(rows, metric)]
+    if cells := list_conclusions(rows):
+        parts += [
+            "## Over images, and over seeds and images",
+            format_markdown_table(CONCLUSION_TITLES, cells),
+            CONCLUSION_NOTE,
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def list_conclusions(rows: Sequence[LeaderboardRow]) -> list[tuple[str, ...]]:
+    """Return the cells of a table of what the bootstrap says of each variant, those of `CONCLUSION_TITLES`."""
+    return [
+        (row.variant, *_format_conclusion(row.over_images), *_format_conclusion(row.over_seeds_and_images))
+        for row in rows
+        if row.over_images
+    ]
+
+
+def _format_conclusion(conclusion: Conclusion | None) -> tuple[str, str, str]:
+    """Return the interval, the p-value and the verdict."""
+    if conclusion is None:
+        return "", "", ""
+    interval = f"{format_score(conclusion.low, '+')} to {format_score(conclusion.high, '+')}"
+    return interval, format_p(conclusion.p_holm), conclusion.verdict
 
 
 def _format_row(row: LeaderboardRow) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from rtdetr_act.evaluation.statistics import NOTHING_LEARNED
+from rtdetr_act.evaluation.statistics import NO_DIFFERENCE, NOTHING_LEARNED
 from rtdetr_act.formatting import (
     MAX_LISTED,
     UNKNOWN,
@@ -33,7 +33,7 @@ from rtdetr_act.study.charts import (
     draw_differences,
     draw_training,
 )
-from rtdetr_act.study.leaderboard import LeaderboardRow
+from rtdetr_act.study.leaderboard import CONCLUSION_NOTE, CONCLUSION_TITLES, LeaderboardRow, list_conclusions
 from rtdetr_act.study.run_record import STATES, RunRecord
 
 _TEMPLATE_FOLDER = Path(__file__).parent
@@ -129,6 +129,9 @@ def render_page(
         latency_note=latency_note,
         columns=_list_columns(rows, metric),
         rows=_make_cells(rows, metric),
+        conclusion_titles=CONCLUSION_TITLES,
+        conclusions=list_conclusions(rows),
+        conclusion_note=CONCLUSION_NOTE,
         figures=figures,
         styles=styles,
         most_drawn=_MAX_DRAWN,
@@ -167,6 +170,7 @@ def _summarise_study(rows: Sequence[LeaderboardRow], records: Sequence[RunRecord
         + f". {format_count(len(records), 'run')}"
         + (f": {counts}." if counts else "."),
         *_describe_verdicts(rows),
+        *_describe_bootstrap(rows),
     ]
     return " ".join(sentences) + f" Scores are {metric}, as fractions of 1."
 
@@ -201,6 +205,16 @@ def _describe_verdicts(rows: Sequence[LeaderboardRow]) -> list[str]:
     if untested:
         sentences.append(f"Nothing to judge by for {join_words(untested)}: that takes two seeds beside a baseline's.")
     return sentences
+
+
+def _describe_bootstrap(rows: Sequence[LeaderboardRow]) -> list[str]:
+    """Return a sentence on which variants the bootstrap over seeds and images tells from their baselines, if any."""
+    verdicts = {row.variant: row.over_seeds_and_images.verdict for row in rows if row.over_seeds_and_images}
+    found = []
+    for verdict in ("better", "worse", NO_DIFFERENCE):
+        if names := [name for name, each in verdicts.items() if each == verdict]:
+            found.append(f"{verdict} {'for ' if verdict == NO_DIFFERENCE else ''}{join_words(names)}")
+    return [f"By the bootstrap over seeds and images: {'; '.join(found)}."] if found else []
 
 
 def _is_tested(row: LeaderboardRow) -> bool:

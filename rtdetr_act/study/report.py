@@ -13,6 +13,7 @@ import torch
 
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import FoldError, InputError, RtdetrActError, quote
+from rtdetr_act.evaluation.detection_files import read_scores
 from rtdetr_act.files import write_files_atomically
 from rtdetr_act.formatting import format_count
 from rtdetr_act.integrations.ultralytics.costs import make_inference
@@ -32,6 +33,7 @@ from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.storage import (
     LATENCY_FILE,
     REPORT_FILES,
+    SCORES_FILE,
     SEARCH_FILE,
     STUDY_FILE,
     Latencies,
@@ -101,7 +103,9 @@ def report_study(folder: Path | str, *, baseline: str | None = None, measure: bo
     metric = choose_metric(records)
     try:
         latencies = _get_latencies(folder, records, measure)
-        rows = build_leaderboard(records, baseline=baseline, latencies=latencies.milliseconds)
+        scores = {record.folder: read_scores(record.folder / SCORES_FILE) for record in records}
+        known = {path: each for path, each in scores.items() if each}
+        rows = build_leaderboard(records, baseline=baseline, latencies=latencies.milliseconds, scores=known)
         title = to_single_line(folder.resolve().name)
         page = render_page(rows, records, title=title, metric=metric, latency_note=latencies.note)
         contents = dict(zip(REPORT_FILES, [*encode_leaderboard(rows, metric).values(), page.encode()], strict=True))

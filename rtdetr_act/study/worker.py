@@ -25,7 +25,10 @@ from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.utils.torch_utils import get_cpu_info
 
 from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
+from rtdetr_act.evaluation.detection_files import encode_detections, encode_scores
+from rtdetr_act.files import write_files_atomically
 from rtdetr_act.integrations.ultralytics.datasets import resolve_data
+from rtdetr_act.integrations.ultralytics.detections import collect_detections
 from rtdetr_act.integrations.ultralytics.models import load_model, load_variant
 from rtdetr_act.integrations.ultralytics.results import read_results, read_scores
 from rtdetr_act.integrations.ultralytics.runs import outcome_of, run_training
@@ -36,8 +39,10 @@ from rtdetr_act.study.process import is_finished
 from rtdetr_act.study.snapshot import Snapshots
 from rtdetr_act.study.storage import (
     CURVES_FILE,
+    DETECTIONS_FILE,
     RESULT_FILE,
     RUN_FILE,
+    SCORES_FILE,
     SNAPSHOT_FILE,
     WORKER_EXIT_SECONDS,
     ActivationCurves,
@@ -47,6 +52,11 @@ from rtdetr_act.study.storage import (
     write_json,
 )
 from rtdetr_act.version import __version__
+
+# Arguments of a training that its validations heed.
+_VALIDATION_ARGUMENTS = frozenset(
+    "agnostic_nms batch cache classes conf half imgsz iou max_det rect single_cls split workers".split()
+)
 
 
 def main() -> None:
@@ -149,6 +159,7 @@ def train_run(config: RunConfig, folder: Path, *, device: str, threads: int, bar
         verbose=False, plots=False
     )  # a multi-GPU run leaves its metrics in its processes
     _write_curves(folder, before, model)
+    _write_detections(folder, config, model, threads)
     scores = read_scores(metrics)
     if missing := [name for name, score in scores.items() if not math.isfinite(score)]:
         reason = f"Ultralytics' validation returned no finite {', '.join(missing)}"
@@ -197,15 +208,43 @@ def _add_start_callbacks(model: Any, before: list[SampledCurves], threads: int) 
         threads: Number of torch threads on a CPU; 0 for Ultralytics' default.
     """
 
-    def set_threads(trainer: Any) -> None:
-        if threads and trainer.device.type == "cpu":
-            torch.set_num_threads(threads)  # overrides the number that Ultralytics sets before
-
     def sample(trainer: Any) -> None:
         before.append(sample_learned_curves(task_model(trainer.model)))
 
-    model.add_callback("on_pretrain_routine_start", set_threads)
+    model.add_callback("on_pretrain_routine_start", lambda trainer: _set_threads(trainer.device, threads))
     model.add_callback("on_pretrain_routine_end", sample)
+
+
+def _write_detections(folder: Path, config: RunConfig, model: Any, threads: int) -> None:
+    """Write what the best checkpoint of a detector finds on the validation images, and its scores on resamples of them.
+
+    Args:
+        folder: The run folder.
+        config: Configuration of the run.
+        model: RTDETR or YOLO object after the training.
+        threads: Number of torch threads on a CPU; 0 for Ultralytics' default.
+    """
+    best = folder / "weights" / "best.pt"
+    if model.task != "detect" or not best.exists():
+        return
+    device = model.trainer.device
+    settings = {key: value for key, value in config.arguments.items() if key in _VALIDATION_ARGUMENTS}
+    settings |= {"data": resolve_data(config.data), "device": str(device)}
+    trained = load_model(str(best))
+    trained.add_callback("on_val_start", lambda _: _set_threads(device, threads))
+    try:
+        truth, found = collect_detections(trained, **settings)
+    except RtdetrActError as error:  # the training and its scores are not lost for it
+        print(f"warning: the detections were not kept, and the report leaves this run out of its bootstrap: {error}")
+        return
+    contents = {DETECTIONS_FILE: encode_detections(truth, found), SCORES_FILE: encode_scores(truth, found)}
+    write_files_atomically({folder / name: content for name, content in contents.items()})
+
+
+def _set_threads(device: Any, threads: int) -> None:
+    """Set the number of torch threads on a CPU, in place of the number that Ultralytics sets before."""
+    if threads and device.type == "cpu":
+        torch.set_num_threads(threads)
 
 
 def _write_curves(folder: Path, before: Sequence[SampledCurves], model: Any) -> None:

@@ -1,0 +1,125 @@
+"""Detections that the runs of a study keep, and what its report says of other seeds and images."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from records import make_folder
+from test_compare import draw
+
+from rtdetr_act.cli.study import report
+from rtdetr_act.errors import InputError
+from rtdetr_act.evaluation.average_precision import compute_average_precision
+from rtdetr_act.evaluation.bootstrap import compare_over_seeds_and_images, draw_resamples, score_resamples
+from rtdetr_act.evaluation.detection_files import encode_detections, encode_scores, read_scores
+from rtdetr_act.evaluation.detections import Detections, GroundTruth
+from rtdetr_act.evaluation.matching import match_detections
+from rtdetr_act.study.report import report_study
+
+
+def name_images(truth: GroundTruth, folder: Path) -> GroundTruth:
+    return replace(truth, image_ids=tuple(str(folder / f"{index}.jpg") for index in truth.image_ids))
+
+
+def fill(folder: Path, noises: dict[str, float]) -> Path:
+    """Write a study of two seeds, and the scores of detectors that find boxes with more or less noise."""
+    make_folder(folder)
+    for path in sorted(folder.glob("runs/*")):
+        variant, seed = path.name.split("-s")
+        truth, found = draw(40, 2, 160, seed=0, noise=noises[variant])
+        moved = np.random.default_rng(int(seed)).normal(0, 1, found.boxes.shape)
+        found = replace(found, boxes=np.maximum(found.boxes + moved, 1))
+        (path / "scores.npz").write_bytes(encode_scores(name_images(truth, path), found))
+    return folder
+
+
+def test_scores_are_read_as_they_were_and_name_images_below_their_folder(tmp_path: Path) -> None:
+    truth, found = draw(20, 2, 80, seed=0)
+    here, there = (name_images(truth, tmp_path / name) for name in ("here", "there"))
+    content = encode_scores(here, found)
+    assert content == encode_scores(there, found), "the same on another machine"
+    (tmp_path / "scores.npz").write_bytes(content)
+    read = read_scores(tmp_path / "scores.npz")
+    assert read is not None and read.categories == truth.categories
+    expected = score_resamples(match_detections(truth, found), draw_resamples(20, 1000))
+    for name in ("observed", "resampled", "influences"):
+        np.testing.assert_allclose(getattr(read.scores, name), getattr(expected, name), atol=1e-6)
+    moved = replace(here, boxes=here.boxes + 1)
+    (tmp_path / "moved.npz").write_bytes(encode_scores(moved, found))
+    other = read_scores(tmp_path / "moved.npz")
+    assert other is not None and other.truth != read.truth
+    assert read_scores(tmp_path / "missing.npz") is None
+
+
+def test_detections_are_kept_as_far_as_they_count(tmp_path: Path) -> None:
+    truth, found = draw(3, 1, 300, seed=1)
+    assert np.bincount(found.images).max() > 100
+    content = encode_detections(name_images(truth, tmp_path), found)
+    with np.load(io.BytesIO(content), allow_pickle=False) as data:
+        assert data["image_ids"].tolist() == ["0.jpg", "1.jpg", "2.jpg"]
+        kept = Detections(*(data[name].astype(float) for name in ("images", "labels", "boxes", "scores")))
+    kept = replace(kept, images=kept.images.astype(np.int64), labels=kept.labels.astype(np.int64))
+    assert np.bincount(kept.images).max() == 100 and len(kept.scores) < len(found.scores)
+    one = np.ones((3, 1))
+    np.testing.assert_allclose(
+        compute_average_precision(match_detections(truth, kept), one),
+        compute_average_precision(match_detections(truth, found), one),
+        atol=1e-3,  # by the rounding of boxes at a threshold
+    )
+
+
+def test_a_report_says_what_holds_over_seeds_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fill(tmp_path / "study", {"stock": 0.2, "arelu": 0.1})
+    written = report_study(folder)
+    (row,) = [row for row in written.rows if row.variant == "arelu"]
+    scores = {
+        name: [read_scores(folder / "runs" / f"{name}-s{seed}" / "scores.npz") for seed in (0, 1)]
+        for name in ("stock", "arelu")
+    }
+    groups = [[each.scores for each in scores[name] if each] for name in ("stock", "arelu")]
+    expected = compare_over_seeds_and_images(groups[0], groups[1], 0)
+    assert row.over_images and row.over_images.verdict == "better"
+    assert row.over_seeds_and_images and row.over_seeds_and_images.p == pytest.approx(expected.p)
+    with (folder / "leaderboard.csv").open(newline="", encoding="utf-8") as text:
+        (line,) = [line for line in csv.DictReader(text) if line["variant"] == "arelu"]
+    assert float(line["images_low"]) == pytest.approx(row.over_images.low, rel=1e-5)
+    assert line["images_verdict"] == "better" and float(line["seeds_images_p"]) == pytest.approx(expected.p, rel=1e-5)
+    for name in ("leaderboard.md", "report.html"):
+        assert "Over images, and over seeds and images" in (folder / name).read_text(encoding="utf-8")
+    report(str(folder))
+    assert "Over seeds and images" in capsys.readouterr().out
+
+
+def test_runs_on_other_images_or_without_anything_learned_are_left_out(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "study", {"stock": 0.2, "arelu": 0.1})
+    truth, found = draw(30, 2, 160, seed=5)
+    for path in folder.glob("runs/arelu-*"):
+        (path / "scores.npz").write_bytes(encode_scores(name_images(truth, path), found))
+    assert not any(row.over_images for row in report_study(folder).rows)
+    assert "Over images" not in (folder / "leaderboard.md").read_text(encoding="utf-8")
+    wrong = replace(found, boxes=np.tile([0.0, 0.0, 1.0, 1.0], (len(found.boxes), 1)))
+    for path in folder.glob("runs/*"):
+        (path / "scores.npz").write_bytes(encode_scores(name_images(truth, path), wrong))
+    assert not any(row.over_images for row in report_study(folder).rows)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "other"])
+def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
+    folder = fill(tmp_path / "study", {"stock": 0.2, "arelu": 0.1})
+    path = folder / "runs" / "arelu-s1" / "scores.npz"
+    if damage == "other":
+        content = io.BytesIO()
+        np.savez_compressed(
+            content, observed=np.zeros(3), resampled=np.zeros(3), influences=np.zeros(3), categories=["a"], truth="x"
+        )
+        path.write_bytes(content.getvalue())
+    else:
+        path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else b"not an archive")
+    with pytest.raises(InputError, match=r"arelu-s1.scores\.npz' is damaged: .*delete it") as caught:
+        report_study(folder)
+    assert "\n" not in str(caught.value)
