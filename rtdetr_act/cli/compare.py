@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rtdetr_act.evaluation.differences import Conclusion, ScoreDifference
     from rtdetr_act.workflows.compare import DetectorComparison
 
+_DIFFERENT = ("better", "worse")
 _MAX_CATEGORIES = 20  # of a table; of more, those with a difference are printed
 
 
@@ -92,7 +94,6 @@ def _print_table(question: str, rows: Sequence[tuple[ScoreDifference, Conclusion
     from rich.markup import escape
     from rich.table import Table
 
-    from rtdetr_act.evaluation.statistics import NO_DIFFERENCE
     from rtdetr_act.formatting import format_number, format_p
     from rtdetr_act.tables import print_wide_table
 
@@ -105,7 +106,7 @@ def _print_table(question: str, rows: Sequence[tuple[ScoreDifference, Conclusion
         table.add_column(column, justify="right")
     table.add_column("verdict")
     for row, conclusion in rows:
-        if row.is_category and is_long and conclusion.verdict == NO_DIFFERENCE:
+        if row.is_category and is_long and conclusion.verdict not in _DIFFERENT:
             continue
         scores = [format_number(each, "{:.4f}") for each in (row.baseline_score, row.variant_score)]
         low, high = (format_number(each, "{:+.4f}") for each in (conclusion.low, conclusion.high))
@@ -113,11 +114,10 @@ def _print_table(question: str, rows: Sequence[tuple[ScoreDifference, Conclusion
             *map(escape, (row.variant, f"mAP50-95 of {row.score}" if row.is_category else row.score)),
             *scores,
             format_number(row.difference, "{:+.4f}"),
-            f"{low} to {high}",
-            format_p(conclusion.p_holm),
+            *(("", "") if isnan(conclusion.p) else (f"{low} to {high}", format_p(conclusion.p_holm))),
             conclusion.verdict,
         )
     print_wide_table(table)
     if is_long:
-        equal = sum(each.verdict == NO_DIFFERENCE for each in categories)
+        equal = sum(each.verdict not in _DIFFERENT for each in categories)
         print(f"no difference is shown in {equal} of {len(categories)} categories, which -o lists")

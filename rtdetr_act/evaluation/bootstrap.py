@@ -13,6 +13,7 @@ from rtdetr_act.evaluation.average_precision import compute_average_precision
 from rtdetr_act.evaluation.detections import Floats
 from rtdetr_act.evaluation.matching import IOU_THRESHOLDS, SIZES, Matches
 
+RESAMPLES = 1000  # with which a standard error is known within 2 %
 # The headline scores by name: the size, and the IoU threshold or None for the mean over all of them.
 HEADLINES: dict[str, tuple[str, float | None]] = {
     "mAP50-95": ("all", None),

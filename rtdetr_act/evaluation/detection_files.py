@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from rtdetr_act.errors import InputError, reason
-from rtdetr_act.evaluation.bootstrap import HEADLINES, Scores, draw_resamples, score_resamples
+from rtdetr_act.evaluation.bootstrap import HEADLINES, RESAMPLES, Scores, draw_resamples, score_resamples
 from rtdetr_act.evaluation.detections import Detections, GroundTruth
 from rtdetr_act.evaluation.matching import MAX_DETECTIONS, match_detections
 
-RESAMPLES = 1000
 _ARRAYS = ("observed", "resampled", "influences")
 
 

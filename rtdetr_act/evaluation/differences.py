@@ -14,7 +14,15 @@ from rtdetr_act.evaluation.bootstrap import (
     compare_over_images,
     compare_over_seeds_and_images,
 )
-from rtdetr_act.evaluation.statistics import LEVEL, NO_DIFFERENCE, Verdict, correct_levels, correct_p_values
+from rtdetr_act.evaluation.statistics import (
+    LEARNED,
+    LEVEL,
+    NO_DIFFERENCE,
+    NOTHING_LEARNED,
+    Verdict,
+    correct_levels,
+    correct_p_values,
+)
 from rtdetr_act.results import Result
 
 K = TypeVar("K")
@@ -53,7 +61,8 @@ class ScoreDifference(Result):
         baseline_score, variant_score: Their scores, as fractions of 1, means over the runs; NaN where no box is to be
             found.
         over_images: Test against other images, with the same runs.
-        over_seeds_and_images: Test against other seeds and other images; None unless both methods have several runs.
+        over_seeds_and_images: Test against other seeds and other images; None unless both methods have several runs
+            and one of them has learned something.
     """
 
     score: str
@@ -92,8 +101,10 @@ def compare_methods(methods: Mapping[str, Sequence[Scores]], categories: Sequenc
     families = [primary, [place for place in places if place not in primary]]
     images: dict[tuple[str, int], Conclusion] = {}
     seeds: dict[tuple[str, int], Conclusion] = {}
+    unlearned = Conclusion(0.0, math.nan, math.nan, math.nan, math.nan, NOTHING_LEARNED)
     for family in families:
         pairs = {place: (methods[baseline], methods[place[0]], place[1]) for place in family}
+        pairs = {place: pair for place, pair in pairs.items() if not has_learned_nothing(*pair)}
         images |= conclude({place: compare_over_images(*pair) for place, pair in pairs.items()})
         several = {place: pair for place, pair in pairs.items() if min(map(len, pair[:2])) > 1}
         seeds |= conclude({place: compare_over_seeds_and_images(*pair) for place, pair in several.items()})
@@ -105,11 +116,16 @@ def compare_methods(methods: Mapping[str, Sequence[Scores]], categories: Sequenc
             variant=variant,
             baseline_score=_average(methods[baseline], row),
             variant_score=_average(methods[variant], row),
-            over_images=images[variant, row],
+            over_images=images.get((variant, row), unlearned),
             over_seeds_and_images=seeds.get((variant, row)),
         )
         for variant, row in places
     ]
+
+
+def has_learned_nothing(baseline: Sequence[Scores], variant: Sequence[Scores], row: int) -> bool:
+    """Return whether no run of two methods has a score worth a comparison: 0.001 as a fraction of 1."""
+    return all(float(each.observed[row]) < LEARNED for group in (baseline, variant) for each in group)
 
 
 def _average(runs: Sequence[Scores], row: int) -> float:

@@ -19,8 +19,8 @@ from rich.table import Table
 from rtdetr_act.errors import InputError
 from rtdetr_act.evaluation.bootstrap import Difference, compare_over_images, compare_over_seeds_and_images
 from rtdetr_act.evaluation.detection_files import RunScores
-from rtdetr_act.evaluation.differences import Conclusion, conclude
-from rtdetr_act.evaluation.statistics import HALF_POINT, LEARNED, LEVEL, Comparison, Summary, compare, summarise
+from rtdetr_act.evaluation.differences import Conclusion, conclude, has_learned_nothing
+from rtdetr_act.evaluation.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
 from rtdetr_act.formatting import format_count, format_p, format_score
 from rtdetr_act.results import Result
 from rtdetr_act.study.run_record import RunRecord
@@ -197,17 +197,15 @@ def _compare_resampled(
     both: dict[str, Difference] = {}
     for variant, baseline in compared_with.items():
         groups = [runs[baseline], runs[variant]]
-        if not all(groups) or groups[0][0].truth != groups[1][0].truth or _learned_nothing(groups):
+        if not all(groups) or groups[0][0].truth != groups[1][0].truth:
             continue
         reference, own = ([each.scores for each in group] for group in groups)
+        if has_learned_nothing(reference, own, row=0):
+            continue
         images[variant] = compare_over_images(reference, own, row=0)
         if min(map(len, groups)) > 1:
             both[variant] = compare_over_seeds_and_images(reference, own, row=0)
     return conclude(images), conclude(both)
-
-
-def _learned_nothing(groups: Sequence[Sequence[RunScores]]) -> bool:
-    return max(float(each.scores.observed[0]) for group in groups for each in group) < LEARNED
 
 
 def encode_leaderboard(rows: Sequence[LeaderboardRow], metric: str) -> dict[str, bytes]:

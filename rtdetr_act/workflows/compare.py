@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rtdetr_act.errors import InputError, ModelError, quote
-from rtdetr_act.evaluation.bootstrap import HEADLINES, Scores, draw_resamples, score_resamples
+from rtdetr_act.evaluation.bootstrap import HEADLINES, RESAMPLES, Scores, draw_resamples, score_resamples
 from rtdetr_act.evaluation.coco_files import CocoFile
 from rtdetr_act.evaluation.detections import Detections, GroundTruth
 from rtdetr_act.evaluation.differences import ScoreDifference, compare_methods
@@ -27,7 +27,6 @@ from rtdetr_act.integrations.ultralytics.run_folders import find_checkpoints, na
 from rtdetr_act.results import Table, TableResult
 from rtdetr_act.workflows.comparable import DEFAULT_IMGSZ, check_comparable
 
-RESAMPLES = 1000
 _FEWEST = 100  # resamples, with which a standard error is known within 7 %
 _FEW = 0.9  # share of the images with labelled boxes in which a detector should find something
 
