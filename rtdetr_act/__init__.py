@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from rtdetr_act.integrations.yolov5.trained import Trained as Trained
     from rtdetr_act.kernels.recomputable import recomputable as recomputable
     from rtdetr_act.study.leaderboard import LeaderboardRow as LeaderboardRow
+    from rtdetr_act.study.power import PowerPlan as PowerPlan
+    from rtdetr_act.study.power import plan_seeds as plan_seeds
     from rtdetr_act.study.report import StudyReport as StudyReport
     from rtdetr_act.study.report import report_study as report_study
     from rtdetr_act.study.runner import SearchReport as SearchReport
@@ -123,6 +125,8 @@ _MODULES = {
     "Trained": "integrations.yolov5.trained",
     "recomputable": "kernels.recomputable",
     "LeaderboardRow": "study.leaderboard",
+    "PowerPlan": "study.power",
+    "plan_seeds": "study.power",
     "StudyReport": "study.report",
     "report_study": "study.report",
     "SearchReport": "study.runner",

@@ -25,6 +25,7 @@ FUNCTIONS = {
     "plot": ["plot_activations", "plot_checkpoint"],
     "sites": ["list_sites"], "learned": ["report_learned", "read_learned"], "maps": ["compare_feature_maps"],
     "bench": ["bench_training", "bench_exports"], "study": ["run_study"], "report": ["report_study"],
+    "plan": ["plan_seeds"],
     "search": ["run_search"], "doctor": ["examine"], "exec": ["run_script"],
     "checks": ["collect_checks"], "sensitivity": ["measure_sensitivity", "measure_checkpoint_sensitivity"],
 }  # fmt: skip

@@ -437,8 +437,9 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     assert by_name["none"].variant_score == 0 and by_name["none"].over_images.verdict == "worse"
     assert by_name["more"].difference == 0 and by_name["more"].over_images.p == 1
     said.clear()
-    compare_detectors([tmp_path / "none.json"] * 2, path, resamples=100, warn=said.append)
+    empty = compare_detectors([tmp_path / "none.json"] * 2, path, resamples=100, warn=said.append)
     assert "nothing was learned" in said[-1]
+    assert {row.over_images.verdict for row in empty.rows} == {"nothing was learned"}
 
 
 @pytest.mark.integration

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from records import make_folder
+from test_cli import run
 from test_compare import draw
 
 from rtdetr_act.cli.study import report
 from rtdetr_act.errors import InputError
 from rtdetr_act.evaluation.average_precision import compute_average_precision
-from rtdetr_act.evaluation.bootstrap import compare_over_seeds_and_images, draw_resamples, score_resamples
+from rtdetr_act.evaluation.bootstrap import (
+    Components,
+    Difference,
+    combine_components,
+    compare_over_seeds_and_images,
+    draw_resamples,
+    score_resamples,
+)
 from rtdetr_act.evaluation.detection_files import encode_detections, encode_scores, read_scores
 from rtdetr_act.evaluation.detections import Detections, GroundTruth
 from rtdetr_act.evaluation.matching import match_detections
+from rtdetr_act.study import power
+from rtdetr_act.study.power import Noise, plan_seeds
 from rtdetr_act.study.report import report_study
 
 
@@ -123,3 +134,58 @@ def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"arelu-s1.scores\.npz' is damaged: .*delete it") as caught:
         report_study(folder)
     assert "\n" not in str(caught.value)
+
+
+NOISE = Noise(12, 100, 0.01, 0.008, 0.004, math.nan, math.nan, math.nan)
+
+
+def test_the_power_of_a_plan_is_that_of_simulated_studies() -> None:
+    """The variances between images are known to a study, up to their freedom; that between runs is what it sees."""
+    rng, seeds, difference = np.random.default_rng(0), 5, 0.02
+    spread = math.hypot(NOISE.of_seeds, NOISE.of_images)
+    shown = 0
+    for _ in range(4000):
+        runs = rng.normal(0, spread, (2, seeds))
+        between = float(runs.var(axis=1, ddof=1).mean())
+        components = Components(between, NOISE.of_images**2, NOISE.of_differences**2, 99)
+        error, freedom = combine_components(components, seeds, seeds)
+        seen = difference + runs[1].mean() - runs[0].mean() + rng.normal(0, NOISE.of_differences)
+        shown += Difference(seen, error, freedom).p < 0.05
+    assert shown / 4000 == pytest.approx(power._compute_power(NOISE, seeds, 100, difference, 0.05), abs=0.03)
+
+
+def test_a_plan_needs_fewer_seeds_on_more_images_and_none_help_against_shared_noise() -> None:
+    counts = [power._count_seeds(NOISE, images, 0.015, 0.05) for images in (100, 200, 1000)]
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
+    for images, count in zip((100, 200, 1000), counts, strict=True):
+        assert power._compute_power(NOISE, count, images, 0.015, 0.05) >= 0.8
+        assert power._compute_power(NOISE, count - 1, images, 0.015, 0.05) < 0.8
+    assert power._count_seeds(NOISE, 100, 0.01, 0.05) is None, "2.8 x 0.004 is more than that"
+    assert power._count_seeds(NOISE, 100, 0.015, 0.01) > counts[0]
+    least = power._find_detectable(NOISE, 5, 100, 0.05)
+    assert power._compute_power(NOISE, 5, 100, least, 0.05) == pytest.approx(0.8, abs=1e-6)
+
+
+def test_a_plan_comes_from_a_pilot_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fill(tmp_path / "study", {"stock": 0.2, "arelu": 0.1})
+    found = plan_seeds(folder, 0.02, comparisons=2)
+    assert found.noise.runs == 4 and found.noise.images == 40 and found.noise.of_images > 0
+    # The results that the folder holds go up by the same amount from seed to seed.
+    assert found.noise.correlation == pytest.approx(1)
+    assert list(found.seeds_needed) == [40, 80, 160, 400]
+    output = run("plan", str(folder), "difference=0.02", "comparisons=2")
+    assert (
+        "correlation of runs with equal seeds: +1.00" in output and "0.02 is shown in four cases of five by" in output
+    )
+    for words, sentence in (
+        ([str(folder), "baseline=mish"], "not a pilot study"),
+        ([str(folder), "difference=2"], "a fraction of 1"),
+        ([str(folder), "comparisons=0"], "1 or more"),
+        ([], "plan needs the folder"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            run("plan", *words)
+    for path in folder.glob("runs/*/scores.npz"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"with scores\.npz in their folders"):
+        plan_seeds(folder)

@@ -1,9 +1,10 @@
-"""The commands study and report."""
+"""The commands study, report and plan."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from rtdetr_act.errors import InputError, TrainingError, quote
 
 if TYPE_CHECKING:
     from rtdetr_act.study.grid import Study
+    from rtdetr_act.study.power import PowerPlan
     from rtdetr_act.study.report import StudyReport
 
 
@@ -94,6 +96,52 @@ def report(
 
     found = require(folder, "report needs the folder of a study or of runs", "rtdetr-act report runs/study")
     _print_report(report_study(found, baseline=baseline))
+
+
+@command("runs/pilot", "runs/pilot difference=0.01 comparisons=5")
+def plan(
+    folder: Annotated[str | None, typer.Argument(metavar="FOLDER", show_default=False)] = None,
+    difference: Annotated[float, typer.Option("--difference", help="In mAP50-95, as a fraction of 1: 0.005.")] = 0.005,
+    comparisons: Annotated[int, typer.Option("--comparisons", help="Variants that will be compared; 1.")] = 1,
+    baseline: Annotated[str, typer.Option("--baseline", help="Activation to compare with; stock.")] = "stock",
+) -> None:
+    """Say how many seeds and images would show a difference.
+
+    From the spread in a pilot study of a detector, with two variants and two seeds or more.
+    """
+    from rtdetr_act.study.power import plan_seeds
+
+    found = require(folder, "plan needs the folder of a study", "rtdetr-act plan runs/pilot difference=0.005")
+    _print_plan(plan_seeds(found, difference, comparisons=comparisons, baseline=baseline))
+
+
+def _print_plan(found: PowerPlan) -> None:
+    """Print where the noise of a pilot study comes from, and what it takes to see through it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtdetr_act.formatting import format_count, format_number
+
+    noise = found.noise
+    print(f"noise of mAP50-95 in {format_count(noise.runs, 'run')} on {format_count(noise.images, 'image')}:")
+    print(f"  {noise.of_seeds:.4f}  between seeds, whatever the images")
+    print(f"  {noise.of_images:.4f}  between seeds, by the images: halved by four times as many")
+    print(f"  {noise.of_differences:.4f}  between sets of images, in the difference: more seeds do not help")
+    interval = ""
+    if isfinite(noise.correlation_low):
+        low, high = (format_number(each, "{:+.2f}") for each in (noise.correlation_low, noise.correlation_high))
+        interval = f" ({low} to {high})"
+    print(f"correlation of runs with equal seeds: {format_number(noise.correlation, '{:+.2f}')}{interval}")
+    for images, seeds in found.seeds_needed.items():
+        answer = format_count(seeds, "seed") if seeds else "no number of seeds"
+        print(f"{found.difference:g} is shown in four cases of five by {answer} on {format_count(images, 'image')}")
+    table = Table(title="Smallest difference that is shown in four cases of five")
+    numbers = list(found.seeds_needed)
+    for title in ("seeds", *(format_count(images, "image") for images in numbers)):
+        table.add_column(title, justify="right")
+    for seeds in dict.fromkeys(seeds for seeds, _ in found.detectable):
+        table.add_row(str(seeds), *(format_number(found.detectable[seeds, images], "{:.4f}") for images in numbers))
+    Console().print(table)
 
 
 def _parse_words(words: Sequence[str]) -> dict[str, Any]:

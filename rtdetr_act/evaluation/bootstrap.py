@@ -69,6 +69,23 @@ class Difference:
         return self.estimate - half, self.estimate + half
 
 
+@dataclass(frozen=True)
+class Components:
+    """Variances of a score that make the noise of a difference between two methods.
+
+    Attributes:
+        between: Between the runs of a method, on the same images.
+        own: The part of it that a finite set of images makes, which moves each run in its own way.
+        shared: Between sets of images, in the difference that all runs of the methods share.
+        freedom_of_images: Degrees of freedom of the variance between sets of images.
+    """
+
+    between: float
+    own: float
+    shared: float
+    freedom_of_images: float
+
+
 def draw_resamples(images: int, resamples: int, seed: int = 0) -> Floats:
     """Return how often each image is in each resample of as many images, drawn with replacement, (images, B).
 
@@ -152,25 +169,51 @@ def compare_over_seeds_and_images(baseline: Sequence[Scores], variant: Sequence[
         variant: Those of the other method, on the same resamples; with those of the baseline, three runs or more.
         row: Which score.
     """
+    error, freedom = combine_components(measure_components(baseline, variant, row), len(baseline), len(variant))
+    return Difference(_observe(baseline, variant, row), error, freedom)
+
+
+def measure_components(baseline: Sequence[Scores], variant: Sequence[Scores], row: int) -> Components:
+    """Return where the noise of the difference between two methods comes from.
+
+    Args:
+        baseline: As in `compare_over_seeds_and_images`.
+        variant: As in `compare_over_seeds_and_images`.
+        row: As in `compare_over_seeds_and_images`.
+    """
     groups = (baseline, variant)
     runs = sum(1 / len(group) for group in groups)  # the variance of the difference, for runs with a variance of 1
     freedom = sum(len(group) - 1 for group in groups)
     observed = [np.array([each.observed[row] for each in group]) for group in groups]
     resampled = [np.stack([each.resampled[row] for each in group]) for group in groups]
-    between = sum(float(((each - each.mean()) ** 2).sum()) for each in observed) / freedom
-    # The part of it that the images make: they move each run in its own way, too.
     images = baseline[0].influences.shape[1]
     own = sum(_compute_variance(each - each.mean(0), images) for each in resampled) / freedom
     together, of_images = _measure_images(baseline, variant, row)
-    shared = max(0.0, together - runs * own)
-    estimate, variance = _observe(baseline, variant, row), runs * max(between, own) + shared
-    if between <= own:
-        return Difference(estimate, math.sqrt(variance), of_images)
-    share = runs * between / variance
+    return Components(
+        between=sum(float(((each - each.mean()) ** 2).sum()) for each in observed) / freedom,
+        own=own,
+        shared=max(0.0, together - runs * own),
+        freedom_of_images=of_images,
+    )
+
+
+def combine_components(noise: Components, baseline: int, variant: int) -> tuple[float, float]:
+    """Return the standard error of a difference over seeds and images, and its degrees of freedom.
+
+    Args:
+        noise: Where the noise comes from.
+        baseline: Number of runs of the baseline.
+        variant: Number of runs of the variant.
+    """
+    runs, freedom = 1 / baseline + 1 / variant, baseline + variant - 2
+    variance = runs * max(noise.between, noise.own) + noise.shared
+    if noise.between <= noise.own:
+        return math.sqrt(variance), noise.freedom_of_images
+    share = runs * noise.between / variance
     # Satterthwaite squares the share of the runs. With three runs of each method, as little noise of images as makes
     # the formula uncertain then gives 5.0 to 5.9 % false positives, and this 4.7 to 5.3 %.
-    inverse = share**1.5 / freedom + (1 - share) ** 2 / of_images
-    return Difference(estimate, math.sqrt(variance), 1 / inverse)
+    inverse = share**1.5 / freedom + (1 - share) ** 2 / noise.freedom_of_images
+    return math.sqrt(variance), 1 / inverse
 
 
 def _observe(baseline: Sequence[Scores], variant: Sequence[Scores], row: int) -> float:

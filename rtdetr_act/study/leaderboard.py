@@ -65,16 +65,16 @@ class LeaderboardRow(Result):
         other_scores: Means of the other scores, such as {"mAP50": 0.8}.
         comparison: Difference to the baseline of the same setting, paired by seed; None for a baseline, and for a
             variant without a finished seed in common with the baseline.
-        over_images: Whether the trained networks would differ on other images, by the bootstrap; None without
-            detections of the same images by a finished run of both.
-        over_seeds_and_images: Whether the variant and the baseline would differ with other seeds and other images; None
-            unless both have several such runs.
         failed: Number of runs without a score because of an error.
         stopped: Number of runs stopped early by halving.
         unfinished: Number of runs not yet started, or interrupted.
         sites, parameters, gflops_640: Those of its first finished run, or of its first run if none is finished.
         seconds_per_epoch: Mean over its finished runs; NaN if unknown.
         latency_ms: Median latency of one image in milliseconds; None if it was not measured.
+        over_images: Whether the trained networks would differ on other images, by the bootstrap; None without
+            detections of the same images by a finished run of both.
+        over_seeds_and_images: Whether the variant and the baseline would differ with other seeds and other images; None
+            unless both have several such runs.
     """
 
     variant: str
@@ -84,8 +84,6 @@ class LeaderboardRow(Result):
     summary: Summary
     other_scores: dict[str, float]
     comparison: Comparison | None
-    over_images: Conclusion | None
-    over_seeds_and_images: Conclusion | None
     failed: int
     stopped: int
     unfinished: int
@@ -94,6 +92,8 @@ class LeaderboardRow(Result):
     gflops_640: float
     seconds_per_epoch: float
     latency_ms: float | None
+    over_images: Conclusion | None
+    over_seeds_and_images: Conclusion | None
 
     def _summarise(self) -> str:
         """Return the variant, its number of finished runs, their mean and the verdict."""
