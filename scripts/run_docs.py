@@ -11,6 +11,7 @@ the others did not; exits with 1 where one fails. About 25 minutes on two quiet 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -58,6 +59,7 @@ FURTHER = {
     "bench": "imgsz=64 turns=2",
     "diagnose": "imgsz=64 images=4",
     "maps": "imgsz=64",
+    "compare": "resamples=100",
 }
 # Commands that are run with further changes: a part of the command -> what is done to it.
 CHANGED = {
@@ -69,7 +71,7 @@ CHANGED = {
 # Models and data that pages name; each is the tiny one. yolo11n and rtdetr-n are small as they are.
 MODELS = ("rtdetr-l.yaml",)
 DATA = ("my.yaml", "bccd.yaml", "coco8.yaml")
-STOCK = ("best.pt", "rtdetr-l.pt", "runs/detect/rtdetr-l-stock/weights/best.pt")
+STOCK = ("best.pt", "rtdetr-l.pt", "runs/detect/rtdetr-l-stock/weights/best.pt", "runs/stock/s0/weights/best.pt")
 ARELU = (
     "arelu.pt",
     "a/best.pt",
@@ -79,7 +81,10 @@ ARELU = (
     "runs/detect/rtdetr-n-arelu/weights/best.pt",
     "runs/detect/best-arelu/weights/best.pt",
     "runs/detect/best-relu/weights/best.pt",
+    "runs/arelu/s0/weights/best.pt",
 )
+TRUTH = "instances_val.json"
+DETECTIONS = ("a.json", "b.json", *(f"{name}-s{seed}.json" for name in ("stock", "arelu") for seed in range(3)))
 INTERRUPTED = "runs/detect/rtdetr-l-arelu/weights/last.pt"
 # What is not run here -> why.
 LEFT_OUT = {
@@ -88,6 +93,7 @@ LEFT_OUT = {
     r"^python scripts/": "takes minutes to hours; the script exists",
     r"^rtdetr-act exec": "`make repositories` runs scripts of the checkouts that it is given",
     r"shilu": "it takes a package that no test installs, torch-activation",
+    r"^rtdetr-act plan": "it takes a pilot study that has learned something; tests/test_study_bootstrap.py has one",
     r"engine=ray": "`make test-ray` runs studies on Ray, in an environment of its own",
 }
 BY_TESTS = {"CONTRIBUTING.md": "tests/test_contributing.py runs it"}
@@ -107,6 +113,7 @@ def prepare_files(folder: Path) -> None:
     for name in DATA:
         tiny.write_yaml(folder / name, data)
     shutil.copy(folder / "images8" / "detect" / "images" / "0.png", folder / "image.jpg")
+    write_detections(folder)
     for name in MODELS:
         tiny.write_yaml(folder / name, tiny.RTDETR)
     tiny.write_yaml(folder / "rtdetr-l-arelu.yaml", {**tiny.RTDETR, "activation": "arelu"})
@@ -139,6 +146,25 @@ model.train(**settings | {"name": "rtdetr-l-arelu"})
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ["PYTHONPATH"]])}
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, check=True)
     assert (folder / INTERRUPTED).is_file()
+
+
+def write_detections(folder: Path) -> None:
+    """Write a ground truth in COCO's format, and detections that are off by some pixels."""
+    boxes = [[10 * column, 20 * row, 30, 40] for row in range(4) for column in range(5)]
+    truth = {
+        "images": [{"id": image} for image in range(10)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": index, "image_id": index % 10, "category_id": 1, "bbox": box} for index, box in enumerate(boxes)
+        ],
+    }
+    (folder / TRUTH).write_text(json.dumps(truth), encoding="utf-8")
+    for number, name in enumerate(DETECTIONS):
+        found = [
+            {"image_id": index % 10, "category_id": 1, "bbox": [x + number, *rest], "score": 1 / (1 + index)}
+            for index, (x, *rest) in enumerate(boxes)
+        ]
+        (folder / name).write_text(json.dumps(found), encoding="utf-8")
 
 
 def shrink(text: str) -> str:

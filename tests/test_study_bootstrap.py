@@ -102,6 +102,8 @@ def test_a_report_says_what_holds_over_seeds_and_images(tmp_path: Path, capsys: 
     assert line["images_verdict"] == "better" and float(line["seeds_images_p"]) == pytest.approx(expected.p, rel=1e-5)
     for name in ("leaderboard.md", "report.html"):
         assert "Over images, and over seeds and images" in (folder / name).read_text(encoding="utf-8")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "By the bootstrap over seeds and images, better: arelu." in page
     report(str(folder))
     assert "Over seeds and images" in capsys.readouterr().out
 
@@ -117,6 +119,8 @@ def test_runs_on_other_images_or_without_anything_learned_are_left_out(tmp_path:
     for path in folder.glob("runs/*"):
         (path / "scores.npz").write_bytes(encode_scores(name_images(truth, path), wrong))
     assert not any(row.over_images for row in report_study(folder).rows)
+    with pytest.raises(InputError, match="nothing was learned"):
+        plan_seeds(folder)
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "other"])

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rtdetr_act.cli.grammar import command, parse_pairs
-from rtdetr_act.cli.options import Data, Models, OutputFile, Pairs, require
+from rtdetr_act.cli.options import Data, Models, OutputFile, Pairs, check_csv, require
 from rtdetr_act.cli.printing import print_warning
-from rtdetr_act.errors import InputError, quote
-from rtdetr_act.files import check_writable
 
 if TYPE_CHECKING:
     from rtdetr_act.evaluation.differences import Conclusion, ScoreDifference
@@ -47,10 +45,7 @@ def compare(
     if data is None and len(words) > 2 and words[-1].lower().endswith(".json"):
         data = words.pop()
     arguments = parse_pairs(pairs, reserved=("task", "mode", "resume", "save_json", "project", "name", "plots"))
-    if output is not None:
-        if output.suffix != ".csv":
-            raise InputError(f"{quote(str(output))} is not the name of a CSV file: let it end in .csv")
-        check_writable(output)
+    check_csv(output)
     found = compare_detectors(
         words, data, arguments, resamples=resamples, warn=print_warning, show=lambda line: print(line, flush=True)
     )
@@ -80,7 +75,7 @@ def _print_comparison(found: DetectorComparison) -> None:
     several = [(row, row.over_seeds_and_images) for row in found.rows if row.over_seeds_and_images]
     if several:
         _print_table("Trained with other seeds, on other images, would these methods differ?", several)
-    if len(several) < len(found.rows):
+    if any(len(method.files) == 1 for method in found.methods):
         print("one run says nothing of other seeds: give several files of each method to test the methods themselves")
 
 

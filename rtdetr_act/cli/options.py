@@ -11,8 +11,8 @@ import typer
 
 from rtdetr_act.cli.completion import complete_act, complete_data, complete_model, complete_target, complete_word
 from rtdetr_act.cli.printing import print_warning
-from rtdetr_act.errors import InputError
-from rtdetr_act.files import output_folder
+from rtdetr_act.errors import InputError, quote
+from rtdetr_act.files import check_writable, output_folder
 from rtdetr_act.integrations.ultralytics.configs import DEFAULT_MODEL
 from rtdetr_act.spec import split_at_commas
 
@@ -114,6 +114,18 @@ def require(value: str | None, what: str, example: str) -> str:
     if not value:
         raise InputError(f"{what}: {example}")
     return value
+
+
+def check_csv(output: Path | None) -> None:
+    """Check that a table can be written to a file, if one is named.
+
+    Raises:
+        InputError: Its name does not end in .csv, or it cannot be written.
+    """
+    if output is not None:
+        if output.suffix != ".csv":
+            raise InputError(f"{quote(str(output))} is not the name of a CSV file: let it end in .csv")
+        check_writable(output)
 
 
 def add_output(arguments: dict[str, Any], output: Path | None) -> None:

@@ -20,12 +20,12 @@ from rtdetr_act.cli.options import (
     Pairs,
     ScopeOption,
     add_output,
+    check_csv,
     require,
     split_variants,
 )
 from rtdetr_act.cli.printing import print_scores, print_warning
-from rtdetr_act.errors import InputError, TrainingError, quote
-from rtdetr_act.files import check_writable
+from rtdetr_act.errors import InputError, TrainingError
 from rtdetr_act.integrations.ultralytics.results import list_score_names
 from rtdetr_act.surgery.plan import SwapOptions, check_init, check_scope
 
@@ -78,10 +78,7 @@ def _check_words(models: Sequence[str], act: Sequence[str], options: SwapOptions
         raise InputError("act= validates activations in one checkpoint: leave it out to compare several checkpoints")
     if not act and options != {"scope": "conv", "init": "paper"}:
         raise InputError("scope= and init= say how an activation is swapped in: name one with act=")
-    if output is not None:
-        if output.suffix != ".csv":
-            raise InputError(f"{quote(str(output))} is not the name of a CSV file: let it end in .csv")
-        check_writable(output)
+    check_csv(output)
 
 
 def _print_validations(validations: Sequence[Validation], output: Path | None, *, alone: bool) -> None:

@@ -213,8 +213,8 @@ def _describe_bootstrap(rows: Sequence[LeaderboardRow]) -> list[str]:
     found = []
     for verdict in ("better", "worse", NO_DIFFERENCE):
         if names := [name for name, each in verdicts.items() if each == verdict]:
-            found.append(f"{verdict} {'for ' if verdict == NO_DIFFERENCE else ''}{join_words(names)}")
-    return [f"By the bootstrap over seeds and images: {'; '.join(found)}."] if found else []
+            found.append(f"{verdict}: {join_words(names)}")
+    return [f"By the bootstrap over seeds and images, {'; '.join(found)}."] if found else []
 
 
 def _is_tested(row: LeaderboardRow) -> bool:

@@ -13,6 +13,7 @@ from scipy import optimize, stats
 from rtdetr_act.errors import InputError, quote
 from rtdetr_act.evaluation.bootstrap import Components, Scores, combine_components, measure_components
 from rtdetr_act.evaluation.detection_files import read_scores
+from rtdetr_act.evaluation.differences import has_learned_nothing
 from rtdetr_act.evaluation.statistics import HALF_POINT, LEVEL, POWER
 from rtdetr_act.results import Table, TableResult
 from rtdetr_act.study.leaderboard import index_by_seed
@@ -136,6 +137,8 @@ def _measure(folder: Path, baseline: str) -> Noise:
             f"'{folder}' is not a pilot study: that takes two seeds or more of {quote(baseline)} and of another "
             f"variant, of a detector, with {SCORES_FILE} in their folders"
         )
+    if all(has_learned_nothing(scores[one], scores[other], 0) for one, other in pairs):
+        raise InputError(f"nothing was learned in '{folder}', so that it says nothing of noise: train for longer")
     components = [measure_components(scores[one], scores[other], 0) for one, other in pairs]
     images = scores[pairs[0][0]][0].influences.shape[1]
     used = {name for pair in pairs for name in pair}

@@ -58,7 +58,7 @@ class DetectorComparison(TableResult):
         images: Number of images.
         boxes: Number of labelled boxes.
         resamples: Number of resamples of the images.
-        data: The data set, or the file of the ground truth.
+        data: The data set, "" where it is that of the trainings, or the file of the ground truth.
     """
 
     methods: tuple[Method, ...]
