@@ -57,7 +57,7 @@ class CocoFile:
             labels=np.array([self._labels[each["category_id"]] for each in kept], np.int64),
             boxes=boxes,
             areas=np.array(areas, float),
-            crowds=np.array([bool(each.get("iscrowd") or each.get("ignore")) for each in kept], bool),
+            crowds=np.array([bool(each.get("iscrowd")) for each in kept], bool),
         )
 
     def read_detections(self, path: Path, warn: Callable[[str], object]) -> Detections:

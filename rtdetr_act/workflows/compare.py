@@ -201,18 +201,20 @@ def _find_files(source: str) -> list[str]:
     for part in [source] if Path(source).exists() else filter(None, map(str.strip, source.split(","))):
         check_file_name(part)
         path = Path(part)
-        if path.is_dir():
-            in_json = sorted(map(str, path.glob("*.json")))
-            found += in_json or map(str, find_checkpoints(path))
-        elif path.is_file():
-            found.append(part)
-        elif matches := sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor))))):
-            found += matches
-        else:
+        matches = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        if not matches:
             raise InputError(f"there is no file {quote(part)}")
+        found += [file for match in matches for file in _list_folder(match)]
     if not found:
         raise InputError(f"{quote(source)} names no file")
     return list(dict.fromkeys(found))
+
+
+def _list_folder(path: Path) -> list[str]:
+    """Return the files of detections in a folder, or else the best checkpoint of every run; a file is itself."""
+    if not path.is_dir():
+        return [str(path)]
+    return list(map(str, sorted(path.glob("*.json")) or find_checkpoints(path)))
 
 
 _Reader = Callable[[str], tuple[GroundTruth, Detections]]
