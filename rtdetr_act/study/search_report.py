@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError, TrainingError
-from rtdetr_act.evaluation.statistics import HALF_POINT, NO_DIFFERENCE, Comparison
+from rtdetr_act.evaluation.statistics import HALF_POINT, NO_DIFFERENCE, NOTHING_LEARNED, Comparison
 from rtdetr_act.files import write_files_atomically
 from rtdetr_act.formatting import format_count, format_p, format_score, join_words
 from rtdetr_act.integrations.ultralytics.models import load_variant
@@ -81,6 +81,9 @@ def choose_answer(search: Search, trials: Sequence[Trial], rows: Sequence[Leader
         f"{format_count(comparison.pairs, 'fresh seed')}"
     )
     both = f"'{mixed.activation}', the best mixed plan, and '{uniform.activation}' everywhere, the best uniform one"
+    if comparison.verdict == NOTHING_LEARNED:
+        words = f"Nothing was learned by {both}. So the answer is the simpler one, by no evidence: train for longer."
+        return Answer(uniform.activation, False, words)
     if comparison.verdict != NO_DIFFERENCE:
         is_better = comparison.verdict == "better"
         winner = "mixed" if is_better else "uniform"

@@ -249,7 +249,7 @@ def _warn_of_few(truth: GroundTruth, found: Detections, path: str, warn: Callabl
     missing = len(with_boxes - set(found.images.tolist()))
     if len(found.scores) and missing > (1 - _FEW) * len(with_boxes):
         warn(
-            f"{quote(path)} has no detection in {missing} of {len(with_boxes)} images with labelled boxes: was it made "
+            f"'{path}' has no detection in {missing} of {len(with_boxes)} images with labelled boxes: was it made "
             "on all of them?"
         )
 
