@@ -231,7 +231,7 @@ def test_noise_of_images_that_all_seeds_share_is_not_divided_by_their_number() -
 def test_noise_of_images_that_each_run_has_of_its_own_is_counted_once() -> None:
     rng = np.random.default_rng(0)
     estimates, errors = [], []
-    for _ in range(400):
+    for _ in range(200):
         groups = [[fake(0.5 + rng.normal(0, 0.02), 0.5 + rng.normal(0, 0.02, 300)) for _ in range(8)] for _ in range(2)]
         found = compare_over_seeds_and_images(groups[0], groups[1], 0)
         estimates.append(found.estimate)

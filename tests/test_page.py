@@ -56,7 +56,14 @@ def make_run(folder: Path, name: str, gain: float, seed: int, files: bool = True
         gflops_640=1.91,
         seconds_per_epoch=18 + 5 * rng.random(),
         folder=run,
-        arguments={"data": "bccd.yaml", "epochs": EPOCHS, "imgsz": 224, "optimizer": "AdamW", "seed": seed},
+        arguments={
+            "model": "rtdetr-n.yaml",
+            "data": "bccd.yaml",
+            "epochs": EPOCHS,
+            "imgsz": 224,
+            "optimizer": "AdamW",
+            "seed": seed,
+        },
         versions={"ultralytics": "8.4.190", "torch": "2.15.0", "device": "cpu"},
         command=f"rtdetr-act train --act '{name}' --model rtdetr-n --data bccd.yaml epochs={EPOCHS} seed={seed}",
     )
@@ -195,7 +202,8 @@ def test_every_chart_is_drawn_and_valid(opened: Watched) -> None:
 @pytest.mark.integration
 def test_the_page_tells_the_result_in_words(opened: Watched) -> None:
     summary = opened.page.locator(".summary").inner_text()
-    assert "5 variants, 3 seeds (0, 1, 2), on bccd.yaml. 15 runs: 13 done, 1 failed and 1 stopped." in summary
+    assert f"5 variants, 3 seeds (0, 1, 2), of rtdetr-n.yaml, on bccd.yaml, {EPOCHS} epochs at 224 pixels. " in summary
+    assert "15 runs: 13 done, 1 failed and 1 stopped." in summary
     assert "No difference shown for" in summary
     body = opened.page.locator("body").inner_text()
     assert "out of memory after epoch 3" in body

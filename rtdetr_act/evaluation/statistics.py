@@ -92,6 +92,19 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(runs, mean, deviation, mean - half, mean + half)
 
 
+def summarise_scores(values: Sequence[float]) -> Summary:
+    """Return the same of scores, which are fractions of 1: the interval ends at 0 and at 1.
+
+    >>> summary = summarise_scores([0.01, 0.05])
+    >>> f"{summary.mean:.2f}, {summary.low:.2f} to {summary.high:.2f}"
+    '0.03, 0.00 to 0.28'
+    """
+    summary = summarise(values)
+    if math.isnan(summary.low):
+        return summary
+    return replace(summary, low=max(summary.low, 0.0), high=min(summary.high, 1.0))
+
+
 def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dict[str, Comparison]:
     """Return the comparison of each variant with its baseline, corrected for the number of comparisons.
 

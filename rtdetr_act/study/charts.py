@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rtdetr_act.evaluation.statistics import Comparison, Summary, summarise
+from rtdetr_act.evaluation.statistics import Comparison, Summary, summarise_scores
 from rtdetr_act.formatting import finite_or_none, format_count, format_score, join_words
 from rtdetr_act.integrations.ultralytics.results import read_results
 from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed
@@ -446,7 +446,7 @@ def draw_classes(
     for index, variant in enumerate(variants):
         shift = 0.72 * ((index + 0.5) / len(variants) - 0.5)
         rows = [(row, name) for row, name in enumerate(names) if variant in scores_by_class[name]]
-        summaries = [summarise(scores_by_class[name][variant]) for _, name in rows]
+        summaries = [summarise_scores(scores_by_class[name][variant]) for _, name in rows]
         style = styles[variant]
         traces.append(
             {

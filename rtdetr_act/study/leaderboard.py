@@ -20,7 +20,7 @@ from rtdetr_act.errors import InputError
 from rtdetr_act.evaluation.bootstrap import Difference, compare_over_images, compare_over_seeds_and_images
 from rtdetr_act.evaluation.detection_files import RunScores
 from rtdetr_act.evaluation.differences import Conclusion, conclude, has_learned_nothing
-from rtdetr_act.evaluation.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise
+from rtdetr_act.evaluation.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise_scores
 from rtdetr_act.formatting import format_count, format_p, format_score
 from rtdetr_act.results import Result
 from rtdetr_act.study.run_record import RunRecord
@@ -299,7 +299,7 @@ def _make_row(
         activation=first.activation,
         setting=first.setting,
         is_baseline=first.activation == baseline,
-        summary=summarise([run.scores[metric] for run in done]),
+        summary=summarise_scores([run.scores[metric] for run in done]),
         other_scores={
             name: fmean(run.scores[name] for run in done if name in run.scores)
             for name in _list_other_scores(done, metric)

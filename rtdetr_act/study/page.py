@@ -160,19 +160,28 @@ def _select_drawn(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
 def _summarise_study(rows: Sequence[LeaderboardRow], records: Sequence[RunRecord], metric: str) -> str:
     """Return the paragraph at the top of the page."""
     variants, seeds = len(rows), sorted({record.seed for record in records})
-    data = sorted({str(record.arguments["data"]) for record in records if record.arguments.get("data")})
+    models, data, epochs, sizes = (_list_values(records, name) for name in ("model", "data", "epochs", "imgsz"))
     states = Counter(record.state for record in records)
     counts = join_words([f"{states[state]} {state}" for state in STATES if states[state]])
     sentences = [
         f"{format_count(variants, 'variant')}, {format_count(len(seeds), 'seed')}"
         + (f" ({', '.join(map(str, seeds))})" if 0 < len(seeds) <= 10 else "")
+        + (f", of {join_words(models)}" if models else "")
         + (f", on {join_words(data)}" if data else "")
+        + (f", {join_words(epochs)} epochs" if epochs else "")
+        + (f" at {join_words(sizes)} pixels" if sizes else "")
         + f". {format_count(len(records), 'run')}"
         + (f": {counts}." if counts else "."),
         *_describe_verdicts(rows),
         *_describe_bootstrap(rows),
     ]
     return " ".join(sentences) + f" Scores are {metric}, as fractions of 1."
+
+
+def _list_values(records: Sequence[RunRecord], name: str) -> list[str]:
+    """Return the values of an argument that were set in some runs, each once."""
+    found = {str(record.arguments[name]) for record in records if record.arguments.get(name)}
+    return sorted(found, key=lambda value: (len(value), value))
 
 
 def _describe_verdicts(rows: Sequence[LeaderboardRow]) -> list[str]:
