@@ -108,6 +108,15 @@ def test_a_report_says_what_holds_over_seeds_and_images(tmp_path: Path, capsys: 
     assert "Over seeds and images" in capsys.readouterr().out
 
 
+def test_runs_without_detections_are_named(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "study", {"stock": 0.2, "arelu": 0.1})
+    (folder / "runs" / "arelu-s1" / "scores.npz").unlink()
+    (row,) = [row for row in report_study(folder).rows if row.variant == "arelu"]
+    assert row.runs_with_detections == 1 and row.over_images and row.over_seeds_and_images is None
+    for name in ("leaderboard.md", "report.html"):
+        assert "kept no detections of these images: 1 run of arelu." in (folder / name).read_text(encoding="utf-8")
+
+
 def test_runs_on_other_images_or_without_anything_learned_are_left_out(tmp_path: Path) -> None:
     folder = fill(tmp_path / "study", {"stock": 0.2, "arelu": 0.1})
     truth, found = draw(30, 2, 160, seed=5)

@@ -21,7 +21,7 @@ from rtdetr_act.evaluation.bootstrap import Difference, compare_over_images, com
 from rtdetr_act.evaluation.detection_files import RunScores
 from rtdetr_act.evaluation.differences import Conclusion, conclude, has_learned_nothing
 from rtdetr_act.evaluation.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise_scores
-from rtdetr_act.formatting import format_count, format_p, format_score
+from rtdetr_act.formatting import format_count, format_p, format_score, join_words
 from rtdetr_act.results import Result
 from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.tables import format_markdown_table
@@ -75,6 +75,7 @@ class LeaderboardRow(Result):
             detections of the same images by a finished run of both.
         over_seeds_and_images: Whether the variant and the baseline would differ with other seeds and other images; None
             unless both have several such runs.
+        runs_with_detections: Number of its finished runs that these two are from.
     """
 
     variant: str
@@ -94,6 +95,7 @@ class LeaderboardRow(Result):
     latency_ms: float | None
     over_images: Conclusion | None
     over_seeds_and_images: Conclusion | None
+    runs_with_detections: int
 
     def _summarise(self) -> str:
         """Return the variant, its number of finished runs, their mean and the verdict."""
@@ -173,6 +175,7 @@ def build_leaderboard(
             baseline,
             (compared.get(variant), over_images.get(variant), over_both.get(variant)),
             latencies.get(variant),
+            len(resampled[variant]),
         )
         for variant, runs in variants.items()
     ]
@@ -279,6 +282,7 @@ def _make_row(
     baseline: str,
     comparisons: tuple[Comparison | None, Conclusion | None, Conclusion | None],
     latency: float | None,
+    with_detections: int,
 ) -> LeaderboardRow:
     """Return the row of a variant.
 
@@ -289,6 +293,7 @@ def _make_row(
         baseline: Activation of the baseline.
         comparisons: Its comparison with the baseline: over seeds, over images, and over seeds and images.
         latency: Its latency in milliseconds.
+        with_detections: Number of its finished runs with detections of the same images.
     """
     done = list(finished.values())
     first = done[0] if done else runs[0]
@@ -307,6 +312,7 @@ def _make_row(
         comparison=comparisons[0],
         over_images=comparisons[1],
         over_seeds_and_images=comparisons[2],
+        runs_with_detections=with_detections,
         failed=states["failed"],
         stopped=states["stopped"],
         unfinished=states["unfinished"],
@@ -383,7 +389,10 @@ def make_leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> Table
 
 def make_conclusion_table(rows: Sequence[LeaderboardRow]) -> Table:
     """Return what the bootstrap says of each variant as a table for a terminal of 80 columns or more."""
-    table = Table(title="Over seeds and images", caption="bootstrap over images; intervals and p corrected by Holm")
+    caption = "bootstrap over images; intervals and p corrected by Holm"
+    if missing := describe_missing_detections(rows):
+        caption += f". {missing}"
+    table = Table(title="Over seeds and images", caption=escape(caption))
     for title in ("variant", "on other images", "p", "and with other seeds", "p", "verdict"):
         table.add_column(title, overflow="fold", justify="left" if title in ("variant", "verdict") else "right")
     for variant, images, p, _, both, p_both, verdict in list_conclusions(rows):
@@ -401,7 +410,7 @@ def _format_markdown(rows: Sequence[LeaderboardRow], metric: str) -> str:
         parts += [
             "## Over images, and over seeds and images",
             format_markdown_table(CONCLUSION_TITLES, cells),
-            CONCLUSION_NOTE,
+            f"{CONCLUSION_NOTE} {describe_missing_detections(rows)}".strip(),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -413,6 +422,13 @@ def list_conclusions(rows: Sequence[LeaderboardRow]) -> list[tuple[str, ...]]:
         for row in rows
         if row.over_images
     ]
+
+
+def describe_missing_detections(rows: Sequence[LeaderboardRow]) -> str:
+    """Return a sentence on finished runs that have no part in the bootstrap, or ""."""
+    missing = {row.variant: row.summary.runs - row.runs_with_detections for row in rows}
+    named = [f"{format_count(count, 'run')} of {variant}" for variant, count in missing.items() if count]
+    return f"Without part in it, since they kept no detections of these images: {join_words(named)}." if named else ""
 
 
 def _format_conclusion(conclusion: Conclusion | None) -> tuple[str, str, str]:

@@ -33,7 +33,13 @@ from rtdetr_act.study.charts import (
     draw_differences,
     draw_training,
 )
-from rtdetr_act.study.leaderboard import CONCLUSION_NOTE, CONCLUSION_TITLES, LeaderboardRow, list_conclusions
+from rtdetr_act.study.leaderboard import (
+    CONCLUSION_NOTE,
+    CONCLUSION_TITLES,
+    LeaderboardRow,
+    describe_missing_detections,
+    list_conclusions,
+)
 from rtdetr_act.study.run_record import STATES, RunRecord
 
 _TEMPLATE_FOLDER = Path(__file__).parent
@@ -131,7 +137,7 @@ def render_page(
         rows=_make_cells(rows, metric),
         conclusion_titles=CONCLUSION_TITLES,
         conclusions=list_conclusions(rows),
-        conclusion_note=CONCLUSION_NOTE,
+        conclusion_note=f"{CONCLUSION_NOTE} {describe_missing_detections(rows)}".strip(),
         figures=figures,
         styles=styles,
         most_drawn=_MAX_DRAWN,

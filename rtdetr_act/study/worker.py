@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ import ultralytics
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.utils.torch_utils import get_cpu_info
 
-from rtdetr_act.errors import InputError, RtdetrActError, TrainingError
+from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError
 from rtdetr_act.evaluation.detection_files import encode_detections, encode_scores
 from rtdetr_act.files import write_files_atomically
 from rtdetr_act.integrations.ultralytics.datasets import resolve_data
@@ -234,8 +235,11 @@ def _write_detections(folder: Path, config: RunConfig, model: Any, threads: int)
     trained.add_callback("on_val_start", lambda _: _set_threads(device, threads))
     try:
         truth, found = collect_detections(trained, **settings)
-    except RtdetrActError as error:  # the training and its scores are not lost for it
-        print(f"warning: the detections were not kept, and the report leaves this run out of its bootstrap: {error}")
+    except Interrupted:
+        raise
+    except Exception:  # the training and its scores are not lost for it
+        traceback.print_exc()
+        print("warning: the detections were not kept, and the report leaves this run out of its bootstrap")
         return
     contents = {DETECTIONS_FILE: encode_detections(truth, found), SCORES_FILE: encode_scores(truth, found)}
     write_files_atomically({folder / name: content for name, content in contents.items()})
