@@ -35,13 +35,13 @@ from rtdetr_act.evaluation.bootstrap import (
 )
 from rtdetr_act.evaluation.detections import Floats
 from rtdetr_act.evaluation.matching import Matches
+from rtdetr_act.evaluation.statistics import LEVEL
 
 IMAGES = 100
 RESAMPLES = 500
 THRESHOLDS = np.array([0.5, 0.75])
 QUALITY = 1.2  # of the boxes, as the logit of their IoU
 HARDNESS = 0.7  # standard deviation of the images
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ def main(
         table.add_column(column, justify="right")
     for case in (*CASES, *BETTER):
         count = powered if case.gain else comparisons
-        shares = [
-            f"{100 * each:.2f} ± {100 * (each * (1 - each) / count) ** 0.5:.2f}" for each in calibrate(case, count)
-        ]
+        shares = [_percent(each, count) for each in calibrate(case, count)]
         row = (case.seeds, f"{case.of_seeds:g}", f"{case.of_images:g}", f"{case.gain:g}", f"{count:,}")
         table.add_row(*map(str, row), *shares)
         print(*map(str, row), *shares, sep="  ", flush=True)  # each row as it is known: all of them take long

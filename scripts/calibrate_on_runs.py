@@ -36,11 +36,11 @@ from rtdetr_act.evaluation.bootstrap import (
     score_resamples,
 )
 from rtdetr_act.evaluation.matching import match_detections
+from rtdetr_act.evaluation.statistics import LEVEL
 from rtdetr_act.integrations.ultralytics.datasets import resolve_data
 from rtdetr_act.integrations.ultralytics.detections import collect_detections
 from rtdetr_act.integrations.ultralytics.models import load_model
 
-LEVEL = 0.05
 MOST = 2000  # pairs of groups; of more, as many are drawn
 
 
@@ -55,17 +55,8 @@ def main(
     runs = sorted(path.parent for path in folder.glob("*/weights"))
     settings = {"data": resolve_data(data), "split": split, "workers": 0}
     table = Table(title=f"{len(runs)} runs in {folder}, {split}: mAP50-95 in points")
-    for column in (
-        "checkpoint",
-        "mean",
-        "sd",
-        "sd by images",
-        "group",
-        "pairs",
-        "images",
-        "seeds and images",
-        "t-test",
-    ):
+    columns = ("checkpoint", "mean", "sd", "sd by images", "group", "pairs", "images", "seeds and images", "t-test")
+    for column in columns:
         table.add_column(column, justify="right")
     for name in ("best", "last", *(f"last {count} averaged" for count in averaged)):
         scores = [score_run(run, name, settings, resamples) for run in runs]

@@ -19,7 +19,6 @@ from rtdetr_act.errors import InputError
 from rtdetr_act.evaluation.average_precision import compute_average_precision
 from rtdetr_act.evaluation.bootstrap import (
     Components,
-    Difference,
     combine_components,
     compare_over_seeds_and_images,
     draw_resamples,
@@ -28,6 +27,7 @@ from rtdetr_act.evaluation.bootstrap import (
 from rtdetr_act.evaluation.detection_files import encode_detections, encode_scores, read_scores
 from rtdetr_act.evaluation.detections import Detections, GroundTruth
 from rtdetr_act.evaluation.matching import match_detections
+from rtdetr_act.evaluation.statistics import Difference
 from rtdetr_act.study import power
 from rtdetr_act.study.power import Noise, plan_seeds
 from rtdetr_act.study.report import report_study
@@ -124,6 +124,10 @@ def test_runs_on_other_images_or_without_anything_learned_are_left_out(tmp_path:
         (path / "scores.npz").write_bytes(encode_scores(name_images(truth, path), found))
     assert not any(row.over_images for row in report_study(folder).rows)
     assert "Over images" not in (folder / "leaderboard.md").read_text(encoding="utf-8")
+    for name in ("leaderboard.md", "report.html"):
+        assert "kept no detections of these images: 2 runs of arelu." in (folder / name).read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="not a pilot study"):
+        plan_seeds(folder)
     wrong = replace(found, boxes=np.tile([0.0, 0.0, 1.0, 1.0], (len(found.boxes), 1)))
     for path in folder.glob("runs/*"):
         (path / "scores.npz").write_bytes(encode_scores(name_images(truth, path), wrong))
@@ -132,7 +136,7 @@ def test_runs_on_other_images_or_without_anything_learned_are_left_out(tmp_path:
         plan_seeds(folder)
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "other"])
+@pytest.mark.parametrize("damage", ["cut", "text", "other", "numbers"])
 def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
     folder = fill(tmp_path / "study", {"stock": 0.2, "arelu": 0.1})
     path = folder / "runs" / "arelu-s1" / "scores.npz"

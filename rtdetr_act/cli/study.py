@@ -171,11 +171,17 @@ def _print_report(written: StudyReport) -> None:
     """Print the leaderboard, and the files of the report."""
     from rich.console import Console
 
-    from rtdetr_act.study.leaderboard import make_conclusion_table, make_leaderboard_table
+    from rtdetr_act.study.leaderboard import (
+        describe_missing_detections,
+        make_conclusion_table,
+        make_leaderboard_table,
+    )
 
     Console().print(make_leaderboard_table(written.rows, written.metric))
     if any(row.over_images for row in written.rows):
         Console().print(make_conclusion_table(written.rows))
+    if missing := describe_missing_detections(written.rows):
+        print(missing)
     print_files(written.files)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from rtdetr_act.evaluation.average_precision import compute_average_precision
 from rtdetr_act.evaluation.detections import Floats
 from rtdetr_act.evaluation.matching import IOU_THRESHOLDS, SIZES, Matches
+from rtdetr_act.evaluation.statistics import Difference
 
 RESAMPLES = 1000  # with which a standard error is known within 2 %
 # The headline scores by name: the size, and the IoU threshold or None for the mean over all of them.
@@ -40,33 +40,6 @@ class Scores:
     observed: Floats
     resampled: Floats
     influences: Floats
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Estimate of a difference, with its standard error.
-
-    Attributes:
-        estimate: The difference observed.
-        error: Its standard error; 0 if no resample differs.
-        freedom: Degrees of freedom of the error, for Student's t.
-    """
-
-    estimate: float
-    error: float
-    freedom: float
-
-    @property
-    def p(self) -> float:
-        """Two-sided p-value of no difference; NaN if the difference is unknown."""
-        if self.error == 0:
-            return 1.0 if self.estimate == 0 else math.nan
-        return 2 * float(stats.t.sf(abs(self.estimate) / self.error, self.freedom))
-
-    def compute_interval(self, level: float) -> tuple[float, float]:
-        """Return the confidence interval that leaves out `level` in all, such as 0.05."""
-        half = float(stats.t.isf(level / 2, self.freedom)) * self.error
-        return self.estimate - half, self.estimate + half
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import io
 import os
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,14 @@ def read_scores(path: Path) -> RunScores | None:
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, reason(error)) from None
     rows = len(HEADLINES) + len(categories)
-    if (
-        observed.shape != (rows,)
-        or {len(resampled), len(influences)} != {rows}
-        or resampled.ndim + influences.ndim != 4
-    ):
+    if observed.shape != (rows,) or any(each.ndim != 2 or len(each) != rows for each in (resampled, influences)):
         raise _damaged(path, "its arrays do not fit each other")
     return RunScores(Scores(observed, resampled, influences), categories, digest)
+
+
+def select_scores(runs: Iterable[RunScores], truth: str) -> list[Scores]:
+    """Return the scores of the runs whose images and labelled boxes have a digest, in their order."""
+    return [each.scores for each in runs if each.truth == truth]
 
 
 def _damaged(path: Path, why: str) -> InputError:

@@ -5,49 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from rtdetr_act.evaluation.bootstrap import (
     HEADLINES,
-    Difference,
     Scores,
     compare_over_images,
     compare_over_seeds_and_images,
 )
-from rtdetr_act.evaluation.statistics import (
-    LEARNED,
-    LEVEL,
-    NO_DIFFERENCE,
-    NOTHING_LEARNED,
-    Verdict,
-    correct_levels,
-    correct_p_values,
-)
+from rtdetr_act.evaluation.statistics import LEARNED, NOTHING_LEARNED, Conclusion, conclude
 from rtdetr_act.results import Result
 
-K = TypeVar("K")
 PRIMARY = next(iter(HEADLINES))  # the score that conclusions are drawn from first
-
-
-@dataclass(frozen=True)
-class Conclusion:
-    """What may be concluded of one difference.
-
-    Attributes:
-        error: Standard error of the difference.
-        low, high: Confidence interval of the difference, at the level that Holm's correction leaves it: it leaves out
-            zero if and only if the corrected p-value is below 0.05.
-        p: Two-sided p-value of no difference; NaN if the difference is unknown.
-        p_holm: The same, corrected by Holm.
-        verdict: Conclusion at the 5 % level, by the corrected p-value.
-    """
-
-    error: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    verdict: Verdict
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,21 +99,3 @@ def has_learned_nothing(baseline: Sequence[Scores], variant: Sequence[Scores], r
 def _average(runs: Sequence[Scores], row: int) -> float:
     """Return the mean of a score over the runs of a method."""
     return math.fsum(float(each.observed[row]) for each in runs) / len(runs)
-
-
-def conclude(found: Mapping[K, Difference]) -> dict[K, Conclusion]:
-    """Return what may be concluded of some differences, corrected by Holm for their number."""
-    p = {place: each.p for place, each in found.items()}
-    known = [place for place, value in p.items() if not math.isnan(value)]
-    values = [p[place] for place in known]
-    levels = dict(zip(known, correct_levels(values), strict=True))
-    corrected = dict(zip(known, correct_p_values(values), strict=True))
-    tests = {}
-    for place, each in found.items():
-        low, high = each.compute_interval(levels.get(place, LEVEL))
-        p_holm = corrected.get(place, math.nan)
-        verdict: Verdict = NO_DIFFERENCE
-        if p_holm < LEVEL:
-            verdict = "better" if each.estimate > 0 else "worse"
-        tests[place] = Conclusion(each.error, low, high, p[place], p_holm, verdict)
-    return tests

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy import special, stats
@@ -20,6 +20,7 @@ _NAN = float("nan")
 
 LEARNED = 0.001  # scores below it, as fractions of 1, are those of networks that have learned nothing
 
+K = TypeVar("K")
 Verdict = Literal["better", "worse", "no difference shown", "nothing was learned"]
 NO_DIFFERENCE: Verdict = "no difference shown"
 NOTHING_LEARNED: Verdict = "nothing was learned"
@@ -76,6 +77,54 @@ class Comparison:
     verdict: Verdict
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Estimate of a difference, with its standard error.
+
+    Attributes:
+        estimate: The difference observed.
+        error: Its standard error; 0 if no resample differs.
+        freedom: Degrees of freedom of the error, for Student's t.
+    """
+
+    estimate: float
+    error: float
+    freedom: float
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of no difference; NaN if the difference is unknown."""
+        if self.error == 0:
+            return 1.0 if self.estimate == 0 else math.nan
+        return 2 * float(stats.t.sf(abs(self.estimate) / self.error, self.freedom))
+
+    def compute_interval(self, level: float) -> tuple[float, float]:
+        """Return the confidence interval that leaves out `level` in all, such as 0.05."""
+        half = float(stats.t.isf(level / 2, self.freedom)) * self.error
+        return self.estimate - half, self.estimate + half
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What may be concluded of one difference.
+
+    Attributes:
+        error: Standard error of the difference.
+        low, high: Confidence interval of the difference, at the level that Holm's correction leaves it: it leaves out
+            zero if and only if the corrected p-value is below 0.05.
+        p: Two-sided p-value of no difference; NaN if the difference is unknown.
+        p_holm: The same, corrected by Holm.
+        verdict: Conclusion at the 5 % level, by the corrected p-value.
+    """
+
+    error: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    verdict: Verdict
+
+
 def summarise(values: Sequence[float]) -> Summary:
     """Return mean, standard deviation and 95 % confidence interval of a sample, which may be empty.
 
@@ -120,12 +169,27 @@ def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dic
     >>> {name: (round(each.p, 3), round(each.p_holm, 3), each.verdict) for name, each in compared.items()}
     {'arelu': (0.038, 0.075, 'no difference shown'), 'mish': (0.423, 0.423, 'no difference shown')}
     """
-    tested = {name: _test_pairs(variant, baseline) for name, (variant, baseline) in pairs.items()}
-    known = {name: each.p for name, each in tested.items() if not math.isnan(each.p)}
-    p = list(known.values())
-    corrected = dict(zip(known, zip(correct_p_values(p), correct_levels(p), strict=True), strict=True))
-    errors = {name: _estimate_error(*pairs[name]) for name in known}
-    return tested | {name: _correct(tested[name], errors[name], *corrected[name]) for name in known}
+    found = {name: _estimate_difference(variant, baseline) for name, (variant, baseline) in pairs.items()}
+    tested = conclude({name: each for name, each in found.items() if each})
+    return {name: _describe_pairs(*pairs[name], found[name], tested.get(name)) for name in pairs}
+
+
+def conclude(found: Mapping[K, Difference]) -> dict[K, Conclusion]:
+    """Return what may be concluded of some differences, corrected by Holm for their number."""
+    p = {place: each.p for place, each in found.items()}
+    known = [place for place, value in p.items() if not math.isnan(value)]
+    values = [p[place] for place in known]
+    levels = dict(zip(known, correct_levels(values), strict=True))
+    corrected = dict(zip(known, correct_p_values(values), strict=True))
+    tests = {}
+    for place, each in found.items():
+        low, high = each.compute_interval(levels.get(place, LEVEL))
+        p_holm = corrected.get(place, math.nan)
+        verdict: Verdict = NO_DIFFERENCE
+        if p_holm < LEVEL:
+            verdict = "better" if each.estimate > 0 else "worse"
+        tests[place] = Conclusion(each.error, low, high, p[place], p_holm, verdict)
+    return tests
 
 
 def correct_p_values(p: Sequence[float]) -> list[float]:
@@ -193,40 +257,43 @@ def _compute_power(seeds: int, effect: float) -> float:
     return float(stats.nct.sf(limit, seeds - 1, effect * math.sqrt(seeds)))
 
 
-def _test_pairs(variant: Sequence[float], baseline: Sequence[float]) -> Comparison:
-    """Return the paired t-test of a variant against its baseline, not yet corrected for multiple comparisons."""
+def _estimate_difference(variant: Sequence[float], baseline: Sequence[float]) -> Difference | None:
+    """Return the mean difference of pairs with its standard error; None for one pair, or if nothing was learned."""
     differences = np.subtract(variant, baseline)
-    pairs, difference = len(differences), float(differences.mean())
-    if max(*variant, *baseline) < LEARNED:
-        return Comparison(pairs, difference, _NAN, _NAN, _NAN, _NAN, _NAN, None, NOTHING_LEARNED)
+    if len(differences) < 2 or max(*variant, *baseline) < LEARNED:
+        return None
+    mean, freedom = float(differences.mean()), len(differences) - 1
     if np.ptp(differences) < _ROUNDING:
-        p = 1.0 if pairs > 1 and abs(difference) < _ROUNDING else _NAN
-        return Comparison(pairs, difference, _NAN, _NAN, p, _NAN, _NAN, None, NO_DIFFERENCE)
-    deviation = float(differences.std(ddof=1))
+        return Difference(0.0 if abs(mean) < _ROUNDING else mean, 0.0, freedom)
+    return Difference(mean, float(stats.sem(differences)), freedom)
+
+
+def _describe_pairs(
+    variant: Sequence[float], baseline: Sequence[float], found: Difference | None, tested: Conclusion | None
+) -> Comparison:
+    """Return the comparison of a variant with its baseline.
+
+    Args:
+        variant: Its scores.
+        baseline: Those of the baseline.
+        found: As `_estimate_difference` returns it.
+        tested: What may be concluded of it.
+    """
+    pairs, difference = len(variant), float(np.subtract(variant, baseline).mean())
+    if found is None or tested is None:
+        verdict = NOTHING_LEARNED if max(*variant, *baseline) < LEARNED else NO_DIFFERENCE
+        return Comparison(pairs, difference, _NAN, _NAN, _NAN, _NAN, _NAN, None, verdict)
+    if not found.error:
+        return Comparison(pairs, difference, _NAN, _NAN, tested.p, tested.p_holm, _NAN, None, tested.verdict)
+    deviation = found.error * math.sqrt(pairs)
     return Comparison(
         pairs=pairs,
         difference=difference,
-        low=_NAN,
-        high=_NAN,
-        p=float(stats.ttest_rel(variant, baseline).pvalue),
-        p_holm=_NAN,
+        low=tested.low,
+        high=tested.high,
+        p=tested.p,
+        p_holm=tested.p_holm,
         effect=difference / deviation,
         seeds_needed=count_seeds_needed(deviation),
-        verdict=NO_DIFFERENCE,
+        verdict=tested.verdict,
     )
-
-
-def _estimate_error(variant: Sequence[float], baseline: Sequence[float]) -> float:
-    """Return the standard error of the mean difference of pairs, 0 if all differences are equal."""
-    differences = np.subtract(variant, baseline)
-    return float(stats.sem(differences)) if np.ptp(differences) >= _ROUNDING else 0.0
-
-
-def _correct(comparison: Comparison, error: float, p_holm: float, level: float) -> Comparison:
-    """Return a comparison with its corrected p-value, the interval at the level that goes with it, and its verdict."""
-    verdict: Verdict = NO_DIFFERENCE
-    if p_holm < LEVEL:
-        verdict = "better" if comparison.difference > 0 else "worse"
-    half = float(special.stdtrit(comparison.pairs - 1, 1 - level / 2)) * error if error else _NAN
-    low, high = comparison.difference - half, comparison.difference + half
-    return replace(comparison, low=low, high=high, p_holm=p_holm, verdict=verdict)

@@ -17,10 +17,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.evaluation.bootstrap import Difference, compare_over_images, compare_over_seeds_and_images
-from rtdetr_act.evaluation.detection_files import RunScores
-from rtdetr_act.evaluation.differences import Conclusion, conclude, has_learned_nothing
-from rtdetr_act.evaluation.statistics import HALF_POINT, LEVEL, Comparison, Summary, compare, summarise_scores
+from rtdetr_act.evaluation.bootstrap import Scores, compare_over_images, compare_over_seeds_and_images
+from rtdetr_act.evaluation.detection_files import RunScores, select_scores
+from rtdetr_act.evaluation.differences import has_learned_nothing
+from rtdetr_act.evaluation.statistics import (
+    HALF_POINT,
+    LEVEL,
+    Comparison,
+    Conclusion,
+    Difference,
+    Summary,
+    compare,
+    conclude,
+    summarise_scores,
+)
 from rtdetr_act.formatting import format_count, format_p, format_score, join_words
 from rtdetr_act.results import Result
 from rtdetr_act.study.run_record import RunRecord
@@ -162,9 +172,15 @@ def build_leaderboard(
         if seeds := [seed for seed in own if seed in other]:
             pairs[variant] = ([own[s].scores[metric] for s in seeds], [other[s].scores[metric] for s in seeds])
     compared = compare(pairs)
-    resampled = {
-        variant: _select_comparable([scores[run.folder] for run in runs.values() if run.folder in scores])
+    kept = {
+        variant: [scores[run.folder] for run in runs.values() if run.folder in scores]
         for variant, runs in finished.items()
+    }
+    truths = {variant: runs[0].truth for variant, runs in kept.items() if runs}
+    # Of each variant, those validated on the images of its baseline.
+    resampled = {
+        variant: select_scores(runs, truths.get(compared_with.get(variant, variant), ""))
+        for variant, runs in kept.items()
     }
     over_images, over_both = _compare_resampled(resampled, compared_with)
     rows = [
@@ -182,31 +198,23 @@ def build_leaderboard(
     return sorted(rows, key=lambda row: (not row.summary.runs, -row.summary.mean if row.summary.runs else 0.0))
 
 
-def _select_comparable(runs: Sequence[RunScores]) -> list[RunScores]:
-    """Return the runs of a variant that were validated on the images of the first one."""
-    return [each for each in runs if each.truth == runs[0].truth]
-
-
 def _compare_resampled(
-    runs: Mapping[str, Sequence[RunScores]], compared_with: Mapping[str, str]
+    runs: Mapping[str, Sequence[Scores]], compared_with: Mapping[str, str]
 ) -> tuple[dict[str, Conclusion], dict[str, Conclusion]]:
     """Return what may be concluded of each variant over images, and over seeds and images, each corrected by Holm.
 
     Args:
-        runs: Scores of the runs of each variant on resamples of the images, on the same images for all of them.
+        runs: Scores of the runs of each variant on resamples of the images of its baseline.
         compared_with: The baseline of each variant that has one.
     """
     images: dict[str, Difference] = {}
     both: dict[str, Difference] = {}
     for variant, baseline in compared_with.items():
-        groups = [runs[baseline], runs[variant]]
-        if not all(groups) or groups[0][0].truth != groups[1][0].truth:
-            continue
-        reference, own = ([each.scores for each in group] for group in groups)
-        if has_learned_nothing(reference, own, row=0):
+        reference, own = runs[baseline], runs[variant]
+        if not reference or not own or has_learned_nothing(reference, own, row=0):
             continue
         images[variant] = compare_over_images(reference, own, row=0)
-        if min(map(len, groups)) > 1:
+        if min(len(reference), len(own)) > 1:
             both[variant] = compare_over_seeds_and_images(reference, own, row=0)
     return conclude(images), conclude(both)
 
@@ -389,10 +397,7 @@ def make_leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> Table
 
 def make_conclusion_table(rows: Sequence[LeaderboardRow]) -> Table:
     """Return what the bootstrap says of each variant as a table for a terminal of 80 columns or more."""
-    caption = "bootstrap over images; intervals and p corrected by Holm"
-    if missing := describe_missing_detections(rows):
-        caption += f". {missing}"
-    table = Table(title="Over seeds and images", caption=escape(caption))
+    table = Table(title="Over seeds and images", caption="bootstrap over images; intervals and p corrected by Holm")
     for title in ("variant", "on other images", "p", "and with other seeds", "p", "verdict"):
         table.add_column(title, overflow="fold", justify="left" if title in ("variant", "verdict") else "right")
     for variant, images, p, _, both, p_both, verdict in list_conclusions(rows):
@@ -410,8 +415,9 @@ def _format_markdown(rows: Sequence[LeaderboardRow], metric: str) -> str:
         parts += [
             "## Over images, and over seeds and images",
             format_markdown_table(CONCLUSION_TITLES, cells),
-            f"{CONCLUSION_NOTE} {describe_missing_detections(rows)}".strip(),
+            CONCLUSION_NOTE,
         ]
+    parts += filter(None, [describe_missing_detections(rows)])
     return "\n\n".join(parts) + "\n"
 
 
@@ -425,10 +431,14 @@ def list_conclusions(rows: Sequence[LeaderboardRow]) -> list[tuple[str, ...]]:
 
 
 def describe_missing_detections(rows: Sequence[LeaderboardRow]) -> str:
-    """Return a sentence on finished runs that have no part in the bootstrap, or ""."""
+    """Return a sentence on finished runs that have no part in the bootstrap; "" if it has all of them, or none."""
+    if not any(row.runs_with_detections for row in rows):
+        return ""
     missing = {row.variant: row.summary.runs - row.runs_with_detections for row in rows}
     named = [f"{format_count(count, 'run')} of {variant}" for variant, count in missing.items() if count]
-    return f"Without part in it, since they kept no detections of these images: {join_words(named)}." if named else ""
+    if not named:
+        return ""
+    return f"Without part in the bootstrap, since they kept no detections of these images: {join_words(named)}."
 
 
 def _format_conclusion(conclusion: Conclusion | None) -> tuple[str, str, str]:

@@ -11,9 +11,9 @@ import numpy as np
 from scipy import optimize, stats
 
 from rtdetr_act.errors import InputError, quote
-from rtdetr_act.evaluation.bootstrap import Components, Scores, combine_components, measure_components
-from rtdetr_act.evaluation.detection_files import read_scores
-from rtdetr_act.evaluation.differences import has_learned_nothing
+from rtdetr_act.evaluation.bootstrap import Components, combine_components, measure_components
+from rtdetr_act.evaluation.detection_files import RunScores, read_scores, select_scores
+from rtdetr_act.evaluation.differences import PRIMARY, has_learned_nothing
 from rtdetr_act.evaluation.statistics import HALF_POINT, LEVEL, POWER
 from rtdetr_act.results import Table, TableResult
 from rtdetr_act.study.leaderboard import index_by_seed
@@ -21,7 +21,6 @@ from rtdetr_act.study.run_folders import read_runs
 from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.storage import SCORES_FILE
 
-METRIC = "mAP50-95"
 _SEEDS = (3, 5, 8, 12, 20, 50)
 _FACTORS = (1, 2, 4, 10)  # of the number of images
 _MOST_SEEDS = 10_000
@@ -123,29 +122,29 @@ def _measure(folder: Path, baseline: str) -> Noise:
     variants: dict[str, list[RunRecord]] = {}
     for record in read_runs(folder):
         variants.setdefault(record.variant, []).append(record)
-    runs = {variant: index_by_seed(records, METRIC) for variant, records in variants.items()}
+    runs = {variant: index_by_seed(records, PRIMARY) for variant, records in variants.items()}
     scores = {variant: _read(found.values()) for variant, found in runs.items()}
-    pairs = [
-        (name, variant)
+    truths = {variant: found[0].truth for variant, found in scores.items() if found}
+    pairs = {
+        (name, variant): [select_scores(scores[each], truths.get(name, "")) for each in (name, variant)]
         for name, (first, *_) in variants.items()
         for variant, (other, *_) in variants.items()
         if first.activation == baseline and name != variant and first.setting == other.setting
-        if min(len(scores[name]), len(scores[variant])) > 1
-    ]
+    }
+    pairs = {names: groups for names, groups in pairs.items() if min(map(len, groups)) > 1}
     if not pairs:
         raise InputError(
             f"'{folder}' is not a pilot study: that takes two seeds or more of {quote(baseline)} and of another "
             f"variant, of a detector, with {SCORES_FILE} in their folders"
         )
-    if all(has_learned_nothing(scores[one], scores[other], 0) for one, other in pairs):
+    if all(has_learned_nothing(one, other, row=0) for one, other in pairs.values()):
         raise InputError(f"nothing was learned in '{folder}', so that it says nothing of noise: train for longer")
-    components = [measure_components(scores[one], scores[other], 0) for one, other in pairs]
-    images = scores[pairs[0][0]][0].influences.shape[1]
-    used = {name for pair in pairs for name in pair}
+    components = [measure_components(one, other, row=0) for one, other in pairs.values()]
+    used = {name: group for names, groups in pairs.items() for name, group in zip(names, groups, strict=True)}
     between, own = _average(components, "between"), _average(components, "own")
     return Noise(
-        runs=sum(len(scores[name]) for name in used),
-        images=images,
+        runs=sum(map(len, used.values())),
+        images=next(iter(used.values()))[0].influences.shape[1],
         of_seeds=math.sqrt(max(between - own, 0.0)),
         of_images=math.sqrt(own),
         of_differences=math.sqrt(_average(components, "shared")),
@@ -153,10 +152,9 @@ def _measure(folder: Path, baseline: str) -> Noise:
     )
 
 
-def _read(records: Iterable[RunRecord]) -> list[Scores]:
-    """Return the scores of runs on resamples, of those that have them for the same images as the first."""
-    found = [each for record in records if (each := read_scores(record.folder / SCORES_FILE))]
-    return [each.scores for each in found if each.truth == found[0].truth]
+def _read(records: Iterable[RunRecord]) -> list[RunScores]:
+    """Return the scores of runs on resamples, of those that kept them."""
+    return [each for record in records if (each := read_scores(record.folder / SCORES_FILE))]
 
 
 def _average(components: Sequence[Components], name: str) -> float:
@@ -173,7 +171,7 @@ def _correlate(pairs: Sequence[tuple[Mapping[int, RunRecord], Mapping[int, RunRe
         seeds = sorted(one.keys() & other.keys())
         if len(seeds) < 2:
             continue
-        scores = np.array([[group[seed].scores[METRIC] for seed in seeds] for group in (one, other)])
+        scores = np.array([[group[seed].scores[PRIMARY] for seed in seeds] for group in (one, other)])
         centred = scores - scores.mean(1, keepdims=True)
         products += float((centred[0] * centred[1]).sum())
         squares = [before + float((row**2).sum()) for before, row in zip(squares, centred, strict=True)]

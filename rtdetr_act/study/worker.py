@@ -235,13 +235,13 @@ def _write_detections(folder: Path, config: RunConfig, model: Any, threads: int)
     trained.add_callback("on_val_start", lambda _: _set_threads(device, threads))
     try:
         truth, found = collect_detections(trained, **settings)
+        contents = {DETECTIONS_FILE: encode_detections(truth, found), SCORES_FILE: encode_scores(truth, found)}
     except Interrupted:
         raise
     except Exception:  # the training and its scores are not lost for it
         traceback.print_exc()
         print("warning: the detections were not kept, and the report leaves this run out of its bootstrap")
         return
-    contents = {DETECTIONS_FILE: encode_detections(truth, found), SCORES_FILE: encode_scores(truth, found)}
     write_files_atomically({folder / name: content for name, content in contents.items()})
 
 
