@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import torch
 from conftest import Data, Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +31,6 @@ from rtdetr_act.errors import RtdetrActError
 from rtdetr_act.evaluation.average_precision import compute_average_precision
 from rtdetr_act.evaluation.bootstrap import (
     HEADLINES,
-    Difference,
     Scores,
     compare_over_images,
     compare_over_seeds_and_images,
@@ -42,6 +42,7 @@ from rtdetr_act.evaluation.coco_files import CocoFile
 from rtdetr_act.evaluation.detections import Detections, Floats, GroundTruth
 from rtdetr_act.evaluation.differences import compare_methods
 from rtdetr_act.evaluation.matching import match_detections
+from rtdetr_act.evaluation.statistics import Difference
 from rtdetr_act.integrations.ultralytics.detections import collect_detections
 from rtdetr_act.integrations.ultralytics.models import load_checkpoint
 
@@ -465,6 +466,20 @@ def test_checkpoints_are_compared_by_what_they_find(
     own = load_checkpoint(trained).val(data=str(shared_data.detect), plots=False, project=str(tmp_path), **fast).box
     assert compared.methods[1].scores["mAP50"] == pytest.approx(own.map50, abs=0.05)
     assert compared.methods[1].scores["mAP50-95"] == pytest.approx(own.map, abs=0.05)
+
+
+@pytest.mark.integration
+def test_checkpoints_whose_training_data_are_gone_are_compared_on_other_data(
+    trained: Path, shared_data: Data, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(trained, map_location="cpu", weights_only=False)
+    checkpoint["train_args"]["data"] = str(tmp_path / "gone.yaml")
+    torch.save(checkpoint, tmp_path / "a.pt")
+    fast = {"imgsz": 64, "workers": 0, "device": "cpu"}
+    compared = compare_detectors([tmp_path / "a.pt", trained], shared_data.detect, fast, resamples=100, warn=print)
+    assert compared.rows[0].difference == 0
+    with pytest.raises(RtdetrActError, match="is not here: name one with data="):
+        compare_detectors([tmp_path / "a.pt", trained], None, fast)
 
 
 @pytest.mark.integration

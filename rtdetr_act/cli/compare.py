@@ -13,7 +13,8 @@ from rtdetr_act.cli.options import Data, Models, OutputFile, Pairs, check_csv, r
 from rtdetr_act.cli.printing import print_warning
 
 if TYPE_CHECKING:
-    from rtdetr_act.evaluation.differences import Conclusion, ScoreDifference
+    from rtdetr_act.evaluation.differences import ScoreDifference
+    from rtdetr_act.evaluation.statistics import Conclusion
     from rtdetr_act.workflows.compare import DetectorComparison
 
 _DIFFERENT = ("better", "worse")
@@ -89,6 +90,7 @@ def _print_table(question: str, rows: Sequence[tuple[ScoreDifference, Conclusion
     from rich.markup import escape
     from rich.table import Table
 
+    from rtdetr_act.evaluation.differences import PRIMARY
     from rtdetr_act.formatting import format_number, format_p
     from rtdetr_act.tables import print_wide_table
 
@@ -106,7 +108,7 @@ def _print_table(question: str, rows: Sequence[tuple[ScoreDifference, Conclusion
         scores = [format_number(each, "{:.4f}") for each in (row.baseline_score, row.variant_score)]
         low, high = (format_number(each, "{:+.4f}") for each in (conclusion.low, conclusion.high))
         table.add_row(
-            *map(escape, (row.variant, f"mAP50-95 of {row.score}" if row.is_category else row.score)),
+            *map(escape, (row.variant, f"{PRIMARY} of {row.score}" if row.is_category else row.score)),
             *scores,
             format_number(row.difference, "{:+.4f}"),
             *(("", "") if isnan(conclusion.p) else (f"{low} to {high}", format_p(conclusion.p_holm))),

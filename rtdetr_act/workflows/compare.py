@@ -15,9 +15,9 @@ from rtdetr_act.errors import InputError, ModelError, quote
 from rtdetr_act.evaluation.bootstrap import HEADLINES, RESAMPLES, Scores, draw_resamples, score_resamples
 from rtdetr_act.evaluation.coco_files import CocoFile
 from rtdetr_act.evaluation.detections import Detections, GroundTruth
-from rtdetr_act.evaluation.differences import ScoreDifference, compare_methods
+from rtdetr_act.evaluation.differences import PRIMARY, ScoreDifference, compare_methods
 from rtdetr_act.evaluation.matching import match_detections
-from rtdetr_act.evaluation.statistics import summarise
+from rtdetr_act.evaluation.statistics import LEARNED, NOTHING_LEARNED, summarise
 from rtdetr_act.integrations.ultralytics.arguments import check_file_name, check_positive_integers
 from rtdetr_act.integrations.ultralytics.datasets import resolve_data, training_data
 from rtdetr_act.integrations.ultralytics.detections import collect_detections
@@ -70,9 +70,9 @@ class DetectorComparison(TableResult):
 
     def _summarise(self) -> str:
         """Return the methods, and the primary differences."""
-        primary = [row for row in self.rows if row.score == "mAP50-95" and not row.is_category]
+        primary = [row for row in self.rows if row.score == PRIMARY and not row.is_category]
         return f"{self.methods[0].name} against " + "; ".join(
-            f"{row.variant}: mAP50-95 {row.difference:+.4f}, {row.over_images.verdict}" for row in primary
+            f"{row.variant}: {PRIMARY} {row.difference:+.4f}, {row.over_images.verdict}" for row in primary
         )
 
     def _make_table(self) -> Table:
@@ -83,7 +83,7 @@ class DetectorComparison(TableResult):
         )  # fmt: skip
         return columns, (
             (
-                row.baseline, row.variant, "mAP50-95" if row.is_category else row.score,
+                row.baseline, row.variant, PRIMARY if row.is_category else row.score,
                 row.score if row.is_category else None, row.baseline_score, row.variant_score, row.difference, question,
                 found.error, found.low, found.high, found.p, found.p_holm, found.verdict,
             )
@@ -153,11 +153,12 @@ def compare_detectors(
         scores[path] = score_resamples(match_detections(found_truth, found), weights)
     assert truth is not None
     runs = {name: [scores[path] for path in paths] for name, paths in methods.items()}
-    if all(each.observed[0] == 0 for each in scores.values()):
-        warn("no method found anything right: nothing was learned, and there is nothing to compare")
+    rows = compare_methods(runs, truth.categories)
+    if all(row.over_images.verdict == NOTHING_LEARNED for row in rows if row.score == PRIMARY):
+        warn(f"no method has {PRIMARY} of {LEARNED} or more: nothing was learned, and there is nothing to compare")
     return DetectorComparison(
         methods=tuple(_describe_method(name, tuple(paths), runs[name]) for name, paths in methods.items()),
-        rows=tuple(compare_methods(runs, truth.categories)),
+        rows=tuple(rows),
         images=len(truth.image_ids),
         boxes=int((~truth.crowds).sum()),
         resamples=resamples,
@@ -233,12 +234,14 @@ def _validate_files(
     names = name_checkpoints(list(map(Path, paths)))
     settings = dict(arguments) if data is None else {**arguments, "data": resolve_data(data)}
     if failures := check_comparable(dict(zip(names, paths, strict=True)), settings, warn):
-        raise ModelError(next(iter(failures.values())))
+        raise ModelError("; ".join(f"{name}: {why}" for name, why in failures.items()))
 
     def validate(path: str) -> tuple[GroundTruth, Detections]:
         model = load_checkpoint(path)
-        own = {"data": training_data(model), "imgsz": training_imgsz(model, DEFAULT_IMGSZ), "verbose": False}
-        return collect_detections(model, **{**own, **settings})
+        own = {"imgsz": training_imgsz(model, DEFAULT_IMGSZ), "verbose": False, **settings}
+        if "data" not in own:
+            own["data"] = training_data(model)
+        return collect_detections(model, **own)
 
     return validate
 
