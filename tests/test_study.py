@@ -126,6 +126,7 @@ def test_killed_study_equals_trainings_outside_of_it(
             assert not any(path.exists() for path in histories)
         result = read_json(folder / "runs" / name / "result.json")
         assert result["scores"]["mAP50-95"] == pytest.approx(model.metrics.box.map)
+        assert (result["precision"], result["recall"]) == pytest.approx((model.metrics.box.mp, model.metrics.box.mr))
         assert result["epochs"] == EPOCHS
         assert not (folder / "runs" / name / "snapshot.pt").exists()
 

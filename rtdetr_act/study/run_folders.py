@@ -49,7 +49,6 @@ def read_run(folder: Path) -> RunRecord:
     result, attempts = read_result(folder), read_attempts(folder)
     state: State = result.state if result else "failed" if attempts else "unfinished"
     reason = result.reason if result else attempts[-1].reason if attempts else ""
-    seconds = result.seconds_per_epoch if result else None
     return RunRecord(
         name=config.name,
         variant=config.variant,
@@ -60,13 +59,20 @@ def read_run(folder: Path) -> RunRecord:
         reason=reason,
         scores={str(name): score for name, score in result.scores.items()} if result else {},
         classes=result.classes if result else {},
+        precision=_or_nan(result.precision if result else None),
+        recall=_or_nan(result.recall if result else None),
         epochs=result.epochs if result else len(read_results(folder).epochs),
         sites=result.sites if result else 0,
         parameters=result.parameters if result else 0,
         gflops_640=result.gflops_640 if result else 0.0,
-        seconds_per_epoch=math.nan if seconds is None else seconds,
+        seconds_per_epoch=_or_nan(result.seconds_per_epoch if result else None),
         folder=folder,
         arguments={"model": config.model, "data": config.data, **config.arguments, "seed": config.seed},
         versions=result.versions if result else {},
         command=format_command(config),
     )
+
+
+def _or_nan(value: float | None) -> float:
+    """Return a number, or NaN in place of None."""
+    return math.nan if value is None else value

@@ -26,6 +26,8 @@ class RunRecord:
         reason: Why there are no scores; "" for a finished run.
         scores: Scores of the best checkpoint as fractions of 1, {"mAP50": …, "mAP50-95": …} or {"top1": …, "top5": …}.
         classes: mAP50-95 by class name; {} if it was not recorded.
+        precision, recall: Means over the classes at the confidence where their harmonic mean is largest, at an IoU of
+            0.5; NaN if they were not recorded.
         epochs: Number of epochs trained.
         sites: Number of activation sites swapped.
         parameters: Number of parameters of the model; 0 if unknown.
@@ -46,6 +48,8 @@ class RunRecord:
     reason: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     classes: Mapping[str, float] = field(default_factory=dict)
+    precision: float = float("nan")
+    recall: float = float("nan")
     epochs: int = 0
     sites: int = 0
     parameters: int = 0

@@ -83,6 +83,8 @@ class RunResult:
     reason: str = ""
     scores: Mapping[ScoreName, UnitFloat] = field(default_factory=dict)
     classes: Mapping[str, UnitFloat] = field(default_factory=dict)
+    precision: UnitFloat | None = None
+    recall: UnitFloat | None = None
     epochs: NonNegativeInt = 0
     sites: NonNegativeInt = 0
     parameters: NonNegativeInt = 0

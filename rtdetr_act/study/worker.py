@@ -28,10 +28,11 @@ from ultralytics.utils.torch_utils import get_cpu_info
 from rtdetr_act.errors import InputError, Interrupted, RtdetrActError, TrainingError
 from rtdetr_act.evaluation.detection_files import encode_detections, encode_scores
 from rtdetr_act.files import write_files_atomically
+from rtdetr_act.formatting import finite_or_none
 from rtdetr_act.integrations.ultralytics.datasets import resolve_data
 from rtdetr_act.integrations.ultralytics.detections import collect_detections
 from rtdetr_act.integrations.ultralytics.models import load_model, load_variant
-from rtdetr_act.integrations.ultralytics.results import read_results, read_scores
+from rtdetr_act.integrations.ultralytics.results import read_precision_and_recall, read_results, read_scores
 from rtdetr_act.integrations.ultralytics.runs import outcome_of, run_training
 from rtdetr_act.integrations.ultralytics.trainers import task_model
 from rtdetr_act.study.activation_curves import SampledCurves, sample_learned_curves
@@ -166,10 +167,13 @@ def train_run(config: RunConfig, folder: Path, *, device: str, threads: int, bar
         reason = f"Ultralytics' validation returned no finite {', '.join(missing)}"
         _write_result(folder, RunResult("failed", reason, **_describe_environment(config, model.trainer.device)))
         return
+    headline = read_precision_and_recall(metrics)
     result = RunResult(
         state="done",
         scores=scores,  # type: ignore[arg-type]  # its keys are ScoreName
         classes=read_class_scores(metrics),
+        precision=finite_or_none(headline.get("precision")),
+        recall=finite_or_none(headline.get("recall")),
         epochs=len(read_results(folder).epochs),
         sites=outcome.sites,
         parameters=outcome.parameters,

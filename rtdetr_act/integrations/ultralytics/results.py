@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,10 +129,27 @@ def read_scores(metrics: Any) -> dict[str, float]:
     Returns:
         {"mAP50": …, "mAP50-95": …}, or {"top1": …, "top5": …} for classification.
     """
+    return _select_metrics(metrics, ("mAP50", "mAP50-95", "top1", "top5"))
+
+
+def read_precision_and_recall(metrics: Any) -> dict[str, float]:
+    """Return precision and recall of Ultralytics metrics, as fractions of 1, of masks or keypoints if there are any.
+
+    They are means over the classes at the confidence where F1 is largest, at an IoU of 0.5.
+
+    Args:
+        metrics: Metrics object of a validation, or its `results_dict`.
+
+    Returns:
+        {"precision": …, "recall": …}; {} for classification.
+    """
+    return _select_metrics(metrics, ("precision", "recall"))
+
+
+def _select_metrics(metrics: Any, names: Sequence[str]) -> dict[str, float]:
+    """Return Ultralytics metrics with some names; of several with one name, the last."""
     values = metrics if isinstance(metrics, dict) else getattr(metrics, "results_dict", {})
-    scores = {}
-    for key, value in values.items():
-        name = key.removeprefix("metrics/").split("(")[0].removeprefix("accuracy_")
-        if name in ("mAP50", "mAP50-95", "top1", "top5"):
-            scores[name] = float(value)
-    return scores
+    found = {
+        key.removeprefix("metrics/").split("(")[0].removeprefix("accuracy_"): value for key, value in values.items()
+    }
+    return {name: float(found[name]) for name in found if name in names}
