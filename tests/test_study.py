@@ -19,6 +19,7 @@ import polars as pl
 import psutil
 import pytest
 import tiny
+import torch
 from conftest import Data, Run
 from records import make_folder
 from rich.console import Console
@@ -31,7 +32,7 @@ from rtdetr_act.evaluation.detection_files import encode_detections, encode_scor
 from rtdetr_act.files import write_atomically
 from rtdetr_act.integrations.ultralytics.detections import collect_detections
 from rtdetr_act.study.display import Display
-from rtdetr_act.study.local import Slot, divide_into_slots
+from rtdetr_act.study.local import Slot, divide_into_slots, find_slots
 from rtdetr_act.study.process import explain_exit, read_progress
 from rtdetr_act.study.report import report_study
 from rtdetr_act.study.run_folders import read_runs
@@ -317,6 +318,18 @@ def test_places_divide_the_machine() -> None:
 
 
 @pytest.mark.kill
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_a_study_uses_the_cores_that_it_may(tmp_path: Path) -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert find_slots(None, None) == [Slot("cpu", 1)] or torch.cuda.is_available()
+        with pytest.raises(InputError, match="has 1 core"):
+            find_slots("cpu", 2)
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 def test_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})

@@ -51,10 +51,16 @@ def find_slots(device: Any, cpus: int | None) -> list[Slot]:
     )
     gpus = gpus[: torch.cuda.device_count()]
     names = split_device(device)
-    slots = divide_into_slots(names, gpus, os.cpu_count() or 1, cpus)
+    slots = divide_into_slots(names, gpus, _count_cores(), cpus)
     if names and not any(name.isdecimal() for name in names):
         _check_device(device)
     return slots
+
+
+def _count_cores() -> int:
+    """Return the number of CPU cores that this process may use, which a scheduler may limit."""
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)  # not on Windows and macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def split_device(device: Any) -> list[str]:
@@ -91,7 +97,7 @@ def divide_into_slots(device: Sequence[str], gpus: Sequence[str], cores: int, cp
         InputError: A run needs more than the machine has.
     """
     if cpus is not None and not 1 <= cpus <= cores:
-        raise InputError(f"cpus={quote(cpus)} is not possible: this machine has {cores} cores")
+        raise InputError(f"cpus={quote(cpus)} is not possible: a run has {format_count(cores, "core")} here")
     on_gpu = [name for name in device if name.isdecimal()]
     if (on_gpu and len(set(device)) < len(device)) or len(on_gpu) not in (0, len(device)):
         raise InputError(f"device={quote(','.join(device))} is not possible: name each GPU once, and nothing else")
