@@ -104,7 +104,7 @@ def test_every_row_has_a_folder_of_its_own(values: list[str], seeds: int) -> Non
 
 def test_command_makes_the_run_again() -> None:
     row = rows_of(activations=["leaky_relu(0.1)@0-9"], scope="all", act_lr=0.5, epochs=3, seeds=[4])[0]
-    assert format_command(row) == (
+    assert format_command(row, Path("runs", row.name)) == (
         "rtdetr-act train model=rtdetr-n.yaml data=coco8.yaml 'act=leaky_relu(0.1)@0-9' scope=all act_lr=0.5 epochs=3 "
         "seed=4"
     )

@@ -18,6 +18,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from rtdetr_act import patch_model
 from rtdetr_act.errors import InputError
 from rtdetr_act.integrations.ultralytics.runs import run_training
+from rtdetr_act.study.averaging import RecentWeights
 from rtdetr_act.study.snapshot import Snapshots
 
 # DY-ReLU's coefficients are measured on images after each epoch, which must leave no trace; its temperature falls.
@@ -35,8 +36,10 @@ def build(kind: str, model_yaml: Path) -> Any:
     return model
 
 
-def train(kind: str, model_yaml: Path, data: Data, folder: Path, kills: list[tuple[int, int]], **more: Any) -> Any:
-    """Train, ending after each (epoch, batch) of `kills` and going on in a new object; return the last one."""
+def train(
+    kind: str, model_yaml: Path, data: Data, folder: Path, kills: list[tuple[int, int]], **more: Any
+) -> tuple[Any, RecentWeights]:
+    """Train, ending after each (epoch, batch) of `kills` and going on in a new object; return what the last one has."""
     for kill in [*kills, None]:
         model = build(kind, model_yaml)
         batches = [0]
@@ -49,7 +52,9 @@ def train(kind: str, model_yaml: Path, data: Data, folder: Path, kills: list[tup
         def start(_: Any, batches: list[int] = batches) -> None:
             batches[0] = 0
 
-        Snapshots(folder / "snapshot.pt").attach(model)
+        recent = RecentWeights(3)
+        recent.attach(model)
+        Snapshots(folder / "snapshot.pt", recent).attach(model)
         model.add_callback("on_train_epoch_start", start)
         model.add_callback("on_train_batch_end", count)
         arguments = tiny.train_args(data.detect, folder, epochs=4, batch=3, close_mosaic=2, lr0=0.003, **more)
@@ -58,7 +63,7 @@ def train(kind: str, model_yaml: Path, data: Data, folder: Path, kills: list[tup
         else:
             with pytest.raises(Kill):
                 model.train(**arguments)
-    return model
+    return model, recent
 
 
 # Without a true positive, older releases report the scores of the validation before, which a new process does not know.
@@ -89,13 +94,14 @@ def test_killed_run_ends_as_the_undisturbed_one(
     kind: str, more: dict[str, Any], stock_yaml: Path, data: Data, tmp_path: Path
 ) -> None:
     model_yaml = stock_yaml if kind == "rtdetr" else tiny.write_yaml(tmp_path / "yolo.yaml", tiny.yolo())
-    plain = build(kind, model_yaml)
+    plain, kept = build(kind, model_yaml), RecentWeights(3)
+    kept.attach(plain)
     arguments = {"epochs": 4, "batch": 3, "close_mosaic": 2, "lr0": 0.003, **more}
     plain.train(**tiny.train_args(data.detect, tmp_path / "plain", **arguments))
 
     # Before the first snapshot, within the warm-up, and behind the end of mosaics.
     kills = [(0, 2), (1, 2), (3, 3)]
-    killed = train(kind, model_yaml, data, tmp_path / "killed", kills, **more)
+    killed, recent = train(kind, model_yaml, data, tmp_path / "killed", kills, **more)
 
     assert curve(tmp_path / "killed") == curve(tmp_path / "plain")
     histories = [(tmp_path / name / "run" / "activations.csv").read_bytes() for name in ("killed", "plain")]
@@ -103,6 +109,9 @@ def test_killed_run_ends_as_the_undisturbed_one(
     expected, found = plain.trainer.model.state_dict(), killed.trainer.model.state_dict()
     assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
     assert any(not torch.equal(value, expected[name]) for name, value in killed.trainer.ema.ema.state_dict().items())
+    assert len(kept.epochs) == 3 and [each for each, _ in recent.epochs] == [each for each, _ in kept.epochs]
+    for (_, one), (_, other) in zip(recent.epochs, kept.epochs, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 @pytest.mark.integration

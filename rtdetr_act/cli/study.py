@@ -42,6 +42,10 @@ def study(
     replaces: From = None,
     scope: Annotated[str | None, typer.Option("--scope", help="conv, or all for transformer sites too.")] = None,
     act_lr: Annotated[float | None, typer.Option("--act-lr", help="Factor on the learning rate of slopes.")] = None,
+    split_seeds: Annotated[bool, typer.Option("--split-seeds", help="Seeds divide the images anew too.")] = False,
+    average_last: Annotated[
+        int | None, typer.Option("--average-last", help="Score mean weights of so many epochs too.")
+    ] = None,
     output: Output = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="CPU cores of each run; 1 if not given.")] = None,
     retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries of a run that broke; 1.")] = 1,
@@ -62,7 +66,8 @@ def study(
 
     options = {
         "activations": split_variants(act, replaces) or None, "where": where, "seeds": seeds, "baseline": baseline,
-        "model": model, "data": data, "scope": scope, "act_lr": act_lr,
+        "model": model, "data": data, "scope": scope, "act_lr": act_lr, "split_seeds": split_seeds or None,
+        "average_last": average_last,
     }  # fmt: skip
     given = {**_parse_words(words or []), **{key: value for key, value in options.items() if value is not None}}
     source, dataset = choose_model_and_data(given.get("model"), given.get("data"))
@@ -172,7 +177,9 @@ def _print_report(written: StudyReport) -> None:
     from rich.console import Console
 
     from rtdetr_act.study.leaderboard import (
+        describe_missing_averages,
         describe_missing_detections,
+        make_average_table,
         make_conclusion_table,
         make_leaderboard_table,
     )
@@ -180,7 +187,9 @@ def _print_report(written: StudyReport) -> None:
     Console().print(make_leaderboard_table(written.rows, written.metric))
     if any(row.over_images for row in written.rows):
         Console().print(make_conclusion_table(written.rows))
-    if missing := describe_missing_detections(written.rows):
+    if any(row.averaged for row in written.rows):
+        Console().print(make_average_table(written.rows))
+    for missing in filter(None, (describe_missing_detections(written.rows), describe_missing_averages(written.rows))):
         print(missing)
     print_files(written.files)
 

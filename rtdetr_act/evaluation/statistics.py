@@ -1,10 +1,16 @@
-"""Confidence intervals, paired t-tests with correction for multiple comparisons, and power."""
+"""Confidence intervals, paired t-tests with correction for multiple comparisons, and power.
+
+Where each seed also divides the images anew, runs share images and are not independent: the variance of a mean over n
+of them is not s²/n but s² (1/n + r), with r validation images per training image (Nadeau and Bengio, "Inference for the
+Generalization Error", Machine Learning 52, 2003). `share` is that r, and 0 where all runs have the same split.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -125,8 +131,12 @@ class Conclusion:
     verdict: Verdict
 
 
-def summarise(values: Sequence[float]) -> Summary:
+def summarise(values: Sequence[float], share: float = 0.0) -> Summary:
     """Return mean, standard deviation and 95 % confidence interval of a sample, which may be empty.
+
+    Args:
+        values: The sample.
+        share: Validation images per training image, where runs divide the images. Default: 0, they do not.
 
     >>> summary = summarise([0.50, 0.52, 0.54])
     >>> f"{summary.mean:.2f} ± {summary.deviation:.2f}, {summary.low:.3f} to {summary.high:.3f}"
@@ -137,29 +147,32 @@ def summarise(values: Sequence[float]) -> Summary:
     if runs < 2:
         return Summary(runs, mean, _NAN, _NAN, _NAN)
     deviation = float(np.std(values, ddof=1))
-    half = float(special.stdtrit(runs - 1, 1 - LEVEL / 2)) * deviation / math.sqrt(runs)
+    half = float(special.stdtrit(runs - 1, 1 - LEVEL / 2)) * deviation * math.sqrt(1 / runs + share)
     return Summary(runs, mean, deviation, mean - half, mean + half)
 
 
-def summarise_scores(values: Sequence[float]) -> Summary:
+def summarise_scores(values: Sequence[float], share: float = 0.0) -> Summary:
     """Return the same of scores, which are fractions of 1: the interval ends at 0 and at 1.
 
     >>> summary = summarise_scores([0.01, 0.05])
     >>> f"{summary.mean:.2f}, {summary.low:.2f} to {summary.high:.2f}"
     '0.03, 0.00 to 0.28'
     """
-    summary = summarise(values)
+    summary = summarise(values, share)
     if math.isnan(summary.low):
         return summary
     return replace(summary, low=max(summary.low, 0.0), high=min(summary.high, 1.0))
 
 
-def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dict[str, Comparison]:
+def compare(
+    pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], shares: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, Comparison]:
     """Return the comparison of each variant with its baseline, corrected for the number of comparisons.
 
     Args:
         pairs: For each variant, its scores and those of its baseline: finite, of equal length of 1 or more, paired by
             position. All comparisons of a study belong in one call, since the correction depends on their number.
+        shares: Validation images per training image, of variants whose runs divide the images. Default: none.
 
     Returns:
         A comparison per variant, in the same order.
@@ -169,9 +182,12 @@ def compare(pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dic
     >>> {name: (round(each.p, 3), round(each.p_holm, 3), each.verdict) for name, each in compared.items()}
     {'arelu': (0.038, 0.075, 'no difference shown'), 'mish': (0.423, 0.423, 'no difference shown')}
     """
-    found = {name: _estimate_difference(variant, baseline) for name, (variant, baseline) in pairs.items()}
+    found = {
+        name: _estimate_difference(variant, baseline, shares.get(name, 0.0))
+        for name, (variant, baseline) in pairs.items()
+    }
     tested = conclude({name: each for name, each in found.items() if each})
-    return {name: _describe_pairs(*pairs[name], found[name], tested.get(name)) for name in pairs}
+    return {name: _describe_pairs(*pairs[name], shares.get(name, 0.0), found[name], tested.get(name)) for name in pairs}
 
 
 def conclude(found: Mapping[K, Difference]) -> dict[K, Conclusion]:
@@ -231,33 +247,39 @@ def _step_down(p: Floats) -> tuple[Floats, Floats]:
     return stepped, counts
 
 
-def count_seeds_needed(deviation: float, difference: float = HALF_POINT) -> int:
+def count_seeds_needed(deviation: float, difference: float = HALF_POINT, share: float = 0.0) -> int | None:
     """Return the smallest number of pairs, 2 or more, for which a two-sided paired t-test at 5 % has a power of 80 %.
 
     Args:
         deviation: Standard deviation of the differences, above 0.
         difference: True difference to detect, in the same unit. Default: 0.005.
+        share: Validation images per training image, where runs divide the images. Default: 0, they do not.
 
-    >>> count_seeds_needed(deviation=0.01)
-    34
+    Returns:
+        The number; None if the images that the runs share keep any number from it.
+
+    >>> count_seeds_needed(deviation=0.01), count_seeds_needed(deviation=0.01, share=0.25)
+    (34, None)
     """
     effect = difference / deviation
     # The number for a known deviation; an estimated one needs a few more.
-    known = (special.ndtri(1 - LEVEL / 2) + special.ndtri(POWER)) / effect
-    seeds = max(2, math.floor(known**2))
-    while _compute_power(seeds, effect) < POWER:
+    most = (effect / (special.ndtri(1 - LEVEL / 2) + special.ndtri(POWER))) ** 2  # the largest variance of the mean
+    if most <= share:
+        return None
+    seeds = max(2, math.floor(1 / (most - share)))
+    while _compute_power(seeds, effect, share) < POWER:
         seeds += 1
     return seeds
 
 
-def _compute_power(seeds: int, effect: float) -> float:
+def _compute_power(seeds: int, effect: float, share: float) -> float:
     """Return the power of a paired t-test at 5 % for an effect in units of the standard deviation."""
     # The other tail, significant with the wrong sign, adds less than 1e-5 near a power of 80 %.
     limit = special.stdtrit(seeds - 1, 1 - LEVEL / 2)
-    return float(stats.nct.sf(limit, seeds - 1, effect * math.sqrt(seeds)))
+    return float(stats.nct.sf(limit, seeds - 1, effect / math.sqrt(1 / seeds + share)))
 
 
-def _estimate_difference(variant: Sequence[float], baseline: Sequence[float]) -> Difference | None:
+def _estimate_difference(variant: Sequence[float], baseline: Sequence[float], share: float) -> Difference | None:
     """Return the mean difference of pairs with its standard error; None for one pair, or if nothing was learned."""
     differences = np.subtract(variant, baseline)
     if len(differences) < 2 or max(*variant, *baseline) < LEARNED:
@@ -265,17 +287,22 @@ def _estimate_difference(variant: Sequence[float], baseline: Sequence[float]) ->
     mean, freedom = float(differences.mean()), len(differences) - 1
     if np.ptp(differences) < _ROUNDING:
         return Difference(0.0 if abs(mean) < _ROUNDING else mean, 0.0, freedom)
-    return Difference(mean, float(stats.sem(differences)), freedom)
+    return Difference(mean, float(differences.std(ddof=1)) * math.sqrt(1 / len(differences) + share), freedom)
 
 
 def _describe_pairs(
-    variant: Sequence[float], baseline: Sequence[float], found: Difference | None, tested: Conclusion | None
+    variant: Sequence[float],
+    baseline: Sequence[float],
+    share: float,
+    found: Difference | None,
+    tested: Conclusion | None,
 ) -> Comparison:
     """Return the comparison of a variant with its baseline.
 
     Args:
         variant: Its scores.
         baseline: Those of the baseline.
+        share: Validation images per training image, where runs divide the images; 0 otherwise.
         found: As `_estimate_difference` returns it.
         tested: What may be concluded of it.
     """
@@ -285,7 +312,7 @@ def _describe_pairs(
         return Comparison(pairs, difference, _NAN, _NAN, _NAN, _NAN, _NAN, None, verdict)
     if not found.error:
         return Comparison(pairs, difference, _NAN, _NAN, tested.p, tested.p_holm, _NAN, None, tested.verdict)
-    deviation = found.error * math.sqrt(pairs)
+    deviation = found.error / math.sqrt(1 / pairs + share)
     return Comparison(
         pairs=pairs,
         difference=difference,
@@ -294,6 +321,6 @@ def _describe_pairs(
         p=tested.p,
         p_holm=tested.p_holm,
         effect=difference / deviation,
-        seeds_needed=count_seeds_needed(deviation),
+        seeds_needed=count_seeds_needed(deviation, share=share),
         verdict=tested.verdict,
     )

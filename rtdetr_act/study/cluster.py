@@ -659,5 +659,7 @@ def find_rungs(epochs: int) -> tuple[int, ...]:
 def _make_stopped_result(config: RunConfig, epoch: int, versions: Mapping[str, str]) -> dict[str, Any]:
     """Return the contents of the `result.json` of a run that is stopped early."""
     reason = f"stopped by halving after epoch {epoch} of {count_epochs(config)}"
-    result = RunResult("stopped", reason, epochs=epoch, versions=dict(versions), command=format_command(config))
+    result = RunResult(
+        "stopped", reason, epochs=epoch, versions=dict(versions), command=format_command(config, Path(config.name))
+    )
     return asdict(result)

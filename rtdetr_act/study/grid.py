@@ -21,7 +21,7 @@ from rtdetr_act.integrations.ultralytics.configs import DEFAULT_MODEL
 from rtdetr_act.integrations.ultralytics.datasets import check_data, resolve_data
 from rtdetr_act.integrations.ultralytics.models import STOCK, load_variant
 from rtdetr_act.integrations.ultralytics.shapes import SHAPES_SETTINGS
-from rtdetr_act.study.decode import MAX_INT, is_json_value, is_utf8
+from rtdetr_act.study.decode import MAX_INT, NonNegativeInt, is_json_value, is_utf8
 from rtdetr_act.study.naming import (
     make_path_key,
     make_value_key,
@@ -38,7 +38,10 @@ from rtdetr_act.yaml_files import read_yaml_mapping
 
 # Ultralytics arguments that a study sets itself; `save=False` would leave no checkpoint to score.
 RESERVED_ARGUMENTS = ("model", "data", "seed", "name", "project", "exist_ok", "task", "mode", "resume", "save", "time")
-_STUDY_KEYS = ("model", "data", "activations", "where", "baseline", "seeds", "scope", "act_lr")
+_STUDY_KEYS = (
+    "model", "data", "activations", "where", "baseline", "seeds", "scope", "act_lr", "split_seeds", "average_last",
+)  # fmt: skip
+SPLIT_FILE = Path("split", "data.yaml")  # in the folder of a run whose seed divides the images
 EMBEDDED_DATA = "shapes"  # the embedded data set, generated at first use
 DEFAULTS = MappingProxyType({"model": DEFAULT_MODEL, "data": EMBEDDED_DATA})
 MAX_RUNS = 10_000  # each has a folder and a process
@@ -58,6 +61,8 @@ class Study:
         baseline: Activation that others are compared with; one of `activations` as `format_activation` writes it.
         scope: "conv" for convolutional sites, "all" for transformer sites too.
         act_lr: Factor on the learning rate of activation parameters.
+        split_seeds: Whether each seed also divides the images into training and validation anew.
+        average_last: Number of last epochs whose mean weights are scored beside the best checkpoint; 0 for none.
         arguments: Ultralytics arguments; a list contains values that are combined with all others.
     """
 
@@ -68,6 +73,8 @@ class Study:
     baseline: str = ""
     scope: Scope = "conv"
     act_lr: float = 1.0
+    split_seeds: bool = False
+    average_last: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -80,7 +87,7 @@ class RunConfig:
         variant: Name shared by runs that differ in the seed only.
         setting: Name shared with the baseline it is compared with; "" if only the activation varies.
         activation: Plan as a string or plain data, or "stock".
-        model, data, scope, act_lr, seed: As in `Study`.
+        model, data, scope, act_lr, seed, split_seeds, average_last: As in `Study`.
         arguments: Further Ultralytics arguments.
 
     Raises:
@@ -98,6 +105,8 @@ class RunConfig:
     act_lr: float
     seed: Annotated[int, (0, _MAX_SEED)]
     arguments: dict[str, Any]
+    split_seeds: bool = False
+    average_last: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         """Check the names and the activation, also of a run read from a file."""
@@ -194,6 +203,11 @@ def make_study(given: Mapping[str, Any], *, defaults: Mapping[str, Any] = DEFAUL
         )
     scope, act_lr = check_scope(given.get("scope", "conv")), given.get("act_lr", 1.0)
     check_act_lr(act_lr)
+    split_seeds, average_last = given.get("split_seeds", False), given.get("average_last", 0)
+    if not isinstance(split_seeds, bool):
+        raise InputError(f"split_seeds must be true or false, not {quote(split_seeds)}")
+    if type(average_last) is not int or not 0 <= average_last <= MAX_INT:
+        raise InputError(f"average_last must be a number of epochs such as 5, or 0, not {quote(average_last)}")
     return Study(
         activations=tuple(activations),
         models=_parse_paths("model", given.get("model") or defaults["model"]),
@@ -202,6 +216,8 @@ def make_study(given: Mapping[str, Any], *, defaults: Mapping[str, Any] = DEFAUL
         baseline=baseline,
         scope=scope,
         act_lr=act_lr,
+        split_seeds=split_seeds,
+        average_last=average_last,
         arguments=normalize_arguments({key: value for key, value in given.items() if key not in _STUDY_KEYS}),
     )
 
@@ -370,6 +386,8 @@ def expand_study(study: Study) -> list[RunConfig]:
             act_lr=study.act_lr,
             seed=seed,
             arguments=_tuples_to_lists({**_default_arguments(data), **fixed, **more}),
+            split_seeds=study.split_seeds,
+            average_last=study.average_last,
         )
         for seed in study.seeds
         for variant, setting, activation, model, data, more in variants
@@ -420,8 +438,20 @@ def check_runs(runs: Sequence[RunConfig], known: Container[str] = (), *, read_on
             check_sizes(run.arguments)
             _, model = load_variant(run.model, run.activation, scope=run.scope, act_lr=run.act_lr)
             find_splits(run.data, str(model.task), read_only=read_only)
+            _check_evaluation(run, str(model.task))
         except RtdetrActError as error:
             raise type(error)(f"run {number} of {len(runs)} ({run.name}): {error}") from error
+
+
+def _check_evaluation(run: RunConfig, task: str) -> None:
+    """Check that the images of a run can be divided anew, and its last epochs averaged; raises InputError."""
+    if run.split_seeds and task == "classify":
+        raise InputError("split_seeds divides lists of images, and the classes of a data set to classify are folders")
+    if run.average_last > count_epochs(run):
+        raise InputError(f"average_last={run.average_last} is more than the {count_epochs(run)} epochs of a run")
+    device = run.arguments.get("device")
+    if run.average_last and len(device if isinstance(device, list) else str(device).split(",")) > 1:
+        raise InputError("average_last needs runs on one device each: name one, or leave device= out")
 
 
 def find_splits(data: str, task: str, *, read_only: bool = False) -> dict[str, Any]:
@@ -468,9 +498,10 @@ def count_epochs(run: RunConfig) -> int:
     return int(run.arguments.get("epochs", DEFAULT_CFG_DICT["epochs"]))
 
 
-def format_command(run: RunConfig) -> str:
-    """Return a command line that repeats a run outside of the study."""
-    options: dict[str, Any] = {"model": run.model, "data": run.data, "act": format_activation(run.activation)}
+def format_command(run: RunConfig, folder: Path) -> str:
+    """Return a command line that repeats a run outside of the study, whose folder has the split of its images."""
+    data = str(folder / SPLIT_FILE) if run.split_seeds else run.data
+    options: dict[str, Any] = {"model": run.model, "data": data, "act": format_activation(run.activation)}
     if run.activation != STOCK:
         options |= {"scope": run.scope} if run.scope != "conv" else {}
         options |= {"act_lr": run.act_lr} if run.act_lr != 1.0 else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -44,6 +44,7 @@ _COLUMNS = (
 # Columns of the conclusions of the bootstrap, and what each question is called there.
 _QUESTIONS = ("images", "seeds_images")
 _CONCLUSION_COLUMNS = ("low", "high", "p", "p_holm", "verdict")
+_DIFFERENCE_COLUMNS = ("difference", "difference_low", "difference_high", "p", "p_holm")
 
 
 CONCLUSION_TITLES = (
@@ -60,6 +61,33 @@ CONCLUSION_NOTE = (
     "validation images, corrected by Holm. On the left, would these trained networks differ on other images of the "
     "same kind? On the right, would the variants differ, trained with other seeds and validated on other images?"
 )
+
+
+AVERAGE_TITLES = ("variant", "best epoch", "mean of the last", "difference to baseline", "p (Holm)", "verdict")
+AVERAGE_NOTE = (
+    "Scores of the mean weights of the last epochs, beside those of best.pt, which is the epoch with the highest score "
+    "on these very images and so a maximum over noise. The differences are between mean weights, tested and corrected "
+    "as above. Decide before a study which of the two it is judged by."
+)
+SPLITS_NOTE = (
+    "Each seed divides the images for training and validation anew. Runs share images, so that standard errors are "
+    "those of Nadeau and Bengio (2003), and there is no set of images that all runs could be resampled on."
+)
+
+
+@dataclass(frozen=True)
+class AveragedScores:
+    """Scores of the mean weights of the last epochs.
+
+    Attributes:
+        epochs: Number of epochs.
+        summary: Statistics of the ranked score over the finished runs that have it.
+        comparison: Difference to the baseline, as that of `LeaderboardRow`; None where there is none.
+    """
+
+    epochs: int
+    summary: Summary
+    comparison: Comparison | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,6 +114,9 @@ class LeaderboardRow(Result):
         over_seeds_and_images: Whether the variant and the baseline would differ with other seeds and other images; None
             unless both have several such runs.
         runs_with_detections: Number of its finished runs that these two are from.
+        averaged: Scores of the mean weights of the last epochs; None if no run has them.
+        validation_share: Validation images per training image if each seed divides them anew, which the intervals and
+            tests over seeds heed; 0 otherwise.
     """
 
     variant: str
@@ -106,6 +137,8 @@ class LeaderboardRow(Result):
     over_images: Conclusion | None
     over_seeds_and_images: Conclusion | None
     runs_with_detections: int
+    averaged: AveragedScores | None
+    validation_share: float
 
     def _summarise(self) -> str:
         """Return the variant, its number of finished runs, their mean and the verdict."""
@@ -161,19 +194,18 @@ def build_leaderboard(
         if first.activation == baseline:
             baselines.setdefault(first.setting, []).append(variant)
 
-    pairs = {}
     compared_with: dict[str, str] = {}
     for variant, (first, *_) in variants.items():
         candidates = baselines.get(first.setting, [])
         if len(candidates) != 1 or variant in candidates:
             continue
         compared_with[variant] = candidates[0]
-        own, other = finished[variant], finished[candidates[0]]
-        if seeds := [seed for seed in own if seed in other]:
-            pairs[variant] = ([own[s].scores[metric] for s in seeds], [other[s].scores[metric] for s in seeds])
-    compared = compare(pairs)
+    shares = {variant: _find_share(runs.values()) for variant, runs in finished.items()}
+    values = {variant: {seed: run.scores[metric] for seed, run in runs.items()} for variant, runs in finished.items()}
+    compared = compare(_pair_by_seed(values, compared_with), shares)
+    averaged = _summarise_averages(finished, metric, compared_with, shares)
     kept = {
-        variant: [scores[run.folder] for run in runs.values() if run.folder in scores]
+        variant: [scores[run.folder] for run in runs.values() if run.folder in scores and not shares[variant]]
         for variant, runs in finished.items()
     }
     truths = {variant: runs[0].truth for variant, runs in kept.items() if runs}
@@ -192,10 +224,64 @@ def build_leaderboard(
             (compared.get(variant), over_images.get(variant), over_both.get(variant)),
             latencies.get(variant),
             len(resampled[variant]),
+            averaged.get(variant),
+            shares[variant],
         )
         for variant, runs in variants.items()
     ]
     return sorted(rows, key=lambda row: (not row.summary.runs, -row.summary.mean if row.summary.runs else 0.0))
+
+
+def _find_share(runs: Iterable[RunRecord]) -> float:
+    """Return how many validation images there are per training image, if seeds divide them anew; 0 otherwise."""
+    return max((run.validation_share for run in runs if math.isfinite(run.validation_share)), default=0.0)
+
+
+def _pair_by_seed(
+    values: Mapping[str, Mapping[int, float]], compared_with: Mapping[str, str]
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Return the scores of each variant and of its baseline, of the seeds that both have, if there are any.
+
+    Args:
+        values: Scores by variant and seed.
+        compared_with: The baseline of each variant that has one.
+    """
+    pairs = {}
+    for variant, baseline in compared_with.items():
+        own, other = values.get(variant, {}), values.get(baseline, {})
+        if seeds := [seed for seed in own if seed in other]:
+            pairs[variant] = [own[seed] for seed in seeds], [other[seed] for seed in seeds]
+    return pairs
+
+
+def _summarise_averages(
+    finished: Mapping[str, Mapping[int, RunRecord]],
+    metric: str,
+    compared_with: Mapping[str, str],
+    shares: Mapping[str, float],
+) -> dict[str, AveragedScores]:
+    """Return the scores of the mean weights of the last epochs, of the variants that have any.
+
+    Args:
+        finished: Finished runs by variant and seed.
+        metric: Name of the ranked score.
+        compared_with: The baseline of each variant that has one.
+        shares: Validation images per training image of each variant.
+    """
+    values = {
+        variant: {seed: run.averaged_scores[metric] for seed, run in runs.items() if metric in run.averaged_scores}
+        for variant, runs in finished.items()
+    }
+    compared = compare(_pair_by_seed(values, compared_with), shares)
+    return {
+        variant: AveragedScores(
+            max(run.averaged_epochs for run in finished[variant].values()),
+            summarise_scores(list(found.values()), shares[variant]),
+            compared.get(variant),
+        )
+        for variant, found in values.items()
+        if found
+    }
 
 
 def _compare_resampled(
@@ -254,7 +340,7 @@ def make_leaderboard_frame(rows: Sequence[LeaderboardRow], metric: str) -> pl.Da
         **dict.fromkeys(("runs", "failed", "stopped", "unfinished"), pl.Int64),
         **dict.fromkeys((metric, "sd", "ci_low", "ci_high", *others), pl.Float64),
         "pairs": pl.Int64,
-        **dict.fromkeys(("difference", "difference_low", "difference_high", "p", "p_holm", "effect"), pl.Float64),
+        **dict.fromkeys((*_DIFFERENCE_COLUMNS, "effect"), pl.Float64),
         "seeds_needed": pl.Int64,
         "verdict": pl.String,
         **{
@@ -262,6 +348,10 @@ def make_leaderboard_frame(rows: Sequence[LeaderboardRow], metric: str) -> pl.Da
             for name in _QUESTIONS
             for column in _CONCLUSION_COLUMNS
         },
+        "averaged_epochs": pl.Int64,
+        **dict.fromkeys(("averaged", "averaged_sd", "averaged_ci_low", "averaged_ci_high"), pl.Float64),
+        **dict.fromkeys((f"averaged_{name}" for name in _DIFFERENCE_COLUMNS), pl.Float64),
+        "averaged_verdict": pl.String,
         **dict.fromkeys(("sites", "parameters"), pl.Int64),
         **dict.fromkeys(("gflops_640", "seconds_per_epoch", "latency_ms"), pl.Float64),
     }
@@ -291,6 +381,8 @@ def _make_row(
     comparisons: tuple[Comparison | None, Conclusion | None, Conclusion | None],
     latency: float | None,
     with_detections: int,
+    averaged: AveragedScores | None,
+    share: float,
 ) -> LeaderboardRow:
     """Return the row of a variant.
 
@@ -302,6 +394,8 @@ def _make_row(
         comparisons: Its comparison with the baseline: over seeds, over images, and over seeds and images.
         latency: Its latency in milliseconds.
         with_detections: Number of its finished runs with detections of the same images.
+        averaged: Scores of the mean weights of its last epochs.
+        share: Validation images per training image if seeds divide them anew; 0 otherwise.
     """
     done = list(finished.values())
     first = done[0] if done else runs[0]
@@ -312,7 +406,7 @@ def _make_row(
         activation=first.activation,
         setting=first.setting,
         is_baseline=first.activation == baseline,
-        summary=summarise_scores([run.scores[metric] for run in done]),
+        summary=summarise_scores([run.scores[metric] for run in done], share),
         other_scores={
             name: fmean(run.scores[name] for run in done if name in run.scores)
             for name in _list_other_scores(done, metric)
@@ -321,6 +415,8 @@ def _make_row(
         over_images=comparisons[1],
         over_seeds_and_images=comparisons[2],
         runs_with_detections=with_detections,
+        averaged=averaged,
+        validation_share=share,
         failed=states["failed"],
         stopped=states["stopped"],
         unfinished=states["unfinished"],
@@ -361,21 +457,25 @@ def _make_frame_row(row: LeaderboardRow, metric: str) -> dict[str, object]:
         "latency_ms": row.latency_ms,
     }
     if comparison:
-        cells |= {
-            "pairs": comparison.pairs,
-            "difference": comparison.difference,
-            "difference_low": comparison.low,
-            "difference_high": comparison.high,
-            "p": comparison.p,
-            "p_holm": comparison.p_holm,
-            "effect": comparison.effect,
-            "seeds_needed": comparison.seeds_needed,
-            "verdict": comparison.verdict,
-        }
+        cells |= {"pairs": comparison.pairs, **_list_difference(comparison), "effect": comparison.effect}
+        cells |= {"seeds_needed": comparison.seeds_needed, "verdict": comparison.verdict}
+    if row.averaged:
+        own, other = row.averaged.summary, row.averaged.comparison
+        cells |= {"averaged_epochs": row.averaged.epochs, "averaged": own.mean, "averaged_sd": own.deviation}
+        cells |= {"averaged_ci_low": own.low, "averaged_ci_high": own.high}
+        if other:
+            cells |= {f"averaged_{name}": value for name, value in _list_difference(other).items()}
+            cells["averaged_verdict"] = other.verdict
     for name, conclusion in zip(_QUESTIONS, (row.over_images, row.over_seeds_and_images), strict=True):
         if conclusion:
             cells |= {f"{name}_{column}": getattr(conclusion, column) for column in _CONCLUSION_COLUMNS}
     return cells
+
+
+def _list_difference(comparison: Comparison) -> dict[str, float]:
+    """Return the values of `_DIFFERENCE_COLUMNS`."""
+    values = (comparison.difference, comparison.low, comparison.high, comparison.p, comparison.p_holm)
+    return dict(zip(_DIFFERENCE_COLUMNS, values, strict=True))
 
 
 def make_leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> Table:
@@ -405,6 +505,52 @@ def make_conclusion_table(rows: Sequence[LeaderboardRow]) -> Table:
     return table
 
 
+def make_average_table(rows: Sequence[LeaderboardRow]) -> Table:
+    """Return the scores of the mean weights of the last epochs as a table for a terminal of 80 columns or more."""
+    table = Table(title="Mean weights of the last epochs", caption="± standard deviation; intervals and p as above")
+    for title in AVERAGE_TITLES:
+        table.add_column(title, overflow="fold", justify="left" if title in ("variant", "verdict") else "right")
+    for cells in list_averages(rows):
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def list_averages(rows: Sequence[LeaderboardRow]) -> list[tuple[str, ...]]:
+    """Return the cells of a table of the mean weights of the last epochs, those of `AVERAGE_TITLES`."""
+    found: list[tuple[str, ...]] = []
+    for row in rows:
+        if not row.averaged:
+            continue
+        own = row.averaged
+        mean = f"{_format_mean(own.summary)} ({format_count(own.epochs, 'epoch')})"
+        difference, p, verdict = _format_comparison(own.comparison, is_baseline=row.is_baseline)
+        found.append((row.variant, _format_mean(row.summary), mean, difference, p, verdict))
+    return found
+
+
+def describe_missing_averages(rows: Sequence[LeaderboardRow]) -> str:
+    """Return a sentence on finished runs whose last epochs were not averaged; "" if there are none, or no others."""
+    counts = {row.variant: row.summary.runs - (row.averaged.summary.runs if row.averaged else 0) for row in rows}
+    named = [f"{format_count(count, 'run')} of {variant}" for variant, count in counts.items() if count]
+    return f"Without mean weights: {join_words(named)}." if named and any(row.averaged for row in rows) else ""
+
+
+def _format_mean(summary: Summary) -> str:
+    """Return the mean with the standard deviation, if there is one."""
+    spread = f" ± {summary.deviation:.3f}" if summary.runs > 1 else ""
+    return f"{summary.mean:.3f}{spread}" if summary.runs else ""
+
+
+def _format_comparison(comparison: Comparison | None, *, is_baseline: bool) -> tuple[str, str, str]:
+    """Return the difference with its interval, the p-value and the verdict."""
+    if comparison is None:
+        return "", "", "baseline" if is_baseline else "not compared"
+    known = not math.isnan(comparison.low)
+    interval = f" [{comparison.low:+.3f}, {comparison.high:+.3f}]" if known else ""
+    p = "" if math.isnan(comparison.p_holm) else format_p(comparison.p_holm)
+    return f"{comparison.difference:+.3f}{interval}", p, comparison.verdict
+
+
 def _format_markdown(rows: Sequence[LeaderboardRow], metric: str) -> str:
     """Return the leaderboard and notes on it in Markdown."""
     header = (*_COLUMNS[:2], metric, *_COLUMNS[3:])
@@ -417,7 +563,9 @@ def _format_markdown(rows: Sequence[LeaderboardRow], metric: str) -> str:
             format_markdown_table(CONCLUSION_TITLES, cells),
             CONCLUSION_NOTE,
         ]
-    parts += filter(None, [describe_missing_detections(rows)])
+    if averages := list_averages(rows):
+        parts += ["## Mean weights of the last epochs", format_markdown_table(AVERAGE_TITLES, averages), AVERAGE_NOTE]
+    parts += filter(None, [describe_missing_detections(rows), describe_missing_averages(rows)])
     return "\n\n".join(parts) + "\n"
 
 
@@ -432,7 +580,7 @@ def list_conclusions(rows: Sequence[LeaderboardRow]) -> list[tuple[str, ...]]:
 
 def describe_missing_detections(rows: Sequence[LeaderboardRow]) -> str:
     """Return a sentence on finished runs that have no part in the bootstrap; "" if it has all of them, or none."""
-    if not any(row.runs_with_detections for row in rows):
+    if not any(row.runs_with_detections for row in rows) or any(row.validation_share for row in rows):
         return ""
     missing = {row.variant: row.summary.runs - row.runs_with_detections for row in rows}
     named = [f"{format_count(count, 'run')} of {variant}" for variant, count in missing.items() if count]
@@ -453,16 +601,10 @@ def _format_row(row: LeaderboardRow) -> tuple[str, ...]:
     """Return the cells of a row, those of `_COLUMNS`."""
     summary, comparison = row.summary, row.comparison
     total = summary.runs + row.failed + row.stopped + row.unfinished
-    score, difference, p, verdict, seeds = "", "", "", "baseline" if row.is_baseline else "not compared", ""
-    if summary.runs:
-        spread = f" ± {summary.deviation:.3f} [{summary.low:.3f}, {summary.high:.3f}]" if summary.runs > 1 else ""
-        score = f"{summary.mean:.3f}{spread}"
-    if comparison:
-        known = not math.isnan(comparison.low)
-        interval = f" [{comparison.low:+.3f}, {comparison.high:+.3f}]" if known else ""
-        difference, verdict = f"{comparison.difference:+.3f}{interval}", comparison.verdict
-        p = "" if math.isnan(comparison.p_holm) else format_p(comparison.p_holm)
-        seeds = "" if comparison.seeds_needed is None else str(comparison.seeds_needed)
+    interval = f" [{summary.low:.3f}, {summary.high:.3f}]" if summary.runs > 1 else ""
+    score = _format_mean(summary) + interval
+    difference, p, verdict = _format_comparison(comparison, is_baseline=row.is_baseline)
+    seeds = str(comparison.seeds_needed) if comparison and comparison.seeds_needed is not None else ""
     return (
         row.variant,
         str(summary.runs) if summary.runs == total else f"{summary.runs} of {total}",
@@ -499,6 +641,8 @@ def _write_notes(rows: Sequence[LeaderboardRow], metric: str) -> list[str]:
         ]
     else:
         notes.append("Nothing is compared: no variant shares settings and a finished seed with a baseline.")
+    if any(row.validation_share for row in rows):
+        notes.append(SPLITS_NOTE)
     if any(row.gflops_640 for row in rows):
         notes.append(
             "GFLOPs (640) are the floating-point operations for one image of 640 x 640 pixels, activations included, "

@@ -34,10 +34,15 @@ from rtdetr_act.study.charts import (
     draw_training,
 )
 from rtdetr_act.study.leaderboard import (
+    AVERAGE_NOTE,
+    AVERAGE_TITLES,
     CONCLUSION_NOTE,
     CONCLUSION_TITLES,
+    SPLITS_NOTE,
     LeaderboardRow,
+    describe_missing_averages,
     describe_missing_detections,
+    list_averages,
     list_conclusions,
 )
 from rtdetr_act.study.run_record import STATES, RunRecord
@@ -139,6 +144,11 @@ def render_page(
         conclusions=list_conclusions(rows),
         conclusion_note=CONCLUSION_NOTE,
         missing_detections=describe_missing_detections(rows),
+        average_titles=AVERAGE_TITLES,
+        averages=list_averages(rows),
+        average_note=AVERAGE_NOTE,
+        missing_averages=describe_missing_averages(rows),
+        splits_note=SPLITS_NOTE if any(row.validation_share for row in rows) else "",
         figures=figures,
         styles=styles,
         most_drawn=_MAX_DRAWN,

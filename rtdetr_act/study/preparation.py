@@ -11,13 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ultralytics.data.utils import IMG_FORMATS
-
 from rtdetr_act.errors import InputError, quote
 from rtdetr_act.files import create_folder, remove_leftovers, write_files_atomically
 from rtdetr_act.integrations.ultralytics.costs import time_training_step
 from rtdetr_act.integrations.ultralytics.models import load_variant
 from rtdetr_act.integrations.ultralytics.shapes import SPLITS
+from rtdetr_act.integrations.ultralytics.splits import list_images
 from rtdetr_act.study.grid import (
     RunConfig,
     Study,
@@ -165,19 +164,7 @@ def _estimate_epoch_seconds(run: RunConfig, device: str) -> float:
     """Return the estimated duration of an epoch in seconds, from training steps measured on random images."""
     _, model = load_variant(run.model, run.activation, scope=run.scope, act_lr=run.act_lr)
     data = find_splits(run.data, str(model.task), read_only=True)
-    train, val = (_count_images(data[split]) if split in data else count for split, count in SPLITS.items())
+    train, val = (max(len(list_images(data[split])), 1) if split in data else count for split, count in SPLITS.items())
     batch = min(int(run.arguments.get("batch", 16)), train)
     step = time_training_step(model, int(run.arguments.get("imgsz", 640)), batch, device)
     return step / batch * (train + (val * _VALIDATION_COST if run.arguments.get("val", True) else 0))
-
-
-def _count_images(source: Any) -> int:
-    """Return the number of images in folders or in text files with a path per line, at least 1."""
-    count = 0
-    for path in map(Path, source if isinstance(source, (list, tuple)) else [source]):
-        if path.is_dir():
-            count += sum(file.suffix[1:].lower() in IMG_FORMATS for file in path.rglob("*.*"))
-        else:
-            text = path.read_text(encoding="utf-8", errors="replace")
-            count += sum(bool(line.strip()) for line in text.splitlines())
-    return max(count, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from rtdetr_act.errors import InputError, quote
@@ -10,7 +11,7 @@ from rtdetr_act.integrations.ultralytics.results import read_results
 from rtdetr_act.study.grid import format_activation, format_command, read_run_config
 from rtdetr_act.study.process import read_attempts, read_result
 from rtdetr_act.study.run_record import RunRecord, State
-from rtdetr_act.study.storage import RUN_FILE, folder_exists
+from rtdetr_act.study.storage import RUN_FILE, ScoreName, folder_exists
 from rtdetr_act.study.ultralytics_runs import read_ultralytics_runs
 
 
@@ -57,10 +58,13 @@ def read_run(folder: Path) -> RunRecord:
         seed=config.seed,
         state=state,
         reason=reason,
-        scores={str(name): score for name, score in result.scores.items()} if result else {},
+        scores=_name_scores(result.scores) if result else {},
         classes=result.classes if result else {},
         precision=_or_nan(result.precision if result else None),
         recall=_or_nan(result.recall if result else None),
+        averaged_scores=_name_scores(result.averaged_scores) if result else {},
+        averaged_epochs=config.average_last if result and result.averaged_scores else 0,
+        validation_share=_or_nan(result.validation_share if result else None),
         epochs=result.epochs if result else len(read_results(folder).epochs),
         sites=result.sites if result else 0,
         parameters=result.parameters if result else 0,
@@ -69,8 +73,13 @@ def read_run(folder: Path) -> RunRecord:
         folder=folder,
         arguments={"model": config.model, "data": config.data, **config.arguments, "seed": config.seed},
         versions=result.versions if result else {},
-        command=format_command(config),
+        command=format_command(config, folder),
     )
+
+
+def _name_scores(scores: Mapping[ScoreName, float]) -> dict[str, float]:
+    """Return scores by their names as text."""
+    return {str(name): score for name, score in scores.items()}
 
 
 def _or_nan(value: float | None) -> float:

@@ -28,6 +28,9 @@ class RunRecord:
         classes: mAP50-95 by class name; {} if it was not recorded.
         precision, recall: Means over the classes at the confidence where their harmonic mean is largest, at an IoU of
             0.5; NaN if they were not recorded.
+        averaged_scores: Scores of the mean weights of the last epochs, named as in `scores`; {} if there are none.
+        averaged_epochs: Number of epochs that these are the mean of; 0 if there are none.
+        validation_share: Validation images per training image, of a run whose seed divides the images; NaN otherwise.
         epochs: Number of epochs trained.
         sites: Number of activation sites swapped.
         parameters: Number of parameters of the model; 0 if unknown.
@@ -50,6 +53,9 @@ class RunRecord:
     classes: Mapping[str, float] = field(default_factory=dict)
     precision: float = float("nan")
     recall: float = float("nan")
+    averaged_scores: Mapping[str, float] = field(default_factory=dict)
+    averaged_epochs: int = 0
+    validation_share: float = float("nan")
     epochs: int = 0
     sites: int = 0
     parameters: int = 0

@@ -19,6 +19,7 @@ import torch
 
 from rtdetr_act.files import write_atomically
 from rtdetr_act.integrations.ultralytics.trainers import task_model
+from rtdetr_act.study.averaging import RecentWeights
 
 
 class Snapshots:
@@ -27,10 +28,12 @@ class Snapshots:
     Args:
         path: The snapshot, written atomically after each epoch but the last. If it exists when a training starts, the
             training resumes from it.
+        recent: Weights of the last epochs, saved and restored with the rest; None if they are not kept.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, recent: RecentWeights | None = None) -> None:
         self.path = path
+        self.recent = recent
         self.state: dict[str, Any] | None = None
         self.updates = 0  # optimizer steps so far
         self.batches_since_step = 0  # batches since the last optimizer step
@@ -54,6 +57,7 @@ class Snapshots:
             "model": model.state_dict(),
             "ema": trainer.ema.ema.state_dict(),
             "updates": trainer.ema.updates,
+            "recent": list(self.recent.epochs) if self.recent else [],
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": trainer.scaler.state_dict(),
             "best_fitness": trainer.best_fitness,
@@ -94,6 +98,8 @@ class Snapshots:
         trainer.scaler.load_state_dict(state["scaler"])
         trainer.stopper.__dict__.update(state["stopper"])
         write_atomically(trainer.csv, state["results"])
+        if self.recent:
+            self.recent.epochs.extend(state["recent"])
         self.state, self.batches_since_step, self.updates = state, state["since"], state["updates"]
 
     def _read(self) -> dict[str, Any] | None:

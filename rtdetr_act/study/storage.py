@@ -85,6 +85,8 @@ class RunResult:
     classes: Mapping[str, UnitFloat] = field(default_factory=dict)
     precision: UnitFloat | None = None
     recall: UnitFloat | None = None
+    averaged_scores: Mapping[ScoreName, UnitFloat] = field(default_factory=dict)
+    validation_share: NonNegativeFloat | None = None
     epochs: NonNegativeInt = 0
     sites: NonNegativeInt = 0
     parameters: NonNegativeInt = 0

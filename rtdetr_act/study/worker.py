@@ -15,7 +15,8 @@ import platform
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,11 @@ from rtdetr_act.integrations.ultralytics.detections import collect_detections
 from rtdetr_act.integrations.ultralytics.models import load_model, load_variant
 from rtdetr_act.integrations.ultralytics.results import read_precision_and_recall, read_results, read_scores
 from rtdetr_act.integrations.ultralytics.runs import outcome_of, run_training
+from rtdetr_act.integrations.ultralytics.splits import LabelCacheLock, split_data
 from rtdetr_act.integrations.ultralytics.trainers import task_model
 from rtdetr_act.study.activation_curves import SampledCurves, sample_learned_curves
-from rtdetr_act.study.grid import RunConfig, format_command, read_run_config
+from rtdetr_act.study.averaging import RecentWeights, score_average
+from rtdetr_act.study.grid import SPLIT_FILE, RunConfig, format_command, read_run_config
 from rtdetr_act.study.process import is_finished
 from rtdetr_act.study.snapshot import Snapshots
 from rtdetr_act.study.storage import (
@@ -141,11 +144,16 @@ def train_run(config: RunConfig, folder: Path, *, device: str, threads: int, bar
     name, model = load_variant(config.model, config.activation, scope=config.scope, act_lr=config.act_lr)
     device_argument = {"device": device} if device else {}
     location = {"project": str(folder.parent.resolve()), "name": folder.name, "exist_ok": True}
-    arguments = {**config.arguments, **location, "seed": config.seed, "data": resolve_data(config.data)}
+    data = RunData(config, str(model.task), folder)
+    arguments = {**config.arguments, **location, "seed": config.seed, "data": data.source}
     before: list[SampledCurves] = []  # the curves before the first step, once they are sampled
+    recent = RecentWeights(config.average_last) if config.average_last else None
     if "," not in str(device or config.arguments.get("device")):
         _add_start_callbacks(model, before, threads)
-        Snapshots(folder / SNAPSHOT_FILE).attach(model)
+        data.attach(model)
+        if recent:
+            recent.attach(model)
+        Snapshots(folder / SNAPSHOT_FILE, recent).attach(model)
         barrier.attach(model)
     elif unfinished := _load_resumable(folder / "weights" / "last.pt"):
         # The state of a multi-GPU run is in its own processes, out of reach of a snapshot: Ultralytics resumes it.
@@ -161,19 +169,21 @@ def train_run(config: RunConfig, folder: Path, *, device: str, threads: int, bar
         verbose=False, plots=False
     )  # a multi-GPU run leaves its metrics in its processes
     _write_curves(folder, before, model)
-    _write_detections(folder, config, model, threads)
+    _write_detections(folder, config, data, model, threads)
     scores = read_scores(metrics)
     if missing := [name for name, score in scores.items() if not math.isfinite(score)]:
         reason = f"Ultralytics' validation returned no finite {', '.join(missing)}"
         _write_result(folder, RunResult("failed", reason, **_describe_environment(config, model.trainer.device)))
         return
-    headline = read_precision_and_recall(metrics)
+    headline, classes = read_precision_and_recall(metrics), read_class_scores(metrics)
     result = RunResult(
         state="done",
         scores=scores,  # type: ignore[arg-type]  # its keys are ScoreName
-        classes=read_class_scores(metrics),
+        classes=classes,
         precision=finite_or_none(headline.get("precision")),
         recall=finite_or_none(headline.get("recall")),
+        averaged_scores=_score_average(model, recent) if recent else {},  # last: it changes the metrics
+        validation_share=data.validation_share,
         epochs=len(read_results(folder).epochs),
         sites=outcome.sites,
         parameters=outcome.parameters,
@@ -183,6 +193,39 @@ def train_run(config: RunConfig, folder: Path, *, device: str, threads: int, bar
     )
     _write_result(folder, result)
     (folder / SNAPSHOT_FILE).unlink(missing_ok=True)
+
+
+class RunData:
+    """The data set of a run, whose seed may divide its images.
+
+    Args:
+        config: Configuration of the run.
+        task: Task of the model.
+        folder: The run folder.
+
+    Attributes:
+        source: Ultralytics' `data` argument.
+        validation_share: Validation images per training image where the seed divides them; None otherwise.
+        lock: Held while labels are read; None where all runs have the same images.
+    """
+
+    def __init__(self, config: RunConfig, task: str, folder: Path) -> None:
+        self.source = resolve_data(config.data)
+        self.validation_share: float | None = None
+        self.lock: LabelCacheLock | None = None
+        if config.split_seeds:
+            self.lock = LabelCacheLock(self.source)
+            split = split_data(self.source, task, config.seed, folder / SPLIT_FILE.parent)
+            self.source, self.validation_share = str(split.data), split.val / split.train
+
+    def attach(self, model: Any) -> None:
+        """Let a training hold the lock while it reads labels."""
+        if self.lock:
+            self.lock.attach(model)
+
+    def hold(self) -> AbstractContextManager[object]:
+        """Return a context in which labels are read."""
+        return self.lock.lock if self.lock else nullcontext()
 
 
 def _write_result(folder: Path, result: RunResult) -> None:
@@ -220,12 +263,33 @@ def _add_start_callbacks(model: Any, before: list[SampledCurves], threads: int) 
     model.add_callback("on_pretrain_routine_end", sample)
 
 
-def _write_detections(folder: Path, config: RunConfig, model: Any, threads: int) -> None:
+def _score_average(model: Any, recent: RecentWeights) -> dict[Any, float]:
+    """Return the scores of the mean weights of the last epochs; {} if one is not finite."""
+    scores: dict[Any, float] = {}
+    with _keeping_the_run("the weights of the last epochs were not averaged, and the report names this run"):
+        scores = score_average(model.trainer, recent)
+    return scores if all(map(math.isfinite, scores.values())) else {}
+
+
+@contextmanager
+def _keeping_the_run(lost: str) -> Iterator[None]:
+    """Print an error and what is lost by it, in place of raising it: a training and its scores are not lost with it."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception:
+        traceback.print_exc()
+        print(f"warning: {lost}")
+
+
+def _write_detections(folder: Path, config: RunConfig, data: RunData, model: Any, threads: int) -> None:
     """Write what the best checkpoint of a detector finds on the validation images, and its scores on resamples of them.
 
     Args:
         folder: The run folder.
         config: Configuration of the run.
+        data: Its data set.
         model: RTDETR or YOLO object after the training.
         threads: Number of torch threads on a CPU; 0 for Ultralytics' default.
     """
@@ -234,18 +298,14 @@ def _write_detections(folder: Path, config: RunConfig, model: Any, threads: int)
         return
     device = model.trainer.device
     settings = {key: value for key, value in config.arguments.items() if key in _VALIDATION_ARGUMENTS}
-    settings |= {"data": resolve_data(config.data), "device": str(device)}
+    settings |= {"data": data.source, "device": str(device)}
     trained = load_model(str(best))
     trained.add_callback("on_val_start", lambda _: _set_threads(device, threads))
-    try:
-        truth, found = collect_detections(trained, **settings)
+    contents: dict[str, bytes] = {}
+    with _keeping_the_run("the detections were not kept, and the report leaves this run out of its bootstrap"):
+        with data.hold():
+            truth, found = collect_detections(trained, **settings)
         contents = {DETECTIONS_FILE: encode_detections(truth, found), SCORES_FILE: encode_scores(truth, found)}
-    except Interrupted:
-        raise
-    except Exception:  # the training and its scores are not lost for it
-        traceback.print_exc()
-        print("warning: the detections were not kept, and the report leaves this run out of its bootstrap")
-        return
     write_files_atomically({folder / name: content for name, content in contents.items()})
 
 
@@ -301,7 +361,8 @@ def _describe_environment(config: RunConfig, device: Any) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": name,
     }
-    return {"versions": {key: value for key, value in versions.items() if value}, "command": format_command(config)}
+    known = {key: value for key, value in versions.items() if value}
+    return {"versions": known, "command": format_command(config, Path(config.name))}
 
 
 if __name__ == "__main__":
