@@ -97,7 +97,7 @@ def divide_into_slots(device: Sequence[str], gpus: Sequence[str], cores: int, cp
         InputError: A run needs more than the machine has.
     """
     if cpus is not None and not 1 <= cpus <= cores:
-        raise InputError(f"cpus={quote(cpus)} is not possible: a run has {format_count(cores, "core")} here")
+        raise InputError(f"cpus={quote(cpus)} is not possible: this process may use {format_count(cores, 'core')}")
     on_gpu = [name for name in device if name.isdecimal()]
     if (on_gpu and len(set(device)) < len(device)) or len(on_gpu) not in (0, len(device)):
         raise InputError(f"device={quote(','.join(device))} is not possible: name each GPU once, and nothing else")
