@@ -25,6 +25,7 @@ _ROUNDING = 1e-12  # smaller differences of scores, which are fractions of 1, ar
 _NAN = float("nan")
 
 LEARNED = 0.001  # scores below it, as fractions of 1, are those of networks that have learned nothing
+MANY_RUNS = 5  # from which on charts draw the interval of a mean: that of two runs spans the whole axis
 
 K = TypeVar("K")
 Verdict = Literal["better", "worse", "no difference shown", "nothing was learned"]
@@ -165,8 +166,8 @@ def summarise_scores(values: Sequence[float], share: float = 0.0) -> Summary:
 
 
 def compare(
-    pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]], shares: Mapping[str, float] = MappingProxyType({})
-) -> dict[str, Comparison]:
+    pairs: Mapping[K, tuple[Sequence[float], Sequence[float]]], shares: Mapping[K, float] = MappingProxyType({})
+) -> dict[K, Comparison]:
     """Return the comparison of each variant with its baseline, corrected for the number of comparisons.
 
     Args:
