@@ -31,7 +31,7 @@
     // A finger that drags over a chart scrolls the page.
     layout.dragmode = touch ? false : "zoom";
     layout.autosize = !printing;
-    if (printing) layout.width = Number(div.dataset.print);
+    if (printing) Object.assign(layout, { width: Number(div.dataset.print), height: div.clientHeight });
     Plotly.react(div, data, layout, config);
   }
 
