@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+from rtdetr_act.study.charts import Figure, assign_styles, draw_classes, draw_cost, draw_differences
 from rtdetr_act.study.leaderboard import build_leaderboard
 from rtdetr_act.study.page import render_page
+from rtdetr_act.study.pareto import LATENCY, PARAMETERS, Cost
 from rtdetr_act.study.run_record import RunRecord
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="looking at the page takes: pip install playwright")
@@ -190,12 +192,12 @@ def opened(browser: Any, study: Path) -> Iterator[Watched]:
 def test_every_chart_is_drawn_and_valid(opened: Watched) -> None:
     charts = opened.page.locator(".js-plotly-plot")
     drawn = {div.get_attribute("id"): div.locator(".trace").count() for div in charts.all()}
-    # Bands and lines are traces; single seeds and means are; shapes have 51 sites and the curve before.
-    expected = {"difference-0": 8, "costs-0": 5, "costs-1": 5, "curves-0": 10, "curves-1": 10, "classes-0": 5}
+    # Bands, lines, single runs, means and fronts are traces; shapes have 51 sites and the curve before.
+    expected = {"difference-0": 8, "costs-0": 11, "costs-1": 11, "curves-0": 10, "curves-1": 10, "classes-0": 10}
     assert drawn == {**expected, "shapes-0": 52, "shapes-1": 52}
     faults = charts.evaluate_all("all => all.map(div => Plotly.validate(div.data, div.layout) || [])")
     assert [fault["msg"] for chart in faults for fault in chart if fault["code"] != "unused"] == []
-    assert opened.count("#classes-0 .point") == 5 * len(CLASSES)
+    assert opened.count("#classes-0 .point") == (5 + 13) * len(CLASSES)  # means, and finished runs
     assert opened.count("a") == 0
 
 
@@ -252,7 +254,7 @@ def test_hovering_tells_the_variant(opened: Watched) -> None:
     for chart, axis in (("difference-0", "difference"), ("costs-0", "latency"), ("costs-1", "parameters")):
         opened.page.locator(f"#{chart}").scroll_into_view_if_needed()
         index = opened.page.locator(f"#{chart}").evaluate(
-            "div => div.data.findIndex(trace => JSON.stringify(trace.hovertext).includes('dyrelu_b'))"
+            "div => div.data.findIndex(trace => (trace.hovertext || []).join().includes('dyrelu_b'))"
         )
         point = opened.page.locator(f"#{chart} .scatterlayer .trace").nth(index).locator(".points path").first
         box = point.bounding_box()
@@ -291,9 +293,9 @@ def test_a_variant_has_one_colour_in_all_charts(opened: Watched) -> None:
     colours = opened.page.locator(".chart").evaluate_all(
         """divs => divs.flatMap(div => div.data)
             .filter(trace => trace.meta === "arelu")
-            .map(trace => trace.fillcolor || (trace.line && trace.line.color) || trace.marker.color)"""
+            .map(({fillcolor, line, marker}) => fillcolor || (line || marker.line || marker).color)"""
     )
-    assert len(colours) == 7
+    assert len(colours) == 10
     assert len(set(colours)) == 1
 
 
@@ -327,6 +329,18 @@ def test_a_phone_never_scrolls_sideways(browser: Any, study: Path) -> None:
     assert wide > 360  # in its own box
     charts = watched.page.locator(".chart .main-svg").evaluate_all("all => all.map(svg => svg.clientWidth)")
     assert max(charts) <= 360
+    watched.close()
+
+
+@pytest.mark.integration
+def test_a_page_opened_on_paper_shows_whole_charts(browser: Any, study: Path) -> None:
+    watched = Watched(browser, study, viewport={"width": 688, "height": 1000})
+    watched.page.emulate_media(media="print")
+    watched.page.reload()
+    heights = watched.page.locator(".chart").evaluate_all(
+        "all => all.map(div => [div.querySelector('.main-svg').clientHeight, div.clientHeight])"
+    )
+    assert all(chart == room for chart, room in heights)
     watched.close()
 
 
@@ -386,7 +400,7 @@ def test_more_than_twelve_variants_and_what_is_left_out(browser: Any, tmp_path: 
     assert watched.count("#leaderboard tbody tr") == 17
     legend = watched.page.locator("#costs-1").locator("xpath=..").locator(".legend button").all_inner_texts()
     assert sorted(legend) == sorted(["stock", *(f"act{index}" for index in range(4, 16))])
-    assert watched.count("#costs-1 .points path") == 13
+    assert watched.count("#costs-1 .points path") == 13 * 3  # a mean and two runs of each
     watched.close()
 
 
@@ -446,6 +460,130 @@ def test_classification_is_drawn_from_its_own_columns(browser: Any, tmp_path: Pa
     lines = watched.page.locator("#curves-0").evaluate("div => div.data.filter(t => t.line.color).map(t => [t.x, t.y])")
     assert lines == [[[1, 2], [0.25, 0.5]]] * 5
     assert "top5" in watched.page.locator("#leaderboard thead").inner_text()
+    watched.close()
+
+
+def draw(records: Sequence[RunRecord], cost: Cost = LATENCY) -> tuple[Figure, Figure, Figure]:
+    """Return the charts of score against cost, of classes and of differences."""
+    rows = build_leaderboard(records, baseline="stock", latencies=LATENCIES)
+    runs = {row.variant: [record for record in records if record.variant == row.variant] for row in rows}
+    styles = assign_styles(rows)
+    return (
+        draw_cost(rows, runs, styles, "mAP50-95", cost),
+        draw_classes(rows, runs, styles),
+        draw_differences(rows, runs, styles, "mAP50-95"),
+    )
+
+
+def make_scores(scores: dict[str, list[float]]) -> list[RunRecord]:
+    """Return finished runs with given scores, which are those of their only class, too."""
+    return [
+        make_run(Path("none"), name, 0, seed, False, scores={"mAP50-95": score}, classes={"RBC": score})
+        for name, values in scores.items()
+        for seed, score in enumerate(values)
+    ]
+
+
+FIVE = [0.50, 0.51, 0.52, 0.53, 0.54]
+
+
+def test_few_runs_are_drawn_as_points_and_many_as_an_interval() -> None:
+    cost, classes, _ = draw(make_scores({"stock": FIVE, "arelu": [0.1, 0.9], "mish": [0.6]}))
+    for figure, axis in ((cost, "y"), (classes, "x")):
+        drawn = [
+            (trace["meta"], list(trace[axis]), f"error_{axis}" in trace) for trace in figure.traces if "meta" in trace
+        ]
+        single = ("arelu", [0.1, 0.9], False)
+        assert single in drawn
+        drawn.remove(single)
+        assert {(name, round(value, 9), interval) for name, (value,), interval in drawn} == {
+            ("stock", 0.52, True),
+            ("arelu", 0.5, False),
+            ("mish", 0.6, False),
+        }
+        said = "with its 95 % interval; single runs as small dots where there are fewer than 5"
+        assert said in figure.text
+    assert "Mean over seeds, with its 95 % interval. Filled" in draw(make_scores({"stock": FIVE}))[0].text
+    assert "Mean over seeds, single runs as small dots. Filled" in draw(make_scores({"stock": FIVE[:4]}))[0].text
+    assert draw(make_scores({"stock": FIVE[:1]}))[0].text.startswith("One run of each variant. Filled")
+
+
+@pytest.mark.parametrize("gains", [[0.05, 0.15], [0.05, 0.05, 0.15, 0.15, 0.4]])
+def test_intervals_of_few_pairs_do_not_set_the_axis(gains: list[float]) -> None:
+    scores = {"stock": FIVE[: len(gains)], "arelu": [a + b for a, b in zip(FIVE, gains, strict=False)]}
+    figure = draw(make_scores(scores))[2]
+    start, end = figure.layout["xaxis"]["range"]
+    (mean,) = [trace for trace in figure.traces if "error_x" in trace]
+    low, high = mean["x"][0] - mean["error_x"]["arrayminus"][0], mean["x"][0] + mean["error_x"]["array"][0]
+    if len(gains) == 2:  # -0.54 to 0.74; the axis is three times 0 to 0.15, and 5 % at each end
+        assert (start, end) == (pytest.approx(-0.15 - 0.0225), pytest.approx(0.3 + 0.0225))
+        assert (low, high) == (pytest.approx(-0.535, abs=0.001), pytest.approx(0.735, abs=0.001))
+    else:
+        assert start < low < 0 < high < end
+    assert figure.text.endswith("go on beyond it.") == (len(gains) == 2)
+
+
+STAIRS = {"stock": 0.0, "hardswish": -0.03, "dyrelu_b": 0.03, "mish": -0.001}
+
+
+def test_the_front_is_a_line_and_marks_say_who_is_on_it() -> None:
+    figure = draw(make_study(Path("none"), STAIRS, seeds=6, files=False))[0]
+    line, *_ = figure.traces
+    means = {trace["meta"]: trace for trace in figure.traces if "meta" in trace}
+    # 6.85, 6.9 and 6.95 ms are equal: the best of these is on the front.
+    best, slow = means["stock"], means["dyrelu_b"]
+    assert (line["mode"], line["line"]["shape"], line["y"]) == ("lines", "hv", [best["y"][0], slow["y"][0]])
+    assert line["x"] == [best["x"][0], slow["x"][0]]
+    marks = {name: (trace["marker"]["symbol"], trace["marker"]["color"]) for name, trace in means.items()}
+    assert marks == {
+        "stock": ("square", "c0"),
+        "dyrelu_b": ("circle", "c1"),
+        "mish": ("circle", "paper"),
+        "hardswish": ("circle-x", "paper"),
+    }
+    assert "6 runs, tied with the front" in means["mish"]["hovertext"][0]
+    assert "Costs that differ by 2 % or less count as equal." in figure.text
+    assert [text.split(" (")[0] for text in figure.notes[:3]] == [
+        "On the front: stock and dyrelu_b.",
+        "Tied with it: mish",
+        "Dominated: hardswish",
+    ]
+    equal = draw(make_study(Path("none"), {"stock": 0.0, "mish": -0.001}, files=False), PARAMETERS)[0]
+    assert all(trace["mode"] == "markers" for trace in equal.traces)  # a single variant on the front is no line
+    assert "Variants of equal cost stand side by side." in equal.text
+
+
+def test_bars_of_the_leaderboard_have_runs_or_an_interval(tmp_path: Path) -> None:
+    scores = {"stock": FIVE, "arelu": [0.4, 0.6], "mish": [0.5]}
+    text = write(make_scores(scores), tmp_path / "report.html", latencies={}).read_text(encoding="utf-8")
+    bars = re.findall(r'<span class="bar" aria-hidden="true">(.*?<b style="left:[^"]*"></b>)</span>', text)
+    places = [re.findall(r"<(i|span|b) style=\"left:([\d.]+)%", bar) for bar in bars]
+    # From 0.4 to 0.6: the interval of arelu, -0.77 to 1.77, has no part in it. The best mean comes first.
+    assert places[0][0][0] == "i"
+    assert [each for each in places if each[0][0] == "span"] == [
+        [("span", "0.0"), ("span", "100.0"), ("b", "50.0")],
+        [("span", "50.0"), ("b", "50.0")],
+    ]
+    assert "Circles: the single runs, where there are fewer than 5." in text
+
+
+MANY = {"stock": 0.0, "dyrelu_c@backbone, gelu@neck": 0.02} | {f"act{index}": 0.005 * index for index in range(8)}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("seeds", [1, 2, 6])
+def test_no_column_is_clipped_and_charts_stand_side_by_side(browser: Any, tmp_path: Path, seeds: int) -> None:
+    latencies = {name: 5 + 0.3 * index for index, name in enumerate(MANY)}
+    path = write(make_study(tmp_path, MANY, seeds=seeds), tmp_path / "report.html", latencies=latencies)
+    watched = Watched(browser, path)
+    for box in watched.page.locator(".scroll").all():
+        assert box.evaluate("box => box.scrollWidth - box.clientWidth") == 0
+    left, right = (watched.page.locator(f"#costs-{index}").bounding_box() for index in range(2))
+    assert (left["y"], left["height"]) == (right["y"], right["height"])
+    note = watched.page.locator("#costs-0").locator("xpath=..").locator(".note")
+    assert note.bounding_box()["y"] >= left["y"] + left["height"]
+    assert note.inner_text().startswith("On the front: ")
+    assert ("One run each cannot tell scores apart" in note.inner_text()) == (seeds == 1)
     watched.close()
 
 

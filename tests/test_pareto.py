@@ -18,7 +18,7 @@ from rtdetr_act.study.run_record import RunRecord
 Scores = Sequence[float] | dict[int, float]
 
 
-def find(scores: dict[str, Scores], costs: dict[str, float | None], cost: Cost = LATENCY) -> Front:
+def find(scores: dict[str, Scores], costs: dict[str, float | None], cost: Cost = LATENCY, **more: float) -> Front:
     """Return the front of variants, given by the scores of their runs, by seed, and their latency or parameters."""
     runs = {}
     for name, values in scores.items():
@@ -33,6 +33,7 @@ def find(scores: dict[str, Scores], costs: dict[str, float | None], cost: Cost =
                 "done",
                 scores={"mAP50-95": score},
                 parameters=int(costs[name] or 0),
+                **more,
             )
             for seed, score in by_seed.items()
         ]
@@ -150,6 +151,16 @@ def test_unknown_costs_and_scores() -> None:
     assert describe_front(front) == ["On the front: relu."]
     assert describe_front(find({"relu": RELU}, {"relu": 0}, PARAMETERS)) == []
     assert describe_front(find({}, {})) == []
+
+
+def test_runs_that_divide_the_images_show_less() -> None:
+    scores = {"relu": RELU, "slow": [0.490, 0.503, 0.5085]}
+    costs: dict[str, float | None] = {"relu": 2.0, "slow": 3.0}
+    assert split(find(scores, costs)) == {"front": ["relu"], "dominated": ["slow"]}
+    front = find(scores, costs, validation_share=1.0)  # a variance of 1/3 + 1 for 1/3
+    assert split(front) == {"front": ["relu"], "tied": ["slow"]}
+    t = stats.ttest_rel(scores["slow"], RELU).statistic / math.sqrt(1 + 3)
+    assert front.points[1].comparison.p == pytest.approx(2 * stats.t.sf(abs(t), 2))
 
 
 def test_one_variant_is_the_front() -> None:

@@ -6,22 +6,24 @@ import html
 import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rtdetr_act.evaluation.statistics import Comparison, Summary, summarise_scores
-from rtdetr_act.formatting import finite_or_none, format_count, format_score, join_words
+from rtdetr_act.evaluation.statistics import MANY_RUNS, Summary, summarise_scores
+from rtdetr_act.formatting import format_count, format_score, join_words
 from rtdetr_act.integrations.ultralytics.results import read_results
 from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed
+from rtdetr_act.study.pareto import Cost, Front, FrontPoint, Status, describe_front, find_front
 from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.storage import CURVES_FILE, ActivationCurves, read_json
 
 _MAX_CLASSES_HEIGHT = 680  # pixels; a taller chart does not fit on a printed page
 _CURVE_POINTS = 81
 _WIDE, _HALF, _SMALL = 680, 335, 222  # widths in print, in CSS pixels: A4 without margins in one, two and three columns
+_STATUS_WORDS: dict[Status, str] = {"front": "on the front", "tied": "tied with the front", "dominated": "dominated"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Figure:
         height: Height in CSS pixels.
         print_width: Width in print, in CSS pixels.
         names: Variants in the legend.
+        notes: Lines of text below the chart.
     """
 
     title: str
@@ -60,6 +63,7 @@ class Figure:
     height: int = 380
     print_width: int = _WIDE
     names: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -134,18 +138,41 @@ def _format_hover(name: str, *rest: str) -> str:
     return "<br>".join([f"<b>{_escape(name)}</b>", *map(_escape, rest)])
 
 
-def _make_error_bars(axis: str, points: Sequence[Summary | Comparison], colour: str) -> dict[str, Any]:
-    """Return the option of a trace with the confidence intervals along an axis; {} if no point has one."""
-    if not any(math.isfinite(point.low) for point in points):
+def _make_error_bars(
+    axis: str, means: Sequence[float], intervals: Sequence[tuple[float, float]], colour: str
+) -> dict[str, Any]:
+    """Return the option of a trace with intervals along an axis, where they are known; {} if none is."""
+    if not any(math.isfinite(low) for low, _ in intervals):
         return {}
-    means = [point.mean if isinstance(point, Summary) else point.difference for point in points]
     bars = {
         "type": "data",
         "symmetric": False,
-        "array": [point.high - mean for point, mean in zip(points, means, strict=True)],
-        "arrayminus": [mean - point.low for point, mean in zip(points, means, strict=True)],
+        "array": [high - mean for mean, (_, high) in zip(means, intervals, strict=True)],
+        "arrayminus": [mean - low for mean, (low, _) in zip(means, intervals, strict=True)],
     }
     return {f"error_{axis}": {**bars, "color": colour, "thickness": 1.5, "width": 3}}
+
+
+def _make_mean_bars(axis: str, summaries: Sequence[Summary], colour: str) -> dict[str, Any]:
+    """Return the option of a trace with the intervals of means over many runs; {} if there are none."""
+    unknown = (math.nan, math.nan)
+    intervals = [(each.low, each.high) if each.runs >= MANY_RUNS else unknown for each in summaries]
+    return _make_error_bars(axis, [each.mean for each in summaries], intervals, colour)
+
+
+def _make_run_trace(name: str, colour: str, size: int) -> dict[str, Any]:
+    """Return the options of a trace of single runs, drawn where they are too few for an interval."""
+    return {"mode": "markers", "marker": {"color": colour, "size": size, "opacity": 0.6}, "meta": name}
+
+
+def _describe_spread(runs: Sequence[int]) -> str:
+    """Return the sentence of a caption on how charts show the spread of means over some numbers of runs."""
+    interval, single = "with its 95 % interval", "single runs as small dots"
+    if not any(1 < each < MANY_RUNS for each in runs):
+        return f"Mean over seeds, {interval}." if any(each > 1 for each in runs) else "One run of each variant."
+    if any(each >= MANY_RUNS for each in runs):
+        return f"Mean over seeds, {interval}; {single} where there are fewer than {MANY_RUNS}."
+    return f"Mean over seeds, {single}."
 
 
 def draw_differences(
@@ -163,6 +190,8 @@ def draw_differences(
     baselines = {row.setting: row.variant for row in drawn if row.is_baseline}
     traces: list[dict[str, Any]] = []
     labels: list[str] = []
+    shown = [0.0]
+    ends: list[float] = []
     for row in drawn:
         comparison = row.comparison
         if comparison is None or not math.isfinite(comparison.difference):
@@ -173,6 +202,8 @@ def draw_differences(
         own = index_by_seed(runs[row.variant], metric)
         seeds = sorted(own.keys() & reference.keys())
         differences = [own[seed].scores[metric] - reference[seed].scores[metric] for seed in seeds]
+        shown += differences
+        (shown if comparison.pairs >= MANY_RUNS else ends).extend([comparison.low, comparison.high])
         numbers = [format_score(value, "+") for value in (comparison.difference, comparison.low, comparison.high)]
         interval = f" ({numbers[1]} to {numbers[2]})" if math.isfinite(comparison.low) else ""
         traces += [
@@ -191,7 +222,7 @@ def draw_differences(
                 "y": [position - 0.08],
                 "mode": "markers",
                 "marker": {"color": style.colour, "size": 10, "symbol": style.symbol},
-                **_make_error_bars("x", [comparison], style.colour),
+                **_make_error_bars("x", [comparison.difference], [(comparison.low, comparison.high)], style.colour),
                 "hovertext": [
                     _format_hover(row.variant, numbers[0] + interval, f"{format_count(comparison.pairs, 'pair')}")
                 ],
@@ -199,12 +230,13 @@ def draw_differences(
         ]
     if not labels:
         return Figure(title, "No variant has a finished seed in common with a baseline, so there is none to show.")
+    span, is_cut = _choose_span(shown, ends)
     layout = _make_layout(
         {
             "title": _make_title(f"difference in {metric}"),
             "zeroline": True,
             "zerolinecolor": "ink",
-            "rangemode": "tozero",
+            "range": span,
         },
         {
             "tickvals": list(range(len(labels))),
@@ -218,7 +250,27 @@ def draw_differences(
         "Filled: the mean difference of the pairs, with its interval, corrected for the number of variants as the "
         "verdicts are. Open: single seeds."
     )
+    if is_cut:
+        text += f" Intervals of fewer than {MANY_RUNS} pairs that reach the edge go on beyond it."
     return Figure(title, text, _complete_traces(traces), layout, 72 + 46 * len(labels))
+
+
+def _choose_span(shown: Sequence[float], ends: Sequence[float]) -> tuple[list[float], bool]:
+    """Return the range of an axis, and whether it cuts intervals off.
+
+    Args:
+        shown: Values that must be in it; NaN is ignored.
+        ends: Ends of intervals, which widen it to three times the width of these at most.
+
+    >>> _choose_span([0.0, 1.0], [-0.5, 9.0])
+    ([-0.625, 2.125], True)
+    """
+    values, wide = [list(filter(math.isfinite, each)) for each in (shown, ends)]
+    low, high = min(values), max(values)
+    room = high - low or max((high, *map(abs, wide)))
+    start, end = max(low - room, min([low, *wide])), min(high + room, max([high, *wide]))
+    pad = 0.05 * (end - start) or 0.001
+    return [start - pad, end + pad], any(value < start or value > end for value in wide)
 
 
 def _complete_traces(traces: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -228,65 +280,108 @@ def _complete_traces(traces: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def draw_cost(
     drawn: Sequence[LeaderboardRow],
+    runs: Mapping[str, Sequence[RunRecord]],
     styles: Mapping[str, Style],
     metric: str,
-    noun: str,
-    axis: str,
-    label: str,
-    form: str,
-    cost: Callable[[LeaderboardRow], float | None],
+    cost: Cost,
 ) -> Figure:
-    """Return a chart of score against cost.
+    """Return a chart of score against cost, with the Pareto front.
 
     Args:
         drawn: Variants in the chart.
+        runs: Runs of each variant.
         styles: Style of each variant.
         metric: Name of the score.
-        noun: Name of the cost in the title.
-        axis: Name of the cost on its axis.
-        label: Name of the cost in hover text.
-        form: Format of the cost in hover text.
-        cost: Function that returns the cost of a variant, or None.
+        cost: The cost.
     """
-    title = f"{metric} against {noun}"
-    known = [(row, value) for row in drawn if (value := finite_or_none(cost(row)))]
-    if not known:
-        return Figure(title, f"Left out: no {noun} known for any finished variant.", print_width=_HALF)
-    values = [value for _, value in known]
+    title = f"{metric} against {cost.name}"
+    front = find_front(drawn, runs, metric, cost)
+    rows = {row.variant: row for row in drawn}
+    known = [point for point in front.points if point.status != "unknown"]
+    values = [point.cost for point in known if point.cost is not None]  # all of them have one
+    if not values:
+        return Figure(title, f"Left out: no {cost.name} known for any finished variant.", print_width=_HALF)
     low, high = min(values), max(values)
     pad = max(0.12 * (high - low), 0.04 * high)  # variants of nearly equal cost appear close together
     start, end = max(0.0, low - pad), high + pad
-    traces = []
-    for (row, value), position in zip(known, _spread_out(values, (end - start) / 60), strict=True):
-        summary, style = row.summary, styles[row.variant]
-        interval = (
-            f" ({format_score(summary.low)} to {format_score(summary.high)})" if math.isfinite(summary.low) else ""
-        )
-        traces.append(
-            {
-                "x": [position],
-                "y": [summary.mean],
-                "mode": "markers",
-                "marker": {"color": style.colour, "size": 10, "symbol": style.symbol},
-                **_make_error_bars("y", [summary], style.colour),
-                "hovertext": [
-                    _format_hover(
-                        row.variant,
-                        f"{metric} {format_score(summary.mean)}{interval}",
-                        f"{label} {form.format(value)}",
-                        format_count(summary.runs, "run"),
-                    )
-                ],
-                "meta": row.variant,
-            }
+    names = tuple(point.variant for point in known)
+    positions = dict(zip(names, _spread_out(values, (end - start) / 60), strict=True))
+    traces = [_make_front_trace(front, positions)] if len(front.select("front")) > 1 else []
+    for point in known:
+        scores = [run.scores[metric] for run in index_by_seed(runs[point.variant], metric).values()]
+        traces += _make_cost_traces(
+            point, rows[point.variant].summary, scores, positions[point.variant], styles[point.variant], metric, cost
         )
     layout = _make_layout(
-        {"title": _make_title(axis), "range": [start, end], "nticks": 6}, {"title": _make_title(metric)}
+        {"title": _make_title(cost.unit), "range": [start, end], "nticks": 6}, {"title": _make_title(metric)}
     )
-    missing = [row.variant for row in drawn if row.variant not in {row.variant for row, _ in known}]
-    text = "Mean over seeds, with its 95 % interval. Variants of equal cost stand side by side."
+    missing = [row.variant for row in drawn if row.variant not in positions]
+    text = f"{_describe_spread([point.runs for point in known])} {_describe_symbols(front)}"
     text += f" Not known for {join_words(missing)}." if missing else ""
-    return Figure(title, text, _complete_traces(traces), layout, 340, _HALF, tuple(row.variant for row, _ in known))
+    return Figure(title, text, _complete_traces(traces), layout, 340, _HALF, names, describe_front(front))
+
+
+def _make_front_trace(front: Front, positions: Mapping[str, float]) -> dict[str, Any]:
+    """Return the trace of the line that joins the variants on the front, given their positions along the axis."""
+    members = sorted(front.select("front"), key=lambda point: positions[point.variant])
+    return {
+        "x": [positions[point.variant] for point in members],
+        "y": [point.score for point in members],
+        "mode": "lines",
+        "line": {"color": "quiet", "width": 1.5, "shape": "hv"},
+        "hoverinfo": "skip",
+    }
+
+
+def _make_cost_traces(
+    point: FrontPoint,
+    summary: Summary,
+    scores: Sequence[float],
+    position: float,
+    style: Style,
+    metric: str,
+    cost: Cost,
+) -> list[dict[str, Any]]:
+    """Return the traces of a variant in a chart of score against cost: its runs, if they are few, and their mean."""
+    interval = f" ({format_score(summary.low)} to {format_score(summary.high)})" if math.isfinite(summary.low) else ""
+    hover = _format_hover(
+        point.variant,
+        f"{metric} {format_score(summary.mean)}{interval}",
+        f"{cost.name} {cost.form.format(point.cost)}",
+        f"{format_count(summary.runs, 'run')}, {_STATUS_WORDS[point.status]}",
+    )
+    traces: list[dict[str, Any]] = []
+    if 1 < len(scores) < MANY_RUNS:
+        dots = _make_run_trace(point.variant, style.colour, 5)
+        traces.append({**dots, "x": [position] * len(scores), "y": scores, "hovertext": [hover] * len(scores)})
+    symbol = style.symbol + ("-x" if point.status == "dominated" else "")
+    fill = style.colour if point.status == "front" else "paper"
+    traces.append(
+        {
+            "x": [position],
+            "y": [summary.mean],
+            "mode": "markers",
+            "marker": {"color": fill, "size": 10, "symbol": symbol, "line": {"color": style.colour, "width": 1.5}},
+            **_make_mean_bars("y", [summary], style.colour),
+            "hovertext": [hover],
+            "meta": point.variant,
+        }
+    )
+    return traces
+
+
+def _describe_symbols(front: Front) -> str:
+    """Return the sentences of a caption on how a chart shows the front."""
+    parts = ["Filled: on the Pareto front, none scores more at no more cost."]
+    if front.select("tied"):
+        parts.append("Open: tied with it, not shown to be worse.")
+    if front.select("dominated"):
+        parts.append("Crossed: dominated, shown to be worse.")
+    if front.cost.tolerance:
+        parts.append(f"Costs that differ by {100 * front.cost.tolerance:g} % or less count as equal.")
+    else:
+        parts.append("Variants of equal cost stand side by side.")
+    return " ".join(parts)
 
 
 def _spread_out(values: Sequence[float], step: float) -> list[float]:
@@ -435,6 +530,7 @@ def draw_classes(
                     scores_by_class[name][row.variant].append(value)
     if not scores_by_class:
         return Figure(title, "Left out: no finished run has recorded the scores of single classes.")
+    shares = {row.variant: row.validation_share for row in drawn}
     variants = [row.variant for row in drawn if any(row.variant in scores for scores in scores_by_class.values())]
     row_height = max(30, 7 * len(variants) + 10)
     means = {name: [fmean(values) for values in scores.values()] for name, scores in scores_by_class.items()}
@@ -446,15 +542,25 @@ def draw_classes(
     for index, variant in enumerate(variants):
         shift = 0.72 * ((index + 0.5) / len(variants) - 0.5)
         rows = [(row, name) for row, name in enumerate(names) if variant in scores_by_class[name]]
-        summaries = [summarise_scores(scores_by_class[name][variant]) for _, name in rows]
+        summaries = [summarise_scores(scores_by_class[name][variant], shares[variant]) for _, name in rows]
         style = styles[variant]
+        single = [
+            (value, row + shift)
+            for row, name in rows
+            for value in scores_by_class[name][variant]
+            if 1 < len(scores_by_class[name][variant]) < MANY_RUNS
+        ]
+        if single:
+            dots = _make_run_trace(variant, style.colour, 4)
+            x, y = zip(*single, strict=True)
+            traces.append({**dots, "x": x, "y": y, "hoverinfo": "skip"})
         traces.append(
             {
                 "x": [summary.mean for summary in summaries],
                 "y": [row + shift for row, _ in rows],
                 "mode": "markers",
                 "marker": {"color": style.colour, "size": 8, "symbol": style.symbol},
-                **_make_error_bars("x", summaries, style.colour),
+                **_make_mean_bars("x", summaries, style.colour),
                 "hovertext": [
                     _format_hover(
                         variant,
@@ -478,10 +584,12 @@ def draw_classes(
         },
         shapes=[{**rule, "y0": row + 0.5, "y1": row + 0.5} for row in range(len(names) - 1)],
     )
-    text = "mAP50-95 of the best checkpoint, mean over seeds with its 95 % interval."
+    height = 72 + max(64, len(names) * row_height)  # Plotly shrinks no chart below 64 pixels to make room for its title
+    numbers = [len(values) for scores in scores_by_class.values() for values in scores.values()]
+    text = f"mAP50-95 of the best checkpoint. {_describe_spread(numbers)}"
     if len(names) < len(scores_by_class):
         text += f" Of {len(scores_by_class)} classes, the {len(names)} in which the variants differ most."
-    return Figure(title, text, _complete_traces(traces), layout, 64 + len(names) * row_height, names=tuple(variants))
+    return Figure(title, text, _complete_traces(traces), layout, height, names=tuple(variants))
 
 
 def draw_activations(drawn: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]]) -> list[Figure]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from rtdetr_act.evaluation.statistics import NO_DIFFERENCE, NOTHING_LEARNED
+from rtdetr_act.evaluation.statistics import MANY_RUNS, NO_DIFFERENCE, NOTHING_LEARNED
 from rtdetr_act.formatting import (
     MAX_LISTED,
     UNKNOWN,
@@ -42,9 +42,11 @@ from rtdetr_act.study.leaderboard import (
     LeaderboardRow,
     describe_missing_averages,
     describe_missing_detections,
+    index_by_seed,
     list_averages,
     list_conclusions,
 )
+from rtdetr_act.study.pareto import LATENCY, PARAMETERS
 from rtdetr_act.study.run_record import STATES, RunRecord
 
 _TEMPLATE_FOLDER = Path(__file__).parent
@@ -73,6 +75,21 @@ _PALETTES: dict[str, dict[str, str]] = {
 
 
 @dataclass(frozen=True)
+class _Bar:
+    """Scores of a variant on an axis, as positions in percent.
+
+    Attributes:
+        mean: Their mean.
+        interval: Start and width of its interval; None if there are few runs.
+        runs: Single runs, if they are few.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    runs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class _Cell:
     """Cell of a table.
 
@@ -80,14 +97,14 @@ class _Cell:
         text: Its text.
         key: Key to sort by; cells without a key come last.
         note: Small text below.
-        bar: Start and width of an interval, and position of the mean, in percent.
+        bar: Bar between text and note.
         kind: CSS class of emphasised text.
     """
 
     text: str
     key: float | str | None
     note: str = ""
-    bar: tuple[float, float, float] | None = None
+    bar: _Bar | None = None
     kind: str = ""
 
 
@@ -115,12 +132,7 @@ def render_page(
     for record in records:
         runs[record.variant].append(record)
     difference = draw_differences(drawn, runs, styles, metric)
-    costs = [
-        draw_cost(drawn, styles, metric, "latency", "ms per image", "latency", "{:.2f} ms", lambda row: row.latency_ms),
-        draw_cost(
-            drawn, styles, metric, "parameters", "parameters", "parameters", "{:,.0f}", lambda row: row.parameters
-        ),
-    ]
+    costs = [draw_cost(drawn, runs, styles, metric, cost) for cost in (LATENCY, PARAMETERS)]
     curves = draw_training(drawn, runs, styles, metric)
     classes = draw_classes(drawn, runs, styles)
     shapes = draw_activations(drawn, runs)
@@ -139,7 +151,9 @@ def render_page(
         metric=metric,
         latency_note=latency_note,
         columns=_list_columns(rows, metric),
-        rows=_make_cells(rows, metric),
+        rows=_make_cells(rows, runs, metric),
+        few_runs=any(1 < row.summary.runs < MANY_RUNS for row in rows),
+        many_runs=MANY_RUNS,
         conclusion_titles=CONCLUSION_TITLES,
         conclusions=list_conclusions(rows),
         conclusion_note=CONCLUSION_NOTE,
@@ -261,25 +275,48 @@ def _list_other_metrics(rows: Sequence[LeaderboardRow], metric: str) -> list[str
     return list(dict.fromkeys(name for row in rows for name in row.other_scores if name != metric))
 
 
-def _make_cells(rows: Sequence[LeaderboardRow], metric: str) -> list[list[_Cell]]:
+def _make_cells(
+    rows: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]], metric: str
+) -> list[list[_Cell]]:
     """Return the cells of the leaderboard, a list per variant."""
-    ends = [value for row in rows for value in (row.summary.low, row.summary.high, row.summary.mean)]
-    ends = [value for value in ends if math.isfinite(value)]
-    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
     others = _list_other_metrics(rows, metric)
-    return [_make_row_cells(row, others, low, (high - low) or 1.0) for row in rows]
+    bars = _make_bars(rows, runs, metric)
+    return [_make_row_cells(row, others, bars.get(row.variant)) for row in rows]
 
 
-def _make_row_cells(row: LeaderboardRow, others: Sequence[str], start: float, width: float) -> list[_Cell]:
-    """Return the cells of a variant, with bars of intervals on an axis from `start` of length `width`."""
+def _make_bars(rows: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]], metric: str) -> dict[str, _Bar]:
+    """Return the bar of each variant with a score, all on one axis: with single runs if these are few."""
+    scored = [row for row in rows if math.isfinite(row.summary.mean)]
+    single = {
+        row.variant: [run.scores[metric] for run in index_by_seed(runs[row.variant], metric).values()]
+        for row in scored
+        if row.summary.runs < MANY_RUNS
+    }
+    ends = [value for values in single.values() for value in values]
+    ends += [value for row in scored if row.variant not in single for value in (row.summary.low, row.summary.high)]
+    start, end = min(ends, default=0.0), max(ends, default=1.0)
+
+    def locate(value: float) -> float:
+        return 100 * (value - start) / ((end - start) or 1.0)
+
+    bars = {}
+    for row in scored:
+        summary = row.summary
+        interval = None
+        if row.variant not in single:
+            interval = (locate(summary.low), locate(summary.high) - locate(summary.low))
+        bars[row.variant] = _Bar(locate(summary.mean), interval, tuple(map(locate, single.get(row.variant, ()))))
+    return bars
+
+
+def _make_row_cells(row: LeaderboardRow, others: Sequence[str], bar: _Bar | None) -> list[_Cell]:
+    """Return the cells of a variant, with the bar of its scores."""
     summary, comparison = row.summary, row.comparison
     lost = {"failed": row.failed, "stopped": row.stopped, "unfinished": row.unfinished}
-    score, note, bar = format_score(summary.mean), "", None
+    score, note = format_score(summary.mean), ""
     if math.isfinite(summary.low):
         score += f" ± {format_score(summary.deviation)}"
         note = f"{format_score(summary.low)} to {format_score(summary.high)}"
-        places = [100 * (value - start) / width for value in (summary.low, summary.high, summary.mean)]
-        bar = (places[0], places[1] - places[0], places[2])
     cells = [
         _Cell(row.variant, row.variant),
         _Cell(
