@@ -8,13 +8,12 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rtdetr_act.evaluation.statistics import MANY_RUNS, Summary, summarise_scores
 from rtdetr_act.formatting import format_count, format_score, join_words
-from rtdetr_act.integrations.ultralytics.results import read_results
+from rtdetr_act.study.chart_data import Curve, list_seed_differences, read_training_curves, round_digits
 from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed
 from rtdetr_act.study.pareto import Cost, Front, FrontPoint, Status, describe_front, find_front
 from rtdetr_act.study.run_record import RunRecord
@@ -64,17 +63,6 @@ class Figure:
     print_width: int = _WIDE
     names: tuple[str, ...] = ()
     notes: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """A quantity over the epochs: mean, minimum and maximum over the finished runs of a variant, and their number."""
-
-    epochs: list[int]
-    mean: list[float]
-    low: list[float]
-    high: list[float]
-    runs: int
 
 
 def assign_styles(drawn: Sequence[LeaderboardRow]) -> dict[str, Style]:
@@ -198,23 +186,20 @@ def draw_differences(
             continue
         position, style = len(labels), styles[row.variant]
         labels.append(_wrap_label(row.variant))
-        reference = index_by_seed(runs[baselines.get(row.setting, "")], metric)
-        own = index_by_seed(runs[row.variant], metric)
-        seeds = sorted(own.keys() & reference.keys())
-        differences = [own[seed].scores[metric] - reference[seed].scores[metric] for seed in seeds]
-        shown += differences
+        differences = list_seed_differences(row, baselines.get(row.setting, ""), runs, metric)
+        shown += differences.values()
         (shown if comparison.pairs >= MANY_RUNS else ends).extend([comparison.low, comparison.high])
         numbers = [format_score(value, "+") for value in (comparison.difference, comparison.low, comparison.high)]
         interval = f" ({numbers[1]} to {numbers[2]})" if math.isfinite(comparison.low) else ""
         traces += [
             {
-                "x": differences,
-                "y": [position + 0.22] * len(seeds),
+                "x": list(differences.values()),
+                "y": [position + 0.22] * len(differences),
                 "mode": "markers",
                 "marker": {"color": style.colour, "size": 6, "opacity": 0.65, "symbol": "circle-open"},
                 "hovertext": [
                     _format_hover(row.variant, f"seed {seed}: {format_score(value, '+')}")
-                    for seed, value in zip(seeds, differences, strict=True)
+                    for seed, value in differences.items()
                 ],
             },
             {
@@ -419,20 +404,9 @@ def draw_training(
         metric: Name of the score.
     """
     figures = []
-    histories = {
-        row.variant: [_read_epochs(record.folder, metric) for record in runs[row.variant] if record.state == "done"]
-        for row in drawn
-    }
-    for column, title in enumerate((f"{metric} on the validation images", "Training loss")):
-        curves = {
-            name: curve
-            for name, epochs_by_run in histories.items()
-            if (
-                curve := _aggregate_runs(
-                    [{epoch: pair[column] for epoch, pair in run.items()} for run in epochs_by_run]
-                )
-            ).epochs
-        }
+    found = read_training_curves(drawn, runs, metric)
+    parts = ((f"{metric} on the validation images", found.scores), ("Training loss", found.losses))
+    for column, (title, curves) in enumerate(parts):
         if not curves:
             figures.append(Figure(title, "Left out: no finished run has it in its results.csv.", print_width=_HALF))
             continue
@@ -449,34 +423,7 @@ def draw_training(
     return figures
 
 
-def _read_epochs(folder: Path, metric: str) -> dict[int, tuple[float, float]]:
-    """Return score and training loss of each epoch of a results.csv."""
-    return {epoch.number: (epoch.scores.get(metric, math.nan), epoch.loss) for epoch in read_results(folder).epochs}
-
-
-def _aggregate_runs(runs: Sequence[Mapping[int, float]]) -> _Curve:
-    """Return mean and range over runs of a quantity given by epoch; values that are not finite are ignored."""
-    values: dict[int, list[float]] = defaultdict(list)
-    for run in runs:
-        for epoch, value in run.items():
-            if math.isfinite(value):
-                values[epoch].append(value)
-    epochs = sorted(values)
-    return _Curve(
-        epochs,
-        [_round_digits(fmean(values[epoch])) for epoch in epochs],
-        [_round_digits(min(values[epoch])) for epoch in epochs],
-        [_round_digits(max(values[epoch])) for epoch in epochs],
-        sum(bool(run) for run in runs),
-    )
-
-
-def _round_digits(value: float) -> float:
-    """Return a number with five significant digits, which reduces the size of the page to a third."""
-    return float(f"{value:.5g}")
-
-
-def _make_curve_traces(name: str, curve: _Curve, style: Style) -> list[dict[str, Any]]:
+def _make_curve_traces(name: str, curve: Curve, style: Style) -> list[dict[str, Any]]:
     """Return the traces of a curve over the epochs: a band if there are several runs, and the mean."""
     traces: list[dict[str, Any]] = []
     template = "%{text}<br>epoch %{x}: %{y:.4g}"
@@ -637,4 +584,4 @@ def _make_activation_traces(curves: ActivationCurves) -> list[dict[str, Any]]:
 
 def _subsample(values: Sequence[float | None], step: int) -> list[float | None]:
     """Return every `step`-th value, rounded."""
-    return [None if value is None else _round_digits(value) for value in values[::step]]
+    return [None if value is None else round_digits(value) for value in values[::step]]

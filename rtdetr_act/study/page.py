@@ -25,6 +25,7 @@ from rtdetr_act.formatting import (
     format_score,
     join_words,
 )
+from rtdetr_act.study.chart_data import MAX_DRAWN, select_drawn
 from rtdetr_act.study.charts import (
     assign_styles,
     draw_activations,
@@ -47,10 +48,9 @@ from rtdetr_act.study.leaderboard import (
     list_conclusions,
 )
 from rtdetr_act.study.pareto import LATENCY, PARAMETERS
-from rtdetr_act.study.run_record import STATES, RunRecord
+from rtdetr_act.study.run_record import STATES, RunRecord, list_values
 
 _TEMPLATE_FOLDER = Path(__file__).parent
-_MAX_DRAWN = 12  # variants without the baselines: six colours with two line styles and symbols each
 # Arguments for the location of a run or its seed, in which variants do not differ.
 _RUN_SPECIFIC = ("name", "project", "save_dir", "exist_ok", "resume", "seed")
 
@@ -126,7 +126,7 @@ def render_page(
     Raises:
         InputError: The curves of learned activations of a run are damaged.
     """
-    drawn = _select_drawn(rows)
+    drawn = select_drawn(rows)
     styles = assign_styles(drawn)
     runs: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
@@ -165,7 +165,7 @@ def render_page(
         splits_note=SPLITS_NOTE if any(row.validation_share for row in rows) else "",
         figures=figures,
         styles=styles,
-        most_drawn=_MAX_DRAWN,
+        most_drawn=MAX_DRAWN,
         left_out=sum(math.isfinite(row.summary.mean) for row in rows) - len(drawn),
         comparisons=sum(_is_tested(row) for row in rows),
         **_describe_runs(records, metric),
@@ -177,21 +177,10 @@ def render_page(
     )
 
 
-def _select_drawn(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
-    """Return the best variants and the baselines they are compared with."""
-    scored = [row for row in rows if math.isfinite(row.summary.mean)]
-    others = [row for row in scored if not row.is_baseline]
-    best = sorted(others, key=lambda row: -row.summary.mean)[:_MAX_DRAWN]
-    settings = {row.setting for row in best}
-    names = {row.variant for row in best}
-    names |= {row.variant for row in scored if row.is_baseline and (not best or row.setting in settings)}
-    return [row for row in scored if row.variant in names]
-
-
 def _summarise_study(rows: Sequence[LeaderboardRow], records: Sequence[RunRecord], metric: str) -> str:
     """Return the paragraph at the top of the page."""
     variants, seeds = len(rows), sorted({record.seed for record in records})
-    models, data, epochs, sizes = (_list_values(records, name) for name in ("model", "data", "epochs", "imgsz"))
+    models, data, epochs, sizes = (list_values(records, name) for name in ("model", "data", "epochs", "imgsz"))
     states = Counter(record.state for record in records)
     counts = join_words([f"{states[state]} {state}" for state in STATES if states[state]])
     sentences = [
@@ -207,12 +196,6 @@ def _summarise_study(rows: Sequence[LeaderboardRow], records: Sequence[RunRecord
         *_describe_bootstrap(rows),
     ]
     return " ".join(sentences) + f" Scores are {metric}, as fractions of 1."
-
-
-def _list_values(records: Sequence[RunRecord], name: str) -> list[str]:
-    """Return the values of an argument that were set in some runs, each once."""
-    found = {str(record.arguments[name]) for record in records if record.arguments.get(name)}
-    return sorted(found, key=lambda value: (len(value), value))
 
 
 def _describe_verdicts(rows: Sequence[LeaderboardRow]) -> list[str]:

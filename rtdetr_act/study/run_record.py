@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -65,3 +65,9 @@ class RunRecord:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+
+
+def list_values(records: Sequence[RunRecord], name: str) -> list[str]:
+    """Return the values of an argument that were set in some runs, each once."""
+    found = {str(record.arguments[name]) for record in records if record.arguments.get(name)}
+    return sorted(found, key=lambda value: (len(value), value))
