@@ -88,10 +88,13 @@ def study(
         )
 
 
-@command("runs/study", "runs/detect baseline=stock")
+@command("runs/study latex=True", "runs/detect baseline=stock")
 def report(
     folder: Annotated[str | None, typer.Argument(metavar="FOLDER", show_default=False)] = None,
     baseline: Annotated[str | None, typer.Option("--baseline", help="Activation to compare with; the study's.")] = None,
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Also tables and figures for a paper, in FOLDER/paper.")
+    ] = False,
 ) -> None:
     """Write the report of a study or of runs again.
 
@@ -100,7 +103,7 @@ def report(
     from rtdetr_act.study.report import report_study
 
     found = require(folder, "report needs the folder of a study or of runs", "rtdetr-act report runs/study")
-    _print_report(report_study(found, baseline=baseline))
+    _print_report(report_study(found, baseline=baseline, latex=latex))
 
 
 @command("runs/pilot", "runs/pilot difference=0.01 comparisons=5")

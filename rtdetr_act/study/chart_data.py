@@ -62,6 +62,24 @@ def list_seed_differences(
     return {seed: own[seed].scores[metric] - reference[seed].scores[metric] for seed in seeds}
 
 
+def choose_span(shown: Sequence[float], ends: Sequence[float]) -> tuple[list[float], bool]:
+    """Return the range of an axis, and whether it cuts intervals off.
+
+    Args:
+        shown: Values that must be in it; NaN is ignored.
+        ends: Ends of intervals, which widen it to three times the width of these at most.
+
+    >>> choose_span([0.0, 1.0], [-0.5, 9.0])
+    ([-0.625, 2.125], True)
+    """
+    values, wide = [list(filter(math.isfinite, each)) for each in (shown, ends)]
+    low, high = min(values), max(values)
+    room = high - low or max((high, *map(abs, wide)))
+    start, end = max(low - room, min([low, *wide])), min(high + room, max([high, *wide]))
+    pad = 0.05 * (end - start) or 0.001
+    return [start - pad, end + pad], any(value < start or value > end for value in wide)
+
+
 def read_training_curves(
     drawn: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]], metric: str
 ) -> TrainingCurves:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rtdetr_act.evaluation.statistics import MANY_RUNS, Summary, summarise_scores
 from rtdetr_act.formatting import format_count, format_score, join_words
-from rtdetr_act.study.chart_data import Curve, list_seed_differences, read_training_curves, round_digits
+from rtdetr_act.study.chart_data import Curve, choose_span, list_seed_differences, read_training_curves, round_digits
 from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed
 from rtdetr_act.study.pareto import Cost, Front, FrontPoint, Status, describe_front, find_front
 from rtdetr_act.study.run_record import RunRecord
@@ -215,7 +215,7 @@ def draw_differences(
         ]
     if not labels:
         return Figure(title, "No variant has a finished seed in common with a baseline, so there is none to show.")
-    span, is_cut = _choose_span(shown, ends)
+    span, is_cut = choose_span(shown, ends)
     layout = _make_layout(
         {
             "title": _make_title(f"difference in {metric}"),
@@ -238,24 +238,6 @@ def draw_differences(
     if is_cut:
         text += f" Intervals of fewer than {MANY_RUNS} pairs that reach the edge go on beyond it."
     return Figure(title, text, _complete_traces(traces), layout, 72 + 46 * len(labels))
-
-
-def _choose_span(shown: Sequence[float], ends: Sequence[float]) -> tuple[list[float], bool]:
-    """Return the range of an axis, and whether it cuts intervals off.
-
-    Args:
-        shown: Values that must be in it; NaN is ignored.
-        ends: Ends of intervals, which widen it to three times the width of these at most.
-
-    >>> _choose_span([0.0, 1.0], [-0.5, 9.0])
-    ([-0.625, 2.125], True)
-    """
-    values, wide = [list(filter(math.isfinite, each)) for each in (shown, ends)]
-    low, high = min(values), max(values)
-    room = high - low or max((high, *map(abs, wide)))
-    start, end = max(low - room, min([low, *wide])), min(high + room, max([high, *wide]))
-    pad = 0.05 * (end - start) or 0.001
-    return [start - pad, end + pad], any(value < start or value > end for value in wide)
 
 
 def _complete_traces(traces: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetr_act.errors import InputError
-from rtdetr_act.evaluation.bootstrap import Scores, compare_over_images, compare_over_seeds_and_images
+from rtdetr_act.evaluation.bootstrap import (
+    HEADLINES,
+    Scores,
+    compare_over_images,
+    compare_over_seeds_and_images,
+)
 from rtdetr_act.evaluation.detection_files import RunScores, select_scores
 from rtdetr_act.evaluation.differences import has_learned_nothing
 from rtdetr_act.evaluation.statistics import (
@@ -117,6 +122,9 @@ class LeaderboardRow(Result):
         averaged: Scores of the mean weights of the last epochs; None if no run has them.
         validation_share: Validation images per training image if each seed divides them anew, which the intervals and
             tests over seeds heed; 0 otherwise.
+        coco_scores: Means of COCO's scores over these runs, or over those with detections of their own images if each
+            seed divides the images, by the names of `HEADLINES`; those of sizes that no object has are left out.
+        precision, recall: Means over its finished runs, as in `RunRecord`; NaN if unknown.
     """
 
     variant: str
@@ -139,6 +147,9 @@ class LeaderboardRow(Result):
     runs_with_detections: int
     averaged: AveragedScores | None
     validation_share: float
+    coco_scores: dict[str, float]
+    precision: float
+    recall: float
 
     def _summarise(self) -> str:
         """Return the variant, its number of finished runs, their mean and the verdict."""
@@ -214,6 +225,13 @@ def build_leaderboard(
         variant: select_scores(runs, truths.get(compared_with.get(variant, variant), ""))
         for variant, runs in kept.items()
     }
+    # Where each seed divides the images, each run has scores of its own validation images.
+    coco = {
+        variant: [scores[run.folder].scores for run in runs.values() if run.folder in scores]
+        if shares[variant]
+        else resampled[variant]
+        for variant, runs in finished.items()
+    }
     over_images, over_both = _compare_resampled(resampled, compared_with)
     rows = [
         _make_row(
@@ -226,6 +244,7 @@ def build_leaderboard(
             len(resampled[variant]),
             averaged.get(variant),
             shares[variant],
+            coco[variant],
         )
         for variant, runs in variants.items()
     ]
@@ -383,6 +402,7 @@ def _make_row(
     with_detections: int,
     averaged: AveragedScores | None,
     share: float,
+    coco: Sequence[Scores],
 ) -> LeaderboardRow:
     """Return the row of a variant.
 
@@ -396,11 +416,11 @@ def _make_row(
         with_detections: Number of its finished runs with detections of the same images.
         averaged: Scores of the mean weights of its last epochs.
         share: Validation images per training image if seeds divide them anew; 0 otherwise.
+        coco: COCO's scores of its finished runs.
     """
     done = list(finished.values())
     first = done[0] if done else runs[0]
     states = Counter(run.state for run in runs)
-    times = [run.seconds_per_epoch for run in done if not math.isnan(run.seconds_per_epoch)]
     return LeaderboardRow(
         variant=first.variant,
         activation=first.activation,
@@ -417,15 +437,30 @@ def _make_row(
         runs_with_detections=with_detections,
         averaged=averaged,
         validation_share=share,
+        coco_scores=_average_headlines(coco),
+        precision=_average(run.precision for run in done),
+        recall=_average(run.recall for run in done),
         failed=states["failed"],
         stopped=states["stopped"],
         unfinished=states["unfinished"],
         sites=first.sites,
         parameters=first.parameters,
         gflops_640=first.gflops_640,
-        seconds_per_epoch=fmean(times) if times else float("nan"),
+        seconds_per_epoch=_average(run.seconds_per_epoch for run in done),
         latency_ms=latency,
     )
+
+
+def _average_headlines(runs: Sequence[Scores]) -> dict[str, float]:
+    """Return the means of COCO's scores over some runs by name, without those that no run has."""
+    means = {name: _average(float(run.observed[row]) for run in runs) for row, name in enumerate(HEADLINES)}
+    return {name: mean for name, mean in means.items() if not math.isnan(mean)}
+
+
+def _average(values: Iterable[float]) -> float:
+    """Return the mean of the values that are known, NaN if none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan
 
 
 def _list_other_scores(runs: Sequence[RunRecord], metric: str) -> list[str]:
@@ -648,12 +683,18 @@ def _write_notes(rows: Sequence[LeaderboardRow], metric: str) -> list[str]:
             "GFLOPs (640) are the floating-point operations for one image of 640 x 640 pixels, activations included, "
             "in 1e9, whatever the size of the training."
         )
+    notes += filter(None, [describe_lost_runs(rows)])
+    return notes
+
+
+def describe_lost_runs(rows: Sequence[LeaderboardRow]) -> str:
+    """Return a sentence on runs that have no score; "" if there are none."""
     lost = {
         "failed": sum(row.failed for row in rows),
         "were stopped early": sum(row.stopped for row in rows),
         "are unfinished": sum(row.unfinished for row in rows),
     }
-    if any(lost.values()):
-        counts = ", ".join(f"{count} {what}" for what, count in lost.items() if count)
-        notes.append(f"Of the runs, {counts}; they have no part in the means and differences.")
-    return notes
+    if not any(lost.values()):
+        return ""
+    counts = ", ".join(f"{count} {what}" for what, count in lost.items() if count)
+    return f"Of the runs, {counts}; they have no part in the means and differences."

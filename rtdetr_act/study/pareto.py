@@ -36,6 +36,7 @@ class Cost:
 
 # 2 % is for an idle machine: on two loaded cores, medians of four identical networks differ by 11 to 51 %.
 LATENCY = Cost("latency", "ms per image", "{:.2f} ms", 0.02, lambda row: row.latency_ms)
+GFLOPS = Cost("operations", "GFLOPs at 640 pixels", "{:.2f} GFLOPs", 0.0, lambda row: row.gflops_640)
 PARAMETERS = Cost("parameters", "parameters", "{:,.0f}", 0.0, lambda row: row.parameters)
 
 

@@ -1,4 +1,4 @@
-"""Report of a study: latencies, the leaderboard and the HTML page."""
+"""Report of a study: latencies, the leaderboard, the HTML page, and files for a paper."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from rtdetr_act.deploy.fold import fold_activations
 from rtdetr_act.errors import FoldError, InputError, RtdetrActError, quote
 from rtdetr_act.evaluation.detection_files import read_scores
-from rtdetr_act.files import write_files_atomically
+from rtdetr_act.files import create_folder, write_files_atomically
 from rtdetr_act.formatting import format_count
 from rtdetr_act.integrations.ultralytics.costs import make_inference
 from rtdetr_act.integrations.ultralytics.models import load_model
@@ -28,10 +28,13 @@ from rtdetr_act.study.leaderboard import (
 )
 from rtdetr_act.study.naming import shorten, to_single_line
 from rtdetr_act.study.page import render_page
+from rtdetr_act.study.paper import encode_paper
 from rtdetr_act.study.run_folders import read_runs
 from rtdetr_act.study.run_record import RunRecord
 from rtdetr_act.study.storage import (
     LATENCY_FILE,
+    PAPER_FILES,
+    PAPER_FOLDER,
     REPORT_FILES,
     SCORES_FILE,
     SEARCH_FILE,
@@ -73,13 +76,17 @@ class StudyReport(TableResult):
         return frame.columns, frame.iter_rows()
 
 
-def report_study(folder: Path | str, *, baseline: str | None = None, measure: bool = False) -> StudyReport:
+def report_study(
+    folder: Path | str, *, baseline: str | None = None, measure: bool = False, latex: bool = False
+) -> StudyReport:
     """Write the leaderboard and the HTML page from the run folders, all files or none, and return the report.
 
     Args:
         folder: Folder of a study, or one with runs of Ultralytics.
         baseline: Activation that others are compared with; None for that of the study, or "stock" outside of a study.
         measure: Measure latencies if a finished variant has none.
+        latex: Write the files for a paper, too, to the folder "paper" in it: a table and sentences in LaTeX, figures as
+            PDF, and a CSV file with every number of every run. Default: False.
 
     Raises:
         InputError: There is no run or no such baseline, the folder is that of a search, a file in it is damaged, or it
@@ -92,6 +99,8 @@ def report_study(folder: Path | str, *, baseline: str | None = None, measure: bo
         )
     records = read_runs(folder)
     check_writable_files(folder, REPORT_FILES)
+    if latex:
+        check_writable_files(folder / PAPER_FOLDER, PAPER_FILES)
     activations = {record.activation for record in records}
     if baseline is not None and baseline not in activations:
         raise InputError(
@@ -108,8 +117,13 @@ def report_study(folder: Path | str, *, baseline: str | None = None, measure: bo
         rows = build_leaderboard(records, baseline=baseline, latencies=latencies.milliseconds, scores=known)
         title = to_single_line(folder.resolve().name)
         page = render_page(rows, records, title=title, metric=metric, latency_note=latencies.note)
-        contents = dict(zip(REPORT_FILES, [*encode_leaderboard(rows, metric).values(), page.encode()], strict=True))
-        write_files_atomically({folder / name: content for name, content in contents.items()})
+        leaderboard = encode_leaderboard(rows, metric).values()
+        contents = dict(zip(REPORT_FILES, [*leaderboard, page.encode()], strict=True))
+        if latex:
+            paper = encode_paper(rows, records, known, metric=metric, latency_note=latencies.note)
+            contents |= {f"{PAPER_FOLDER}/{name}": content for name, content in paper.items()}
+        with create_folder(folder / PAPER_FOLDER) if latex else contextlib.nullcontext():
+            write_files_atomically({folder / name: content for name, content in contents.items()})
     except OSError as error:
         raise InputError(
             f"cannot write to '{folder}': {error.strerror or error}; its files are unchanged, and "

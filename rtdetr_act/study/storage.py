@@ -33,6 +33,8 @@ ATTEMPTS_FILE = "attempts.json"  # processes that ended without a result, with r
 _LOCK_FILE = ".lock"
 WORKER_EXIT_SECONDS = 30.0  # within which the processes of a killed study end
 REPORT_FILES = ("leaderboard.csv", "leaderboard.parquet", "leaderboard.md", "report.html")  # written by a report
+PAPER_FOLDER = "paper"  # beside them, for a paper
+PAPER_FILES = ("table.tex", "methods.tex", "runs.csv", "differences.pdf", "cost.pdf", "training.pdf")
 
 _MAX_NAME_BYTES = 255  # bytes, on all usual file systems
 
