@@ -25,7 +25,8 @@ from rtdetr_act.integrations.ultralytics.splits import LabelCacheLock, list_imag
 from rtdetr_act.study import worker
 from rtdetr_act.study.averaging import average_weights
 from rtdetr_act.study.grid import check_runs, expand_study, make_study
-from rtdetr_act.study.leaderboard import build_leaderboard, encode_leaderboard
+from rtdetr_act.study.leaderboard import build_leaderboard
+from rtdetr_act.study.leaderboard_tables import encode_leaderboard
 from rtdetr_act.study.run_folders import read_run
 from rtdetr_act.study.storage import write_json
 from rtdetr_act.study.worker import EpochBarrier, train_run

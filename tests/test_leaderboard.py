@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from rtdetr_act.study.leaderboard import LeaderboardRow, build_leaderboard, choose_metric, encode_leaderboard
+from rtdetr_act.study.leaderboard import LeaderboardRow, build_leaderboard, choose_metric
+from rtdetr_act.study.leaderboard_tables import encode_leaderboard
 from rtdetr_act.study.run_record import RunRecord
 
 STOCK, ARELU, MISH = [0.50, 0.52, 0.53], [0.53, 0.553, 0.559], [0.51, 0.50, 0.55]

@@ -48,7 +48,7 @@ def search(
 
     from rtdetr_act.integrations.ultralytics.arguments import split_pairs
     from rtdetr_act.integrations.ultralytics.downloads import no_downloads
-    from rtdetr_act.study.leaderboard import make_leaderboard_table
+    from rtdetr_act.study.leaderboard_tables import make_leaderboard_table
     from rtdetr_act.study.runner import run_search
     from rtdetr_act.study.search import make_search
     from rtdetr_act.study.search_report import make_rung_table

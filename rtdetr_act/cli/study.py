@@ -179,7 +179,7 @@ def _print_report(written: StudyReport) -> None:
     """Print the leaderboard, and the files of the report."""
     from rich.console import Console
 
-    from rtdetr_act.study.leaderboard import (
+    from rtdetr_act.study.leaderboard_tables import (
         describe_missing_averages,
         describe_missing_detections,
         make_average_table,

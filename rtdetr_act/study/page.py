@@ -34,16 +34,15 @@ from rtdetr_act.study.charts import (
     draw_differences,
     draw_training,
 )
-from rtdetr_act.study.leaderboard import (
+from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed
+from rtdetr_act.study.leaderboard_tables import (
     AVERAGE_NOTE,
     AVERAGE_TITLES,
     CONCLUSION_NOTE,
     CONCLUSION_TITLES,
     SPLITS_NOTE,
-    LeaderboardRow,
     describe_missing_averages,
     describe_missing_detections,
-    index_by_seed,
     list_averages,
     list_conclusions,
 )

@@ -11,7 +11,8 @@ from rtdetr_act.evaluation.statistics import LEVEL
 from rtdetr_act.formatting import format_count, join_words
 from rtdetr_act.integrations.ultralytics.models import STOCK
 from rtdetr_act.study.latex import allow_breaks, escape_latex, wrap_latex
-from rtdetr_act.study.leaderboard import LeaderboardRow, describe_lost_runs, describe_missing_detections
+from rtdetr_act.study.leaderboard import LeaderboardRow
+from rtdetr_act.study.leaderboard_tables import describe_lost_runs, describe_missing_detections
 from rtdetr_act.study.paper_text import (
     count_comparisons,
     describe_seeds,

@@ -19,13 +19,8 @@ from rtdetr_act.formatting import format_count
 from rtdetr_act.integrations.ultralytics.costs import make_inference
 from rtdetr_act.integrations.ultralytics.models import load_model
 from rtdetr_act.results import Table, TableResult
-from rtdetr_act.study.leaderboard import (
-    LeaderboardRow,
-    build_leaderboard,
-    choose_metric,
-    encode_leaderboard,
-    make_leaderboard_frame,
-)
+from rtdetr_act.study.leaderboard import LeaderboardRow, build_leaderboard, choose_metric
+from rtdetr_act.study.leaderboard_tables import encode_leaderboard, make_leaderboard_frame
 from rtdetr_act.study.naming import shorten, to_single_line
 from rtdetr_act.study.page import render_page
 from rtdetr_act.study.paper import encode_paper
