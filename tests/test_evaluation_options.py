@@ -84,7 +84,7 @@ def test_each_seed_divides_the_images_anew(trained: Path, data: Data) -> None:
     for seed in (0, 1):
         place = trained / "runs" / f"stock-s{seed}"
         division = yaml.safe_load((place / "split" / "data.yaml").read_text(encoding="utf-8"))
-        parts = {name: set(list_images(division[name])) for name in numbers}
+        parts = {name: set(list_images(place / "split" / division[name])) for name in numbers}
         assert not parts["train"] & parts["val"] and parts["train"] | parts["val"] == pool
         share = numbers["val"] / sum(numbers.values())
         assert len(parts["val"]) == round(share * len(pool))
@@ -232,7 +232,7 @@ def test_report_has_mean_weights_and_says_what_seeds_divide() -> None:
     assert own.comparison == compare({"arelu": (averaged["arelu"], averaged["stock"])})["arelu"]
     contents = encode_leaderboard(list(rows.values()), "mAP50-95")
     text = contents["leaderboard.md"].decode()
-    assert "| 0.450 ± 0.010 (5 epochs) | +0.040" in text and "Each seed divides" not in text
+    assert "| last 5 epochs |" in text and "| 0.450 ± 0.010 | +0.040" in text and "Each seed divides" not in text
     header, *lines = contents["leaderboard.csv"].decode().splitlines()
     (line,) = [dict(zip(header.split(","), each.split(","), strict=True)) for each in lines if each.startswith("arelu")]
     assert float(line["averaged"]) == pytest.approx(0.45) and line["averaged_epochs"] == "5"

@@ -44,7 +44,6 @@ CONCLUSION_NOTE = (
     "validation images, corrected by Holm. On the left, would these trained networks differ on other images of the "
     "same kind? On the right, would the variants differ, trained with other seeds and validated on other images?"
 )
-AVERAGE_TITLES = ("variant", "best epoch", "mean of the last", "difference to baseline", "p (Holm)", "verdict")
 AVERAGE_NOTE = (
     "Scores of the mean weights of the last epochs, beside those of best.pt, which is the epoch with the highest score "
     "on these very images and so a maximum over noise. The differences are between mean weights, tested and corrected "
@@ -185,23 +184,29 @@ def make_conclusion_table(rows: Sequence[LeaderboardRow]) -> Table:
 def make_average_table(rows: Sequence[LeaderboardRow]) -> Table:
     """Return the scores of the mean weights of the last epochs as a table for a terminal of 80 columns or more."""
     table = Table(title="Mean weights of the last epochs", caption="± standard deviation; intervals and p as above")
-    for title in AVERAGE_TITLES:
+    for title in list_average_titles(rows):
         table.add_column(title, overflow="fold", justify="left" if title in ("variant", "verdict") else "right")
     for cells in list_averages(rows):
         table.add_row(*map(escape, cells))
     return table
 
 
+def list_average_titles(rows: Sequence[LeaderboardRow]) -> tuple[str, ...]:
+    """Return the titles of a table of the mean weights of the last epochs."""
+    numbers = sorted({row.averaged.epochs for row in rows if row.averaged})
+    last = f"last {' or '.join(map(str, numbers))} epochs"
+    return ("variant", "best epoch", last, "difference", "p (Holm)", "verdict")
+
+
 def list_averages(rows: Sequence[LeaderboardRow]) -> list[tuple[str, ...]]:
-    """Return the cells of a table of the mean weights of the last epochs, those of `AVERAGE_TITLES`."""
+    """Return the cells of a table of the mean weights of the last epochs, those of `list_average_titles`."""
     found: list[tuple[str, ...]] = []
     for row in rows:
         if not row.averaged:
             continue
         own = row.averaged
-        mean = f"{_format_mean(own.summary)} ({format_count(own.epochs, 'epoch')})"
         difference, p, verdict = _format_comparison(own.comparison, is_baseline=row.is_baseline)
-        found.append((row.variant, _format_mean(row.summary), mean, difference, p, verdict))
+        found.append((row.variant, _format_mean(row.summary), _format_mean(own.summary), difference, p, verdict))
     return found
 
 
@@ -241,7 +246,11 @@ def _format_markdown(rows: Sequence[LeaderboardRow], metric: str) -> str:
             CONCLUSION_NOTE,
         ]
     if averages := list_averages(rows):
-        parts += ["## Mean weights of the last epochs", format_markdown_table(AVERAGE_TITLES, averages), AVERAGE_NOTE]
+        parts += [
+            "## Mean weights of the last epochs",
+            format_markdown_table(list_average_titles(rows), averages),
+            AVERAGE_NOTE,
+        ]
     parts += filter(None, [describe_missing_detections(rows), describe_missing_averages(rows)])
     return "\n\n".join(parts) + "\n"
 

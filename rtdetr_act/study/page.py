@@ -37,12 +37,12 @@ from rtdetr_act.study.charts import (
 from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed
 from rtdetr_act.study.leaderboard_tables import (
     AVERAGE_NOTE,
-    AVERAGE_TITLES,
     CONCLUSION_NOTE,
     CONCLUSION_TITLES,
     SPLITS_NOTE,
     describe_missing_averages,
     describe_missing_detections,
+    list_average_titles,
     list_averages,
     list_conclusions,
 )
@@ -157,7 +157,7 @@ def render_page(
         conclusions=list_conclusions(rows),
         conclusion_note=CONCLUSION_NOTE,
         missing_detections=describe_missing_detections(rows),
-        average_titles=AVERAGE_TITLES,
+        average_titles=list_average_titles(rows),
         averages=list_averages(rows),
         average_note=AVERAGE_NOTE,
         missing_averages=describe_missing_averages(rows),

@@ -77,13 +77,14 @@ def split_data(data: str, task: str, seed: int, folder: Path) -> Split:
     order = [images[index] for index in np.random.default_rng(seed).permutation(len(images))]
     parts = {"val": sorted(order[:val]), "train": sorted(order[val:])}
     settings = read_yaml_mapping(Path(checked["yaml_file"]))
-    settings = {key: value for key, value in settings.items() if key != "download"}
-    settings["path"] = str(Path(checked["path"]).absolute())
+    # Without `path`, names are relative to the YAML, so that the folder may be moved.
+    settings = {key: value for key, value in settings.items() if key not in ("download", "path", "test")}
+    if test := checked.get("test"):
+        settings["test"] = [str(each) for each in test] if isinstance(test, list) else str(test)
     contents = {}
     for name, members in parts.items():
-        path = (folder / f"{name}.txt").absolute()
-        settings[name] = str(path)
-        contents[path] = "".join(f"{member}\n" for member in members).encode()
+        settings[name] = f"{name}.txt"
+        contents[folder / f"{name}.txt"] = "".join(f"{member}\n" for member in members).encode()
     contents[folder / "data.yaml"] = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode()
     folder.mkdir(exist_ok=True)
     write_files_atomically(contents)
