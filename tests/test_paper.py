@@ -438,3 +438,35 @@ def test_the_cost_is_latency_then_operations_then_parameters(
         assert dots == [[run.scores["mAP50-95"] for run in runs[row.variant]] for row in drawn_rows]
     nothing = [replace(row, latency_ms=None, gflops_640=0, parameters=0) for row in rows]
     assert draw_cost(nothing, runs, styles, "mAP50-95") is None
+
+
+def test_dominated_variants_are_crossed_where_it_can_be_seen(
+    drawn: tuple[list[LeaderboardRow], dict[str, list[RunRecord]]],
+) -> None:
+    rows, runs = drawn
+    rows = [replace(row, latency_ms={"stock": 5.5, "arelu": 4.5, "mish": 5.5}[row.variant]) for row in rows]
+    assert [point.variant for point in find_front(rows, runs, "mAP50-95", LATENCY).select("dominated")] == ["stock"]
+    figure = draw_cost(rows, runs, charts.assign_styles(rows), "mAP50-95")
+    assert figure
+    lines = figure.axes[0].lines
+    (cross,) = [line for line in lines if line.get_marker() == "x"]
+    (square,) = [line for line in lines if line.get_marker() == "s"]
+    assert cross.get_xydata().tolist() == square.get_xydata().tolist()
+    assert square.get_markerfacecolor() == "white" and cross.get_zorder() > square.get_zorder()
+
+
+def test_many_runs_have_an_interval_and_few_do_not_widen_the_axis() -> None:
+    records = [
+        *make_runs("stock", [0.50, 0.52, 0.53, 0.51, 0.50]),
+        *make_runs("arelu", [0.6, 0.62, 0.61, 0.6, 0.63]),
+        *make_runs("mish", MISH[1:]),
+    ]
+    rows = build_leaderboard(records, baseline="stock")
+    runs = {name: [run for run in records if run.variant == name] for name in ("stock", "arelu", "mish")}
+    styles = charts.assign_styles(rows)
+    figure = draw_cost(rows, runs, styles, "mAP50-95")
+    assert figure and len(figure.axes[0].collections) == 2, "mish has two runs, shown one by one"
+    figure = draw_differences(rows, runs, styles, "mAP50-95")
+    (mish,) = [row.comparison for row in rows if row.variant == "mish"]
+    span = charts.draw_differences(rows, runs, styles, "mAP50-95").layout["xaxis"]["range"]
+    assert figure and mish and list(figure.axes[0].get_xlim()) == span and mish.low < span[0]

@@ -178,7 +178,7 @@ def _draw_variant(
     place, marker = (point.cost, point.score), _MARKERS[style.symbol]
     _draw_point(axes, place, interval, "y", colour, marker, point.variant, is_open=point.status != "front")
     if point.status == "dominated":
-        axes.plot([point.cost], [point.score], "x", color=colour, markersize=4)
+        axes.plot([point.cost], [point.score], "x", color=colour, markersize=4, zorder=3)  # above the open marker
 
 
 def _draw_curve(axes: Any, name: str, curve: Curve, style: Style) -> None:
