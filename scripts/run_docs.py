@@ -43,6 +43,7 @@ SHRINK = {
     r"\bimgsz=\d+": "imgsz=64",
     r"\bbatch=\d+": "batch=4",
     r"\bseeds=\d+": "seeds=2",
+    r"\baverage_last=\d+": "average_last=1",
     r'"epochs": \d+': '"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False',
 }
 LAYERS = ("@22-27", "@13")  # in commands, where the tiny RT-DETR of 14 layers stands in for RT-DETR-L
@@ -67,6 +68,7 @@ CHANGED = {
     "search act=": (r"$", " cpus=1"),
     "learned best": (r"best\.pt", "arelu.pt"),
     "fold best": (r"best\.pt", "arelu.pt"),
+    "study docs/evidence/": (r"$", " act=stock seeds=1 epochs=1 average_last=1"),
 }
 # Models and data that pages name; each is the tiny one. yolo11n and rtdetr-n are small as they are.
 MODELS = ("rtdetr-l.yaml",)
@@ -109,11 +111,18 @@ def prepare_files(folder: Path) -> None:
     folder.mkdir(parents=True)
     corners = "{cls} {a} {c} {b} {c} {b} {d} {a} {d}"
     tiny.draw_images(folder / "images8", {"detect": [corners]})
-    data = {"path": str(folder / "images8" / "detect"), "train": "images", "val": "images", "names": ["a", "b"]}
+    data = {
+        "path": str(folder / "images8" / "detect"),
+        "train": "images",
+        "val": "images",
+        "test": "images",
+        "names": ["a", "b"],
+    }
     for name in DATA:
         tiny.write_yaml(folder / name, data)
     shutil.copy(folder / "images8" / "detect" / "images" / "0.png", folder / "image.jpg")
     write_detections(folder)
+    shutil.copytree(ROOT / "docs" / "evidence", folder / "docs" / "evidence")
     for name in MODELS:
         tiny.write_yaml(folder / name, tiny.RTDETR)
     tiny.write_yaml(folder / "rtdetr-l-arelu.yaml", {**tiny.RTDETR, "activation": "arelu"})
