@@ -317,7 +317,6 @@ def test_places_divide_the_machine() -> None:
         divide_into_slots(["0", "1"], ["0"], 8, None)
 
 
-@pytest.mark.kill
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
 def test_a_study_uses_the_cores_that_it_may(tmp_path: Path) -> None:
     allowed = os.sched_getaffinity(0)
@@ -330,6 +329,7 @@ def test_a_study_uses_the_cores_that_it_may(tmp_path: Path) -> None:
         os.sched_setaffinity(0, allowed)
 
 
+@pytest.mark.kill
 def test_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})

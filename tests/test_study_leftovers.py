@@ -43,7 +43,7 @@ WRONG = [
     (["device=0,0"], "name each GPU once"),
     (["device=cpu,0"], "name each GPU once, and nothing else"),
     (["device=toaster"], "device='toaster' is not available"),
-    (["--cpus", "999"], "cpus=999 is not possible: this machine has"),
+    (["--cpus", "999"], "cpus=999 is not possible: this process may use"),
     (["--seeds", "100000000"], "are too many"),
     (["batch=0"], "batch"),
     (["batch=-1"], "batch=-1 would choose a size per variant"),
