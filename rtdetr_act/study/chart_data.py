@@ -80,6 +80,13 @@ def choose_span(shown: Sequence[float], ends: Sequence[float]) -> tuple[list[flo
     return [start - pad, end + pad], any(value < start or value > end for value in wide)
 
 
+def choose_cost_span(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range of an axis of costs, on which variants of nearly equal cost appear close together."""
+    low, high = min(values), max(values)
+    pad = max(0.12 * (high - low), 0.04 * high)
+    return max(0.0, low - pad), high + pad
+
+
 def read_training_curves(
     drawn: Sequence[LeaderboardRow], runs: Mapping[str, Sequence[RunRecord]], metric: str
 ) -> TrainingCurves:

@@ -13,7 +13,14 @@ from typing import Any
 
 from rtdetr_act.evaluation.statistics import MANY_RUNS, Summary, summarise_scores
 from rtdetr_act.formatting import format_count, format_score, join_words
-from rtdetr_act.study.chart_data import Curve, choose_span, list_seed_differences, read_training_curves, round_digits
+from rtdetr_act.study.chart_data import (
+    Curve,
+    choose_cost_span,
+    choose_span,
+    list_seed_differences,
+    read_training_curves,
+    round_digits,
+)
 from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed
 from rtdetr_act.study.pareto import Cost, Front, FrontPoint, Status, describe_front, find_front
 from rtdetr_act.study.run_record import RunRecord
@@ -268,9 +275,7 @@ def draw_cost(
     values = [point.cost for point in known if point.cost is not None]  # all of them have one
     if not values:
         return Figure(title, f"Left out: no {cost.name} known for any finished variant.", print_width=_HALF)
-    low, high = min(values), max(values)
-    pad = max(0.12 * (high - low), 0.04 * high)  # variants of nearly equal cost appear close together
-    start, end = max(0.0, low - pad), high + pad
+    start, end = choose_cost_span(values)
     names = tuple(point.variant for point in known)
     positions = dict(zip(names, _spread_out(values, (end - start) / 60), strict=True))
     traces = [_make_front_trace(front, positions)] if len(front.select("front")) > 1 else []

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
+from typing import TypeVar
 
 from rtdetr_act.errors import InputError
 from rtdetr_act.evaluation.bootstrap import (
@@ -31,6 +32,8 @@ from rtdetr_act.evaluation.statistics import (
 from rtdetr_act.formatting import format_count
 from rtdetr_act.results import Result
 from rtdetr_act.study.run_record import RunRecord
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,9 @@ def build_leaderboard(
         compared_with[variant] = candidates[0]
     shares = {variant: _find_share(runs.values()) for variant, runs in finished.items()}
     values = {variant: {seed: run.scores[metric] for seed, run in runs.items()} for variant, runs in finished.items()}
-    compared = compare(_pair_by_seed(values, compared_with), shares)
-    averaged = _summarise_averages(finished, metric, compared_with, shares)
+    rivals = {variant: (variant, reference) for variant, reference in compared_with.items()}
+    compared = compare(pair_by_seed(values, rivals), shares)
+    averaged = _summarise_averages(finished, metric, rivals, shares)
     kept = {
         variant: [scores[run.folder] for run in runs.values() if run.folder in scores and not shares[variant]]
         for variant, runs in finished.items()
@@ -209,27 +213,27 @@ def _find_share(runs: Iterable[RunRecord]) -> float:
     return max((run.validation_share for run in runs if math.isfinite(run.validation_share)), default=0.0)
 
 
-def _pair_by_seed(
-    values: Mapping[str, Mapping[int, float]], compared_with: Mapping[str, str]
-) -> dict[str, tuple[list[float], list[float]]]:
-    """Return the scores of each variant and of its baseline, of the seeds that both have, if there are any.
+def pair_by_seed(
+    values: Mapping[str, Mapping[int, float]], rivals: Mapping[K, tuple[str, str]]
+) -> dict[K, tuple[list[float], list[float]]]:
+    """Return the scores of two variants each, of the seeds that both have, if there are any.
 
     Args:
         values: Scores by variant and seed.
-        compared_with: The baseline of each variant that has one.
+        rivals: The two variants of each comparison, by its key, which is also that of the result.
     """
     pairs = {}
-    for variant, baseline in compared_with.items():
-        own, other = values.get(variant, {}), values.get(baseline, {})
-        if seeds := [seed for seed in own if seed in other]:
-            pairs[variant] = [own[seed] for seed in seeds], [other[seed] for seed in seeds]
+    for key, (variant, other) in rivals.items():
+        own, reference = values[variant], values[other]
+        if seeds := [seed for seed in own if seed in reference]:
+            pairs[key] = [own[seed] for seed in seeds], [reference[seed] for seed in seeds]
     return pairs
 
 
 def _summarise_averages(
     finished: Mapping[str, Mapping[int, RunRecord]],
     metric: str,
-    compared_with: Mapping[str, str],
+    rivals: Mapping[str, tuple[str, str]],
     shares: Mapping[str, float],
 ) -> dict[str, AveragedScores]:
     """Return the scores of the mean weights of the last epochs, of the variants that have any.
@@ -237,14 +241,14 @@ def _summarise_averages(
     Args:
         finished: Finished runs by variant and seed.
         metric: Name of the ranked score.
-        compared_with: The baseline of each variant that has one.
+        rivals: Each variant that has a baseline, and the baseline.
         shares: Validation images per training image of each variant.
     """
     values = {
         variant: {seed: run.averaged_scores[metric] for seed, run in runs.items() if metric in run.averaged_scores}
         for variant, runs in finished.items()
     }
-    compared = compare(_pair_by_seed(values, compared_with), shares)
+    compared = compare(pair_by_seed(values, rivals), shares)
     return {
         variant: AveragedScores(
             max(run.averaged_epochs for run in finished[variant].values()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import polars as pl
@@ -212,9 +212,15 @@ def list_averages(rows: Sequence[LeaderboardRow]) -> list[tuple[str, ...]]:
 
 def describe_missing_averages(rows: Sequence[LeaderboardRow]) -> str:
     """Return a sentence on finished runs whose last epochs were not averaged; "" if there are none, or no others."""
-    counts = {row.variant: row.summary.runs - (row.averaged.summary.runs if row.averaged else 0) for row in rows}
-    named = [f"{format_count(count, 'run')} of {variant}" for variant, count in counts.items() if count]
-    return f"Without mean weights: {join_words(named)}." if named and any(row.averaged for row in rows) else ""
+    named = _name_runs(
+        {row.variant: row.summary.runs - (row.averaged.summary.runs if row.averaged else 0) for row in rows}
+    )
+    return f"Without mean weights: {named}." if named and any(row.averaged for row in rows) else ""
+
+
+def _name_runs(counts: Mapping[str, int]) -> str:
+    """Return numbers of runs by variant as words, "2 runs of arelu and 1 run of mish"; "" if all are 0."""
+    return join_words([f"{format_count(count, 'run')} of {variant}" for variant, count in counts.items() if count])
 
 
 def _format_mean(summary: Summary) -> str:
@@ -268,11 +274,8 @@ def describe_missing_detections(rows: Sequence[LeaderboardRow]) -> str:
     """Return a sentence on finished runs that have no part in the bootstrap; "" if it has all of them, or none."""
     if not any(row.runs_with_detections for row in rows) or any(row.validation_share for row in rows):
         return ""
-    missing = {row.variant: row.summary.runs - row.runs_with_detections for row in rows}
-    named = [f"{format_count(count, 'run')} of {variant}" for variant, count in missing.items() if count]
-    if not named:
-        return ""
-    return f"Without part in the bootstrap, since they kept no detections of these images: {join_words(named)}."
+    named = _name_runs({row.variant: row.summary.runs - row.runs_with_detections for row in rows})
+    return f"Without part in the bootstrap, since they kept no detections of these images: {named}." if named else ""
 
 
 def _format_conclusion(conclusion: Conclusion | None) -> tuple[str, str, str]:

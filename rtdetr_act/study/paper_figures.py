@@ -13,7 +13,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rtdetr_act.analysis.figures import COLOURS, ONE_COLUMN, figure_style, render_figure
 from rtdetr_act.evaluation.statistics import MANY_RUNS, Comparison, Summary
-from rtdetr_act.study.chart_data import Curve, choose_span, list_seed_differences, read_training_curves, select_drawn
+from rtdetr_act.study.chart_data import (
+    Curve,
+    choose_cost_span,
+    choose_span,
+    list_seed_differences,
+    read_training_curves,
+    select_drawn,
+)
 from rtdetr_act.study.charts import Style, assign_styles
 from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed
 from rtdetr_act.study.pareto import GFLOPS, LATENCY, PARAMETERS, FrontPoint, find_front
@@ -119,10 +126,7 @@ def draw_cost(
     axes.plot(costs, [point.score for point in members], color="0.5", linewidth=0.9, drawstyle="steps-post", zorder=1)
     for point in known:
         _draw_variant(axes, point, summaries[point.variant], runs[point.variant], styles[point.variant], metric)
-    values = [point.cost for point in known if point.cost is not None]
-    low, high = min(values), max(values)
-    pad = max(0.12 * (high - low), 0.04 * high)  # as on the page: variants of nearly equal cost appear close together
-    axes.set_xlim(max(0.0, low - pad), high + pad)
+    axes.set_xlim(*choose_cost_span([point.cost for point in known if point.cost is not None]))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(front.cost.unit)
     if front.cost is PARAMETERS:

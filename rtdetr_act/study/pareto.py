@@ -9,7 +9,7 @@ from typing import Literal
 
 from rtdetr_act.evaluation.statistics import Comparison, compare
 from rtdetr_act.formatting import UNKNOWN, finite_or_none, format_p, format_score, join_words
-from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed
+from rtdetr_act.study.leaderboard import LeaderboardRow, index_by_seed, pair_by_seed
 from rtdetr_act.study.run_record import RunRecord
 
 Status = Literal["front", "tied", "dominated", "unknown"]
@@ -142,11 +142,7 @@ def _compare_all(
     scores = {
         name: {seed: run.scores[metric] for seed, run in index_by_seed(runs[name], metric).items()} for name in rivals
     }
-    pairs = {}
-    for name, others in rivals.items():
-        for other in others:
-            if seeds := sorted(scores[name].keys() & scores[other].keys()):
-                pairs[name, other] = [scores[name][s] for s in seeds], [scores[other][s] for s in seeds]
+    pairs = pair_by_seed(scores, {(name, other): (name, other) for name, others in rivals.items() for other in others})
     return compare(pairs, {pair: max(shares[each] for each in pair) for pair in pairs})
 
 
