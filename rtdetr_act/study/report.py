@@ -119,6 +119,9 @@ def report_study(
             contents |= {f"{PAPER_FOLDER}/{name}": content for name, content in paper.items()}
         with create_folder(folder / PAPER_FOLDER) if latex else contextlib.nullcontext():
             write_files_atomically({folder / name: content for name, content in contents.items()})
+        if latex:  # a figure of an earlier report that has nothing to show now
+            for name in {f"{PAPER_FOLDER}/{each}" for each in PAPER_FILES} - contents.keys():
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"cannot write to '{folder}': {error.strerror or error}; its files are unchanged, and "
